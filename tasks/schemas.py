@@ -1,0 +1,110 @@
+"""The columns of every Parquet artifact: name, type, unit. A table is written and read under its schema only."""
+
+import pyarrow as pa
+
+EXAMPLES = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),  # position over all raw files, from 0
+        pa.field("id", pa.string(), nullable=False),  # digest of the normalised text; duplicates share it
+        pa.field("topic", pa.string(), nullable=False),
+        pa.field("source", pa.string()),
+        pa.field("instruction", pa.string()),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("response", pa.string(), nullable=False),
+        pa.field("prompt_tokens", pa.int32(), nullable=False),  # instruction and prompt
+        pa.field("response_tokens", pa.int32(), nullable=False),  # with the end-of-turn token
+        pa.field("split", pa.string(), nullable=False),  # pool | held_out
+        pa.field("duplicate_of", pa.int64()),  # row of the first example with the same id
+        pa.field("used", pa.bool_(), nullable=False),  # later stages read these rows, each id once
+        pa.field("unused_because", pa.string()),  # duplicate | not sampled; null where used
+        pa.field("file", pa.string(), nullable=False),
+        pa.field("line", pa.int64(), nullable=False),  # from 1; the record's number in files without lines
+    ]
+)
+
+REJECTS = pa.schema(
+    [
+        pa.field("file", pa.string(), nullable=False),
+        pa.field("line", pa.int64(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("text", pa.string()),  # its first 500 characters
+    ]
+)
+
+DISTANCES = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),  # target, scored without a demo
+        pa.field("tokens", pa.int32(), nullable=False),  # response tokens, T_i
+        pa.field("distance", pa.float32(), nullable=False),  # in [0, 1], 0 is best
+        pa.field("log_likelihood", pa.float32(), nullable=False),  # nats per response token
+    ]
+)
+
+UTILITY = pa.schema(
+    [
+        pa.field("target_id", pa.string(), nullable=False),  # the example that is answered
+        pa.field("demo_id", pa.string(), nullable=False),  # the example shown in context
+        pa.field("utility", pa.float32(), nullable=False),  # unscaled; > 0: the demo helps
+    ]
+)
+
+SKIPPED = pa.schema(
+    [
+        pa.field("target_id", pa.string(), nullable=False),
+        pa.field("demo_id", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+
+PAIRS = pa.schema(  # the parts of the pair store
+    [
+        pa.field("target_id", pa.string(), nullable=False),
+        pa.field("demo_id", pa.string(), nullable=False),  # "" where nothing is shown
+        pa.field("tokens", pa.int32(), nullable=False),
+        pa.field("distance", pa.float32(), nullable=False),
+        pa.field("log_likelihood", pa.float32(), nullable=False),
+    ]
+)
+
+SUBSET = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("topic", pa.string(), nullable=False),
+        pa.field("response_tokens", pa.int32(), nullable=False),
+        pa.field("chosen", pa.bool_(), nullable=False),
+        pa.field("rank", pa.int32()),  # from 0, in the order of choice; null where not chosen
+        pa.field("gain", pa.float64()),  # of the objective when it was chosen
+        pa.field("objective", pa.float64()),  # after the pick
+        pa.field("covered_by", pa.string()),  # the chosen example that covers this one best; null where none does
+        pa.field("cover", pa.float32()),  # how well, in units of the scaled kernel
+    ]
+)
+
+EVALUATION = pa.schema(
+    [
+        pa.field("arm", pa.string(), nullable=False),  # base | chosen | random | full
+        pa.field("seed", pa.int32()),
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("topic", pa.string(), nullable=False),
+        pa.field("response_tokens", pa.int32(), nullable=False),
+        pa.field("loss", pa.float32(), nullable=False),  # mean negative log-likelihood, nats per response token
+        pa.field("rouge_l", pa.float32(), nullable=False),  # F-measure in [0, 1]
+        pa.field("similarity", pa.float32(), nullable=False),  # cosine of generated and reference answers
+        pa.field("generated", pa.string(), nullable=False),
+    ]
+)
+
+AUDIT = pa.schema(
+    [
+        pa.field("check", pa.string(), nullable=False),
+        pa.field("passed", pa.bool_(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),  # how many rows break the promise
+        pa.field("detail", pa.string(), nullable=False),
+    ]
+)
+
+
+def embedding(dimensions: int) -> pa.Schema:
+    """Return the schema of the embedding artifact for unit vectors of a width."""
+    vector = pa.list_(pa.float32(), dimensions)
+    return pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("embedding", vector, nullable=False)])
