@@ -20,6 +20,7 @@ from transformers import AttentionInterface
 
 ATTENTION = "tamis_packed"  # the name under which packed attention is known to transformers
 HEAD_ROWS = 128  # response positions per application of the head: 25 MB of logits at 49k words
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 1.0, torch.float16: 0.1}  # nats
 STRETCH = 1.25  # rows share an attention call while the longest is at most so many times the shortest
 
 
@@ -237,11 +238,15 @@ def log_probs(
     return torch.cat(found)
 
 
-def verify_packing(model: nn.Module, tolerance: float = 1e-3) -> None:
+def verify_packing(model: nn.Module, tolerance: float | None = None) -> None:
     """Compare packed scoring with plain forward passes on a few made-up tokens; cost: four short passes.
 
     Packs replace the model's attention, so a kind of model that does more in its attention than packs offer (sliding
     windows shorter than the probe, positions inside the scores, scaled logits) is found here and not in the results.
+
+    Args:
+        model: a causal language model in eval mode.
+        tolerance: largest difference allowed, in nats; by the weights' dtype (`TOLERANCE`) where absent.
 
     Raises:
         ValueError: naming the model's class and the largest difference, in nats.
@@ -253,6 +258,7 @@ def verify_packing(model: nn.Module, tolerance: float = 1e-3) -> None:
     for group, rows in zip(groups, score_responses(model, groups, pack_tokens=64), strict=True):
         for query, response, row in zip(group.queries, group.responses, rows, strict=True):
             worst = max(worst, float((row - _plain(model, group.prefix + query, response)).abs().max()))
+    tolerance = TOLERANCE[next(model.parameters()).dtype] if tolerance is None else tolerance
     if not worst <= tolerance:
         raise ValueError(
             f"{type(model).__name__} scores differ by {worst:.2g} nats between packed and plain passes (allowed "

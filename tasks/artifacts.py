@@ -1,9 +1,9 @@
 """Artifacts on disk: Parquet and JSON, written whole or not at all, each with its provenance.
 
 A table's footer carries `tamis`: a JSON text with stage, version, parameters, digests of inputs, seed, code version and
-row count, and `tamis_body`: the sha256 of every byte before the footer, by which a hand edit is seen. The time of
-creation stands in the stage's `run.json`, not here: equal content must be equal bytes, so that what follows an
-unchanged artifact is not computed again.
+row count, and `tamis_digest`: the sha256 of the whole file with `UNSEALED` in place of these 64 digits, by which a hand
+edit is seen, of the record itself too. The time of creation stands in the stage's `run.json`, not here: equal content
+must be equal bytes, so that what follows an unchanged artifact is not computed again.
 """
 
 import hashlib
@@ -14,12 +14,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tamis import __version__
+
+UNSEALED = b"(here stands the digest of this file, once the rest is written.)"  # 64 bytes
+CHUNK = 1 << 20  # bytes read at once
 
 
 class ArtifactError(ValueError):
@@ -43,6 +46,14 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_inputs(*paths: Path) -> dict[str, str]:
+    """Return the digests of files for a provenance record, each under the last three parts of its path.
+
+    `data/examples/version=v1/examples.parquet` is known as `examples/version=v1/examples.parquet`, wherever it lies.
+    """
+    return {"/".join(Path(path).parts[-3:]): digest(path) for path in paths}
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path` that takes its place on success and is removed on any failure.
@@ -51,11 +62,12 @@ def replacing(path: Path) -> Iterator[Path]:
         ArtifactError: the disk is full or refuses the write; `path` is then as it was before.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    part = Path(name)
+    part = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+        part = Path(name)
         yield part
         os.chmod(part, 0o644)
         os.replace(part, path)
@@ -65,7 +77,8 @@ def replacing(path: Path) -> Iterator[Path]:
             "Free space on that disk or move the project, then run again"
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        if part is not None:
+            part.unlink(missing_ok=True)
 
 
 def write_json(value: Any, path: Path) -> None:
@@ -90,13 +103,10 @@ def write_table(table: pa.Table, path: Path, provenance: Provenance) -> None:
     record = {**asdict(provenance), "code": __version__, "rows": table.num_rows}
     text = json.dumps(record, sort_keys=True, ensure_ascii=False)
     with replacing(path) as part:
-        with open(part, "wb") as sink:
-            writer = pq.ParquetWriter(sink, table.schema, compression="zstd")
+        with pq.ParquetWriter(part, table.schema, compression="zstd") as writer:
             writer.write_table(table)
-            sink.flush()
-            body = digest(part)
-            writer.add_key_value_metadata({"tamis": text, "tamis_body": body})
-            writer.close()
+            writer.add_key_value_metadata({"tamis": text, "tamis_digest": UNSEALED})
+        _seal(part)
 
 
 def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
@@ -105,31 +115,41 @@ def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
     Raises:
         ArtifactError: naming the file and what to do.
     """
-    path = Path(path)
-    if not path.exists():
-        raise ArtifactError(f"{path} is missing; run `tamis run` (or `dvc repro`) to make it")
+    check_table(path, schema)
+    return pq.read_table(path, partitioning=None).replace_schema_metadata(None)
+
+
+def check_table(path: Path, schema: pa.Schema | None = None) -> None:
+    """Check that an artifact is as it was written, with the columns of `schema`, without keeping it in memory.
+
+    Raises:
+        ArtifactError: naming the file and what to do.
+    """
     provenance(path)
-    table = pq.ParquetFile(path).read()
-    if schema is not None and not table.schema.equals(schema):
-        ours, theirs = dict(_columns(schema)), dict(_columns(table.schema))
+    found = pq.read_schema(path)
+    if schema is not None and not found.equals(schema):
+        ours, theirs = dict(_columns(schema)), dict(_columns(found))
         differ = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-        raise ArtifactError(f"{path} has other columns than expected, first {differ[:3]}; make it again: `tamis run`")
-    return table.replace_schema_metadata(None)
+        what = f"first {differ[:3]}" if differ else "in another order"
+        raise ArtifactError(f"{path} has other columns than expected, {what}; make it again: `tamis run`")
 
 
 def provenance(path: Path) -> dict[str, Any]:
     """Return the provenance record of a Parquet artifact, after checking that its bytes are those that were written.
 
     Raises:
-        ArtifactError: no record, or the body's digest differs from the recorded one (a hand edit or a damaged file).
+        ArtifactError: no file, no record, or the digest differs from the recorded one (a hand edit, a damaged file).
     """
+    path = Path(path)
+    if not path.exists():
+        raise ArtifactError(f"{path} is missing; run `tamis run` (or `dvc repro`) to make it")
     try:
         metadata = pq.read_metadata(path).metadata or {}
-    except pa.ArrowInvalid as error:
-        raise ArtifactError(f"{path} is not a readable Parquet file ({error}); {_way_out(path)}") from error
-    if b"tamis" not in metadata or b"tamis_body" not in metadata:
+    except (pa.ArrowException, OSError) as error:
+        raise ArtifactError(f"{path} is not a readable Parquet file ({_line(error)}); {_way_out(path)}") from error
+    if b"tamis" not in metadata or len(metadata.get(b"tamis_digest", b"")) != len(UNSEALED):
         raise ArtifactError(f"{path} carries no provenance: it was written or edited by other hands; {_way_out(path)}")
-    if _body_digest(path) != metadata[b"tamis_body"].decode():
+    if _digest_unsealed(path, metadata[b"tamis_digest"]) != metadata[b"tamis_digest"]:
         raise ArtifactError(f"{path} was changed after it was written (its digest differs); {_way_out(path)}")
     return json.loads(metadata[b"tamis"])
 
@@ -138,12 +158,40 @@ def _columns(schema: pa.Schema) -> Iterator[tuple[str, str]]:
     return ((column.name, str(column)) for column in schema)
 
 
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 def _way_out(path: Path) -> str:
     return f"restore it with `dvc checkout {path}` or make it again with `tamis run`"
 
 
-def _body_digest(path: Path) -> str:
-    """Return the sha256 of a Parquet file's bytes before its footer."""
-    content = Path(path).read_bytes()
-    footer = int.from_bytes(content[-8:-4], "little")
-    return hashlib.sha256(memoryview(content)[: len(content) - 8 - footer]).hexdigest()
+def _seal(path: Path) -> None:
+    """Write a new Parquet file's digest into its footer, over the text that keeps its place."""
+    sealed = _digest_unsealed(path, UNSEALED)
+    with open(path, "r+b") as file:
+        start = _find_footer(file)
+        file.seek(start)
+        file.seek(start + file.read().rindex(UNSEALED))  # the last one: statistics of columns stand before it
+        file.write(sealed)
+
+
+def _digest_unsealed(path: Path, sealed: bytes) -> bytes:
+    """Return the sha256 of a Parquet file as it was before `sealed` took the place of `UNSEALED`."""
+    total = hashlib.sha256()
+    with open(path, "rb") as file:
+        left = _find_footer(file)
+        file.seek(0)
+        while left > 0:
+            chunk = file.read(min(left, CHUNK))
+            total.update(chunk)
+            left -= len(chunk)
+        before, _, after = file.read().rpartition(sealed)
+        total.update(before + UNSEALED + after)
+    return total.hexdigest().encode()
+
+
+def _find_footer(file: BinaryIO) -> int:
+    """Return where a Parquet file's footer begins: its length stands before the four closing letters."""
+    file.seek(-8, os.SEEK_END)
+    return file.tell() - int.from_bytes(file.read(4), "little")

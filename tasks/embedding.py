@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from tamis.embedding import encode_texts
 from tamis.templates import join_instruction
 from tasks import models, schemas
-from tasks.artifacts import Provenance, digest, read_table, replacing, write_table
+from tasks.artifacts import Provenance, digest_inputs, read_table, replacing, write_table
 
 STORED = pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.float32()))])
 
@@ -41,7 +41,7 @@ def write_embedding(
     _append(folder, [row["id"] for row in fresh], vectors)
     known.update(zip((row["id"] for row in fresh), vectors, strict=True))
     parameters = {"model": model.name, "max_tokens": max_tokens, "model_digest": models.model_digest(model)}
-    provenance = Provenance("embedding", version, parameters, {str(source): digest(source)})
+    provenance = Provenance("embedding", version, parameters, digest_inputs(source))
     write_table(_table([row["id"] for row in used], known), out / "embedding.parquet", provenance)
     return {"texts_encoded": len(fresh), "texts_known": len(used) - len(fresh)}
 

@@ -3,16 +3,17 @@
 from pathlib import Path
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 hook = install_import_hook("tamis", "beartype.beartype")
 hook.__enter__()
+torch.set_num_threads(1)  # toy models are too small for more
 
 
 @pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory) -> Path:
     """A folder with a two-layer random Llama and a byte-level tokenizer with a chat template."""
-    import torch
     from toys import toy_tokenizer
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,6 +1,8 @@
 """Every algorithm again, slow and obvious: the numbers that the library's functions are held against."""
 
+import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -48,3 +50,116 @@ def nearest(vectors: np.ndarray, count: int) -> list[list[int]]:
         others.sort(key=lambda place: (-float(vectors[row] @ vectors[place]), place))
         found.append(others[:count])
     return found
+
+
+def training_loss(model, base: list[int], queries: list[list[int]], responses: list[list[int]]) -> float:
+    """Mean negative log-likelihood over all response tokens, a forward pass per row."""
+    total, tokens = 0.0, 0
+    for query, response in zip(queries, responses, strict=True):
+        total -= sum(plain_log_probs(model, base + query, response))
+        tokens += len(response)
+    return total / tokens
+
+
+def learning_rates(steps: int, warmup: int) -> list[float]:
+    """Up by equal amounts to 1, then down by equal amounts, never 0."""
+    up = [(step + 1) / (warmup + 1) for step in range(warmup)]
+    down = [1 - step / (steps - warmup) for step in range(steps - warmup)]
+    return up + down
+
+
+def bootstrap_means(values: np.ndarray, resamples: int, seed: int) -> list[list[float]]:
+    """Mean of each series over rows drawn with replacement, a row and a number at a time."""
+    generator = np.random.default_rng(seed)
+    found = []
+    for _ in range(resamples):
+        drawn = generator.integers(len(values), size=len(values))
+        found.append([sum(float(values[row, one]) for row in drawn) / len(drawn) for one in range(values.shape[1])])
+    return found
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value below which a share of the sorted values lies, linear between neighbours."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def longest_common(one: list[str], other: list[str]) -> int:
+    """Length of the longest common subsequence, by recursion over prefixes."""
+    table = [[0] * (len(other) + 1) for _ in range(len(one) + 1)]
+    for i, left in enumerate(one, start=1):
+        for j, right in enumerate(other, start=1):
+            table[i][j] = table[i - 1][j - 1] + 1 if left == right else max(table[i - 1][j], table[i][j - 1])
+    return table[-1][-1]
+
+
+def greedy_answer(model, before: list[int], new_tokens: int, end: int) -> list[int]:
+    """The most likely token again and again, by a whole forward pass each, until the end token."""
+    import torch
+
+    found: list[int] = []
+    for _ in range(new_tokens):
+        with torch.no_grad():
+            row = model(input_ids=torch.tensor([before + found]), use_cache=False).logits[0, -1]
+        found.append(int(row.argmax()))
+        if found[-1] == end:
+            break
+    return found
+
+
+def facility_location(kernel, chosen):
+    """Return sum_i max_{j in chosen} s_ij, entry by entry and without rounding."""
+    return sum(max((Fraction(float(row[demo])) for demo in chosen), default=Fraction(0)) for row in kernel)
+
+
+def greedy(kernel, budget):
+    """Return plain greedy's order and gains: every allowed demo is evaluated before every pick."""
+    costs, topic_of = budget.costs.tolist(), budget.topic_of.tolist()
+
+    def gain(order, row):
+        return facility_location(kernel, [*order, row]) - facility_location(kernel, order)
+
+    def still_needed(order):
+        total = 0
+        for topic, floor in enumerate(budget.floors.tolist()):
+            free = sorted(costs[row] for row, name in enumerate(topic_of) if name == topic and row not in order)
+            total += sum(free[: max(0, floor - sum(topic_of[row] == topic for row in order))])
+        return total
+
+    def allowed(order, row, quota):
+        grown = [*order, row]
+        within = sum(topic_of[other] == topic_of[row] for other in grown) <= quota[topic_of[row]]
+        return row not in order and within and sum(costs[each] for each in grown) + still_needed(grown) <= budget.limit
+
+    def extend(order, quota):
+        while rows := [row for row in range(len(costs)) if allowed(order, row, quota)]:
+            order = [*order, max(rows, key=lambda row: (gain(order, row) / costs[row], -row))]
+        return order
+
+    after_floors = extend([], budget.floors)
+    order = extend(after_floors, budget.caps)
+    singles = [row for row in range(len(costs)) if allowed(after_floors, row, budget.caps)]
+    if singles and len(set(costs)) > 1:
+        single = max(singles, key=lambda row: (gain(after_floors, row), -row))
+        rival = extend([*after_floors, single], budget.caps)
+        order = max(order, rival, key=lambda rows: facility_location(kernel, rows))
+    return order, [gain(order[:place], row) for place, row in enumerate(order)]
+
+
+def best_subset(kernel, size):
+    """Return the largest facility location of any so many demos."""
+    return max(facility_location(kernel, rows) for rows in itertools.combinations(range(kernel.shape[1]), size))
+
+
+def largest_remainders(sizes: dict, rows: int) -> dict:
+    """Give every topic the whole part of its quota, then single rows by what is left of the quotas, one at a time."""
+    total = sum(sizes.values())
+    quota = {topic: Fraction(rows * size, total) for topic, size in sizes.items()}
+    given = {topic: math.floor(share) for topic, share in quota.items()}
+    for _ in range(rows - sum(given.values())):
+        left = {topic: quota[topic] - given[topic] for topic in sorted(sizes)}
+        given[max(left, key=left.get)] += 1
+    return given

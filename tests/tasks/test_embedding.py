@@ -38,4 +38,4 @@ def test_the_artifact_says_where_it_comes_from(tmp_path, toy):
     run(tmp_path, toy)
     record = provenance(tmp_path / "out/embedding.parquet")
     assert record["stage"] == "embedding"
-    assert list(record["inputs"]) == [str(tmp_path / "examples/examples.parquet")]
+    assert list(record["inputs"]) == [f"{tmp_path.name}/examples/examples.parquet"]

@@ -1,0 +1,161 @@
+"""The `tamis` command: arguments in, calls, tables out. Data goes to stdout, talk to stderr."""
+
+import csv
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flows import params
+from flows.stage import last_run
+
+app = typer.Typer(
+    help="Selects the examples that fine-tuning needs, as a versioned, queryable pipeline.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+ROOT = Path(".")
+
+
+@app.callback()
+def main(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Keep the options that hold for every command."""
+    context.obj = debug
+
+
+def spoken(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that says an error as one message and ends with exit status 1."""
+
+    @wraps(command)
+    def guarded(context: typer.Context, **arguments: Any) -> None:
+        try:
+            command(context, **arguments)
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            if context.obj:
+                traceback.print_exc()
+            known = isinstance(error, ValueError)
+            say(f"error: {error}" if known else f"error: {type(error).__name__}: {error}")
+            if not known and not context.obj:
+                say(f"`tamis --debug {context.info_name} ...` shows where")
+            raise typer.Exit(1) from error
+
+    return guarded
+
+
+@app.command()
+@spoken
+def run(
+    context: typer.Context,
+    versions: Annotated[list[str] | None, typer.Argument(help="Data versions; all, where none is named.")] = None,
+    runner: Annotated[str, typer.Option(help="What runs the shards: threads or dask.")] = "threads",
+    workers: Annotated[int, typer.Option(min=1, help="Shards that run at once.")] = 1,
+) -> None:
+    """Bring every stage up to date, then show the results."""
+    from flows import pipeline
+
+    asked = versions or list(params.read().versions)
+    outcomes = pipeline.run(asked, runner=runner, workers=workers)
+    for outcome in outcomes:
+        say(f"{outcome.address:<16} {outcome.how:<9} {outcome.seconds:>8.1f} s")
+    for version in asked:
+        results(version, [outcome.address for outcome in outcomes])
+
+
+@app.command()
+@spoken
+def status(context: typer.Context) -> None:
+    """Show for every stage whether it is up to date, why not, and when it was made."""
+    from flows import dvcstate
+
+    rows = []
+    for planned in dvcstate.plan():
+        state, why = dvcstate.standing(planned.address)
+        made = last_run(planned.address)
+        rows.append((planned.address, state, made.get("created", ""), made.get("seconds", ""), why))
+    show_rows(["stage", "state", "made", "seconds", "why"], rows)
+
+
+@app.command()
+@spoken
+def stages(context: typer.Context) -> None:
+    """Show the graph: every stage, what it makes, and what it reads, in the order of the flow."""
+    from flows import dvcstate
+
+    rows = [(planned.address, planned.about, ", ".join(planned.upstream)) for planned in dvcstate.plan()]
+    show_rows(["stage", "makes", "reads"], rows)
+
+
+@app.command()
+@spoken
+def sql(
+    context: typer.Context,
+    query: Annotated[str, typer.Argument(help="Every artifact is a view, such as subset or evaluation.")],
+) -> None:
+    """Ask the artifacts of all versions, read-only."""
+    from tasks import audit
+
+    show_rows(*audit.query(ROOT, query))
+
+
+@app.command()
+@spoken
+def show(context: typer.Context, id: Annotated[str, typer.Argument(help="An example's id, or how it begins.")]) -> None:
+    """Show everything that is known about one example."""
+    from tasks import audit
+
+    out.print_json(data=audit.show(ROOT, id), default=str)
+
+
+def results(version: str, addresses: Sequence[str]) -> None:
+    """Print a version's table of held-out losses, its seconds per stage, and where to look further."""
+    from tasks import audit
+
+    summary = audit.summarise(ROOT, version)
+    table = Table("arm", title=f"{version}: held-out loss, nats per response token", title_justify="left")
+    for heading in ("rows", "loss", "95% interval"):
+        table.add_column(heading, justify="right")
+    for arm, rows, loss, low, high in summary.arms:
+        table.add_row(arm, f"{rows:,}", f"{loss:.4f}", f"{low:.4f} to {high:.4f}")
+    out.print(table)
+    for note in summary.notes:
+        out.print(note)
+    spent = {address: last_run(address).get("seconds") for address in addresses if address.endswith(f"@{version}")}
+    out.print("seconds: " + " · ".join(f"{address.partition('@')[0]} {seconds}" for address, seconds in spent.items()))
+    out.print(f"pairs scored: {summary.pairs_scored:,}")
+    out.print(
+        'look further: tamis sql "select * from subset limit 5" · tamis show ID · dvc metrics show', soft_wrap=True
+    )
+
+
+def show_rows(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print rows on stdout: a table for people, CSV for programs."""
+    if not out.is_terminal:
+        csv.writer(sys.stdout, lineterminator="\n").writerows([names, *rows])
+        return
+    table = Table(*names)
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row))
+    out.print(table)
+
+
+def say(text: str) -> None:
+    """Print talk on stderr."""
+    err.print(text, markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,159 @@
+"""The flow: the stages of dvc.yaml in order, each a Prefect task whose only cache is DVC.
+
+for each stage, what it reads first:
+    fresh, or restored from the run-cache -> Cached
+    else lock its paths, compute its shards on the task runner, record
+"""
+
+import fcntl
+import importlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.states import Completed, State
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from prefect.utilities.annotations import quote
+
+from flows import dvcstate
+from flows.dvcstate import File, Planned
+from flows.stage import counted
+
+LOCK = Path(".cache/flow.lock")
+SHARD_TASKS = 64  # per stage: the local server's limit is about 100 task runs per flow
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class RunnerError(ValueError):
+    """A task runner cannot be had."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a flow did about a stage."""
+
+    address: str
+    how: str  # computed | fresh | restored
+    seconds: float
+    files: tuple[File, ...]  # its artifacts, by reference
+
+
+def run(versions: Sequence[str] = (), *, runner: str = "threads", workers: int = 1) -> list[Outcome]:
+    """Run the flow for some data versions (all, where none is named), one flow per project at a time.
+
+    Args:
+        versions: names from params.yaml.
+        runner: `threads` or `dask`, which runs the shards.
+        workers: how many shards run at once.
+    """
+    chosen = pipeline.with_options(task_runner=_runner(runner, workers))
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):  # it would cost a second at the end
+        return chosen(list(versions))
+
+
+@flow(name="tamis", validate_parameters=False)
+def pipeline(versions: list[str]) -> list[Outcome]:
+    """Bring every stage of some data versions up to date."""
+    states: dict[str, State] = {}
+    outcomes = []
+    with alone():
+        for planned in dvcstate.plan(versions):
+            start = time.monotonic()
+            upstream = [states[address] for address in planned.upstream]
+            named = stage.with_options(name=planned.address, task_run_name=planned.address)
+            state = states[planned.address] = named(planned, wait_for=upstream, return_state=True)
+            files = state.result()
+            how = (state.message or "").removeprefix("dvc: ") if state.name == "Cached" else "computed"
+            outcomes.append(Outcome(planned.address, how, round(time.monotonic() - start, 1), tuple(files)))
+    return outcomes
+
+
+def _wait(task: Any, run: Any, state: State) -> bool:
+    """Return whether a stage failed because `dvc repro` is at work on it; it is then tried again."""
+    busy = isinstance(state.data, dvcstate.Busy)
+    if busy and run.run_count <= 1:
+        print(f"{run.name}: waiting for another process. {state.data}", file=sys.stderr)
+    return busy
+
+
+@task(cache_policy=NO_CACHE, persist_result=False, retries=7200, retry_delay_seconds=2, retry_condition_fn=_wait)
+def stage(planned: Planned) -> Any:
+    """Bring one stage up to date; returns references to its artifacts."""
+    found = dvcstate.probe(planned.address)
+    if found.state != "stale":
+        return Completed(name="Cached", message=f"dvc: {found.state}", data=dvcstate.files(planned.address))
+    function, name, version = _implementation(planned)
+    with dvcstate.claim(planned.address):
+        function(name, version, map=partial(in_shards, label=planned.address))
+        dvcstate.record(planned.address, found.inputs)
+    return dvcstate.files(planned.address)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def shard(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Run a function over the items of a shard."""
+    return [function(item) for item in items]
+
+
+def in_shards(function: Callable[[T], R], items: Sequence[T], *, label: str) -> Iterator[R]:
+    """Run a function over items on the flow's task runner; yields the results in order, with progress.
+
+    Neighbouring items share a task run where there are more than `SHARD_TASKS`.
+    """
+    size = max(1, -(-len(items) // SHARD_TASKS))
+    chunks = [items[start : start + size] for start in range(0, len(items), size)]
+    named = shard.with_options(name=f"{label} shard")
+    futures = [named.submit(quote(function), quote(chunk)) for chunk in chunks]
+    results = (result for future in futures for result in future.result())
+    yield from counted(results, len(items), label=label)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Hold the project's flow lock, waiting for it; the kernel frees it when the process ends, however it ends."""
+    LOCK.parent.mkdir(exist_ok=True)
+    with open(LOCK, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("another flow runs in this project: waiting for it", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _implementation(planned: Planned) -> tuple[Callable[..., None], str, str]:
+    """Return the function that a stage's command runs, and its two arguments."""
+    words = planned.command.split()
+    if len(words) != 5 or words[1] != "-m":
+        raise dvcstate.StateError(
+            f"{planned.address} runs {planned.command!r}; dvc.yaml's commands read `python -m MODULE NAME VERSION`"
+        )
+    return importlib.import_module(words[2]).run, words[3], words[4]
+
+
+def _runner(name: str, workers: int) -> TaskRunner[Any]:
+    if name == "threads":
+        return ThreadPoolTaskRunner(max_workers=workers)
+    if name != "dask":
+        raise RunnerError(f"unknown runner {name!r}; known: threads, dask")
+    if not PREFECT_API_URL.value():
+        raise RunnerError(
+            "the dask runner needs a Prefect server: run `prefect server start` in another terminal, "
+            "and set PREFECT_API_URL=http://127.0.0.1:4200/api"
+        )
+    try:
+        from prefect_dask import DaskTaskRunner
+    except ImportError as error:
+        raise RunnerError("the dask runner is not installed; `pip install prefect-dask`") from error
+    local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 40}
+    return DaskTaskRunner(cluster_kwargs=local)

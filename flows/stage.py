@@ -1,0 +1,284 @@
+"""One stage, run: the only implementation of every stage, for `dvc repro` and for the flow alike.
+
+    python -m flows.stage NAME VERSION
+
+It imports the one room that it runs, and neither Prefect nor DVC.
+"""
+
+import builtins
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from flows import params
+from flows.params import Params
+
+DATA = Path("data")
+CACHE = Path(".cache")
+
+T = TypeVar("T")
+R = TypeVar("R")
+Notes = Mapping[str, Any] | None  # what a room says of this one run
+Map = Callable[[Callable[[T], R], Sequence[T]], Iterator[R]]
+
+
+class InputsChanged(ValueError):  # noqa: N818
+    """A stage's inputs were edited while it ran, so its output belongs to no known inputs."""
+
+
+def run(name: str, version: str, *, map: Map | None = None) -> None:
+    """Run one stage for one data version and write its artifacts.
+
+    Args:
+        name: the stage, `utility`.
+        version: the data version, `v1`.
+        map: runs a function over the stage's shards and yields the results in order; one after the other by default.
+
+    Raises:
+        ParamsError: unknown stage or version, or parameters that cannot be used.
+        InputsChanged: a file or a parameter was edited meanwhile.
+    """
+    address = f"{name}@{version}"
+    with recorded(address, folder(name, version)) as notes:
+        values = params.read()
+        notes.update(ROOMS[name](values, version, map or partial(in_order, label=address)) or {})
+
+
+def folder(name: str, version: str) -> Path:
+    """Return the folder of a stage's artifacts.
+
+    >>> folder("utility", "v1").as_posix()
+    'data/utility/version=v1'
+    """
+    return DATA / name / f"version={version}"
+
+
+@contextmanager
+def recorded(address: str, out: Path) -> Iterator[dict[str, Any]]:
+    """Time what runs inside, write `run.json` into `out`, and refuse inputs that moved meanwhile.
+
+    Yields a dict for what a stage says of this one run (how much it computed, say), which `run.json` keeps, too.
+    """
+    from tamis import __version__
+    from tasks.artifacts import write_json
+
+    before = fingerprint(address)
+    created, start = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    notes: dict[str, Any] = {}
+    yield notes
+    name, _, version = address.partition("@")
+    record = {"stage": name, "version": version, "created": created, "code": __version__}
+    write_json({**notes, **record, "seconds": round(time.monotonic() - start, 1)}, out / "run.json")
+    refuse_moved(address, before, fingerprint(address))
+
+
+def last_run(address: str) -> dict[str, Any]:
+    """Return what `run.json` says of a stage: stage, version, created, seconds, code; empty where it never ran."""
+    name, _, version = address.partition("@")
+    path = folder(name, version) / "run.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def fingerprint(address: str) -> dict[str, str]:
+    """Return the digest of every file and the value of every parameter that dvc.yaml lists for a stage."""
+    files, values = params.needs(address)
+    return {path: _digest(Path(path)) for path in files} | {key: repr(value) for key, value in values.items()}
+
+
+def refuse_moved(address: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Raise InputsChanged where two fingerprints differ, naming the places."""
+    moved = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    if moved:
+        raise InputsChanged(
+            f"{len(moved)} of {len(before)} inputs of {address} changed while it ran: {', '.join(moved[:3])}; "
+            "its output is not recorded: run again"
+        )
+
+
+def in_order(function: Callable[[T], R], items: Sequence[T], *, label: str) -> Iterator[R]:
+    """Run a function over items one after the other, with progress."""
+    return counted(builtins.map(function, items), len(items), label=label)
+
+
+def counted(results: Iterable[R], total: int, *, label: str) -> Iterator[R]:
+    """Yield results while showing on stderr how many there are, how fast they come, and the time left."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")
+    start = time.monotonic()
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        bar = progress.add_task(label, total=total, rate="")
+        for done, result in enumerate(results, start=1):
+            rate = done / max(time.monotonic() - start, 1e-9)
+            progress.update(bar, completed=done, rate=f"{rate:,.1f} per second")
+            yield result
+
+
+def _digest(path: Path) -> str:
+    """Return the digest of a file, or of all files of a folder; "missing" where there is neither."""
+    if path.is_dir():
+        lines = [f"{file.relative_to(path)} {_digest(file)}" for file in sorted(path.rglob("*")) if file.is_file()]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    if not path.exists():
+        return "missing"
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _examples(values: Params, version: str, map: Map) -> Notes:
+    from tasks.examples import write_examples
+
+    return write_examples(
+        raw=Path(values.versions[version].raw),
+        out=folder("examples", version),
+        version=version,
+        model=_language(values),
+        held_out_share=values.audit.held_out_share,
+        **asdict(values.examples),
+    )
+
+
+def _embedding(values: Params, version: str, map: Map) -> Notes:
+    from tasks.embedding import write_embedding
+
+    return write_embedding(
+        examples=folder("examples", version),
+        out=folder("embedding", version),
+        store=CACHE / "embeddings",
+        version=version,
+        model=_encoder(values),
+        **asdict(values.embedding),
+    )
+
+
+def _utility(values: Params, version: str, map: Map) -> Notes:
+    from tasks.utility import UtilitySettings, write_utility
+
+    return write_utility(
+        examples=folder("examples", version),
+        embedding=folder("embedding", version),
+        out=folder("utility", version),
+        store=CACHE / "pairs",
+        version=version,
+        model=_language(values),
+        settings=UtilitySettings(**asdict(values.utility)),
+        wanted=values.selection.rows_by == "delift",
+        map=map,
+    )
+
+
+def _selection(values: Params, version: str, map: Map) -> Notes:
+    from tasks.selection import SelectionSettings, write_selection
+
+    return write_selection(
+        examples=folder("examples", version),
+        utility=folder("utility", version),
+        out=folder("selection", version),
+        version=version,
+        settings=SelectionSettings(**asdict(values.selection)),
+    )
+
+
+def _finetuning(values: Params, version: str, map: Map) -> Notes:
+    from tasks.finetuning import FinetuningSettings, write_finetuning
+
+    return write_finetuning(
+        examples=folder("examples", version),
+        subset=folder("selection", version),
+        out=folder("finetuning", version),
+        scratch=CACHE / "finetuning" / version,
+        version=version,
+        model=_language(values),
+        settings=FinetuningSettings(**asdict(values.finetuning), template=values.utility.template),
+    )
+
+
+def _evaluation(values: Params, version: str, map: Map) -> Notes:
+    from tasks.evaluation import EvaluationSettings, write_evaluation
+
+    return write_evaluation(
+        examples=folder("examples", version),
+        arms=folder("finetuning", version),
+        out=folder("evaluation", version),
+        version=version,
+        model=_language(values),
+        embedding_model=_encoder(values),
+        settings=EvaluationSettings(**asdict(values.evaluation)),
+        template=values.utility.template,
+    )
+
+
+def _audit(values: Params, version: str, map: Map) -> Notes:
+    from tasks.audit import write_audit
+
+    return write_audit(
+        examples=folder("examples", version),
+        utility=folder("utility", version),
+        selection=folder("selection", version),
+        evaluation=folder("evaluation", version),
+        out=folder("audit", version),
+        version=version,
+        budget=values.selection.budget,
+        caps=values.selection.caps,
+        floors=values.selection.floors,
+        held_out_share=values.audit.held_out_share,
+    )
+
+
+def _language(values: Params) -> Any:
+    from tasks.models import ModelChoice
+
+    chosen = values.models
+    return ModelChoice(
+        chosen.language, chosen.language_revision, chosen.device, dtype=chosen.dtype, max_tokens=chosen.max_tokens
+    )
+
+
+def _encoder(values: Params) -> Any:
+    from tasks.models import ModelChoice
+
+    chosen = values.models
+    return ModelChoice(
+        chosen.embedding,
+        chosen.embedding_revision,
+        chosen.device,
+        dtype=chosen.dtype,
+        max_tokens=values.embedding.max_tokens,
+    )
+
+
+ROOMS: Mapping[str, Callable[[Params, str, Map], Notes]] = {
+    "examples": _examples,
+    "embedding": _embedding,
+    "utility": _utility,
+    "selection": _selection,
+    "finetuning": _finetuning,
+    "evaluation": _evaluation,
+    "audit": _audit,
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `NAME VERSION`; an error is one message on stderr and exit status 1."""
+    if len(arguments) != 2:
+        print("usage: python -m flows.stage NAME VERSION", file=sys.stderr)
+        return 2
+    try:
+        run(*arguments)
+    except ValueError as error:
+        print(f"{'@'.join(arguments)}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,76 @@
+"""What a run of the pipeline amounts to: limits that a budget sets, and the few lines that a person reads first."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+
+class ArmSummary(NamedTuple):
+    """An arm's held-out loss."""
+
+    name: str
+    rows: int  # that it was trained on
+    loss: float  # nats per response token
+    low: float  # of the bootstrap interval
+    high: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run of the pipeline ends with."""
+
+    arms: list[ArmSummary]
+    pairs_scored: int
+    notes: list[str]  # differences in loss, and what the audit found worth knowing
+
+
+def limit_spending(budget: Mapping[str, int | float], pool_rows: int) -> tuple[str, int]:
+    """Return the unit of a budget and the most that may be spent; a fraction is rounded down to whole rows.
+
+    >>> limit_spending({"fraction": 0.3}, 10), limit_spending({"response_tokens": 500}, 10)
+    (('rows', 3), ('response tokens', 500))
+    """
+    ((kind, amount),) = budget.items()
+    unit = "response tokens" if kind == "response_tokens" else "rows"
+    return unit, int(Fraction(str(amount)) * pool_rows) if kind == "fraction" else int(amount)
+
+
+def spread_caps(caps: Mapping[str, int], topics: Sequence[str]) -> dict[str, int]:
+    """Return the cap of each topic that has one; `"*"` stands for every topic not named.
+
+    >>> spread_caps({"ai": 3, "*": 1}, ["ai", "food"])
+    {'ai': 3, 'food': 1}
+    """
+    return {topic: caps.get(topic, caps.get("*", 0)) for topic in topics if topic in caps or "*" in caps}
+
+
+def summarise(metrics: Mapping[str, Any], utility: Mapping[str, Any], audit: Mapping[str, Any]) -> Summary:
+    """Return the summary of a version.
+
+    Args:
+        metrics: `arms` (rows, loss, loss_low, loss_high of each) and `differences` (loss, low, high) of the evaluation.
+        utility: `pairs_scored`, and `why` where nothing was to be scored.
+        audit: lists of topics: `coverage`, `held_out_share`; empty where the audit has not run.
+    """
+    arms = [
+        ArmSummary(name, arm["rows"], arm["loss"], arm["loss_low"], arm["loss_high"])
+        for name, arm in metrics["arms"].items()
+    ]
+    return Summary(arms, utility["pairs_scored"], list(_note(metrics, utility, audit)))
+
+
+def _note(metrics: Mapping[str, Any], utility: Mapping[str, Any], audit: Mapping[str, Any]) -> list[str]:
+    notes = [_compare(name, found) for name, found in metrics.get("differences", {}).items() if "chosen-" in name]
+    notes += [f"no pairs: {utility['why']}"] if "why" in utility else []
+    for name, what in (("coverage", "without a chosen row"), ("held_out_share", "with a low held-out share")):
+        found = audit.get(name, [])
+        notes += [f"{len(found)} topics {what}: {', '.join(found[:8])}{', ...' * (len(found) > 8)}"] if found else []
+    return notes
+
+
+def _compare(name: str, difference: Mapping[str, float]) -> str:
+    low, high = difference["low"], difference["high"]
+    verdict = "lower" if high < 0 else "higher" if low > 0 else "no clear difference"
+    one, other = name.split("-")
+    return f"loss of {one} minus {other}: {difference['loss']:+.4f} ({low:+.4f} to {high:+.4f}): {verdict}"

@@ -1,0 +1,122 @@
+"""Kernels: what is known about pairs of a target and a demo, dense or sparse, and how a utility becomes a similarity.
+
+Symbols: `U_ij` utility of demo j for target i, any sign; `s_ij >= 0` similarity. Rows are targets, columns demos.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float32, Int32, Int64
+
+SCALINGS = ("relu", "minmax", "none")
+
+
+class KernelError(ValueError):
+    """A kernel that facility location is not defined on."""
+
+
+@dataclass(frozen=True)
+class SparseKernel:
+    """A kernel of which only some pairs are known, row by row of its targets; an absent pair has similarity 0."""
+
+    indptr: Int64[np.ndarray, " boundary"]  # target i's entries are indptr[i]:indptr[i + 1]
+    indices: Int32[np.ndarray, " entry"]  # the demo of each entry
+    values: Float32[np.ndarray, " entry"]  # the similarity, or the utility, of each entry
+    shape: tuple[int, int]  # targets, demos
+
+
+Kernel = Float32[np.ndarray, "target demo"] | SparseKernel
+
+
+def gather(
+    targets: Int64[np.ndarray, " entry"],
+    demos: Int64[np.ndarray, " entry"],
+    values: Float32[np.ndarray, " entry"],
+    shape: tuple[int, int],
+) -> Kernel:
+    """Return the kernel of scored pairs: dense where every pair is there, else sparse.
+
+    Args:
+        targets, demos: the pair of each value, in any order.
+        values: utilities or similarities.
+        shape: how many targets and demos there are.
+
+    Raises:
+        KernelError: a pair comes twice.
+
+    >>> gather(np.array([1, 0]), np.array([0, 1]), np.float32([3, 4]), (2, 2)).indices
+    array([1, 0], dtype=int32)
+    """
+    place = targets * shape[1] + demos
+    order = np.argsort(place, kind="stable")
+    place, values = place[order], values[order]
+    twice = np.flatnonzero(place[1:] == place[:-1])
+    if len(twice):
+        first = [divmod(int(pair), shape[1]) for pair in place[twice[:3]]]
+        raise KernelError(
+            f"{len(twice)} of {len(place)} pairs come twice, first pairs (target, demo) {first}; keep one"
+        )
+    if len(place) == shape[0] * shape[1]:
+        return values.reshape(shape)
+    indptr = np.searchsorted(place, np.arange(shape[0] + 1) * shape[1]).astype(np.int64)
+    return SparseKernel(indptr, (place % shape[1]).astype(np.int32), values, shape)
+
+
+def scale(utility: Kernel, scaling: str, names: tuple[Sequence[str], Sequence[str]] | None = None) -> Kernel:
+    """Return the similarities that a utility stands for.
+
+    relu: `s = max(U, 0)`; minmax: `s = (U - min U) / (max U - min U)`; none: `s = U`.
+
+    **Source**: relu DELIFT (arXiv 2411.04425v3), minmax its published code.
+    **Differs**: in a sparse kernel minimum and maximum run over the pairs that are there, and an absent pair stays 0.
+
+    Args:
+        utility: U, any sign.
+        scaling: relu, minmax or none.
+        names: what errors call the targets and the demos; their positions where absent.
+
+    Returns:
+        A kernel of the same kind, every value >= 0, larger is more similar.
+
+    Raises:
+        KernelError: a value is not finite; none and a value is negative; minmax and all values are equal.
+
+    >>> scale(np.float32([[0.5, -1.0]]), "relu").tolist(), scale(np.float32([[0.5, -1.0]]), "minmax").tolist()
+    ([[0.5, 0.0]], [[1.0, 0.0]])
+    """
+    if scaling not in SCALINGS:
+        raise KernelError(f"selection.scaling is {scaling!r}; it must be one of {', '.join(SCALINGS)}")
+    values = utility.values if isinstance(utility, SparseKernel) else utility
+    again = "score these pairs again or leave them out"
+    _refuse(~np.isfinite(values), utility, names, "utilities are not finite", again)
+    if scaling == "relu":
+        values = np.maximum(values, np.float32(0))
+    elif scaling == "minmax":
+        values = _stretch(values)
+    else:
+        _refuse(values < 0, utility, names, "similarities are negative", "set selection.scaling to relu or minmax")
+    return replace(utility, values=values) if isinstance(utility, SparseKernel) else values
+
+
+def _refuse(bad: np.ndarray, kernel: Kernel, names: tuple | None, what: str, way_out: str) -> None:
+    """Refuse a kernel with bad entries, naming the first pairs."""
+    places = np.argwhere(bad) if bad.any() else ()
+    if not len(places):
+        return
+    first = places[:3]
+    if isinstance(kernel, SparseKernel):
+        entry = first[:, 0]
+        first = np.stack([np.searchsorted(kernel.indptr, entry, side="right") - 1, kernel.indices[entry]], axis=1)
+    pairs = [(int(i), int(j)) if names is None else (names[0][i], names[1][j]) for i, j in first]
+    raise KernelError(f"{len(places)} of {bad.size} {what}, first pairs (target, demo) {pairs}; {way_out}")
+
+
+def _stretch(values: np.ndarray) -> np.ndarray:
+    low, high = float(values.min(initial=np.inf)), float(values.max(initial=-np.inf))
+    if not low < high:
+        raise KernelError(
+            f"all {values.size} utilities are {'absent' if not values.size else low}, a constant kernel that minmax "
+            "cannot scale; set selection.scaling to relu"
+        )
+    return ((values - low) / (high - low)).astype(np.float32)

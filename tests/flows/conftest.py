@@ -1,0 +1,59 @@
+"""One Prefect server for the whole session, and small projects that one of the drivers has run."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from projects import DRIVERS, GRAPHS, Graph, Project, start_project
+
+import flows  # noqa: F401  sets the environment before any test imports Prefect
+
+collect_ignore_glob = ["small_graph/*", "killer/*"]
+THEIRS = ["ignore:_NoneStep.value will soon raise AttributeError:DeprecationWarning"]  # pygtrie, by dvc
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let pass the warnings that Prefect and DVC cause."""
+    for line in THEIRS:
+        config.addinivalue_line("filterwarnings", line)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def apart(tmp_path_factory) -> Iterator[None]:
+    """Keep DVC's state and Prefect's files of these tests out of the user's folders."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path_factory.mktemp("site")))
+        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def server(apart) -> Iterator[str]:
+    """The address of one Prefect server, which flows in this process and in children use."""
+    from prefect.settings import PREFECT_API_URL
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield PREFECT_API_URL.value()
+
+
+@pytest.fixture
+def small(tmp_path) -> Project:
+    """The small project, before its first run."""
+    GRAPHS["small"].make(tmp_path / "small", "")
+    return start_project(tmp_path / "small")
+
+
+@pytest.fixture(scope="session")
+def fresh(server, request, tmp_path_factory) -> Callable[[Graph, str], tuple[Project, list[str]]]:
+    """Return a project after one run by a driver, and what that run computed; made once per graph and driver."""
+    made: dict[tuple[Graph, str], tuple[Project, list[str]]] = {}
+
+    def make(graph: Graph, driver: str) -> tuple[Project, list[str]]:
+        if (graph, driver) not in made:
+            root = tmp_path_factory.mktemp(driver) / "project"
+            graph.make(root, "" if graph is GRAPHS["small"] else str(request.getfixturevalue("toy_folder")))
+            project = start_project(root)
+            made[graph, driver] = project, DRIVERS[driver](project)
+        return made[graph, driver]
+
+    return make

@@ -1,0 +1,146 @@
+"""The `tamis` command on the seven stages with the toy model: data on stdout, talk on stderr, errors as one message."""
+
+import csv
+import io
+import json
+import shutil
+
+import pytest
+from projects import GRAPHS, Project, run_dvc
+from typer.testing import CliRunner
+
+from flows import cli
+
+SEVEN = GRAPHS["seven"]
+
+
+@pytest.fixture
+def project(fresh, tmp_path, monkeypatch) -> Project:
+    """A copy of the toy project that the flow has run, as the current folder."""
+    made, _ = fresh(SEVEN, "flow")
+    shutil.copytree(made.root, tmp_path / "project", symlinks=True)
+    monkeypatch.chdir(tmp_path / "project")
+    return Project(tmp_path / "project")
+
+
+def tamis(*arguments: str):
+    """Run the command in this process."""
+    return CliRunner().invoke(cli.app, arguments)
+
+
+def rows_of(result) -> list[list[str]]:
+    assert result.exit_code == 0, result.output
+    return list(csv.reader(io.StringIO(result.stdout)))
+
+
+def test_run_ends_with_losses_seconds_pairs_and_where_to_look(project):
+    done = tamis("run")
+    assert done.exit_code == 0, done.output
+    shown = " ".join(done.stdout.split())
+    assert "v1: held-out loss, nats per response token" in shown
+    for word in ("base", "chosen", "random", "full", "95% interval", "pairs scored: ", "seconds: examples "):
+        assert word in shown
+    assert 'look further: tamis sql "' in shown
+    assert "tamis show " in shown
+    assert "dvc metrics show" in shown
+    assert [line.split()[:2] for line in done.stderr.splitlines()] == [[address, "fresh"] for address in SEVEN.all()]
+
+
+def test_look_further_commands_work(project):
+    ((_, *columns), first, *_) = rows_of(tamis("sql", "select id, chosen from subset order by id"))
+    assert columns == ["chosen"]
+    shown = tamis("show", first[0])
+    assert shown.exit_code == 0, shown.output
+    assert json.loads(shown.stdout)["id"] == first[0]
+    metrics = run_dvc(project, "metrics", "show", "--json")
+    assert "data/evaluation/version=v1/metrics.json" in metrics.stdout
+
+
+def test_loss_curves_are_plots_of_dvc(project):
+    plots = run_dvc(project, "plots", "show", "--json")
+    assert plots.returncode == 0, plots.stderr
+    assert "data/finetuning/version=v1/curve.csv" in plots.stdout
+
+
+def test_status_says_what_is_stale_and_why_and_when_it_was_made(project):
+    project.apply(SEVEN.late)
+    heading, *found = rows_of(tamis("status"))
+    assert heading == ["stage", "state", "made", "seconds", "why"]
+    states = {row[0]: row[1:] for row in found}
+    assert list(states) == SEVEN.all()
+    assert states["utility@v1"][0] == "fresh"
+    assert states["utility@v1"][1].startswith("20")
+    assert float(states["utility@v1"][2]) >= 0
+    assert states["evaluation@v1"][0] == "stale"
+    assert "evaluation" in states["evaluation@v1"][3]
+
+
+def test_stages_are_the_graph_in_order(project):
+    heading, *found = rows_of(tamis("stages"))
+    assert heading == ["stage", "makes", "reads"]
+    assert [row[0] for row in found] == SEVEN.all()
+    assert found[3][2] == "examples@v1, utility@v1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["run", "v9"], "error: there is no data version 'v9'; params.yaml has v1"),
+        (["sql", "select * from nothing"], "error: "),
+        (["show", "zzz"], "error: no example's id begins with 'zzz'"),
+        (["run", "--runner", "ray"], "error: unknown runner 'ray'; known: threads, dask"),
+    ],
+)
+def test_error_is_one_message_on_stderr_and_status_one(project, arguments, text):
+    done = tamis(*arguments)
+    assert done.exit_code == 1
+    assert done.stderr.startswith(text)
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+def test_parameters_are_refused_before_anything_is_touched(project):
+    project.edit("params.yaml", "kernel: neighbours", "kernel: neighbors")
+    done = tamis("run")
+    assert done.exit_code == 1
+    assert "utility.kernel must be exact or neighbours, got 'neighbors' (did you mean 'neighbours'?)" in done.stderr
+    assert (project.root / "data/utility/version=v1/utility.parquet").exists()
+
+
+def test_error_in_a_stage_is_said_once_without_traceback(project):
+    project.apply(SEVEN.failing)
+    done = tamis("run")
+    assert done.exit_code == 1
+    assert done.stderr.count(SEVEN.error) >= 1
+    assert "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
+
+
+def test_debug_shows_the_traceback(project):
+    done = tamis("--debug", "run", "v9")
+    assert done.exit_code == 1
+    assert "Traceback" in done.stderr
+    assert "error: there is no data version 'v9'" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["run", "--workers", "0"], ["sql"], ["nothing"], ["run", "--nothing"]])
+def test_wrong_usage_is_status_two(arguments):
+    assert tamis(*arguments).exit_code == 2
+
+
+def test_other_folder_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = tamis("run")
+    assert done.exit_code == 1
+    assert done.stderr == "error: there is no params.yaml here; run in the folder of the project\n"
+
+
+def test_people_see_tables(project, capsys, monkeypatch):
+    from rich.console import Console
+
+    monkeypatch.setattr(cli, "out", Console(force_terminal=True, width=100))
+    cli.show_rows(["name", "count"], [("a", 1), ("b", None)])
+    shown = capsys.readouterr().out
+    assert "name" in shown
+    assert "┃" in shown
+    assert "None" not in shown

@@ -1,0 +1,154 @@
+"""The flow: its tasks and states, its shards, its lock, and its patience."""
+
+import sys
+import threading
+import time
+
+import pytest
+from prefect import flow
+from projects import GRAPHS, Project, drive_by_flow, importing_from
+
+from flows import dvcstate, pipeline
+
+
+@pytest.fixture
+def project(fresh, tmp_path, monkeypatch) -> Project:
+    """A copy of the small project that the flow has run, as the current folder."""
+    import shutil
+
+    made, _ = fresh(GRAPHS["small"], "flow")
+    shutil.copytree(made.root, tmp_path / "small")
+    monkeypatch.chdir(tmp_path / "small")
+    return Project(tmp_path / "small")
+
+
+def test_outcomes_say_what_was_computed_restored_and_fresh(project):
+    project.edit("params.yaml", "rows: 5", "rows: 6")
+    drive_by_flow(project)
+    project.edit("params.yaml", "rows: 6", "rows: 5")
+    project.edit("params.yaml", "factor: 2", "factor: 3")
+    with importing_from(project.root):
+        outcomes = {outcome.address: outcome for outcome in pipeline.run()}
+    assert [outcome.how for outcome in outcomes.values()] == ["fresh", "fresh", "restored", "computed"]
+    assert outcomes["choose@v1"].files[0].path == "data/choose/version=v1/chosen.txt"
+
+
+def test_tasks_are_named_by_stage_and_version_and_cached_ones_say_so(project):
+    (project.root / "data/total/version=v1/total.json").unlink()
+    with importing_from(project.root):
+        state = pipeline.pipeline(["v1"], return_state=True)
+    runs = wait_for_task_runs(state.state_details.flow_run_id, 4)
+    assert {run.name: (run.state.name, run.state.message) for run in runs} == {
+        "letters@v1": ("Cached", "dvc: fresh"),
+        "score@v1": ("Cached", "dvc: fresh"),
+        "choose@v1": ("Cached", "dvc: fresh"),
+        "total@v1": ("Cached", "dvc: restored"),
+    }
+
+
+def wait_for_task_runs(flow_run_id, count: int) -> list:
+    """Ask the server, which writes task runs in batches."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+
+    with get_client(sync_client=True) as client:
+        for _ in range(100):
+            found = client.read_task_runs(flow_run_filter=FlowRunFilter(id={"any_": [flow_run_id]}))
+            if len(found) >= count and all(run.state and run.state.is_final() for run in found):
+                return found
+            time.sleep(0.2)
+    raise AssertionError(f"{len(found)} of {count} task runs")
+
+
+def shards_of(function, items, workers: int) -> list:
+    """Run a function over items as a stage's shards, on threads."""
+
+    @flow(validate_parameters=False)
+    def alone() -> list:
+        return list(pipeline.in_shards(function, items, label="test"))
+
+    return alone.with_options(task_runner=pipeline._runner("threads", workers))()
+
+
+def test_shards_give_results_in_order_with_progress_on_stderr(server, capsys):
+    def later_first(item: int) -> int:
+        time.sleep(0.2 if item == 0 else 0)
+        return item * item
+
+    assert shards_of(later_first, [0, 1, 2, 3], workers=4) == [0, 1, 4, 9]
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "4/4" in shown.err
+
+
+def test_many_items_share_few_task_runs(server):
+    calls = []
+
+    def note(item: int) -> int:
+        calls.append(threading.current_thread().name)
+        return item
+
+    assert shards_of(note, list(range(1000)), workers=2) == list(range(1000))
+    assert len(calls) == 1000
+    assert -(-1000 // -(-1000 // pipeline.SHARD_TASKS)) <= pipeline.SHARD_TASKS
+
+
+def test_no_items_are_no_shards(server):
+    assert shards_of(str, [], workers=1) == []
+
+
+def test_error_in_a_shard_is_the_flows_error(server):
+    with pytest.raises(ZeroDivisionError):
+        shards_of(lambda item: 1 / item, [1, 0], workers=1)
+
+
+def test_second_flow_waits_for_the_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    entered = threading.Event()
+
+    def second() -> None:
+        with pipeline.alone():
+            entered.set()
+
+    with pipeline.alone():
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert not entered.wait(0.3)
+    thread.join(5)
+    assert entered.is_set()
+    assert "another flow runs in this project: waiting for it" in capsys.readouterr().err
+
+
+def test_flow_waits_for_a_stage_that_dvc_computes(project, monkeypatch, capsys):
+    project.edit("params.yaml", "factor: 2", "factor: 3")
+    monkeypatch.setattr(sys, "argv", ["dvc", "repro"])
+    held = dvcstate.claim("total@v1")
+    held.__enter__()
+    monkeypatch.setattr(sys, "argv", ["tamis", "run"])
+    timer = threading.Timer(1, lambda: held.__exit__(None, None, None))
+    timer.start()
+    assert drive_by_flow(project) == ["total@v1"]
+    timer.join()
+    assert "total@v1: waiting for another process" in capsys.readouterr().err
+    assert project.status() == {}
+
+
+def test_command_of_another_form_is_refused(project):
+    project.edit("dvc.yaml", "python -m small.stage total ${key}", "python total.py ${key}")
+    with pytest.raises(dvcstate.StateError, match=r"total@v1 runs 'python total.py v1'; dvc.yaml's commands read"):
+        drive_by_flow(project)
+
+
+def test_unknown_runner_is_refused():
+    with pytest.raises(pipeline.RunnerError, match="unknown runner 'ray'; known: threads, dask"):
+        pipeline.run(runner="ray")
+
+
+def test_dask_without_a_server_is_refused(monkeypatch):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with (
+        temporary_settings(restore_defaults={PREFECT_API_URL}),
+        pytest.raises(pipeline.RunnerError, match="the dask runner needs a Prefect server: run `prefect server start`"),
+    ):
+        pipeline.run(runner="dask")

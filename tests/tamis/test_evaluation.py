@@ -1,0 +1,150 @@
+"""Bootstrap intervals and what is brought together per arm."""
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from tamis.evaluation import (
+    average_seeds,
+    bootstrap_means,
+    cosines,
+    percentile_intervals,
+    perplexity,
+    summarise,
+)
+
+VALUES = np.random.default_rng(7).normal(size=(9, 3))
+columns = arrays(np.float64, st.tuples(st.integers(1, 12), st.integers(1, 3)), elements=st.floats(-100, 100))
+
+
+def generator(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def some_arms(shift: float = 0.0) -> dict[str, np.ndarray]:
+    made = {name: np.random.default_rng(place).uniform(size=(20, 3)) for place, name in enumerate(("base", "chosen"))}
+    made["chosen"][:, 0] += shift
+    return made
+
+
+def summary(arms, seed: int = 0, confidence: float = 0.9):
+    tokens = np.ones(len(arms["base"]))
+    return summarise(arms, tokens, resamples=300, confidence=confidence, generator=generator(seed))
+
+
+def test_resampled_means_are_those_of_the_slow_loop():
+    found = bootstrap_means(VALUES, 5, generator(3))
+    np.testing.assert_allclose(found, oracles.bootstrap_means(VALUES, 5, 3), rtol=1e-12)
+
+
+@given(columns, st.integers(0, 9))
+def test_resampled_means_lie_between_the_extremes(values, seed):
+    found = bootstrap_means(values, 4, generator(seed))
+    assert (found >= values.min(axis=0) - 1e-9).all()
+    assert (found <= values.max(axis=0) + 1e-9).all()
+
+
+def test_series_share_their_resampled_rows():
+    both = np.column_stack([VALUES[:, 0], VALUES[:, 0] + 2])
+    found = bootstrap_means(both, 50, generator())
+    np.testing.assert_allclose(found[:, 1] - found[:, 0], 2, rtol=1e-12)
+
+
+def test_same_seed_gives_the_same_resamples():
+    one, again, other = (bootstrap_means(VALUES, 20, generator(seed)) for seed in (1, 1, 2))
+    assert (one == again).all()
+    assert (one != other).any()
+
+
+def test_bootstrap_spread_is_the_standard_error():
+    values = generator(5).normal(size=(200, 1))
+    means = bootstrap_means(values, 4000, generator())
+    assert means.std() == pytest.approx(values.std() / np.sqrt(200), rel=0.05)
+
+
+@given(columns, st.floats(0.05, 0.99))
+def test_interval_is_that_of_the_sorted_list(means, confidence):
+    found = percentile_intervals(means, confidence)
+    for series, (low, high) in enumerate(found):
+        values = means[:, series].tolist()
+        assert low == pytest.approx(oracles.percentile(values, (1 - confidence) / 2), abs=1e-9)
+        assert high == pytest.approx(oracles.percentile(values, (1 + confidence) / 2), abs=1e-9)
+
+
+@given(columns)
+def test_more_confidence_gives_a_wider_interval(means):
+    narrow, wide = (percentile_intervals(means, confidence) for confidence in (0.5, 0.9))
+    assert (wide[:, 0] <= narrow[:, 0]).all()
+    assert (wide[:, 1] >= narrow[:, 1]).all()
+
+
+def test_interval_of_one_row_is_that_row():
+    means = bootstrap_means(np.array([[2.5]]), 10, generator())
+    assert percentile_intervals(means, 0.95).tolist() == [[2.5, 2.5]]
+
+
+def test_seeds_are_averaged_row_by_row():
+    runs = np.stack([VALUES, VALUES + 1])
+    np.testing.assert_allclose(average_seeds(runs), VALUES + 0.5)
+
+
+def test_cosine_is_one_for_equal_texts_and_zero_for_silence():
+    vectors = torch.nn.functional.normalize(torch.arange(1.0, 10.0).view(3, 3), dim=1)
+    found = cosines(vectors, vectors, ["words", "", " \n"])
+    assert found.tolist() == pytest.approx([1, 0, 0])
+    assert found.max() <= 1
+
+
+def test_cosine_is_symmetric():
+    torch.manual_seed(0)
+    one, other = (torch.nn.functional.normalize(torch.randn(5, 4), dim=1) for _ in range(2))
+    texts = ["x"] * 5
+    assert (cosines(one, other, texts) == cosines(other, one, texts)).all()
+
+
+def test_perplexity_weighs_rows_by_their_tokens():
+    loss = np.array([0.5, 1.5])
+    assert perplexity(loss, np.array([3.0, 1.0])) == pytest.approx(np.exp(3 / 4))
+    assert perplexity(loss, np.ones(2)) == pytest.approx(np.exp(loss.mean()))
+
+
+def test_summary_holds_each_measure_with_its_interval():
+    arms = some_arms()
+    found = summary(arms)["arms"]["chosen"]
+    assert [found[name] for name in ("loss", "rouge_l", "similarity")] == pytest.approx(arms["chosen"].mean(0).tolist())
+    assert found["loss_low"] < found["loss"] < found["loss_high"]
+    assert found["rouge_l_low"] < found["rouge_l"] < found["rouge_l_high"]
+
+
+def test_difference_moves_with_the_arm_and_keeps_its_width():
+    before, after = (summary(some_arms(shift))["differences"]["chosen-base"] for shift in (0.0, 0.25))
+    for key in ("loss", "low", "high"):
+        assert after[key] - before[key] == pytest.approx(0.25)
+
+
+def test_difference_of_an_arm_with_itself_is_exactly_nothing():
+    arms = some_arms()
+    arms["random"] = arms["chosen"]
+    assert summary(arms)["differences"]["chosen-random"] == {"loss": 0, "low": 0, "high": 0}
+
+
+def test_paired_interval_is_narrower_than_unpaired_ones_for_arms_that_agree_on_hard_rows():
+    arms = some_arms()
+    arms["random"] = arms["chosen"] + generator(1).normal(scale=0.01, size=(20, 3))
+    found = summary(arms)
+    difference, arm = found["differences"]["chosen-random"], found["arms"]["chosen"]
+    assert difference["high"] - difference["low"] < 0.1 * (arm["loss_high"] - arm["loss_low"])
+
+
+def test_summary_names_the_pairs_that_are_there():
+    arms = some_arms() | {"full": some_arms()["base"]}
+    assert list(summary(arms)["differences"]) == ["chosen-full", "chosen-base", "full-base"]
+
+
+def test_summary_is_fixed_by_its_seed():
+    assert summary(some_arms(), seed=4) == summary(some_arms(), seed=4)
+    assert summary(some_arms(), seed=4) != summary(some_arms(), seed=5)

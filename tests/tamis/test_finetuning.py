@@ -1,0 +1,186 @@
+"""Arms, order, rate, packing and loss."""
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tamis.finetuning import (
+    collate,
+    final_loss,
+    pick_rows,
+    plan_steps,
+    refuse_long,
+    response_loss,
+    scale_rate,
+)
+from tamis.language_model import packed_attention
+from tamis.templates import encode
+
+CPU = torch.device("cpu")
+CHOSEN = np.array([True, False, True, False, False, True])
+
+
+@pytest.fixture
+def network(toy_folder):
+    return AutoModelForCausalLM.from_pretrained(toy_folder, dtype=torch.float64)
+
+
+@pytest.fixture
+def encoding(toy_folder):
+    prompts, responses = ["one", "a longer prompt", "x", "two words"], ["yes", "no, never ever", "abc", "z"]
+    return encode(AutoTokenizer.from_pretrained(toy_folder), "chat", prompts, responses)
+
+
+def packed_loss(network, base, queries, responses):
+    batch = collate(base, queries, responses, CPU)
+    labels = batch.pop("labels")
+    with packed_attention(network):
+        return response_loss(network(**batch).logits, labels)
+
+
+def padded_gradient(network, encoding):
+    """The gradient of transformers' own loss over right-padded rows."""
+    rows = [encoding.base + query + answer for query, answer in zip(encoding.queries, encoding.responses, strict=True)]
+    width = max(map(len, rows))
+    ids, mask, labels = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width), []
+    for place, row in enumerate(rows):
+        ids[place, : len(row)], mask[place, : len(row)] = torch.tensor(row), 1
+        answer = len(encoding.responses[place])
+        labels.append([-100] * (len(row) - answer) + row[-answer:] + [-100] * (width - len(row)))
+    network.zero_grad()
+    network(input_ids=ids, attention_mask=mask, labels=torch.tensor(labels)).loss.backward()
+    return [weight.grad.clone() for weight in network.parameters()]
+
+
+def test_loss_of_a_packed_step_is_that_of_whole_rows_run_one_by_one(network, encoding):
+    expected = oracles.training_loss(network, encoding.base, encoding.queries, encoding.responses)
+    # the loss itself is taken in float32
+    found = float(packed_loss(network, encoding.base, encoding.queries, encoding.responses).detach())
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_gradient_of_a_packed_step_is_that_of_padded_rows(network, encoding):
+    expected = padded_gradient(network, encoding)
+    network.zero_grad()
+    packed_loss(network, encoding.base, encoding.queries, encoding.responses).backward()
+    for weight, gradient in zip(network.parameters(), expected, strict=True):
+        torch.testing.assert_close(weight.grad, gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_loss_does_not_depend_on_the_order_of_rows_in_a_step(network, encoding):
+    forth = packed_loss(network, encoding.base, encoding.queries, encoding.responses)
+    back = packed_loss(network, encoding.base, encoding.queries[::-1], encoding.responses[::-1])
+    torch.testing.assert_close(forth, back)
+
+
+def test_same_step_gives_the_same_bits(network, encoding):
+    losses = [packed_loss(network, encoding.base, encoding.queries, encoding.responses) for _ in range(2)]
+    assert torch.equal(*losses)
+
+
+def test_labels_are_the_response_tokens_and_no_others(encoding):
+    batch = collate(encoding.base, encoding.queries, encoding.responses, CPU)
+    tokens, kept = batch["input_ids"][0], batch["logits_to_keep"]
+    labelled = sorted(tokens[kept + 1].tolist())
+    assert batch["labels"][0].tolist() == tokens[kept + 1].tolist()
+    assert labelled == sorted(token for response in encoding.responses for token in response)
+    assert len(set(kept.tolist())) == len(kept)
+
+
+def test_every_row_is_trained_to_end_its_turn(encoding):
+    end = encoding.responses[0][-1]
+    labels = collate(encoding.base, encoding.queries, encoding.responses, CPU)["labels"][0].tolist()
+    assert labels.count(end) == len(encoding.responses)
+
+
+def test_prefix_is_laid_down_once(encoding):
+    tokens = collate(encoding.base, encoding.queries, encoding.responses, CPU)["input_ids"][0]
+    rows = sum(len(query) + len(answer) for query, answer in zip(encoding.queries, encoding.responses, strict=True))
+    assert len(tokens) == len(encoding.base) + rows
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 3), st.integers(0, 5))
+def test_every_epoch_takes_every_row_once(rows, batch_rows, epochs, seed):
+    steps = plan_steps(rows, batch_rows, epochs, seed)
+    per_epoch = -(-rows // batch_rows)
+    assert len(steps) == epochs * per_epoch
+    for epoch in range(epochs):
+        taken = np.concatenate(steps[epoch * per_epoch : (epoch + 1) * per_epoch])
+        assert sorted(taken.tolist()) == list(range(rows))
+
+
+def test_order_of_rows_is_fixed_by_the_seed_and_differs_between_epochs():
+    one, again, other = (np.concatenate(plan_steps(30, 8, 2, seed)).tolist() for seed in (3, 3, 4))
+    assert one == again
+    assert one != other
+    assert one[:30] != one[30:]
+
+
+def test_first_epoch_is_the_same_whatever_follows():
+    short, long = plan_steps(10, 4, 1, seed=0), plan_steps(10, 4, 3, seed=0)
+    assert [step.tolist() for step in short] == [step.tolist() for step in long[: len(short)]]
+
+
+@pytest.mark.parametrize(("steps", "fraction"), [(1, 0.1), (6, 0.1), (20, 0.1), (7, 0.0), (5, 1.0)])
+def test_learning_rate_is_the_slow_one(steps, fraction):
+    expected = oracles.learning_rates(steps, min(round(fraction * steps), steps - 1))
+    assert [scale_rate(step, steps, fraction) for step in range(steps)] == pytest.approx(expected)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 200), st.floats(0, 1))
+def test_learning_rate_rises_to_its_peak_and_falls_and_never_rests(steps, fraction):
+    rates = [scale_rate(step, steps, fraction) for step in range(steps)]
+    peak = int(np.argmax(rates))
+    assert max(rates) == 1
+    assert min(rates) > 0
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+
+
+def test_random_arm_draws_as_many_distinct_rows_as_are_chosen():
+    picked = pick_rows("random", CHOSEN, seed=1)
+    assert len(set(picked.tolist())) == CHOSEN.sum()
+    assert picked.tolist() == sorted(picked.tolist())
+
+
+def test_random_arm_is_fixed_by_its_seed():
+    many = np.arange(100) < 30
+    one, again, other = (pick_rows("random", many, seed).tolist() for seed in (0, 0, 1))
+    assert one == again
+    assert one != other
+
+
+def test_chosen_and_full_arms_ignore_the_seed():
+    assert pick_rows("chosen", CHOSEN, 0).tolist() == pick_rows("chosen", CHOSEN, 9).tolist() == [0, 2, 5]
+    assert pick_rows("full", CHOSEN, 0).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_unknown_arm_is_refused():
+    with pytest.raises(ValueError, match=r"unknown arm 'best'; known: chosen, random, full"):
+        pick_rows("best", CHOSEN, 0)
+
+
+@pytest.mark.parametrize("arm", ["chosen", "random"])
+def test_arm_without_chosen_rows_is_refused(arm):
+    with pytest.raises(
+        ValueError, match=rf"0 of 3 rows of the pool are chosen, so arm {arm} .* raise selection.budget"
+    ):
+        pick_rows(arm, np.zeros(3, dtype=bool), 0)
+
+
+def test_rows_that_are_too_long_are_named(encoding):
+    sizes = [len(query) + len(answer) for query, answer in zip(encoding.queries, encoding.responses, strict=True)]
+    limit = len(encoding.base) + sorted(sizes)[1]
+    refuse_long(encoding, [10, 11, 12, 13], 1000)
+    with pytest.raises(ValueError, match=r"2 of 4 rows are longer than models.max_tokens .* first rows \[11, 13\]"):
+        refuse_long(encoding, [10, 11, 12, 13], limit)
+
+
+def test_final_loss_takes_one_step_at_least():
+    assert final_loss([3.0, 2.0]) == 2.0
+    assert final_loss([0.0] * 8 + [1.0, 3.0]) == 2.0

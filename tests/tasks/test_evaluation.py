@@ -1,0 +1,243 @@
+"""The room `evaluation`: losses, answers, similarity, metrics."""
+
+import json
+import re
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import oracles
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from toy_corpus import write_examples
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tasks import schemas
+from tasks.artifacts import ArtifactError, Provenance, read_table, write_table
+from tasks.evaluation import Answers, EvaluationError, EvaluationSettings, Run, measure, read_held_out, write_evaluation
+from tasks.finetuning import FinetuningSettings, write_finetuning
+from tasks.models import ModelChoice
+
+HELD_OUT = 5
+SETTINGS = EvaluationSettings(new_tokens=6, bootstrap=200)
+TRAINING = FinetuningSettings(
+    arms={"random": [0, 1], "chosen": [0], "full": [0]}, epochs=3, learning_rate=1e-2, batch_rows=4
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def toy(toy_folder) -> ModelChoice:
+    return ModelChoice(str(toy_folder), device="cpu", max_tokens=256)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, toy) -> Path:
+    """Upstream artifacts with trained arms, and the evaluation of them."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    train(folder, toy, TRAINING)
+    run(folder, toy)
+    return folder
+
+
+@pytest.fixture
+def copy(world, tmp_path) -> Path:
+    """The same, to be damaged."""
+    return shutil.copytree(world, tmp_path / "copy")
+
+
+def train(folder: Path, model: ModelChoice, settings: FinetuningSettings) -> None:
+    ids = write_examples(folder / "examples", pool=8, held_out=HELD_OUT)
+    rows = [
+        {"id": name, "topic": "t", "response_tokens": 3, "chosen": place % 2 == 0} for place, name in enumerate(ids)
+    ]
+    subset = pa.Table.from_pylist(rows, schema=schemas.SUBSET)
+    write_table(subset, folder / "selection/subset.parquet", Provenance("selection", "v1"))
+    write_finetuning(
+        examples=folder / "examples",
+        subset=folder / "selection",
+        out=folder / "finetuning",
+        scratch=folder / "scratch",
+        version="v1",
+        model=model,
+        settings=settings,
+    )
+
+
+def run(folder: Path, model: ModelChoice, out: str = "evaluation", template: str = "chat") -> Path:
+    write_evaluation(
+        examples=folder / "examples",
+        arms=folder / "finetuning",
+        out=folder / out,
+        version="v1",
+        model=model,
+        embedding_model=model,
+        settings=SETTINGS,
+        template=template,
+    )
+    return folder / out
+
+
+def table_of(folder: Path) -> pa.Table:
+    return read_table(folder / "evaluation/evaluation.parquet", schemas.EVALUATION)
+
+
+def network_of(folder: Path, toy_folder: Path, label: str):
+    base = AutoModelForCausalLM.from_pretrained(toy_folder, dtype=torch.float64).eval()
+    if label == "base":
+        return base
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of peft's use of transformers
+        return PeftModel.from_pretrained(base, folder / "finetuning/arms" / label).double().eval()
+
+
+def rows_of(table: pa.Table, label: str) -> list[dict]:
+    name, _, seed = label.partition("-")
+    return [row for row in table.to_pylist() if row["arm"] == name and (not seed or row["seed"] == int(seed))]
+
+
+def test_table_has_a_row_per_run_and_held_out_row(world):
+    table = table_of(world)
+    runs = list(dict.fromkeys((row["arm"], row["seed"]) for row in table.to_pylist()))
+    assert runs == [("base", None), ("chosen", 0), ("random", 0), ("random", 1), ("full", 0)]
+    assert table.num_rows == len(runs) * HELD_OUT
+
+
+@pytest.mark.parametrize("label", ["base", "chosen-0", "random-1"])
+def test_loss_is_that_of_whole_float64_passes_one_by_one(world, toy, toy_folder, label):
+    network = network_of(world, toy_folder, label)
+    encoding = read_held_out(world / "examples", toy, "chat").encoding
+    for place, row in enumerate(rows_of(table_of(world), label)):
+        response = encoding.responses[place]
+        expected = -np.mean(oracles.plain_log_probs(network, encoding.base + encoding.queries[place], response))
+        assert row["loss"] == pytest.approx(expected, rel=1e-5)
+        assert row["response_tokens"] == len(response)
+
+
+@pytest.mark.parametrize("label", ["base", "full-0"])
+def test_answers_are_the_most_likely_tokens_one_by_one(world, toy, toy_folder, label):
+    network, tokenizer = network_of(world, toy_folder, label), AutoTokenizer.from_pretrained(toy_folder)
+    encoding = read_held_out(world / "examples", toy, "chat").encoding
+    end = encoding.responses[0][-1]
+    for place, row in enumerate(rows_of(table_of(world), label)):
+        ids = oracles.greedy_answer(network, encoding.base + encoding.queries[place], SETTINGS.new_tokens, end)
+        assert row["generated"] == tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def test_training_lowers_the_held_out_loss_of_the_toy_world(world):
+    arms = json.loads((world / "evaluation/metrics.json").read_text())["arms"]
+    assert arms["full"]["loss"] < arms["base"]["loss"]
+
+
+def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence(world, toy):
+    held_out = read_held_out(world / "examples", toy, "chat")
+    said = ["8! what 16", "", "10", "Is it 20!", "24"]
+    table = measure([Answers(Run("base"), [1.0] * HELD_OUT, said)], held_out, toy)
+    for row, reference, text in zip(table.to_pylist(), held_out.rows, said, strict=True):
+        one, other = (re.findall(r"[a-z0-9]+", part.lower()) for part in (reference["response"], text))
+        common = oracles.longest_common(one, other)
+        assert row["rouge_l"] == pytest.approx(2 * common / (len(one) + len(other)) if common else 0)
+
+
+def test_reference_as_an_answer_is_perfect_and_silence_is_nothing(world, toy):
+    held_out = read_held_out(world / "examples", toy, "chat")
+    said = [row["response"] for row in held_out.rows[:-1]] + [""]
+    table = measure([Answers(Run("base"), [1.0] * HELD_OUT, said)], held_out, toy).to_pydict()
+    assert table["similarity"] == pytest.approx([1.0] * (HELD_OUT - 1) + [0.0])
+    assert table["rouge_l"] == pytest.approx([1.0] * (HELD_OUT - 1) + [0.0])
+
+
+def test_metrics_are_means_over_rows_with_seeds_averaged_first(world):
+    found = json.loads((world / "evaluation/metrics.json").read_text())
+    table = table_of(world)
+    for arm, measures in found["arms"].items():
+        part = table.filter(pc.field("arm") == arm)
+        for name in ("loss", "rouge_l", "similarity"):
+            assert measures[name] == pytest.approx(pc.mean(part[name]).as_py(), rel=1e-5)
+            assert measures[f"{name}_low"] <= measures[name] <= measures[f"{name}_high"]
+    assert {arm: (one["rows"], one["seeds"]) for arm, one in found["arms"].items()} == {
+        "base": (0, 1),
+        "chosen": (4, 1),
+        "random": (4, 2),
+        "full": (8, 1),
+    }
+    assert found["held_out_rows"] == HELD_OUT
+
+
+def test_differences_are_those_of_the_arms(world):
+    found = json.loads((world / "evaluation/metrics.json").read_text())
+    loss = {arm: measures["loss"] for arm, measures in found["arms"].items()}
+    assert len(found["differences"]) == 6
+    for pair, difference in found["differences"].items():
+        one, other = pair.split("-")
+        assert difference["loss"] == pytest.approx(loss[one] - loss[other], abs=1e-12)
+        assert difference["low"] <= difference["loss"] <= difference["high"]
+
+
+def test_same_inputs_give_the_same_bytes(world, toy):
+    again = run(world, toy, "again")
+    for name in ("evaluation.parquet", "metrics.json"):
+        assert (again / name).read_bytes() == (world / "evaluation" / name).read_bytes()
+
+
+def test_rows_of_an_arm_do_not_depend_on_the_other_arms(copy, toy, world):
+    listing = copy / "finetuning/finetuning.json"
+    found = json.loads(listing.read_text())
+    listing.write_text(json.dumps({"arms": {"full-0": found["arms"]["full-0"]}}))
+    run(copy, toy)
+    for label in ("base", "full"):
+        for alone, among in zip(rows_of(table_of(copy), label), rows_of(table_of(world), label), strict=True):
+            assert alone.pop("similarity") == pytest.approx(among.pop("similarity"), abs=1e-6)
+            assert alone == among
+
+
+def test_fully_trained_arms_and_the_delift_template_are_evaluated(tmp_path, toy):
+    settings = replace(TRAINING, arms={"full": [0]}, method="full", template="delift", learning_rate=1e-3)
+    train(tmp_path, toy, settings)
+    arms = json.loads((run(tmp_path, toy, template="delift") / "metrics.json").read_text())["arms"]
+    assert arms["full"]["loss"] < arms["base"]["loss"]
+
+
+def test_no_held_out_rows_is_an_error(copy, toy):
+    write_examples(copy / "examples", pool=8, held_out=0)
+    with pytest.raises(EvaluationError, match=r"0 of 8 rows are held out, .*lower examples.held_out_in"):
+        run(copy, toy)
+
+
+def test_missing_arm_is_named(copy, toy):
+    shutil.rmtree(copy / "finetuning/arms/random-1")
+    with pytest.raises(ArtifactError, match=r"1 of 4 arms have no folder in .*first \['random-1'\]; .*dvc checkout"):
+        run(copy, toy)
+
+
+def test_missing_listing_of_arms_is_named(copy, toy):
+    (copy / "finetuning/finetuning.json").unlink()
+    with pytest.raises(ArtifactError, match=r"finetuning.json is missing; run `tamis run`"):
+        run(copy, toy)
+
+
+def test_loss_that_is_not_finite_names_the_example_and_the_run(copy, toy):
+    path = copy / "finetuning/arms/chosen-0/adapter_model.safetensors"
+    weights = load_file(path)
+    save_file({name: weight * float("nan") for name, weight in weights.items()}, path, {"format": "pt"})
+    with pytest.raises(
+        EvaluationError, match=r"run chosen-0: the loss of example \w+ \(row \d+\) is not finite; check"
+    ):
+        run(copy, toy)
+
+
+def test_held_out_rows_over_the_token_limit_are_named(copy, toy):
+    with pytest.raises(ValueError, match=r"5 of 5 rows are longer than models.max_tokens \(9; "):
+        run(copy, replace(toy, max_tokens=9))
