@@ -46,53 +46,57 @@ def main(
     network, tokenizer = models.language_model(choice), models.tokenizer(choice)
     rows = sample(data, examples, seed)
     encoding = encode(tokenizer, template, [row[prompt] for row in rows], [row[response] for row in rows])
-    prefixes = [encoding.base, *encoding.prefixes]
-    groups = [Group(prefix, encoding.queries, encoding.responses) for prefix in prefixes]
+    groups = [Group(prefix, encoding.queries, encoding.responses) for prefix in (encoding.base, *encoding.prefixes)]
     pairs = [
-        (prefix + query, answer)
-        for prefix in prefixes
-        for query, answer in zip(encoding.queries, encoding.responses, strict=True)
+        (group.prefix + query, answer)
+        for group in groups
+        for query, answer in zip(group.queries, group.responses, strict=True)
     ]
     score_responses(network, groups[:1], pack_tokens)
     rates = [matrix_rate(network)]
-    ours, our_cpu, our_wall = timed(lambda: score_responses(network, groups, pack_tokens))
+    ours, *our_seconds = timed(lambda: score_responses(network, groups, pack_tokens))
     rates.append(matrix_rate(network))
-    print(f"packs: {our_wall:.1f} s; now {len(pairs)} plain pairs", file=sys.stderr)
-    (plain, padded), plain_cpu, plain_wall = timed(lambda: score_pairs(network, pairs, tokenizer.pad_token_id))
+    print(f"packs: {our_seconds[1]:.1f} s; now {len(pairs)} plain pairs", file=sys.stderr)
+    (plain, padded), *plain_seconds = timed(lambda: score_pairs(network, pairs, tokenizer.pad_token_id))
     rates.append(matrix_rate(network))
-    rate = statistics.median(rates)
-    flat = [row for group in ours for row in group]
-    apart = [max(float((a - b).abs().max()) for a, b in zip(flat, plain, strict=True))]
-    apart.append(max(abs(measure(a).distance - measure(b).distance) for a, b in zip(flat, plain, strict=True)))
-    needed = sum(len(prefix) for prefix in prefixes) + len(prefixes) * sum(
-        len(query) + len(answer) for query, answer in zip(encoding.queries, encoding.responses, strict=True)
-    )
-    answers = len(prefixes) * sum(map(len, encoding.responses))
-    keys = sum(len(before) + len(answer) for before, answer in pairs) / len(pairs) / 2
-    print(
-        json.dumps(
-            {
-                "ratio": round(plain_cpu / our_cpu, 3),
-                "wall_ratio": round(plain_wall / our_wall, 3),
-                "max_abs_diff": apart[1],
-                "max_abs_diff_log_prob": apart[0],
-                "pairs_per_second": round(len(pairs) / our_wall, 2),
-                "tokens_per_second": round(needed / our_wall, 1),
-                "gemm_fraction": round(work(network, needed, answers, keys) / our_cpu / rate, 3),
-                "plain_gemm_fraction": round(work(network, padded, padded, keys) / plain_cpu / rate, 3),
-                "operations_ratio": round(
-                    work(network, padded, padded, keys) / work(network, needed, answers, keys), 3
-                ),
-                "gflops_per_cpu_second": round(rate / 1e9, 1),
-                "pairs": len(pairs),
-                "examples": examples,
-                "template": template,
-                "threads": torch.get_num_threads(),
-            }
-        )
-    )
-    if apart[1] > AGREEMENT:
-        raise SystemExit(f"the two paths differ by {apart[1]:.2g} in distance (allowed {AGREEMENT:g})")
+    apart = compare([row for group in ours for row in group], plain)
+    speed = summarise(network, groups, padded, our_seconds + plain_seconds, statistics.median(rates))
+    fixed = {"pairs": len(pairs), "examples": examples, "template": template, "threads": torch.get_num_threads()}
+    print(json.dumps(speed | apart | fixed))
+    if apart["max_abs_diff"] > AGREEMENT:
+        raise SystemExit(f"the two paths differ by {apart['max_abs_diff']:.2g} in distance (allowed {AGREEMENT:g})")
+
+
+def compare(ours: list[torch.Tensor], plain: list[torch.Tensor]) -> dict[str, float]:
+    """Return the largest difference of a pair's distance, and of a token's log-probability."""
+    both = list(zip(ours, plain, strict=True))
+    return {
+        "max_abs_diff": max(abs(measure(a).distance - measure(b).distance) for a, b in both),
+        "max_abs_diff_log_prob": max(float((a - b).abs().max()) for a, b in both),
+    }
+
+
+def summarise(
+    network: torch.nn.Module, groups: list[Group], padded: int, seconds: list[float], rate: float
+) -> dict[str, float]:
+    """Return ratios and rates; `seconds` are our CPU and wall seconds, then the plain path's."""
+    our_cpu, our_wall, plain_cpu, plain_wall = seconds
+    answers = sum(len(response) for group in groups for response in group.responses)
+    tokens = answers + sum(len(group.prefix) + sum(map(len, group.queries)) for group in groups)
+    pairs = sum(len(group.queries) for group in groups)
+    shown = sum(len(group.prefix) * len(group.queries) for group in groups)
+    keys = (shown + answers + sum(len(query) for group in groups for query in group.queries)) / pairs / 2
+    needed, run = work(network, tokens, answers, keys), work(network, padded, padded, keys)
+    return {
+        "ratio": round(plain_cpu / our_cpu, 3),
+        "wall_ratio": round(plain_wall / our_wall, 3),
+        "pairs_per_second": round(pairs / our_wall, 2),
+        "tokens_per_second": round(tokens / our_wall, 1),
+        "gemm_fraction": round(needed / our_cpu / rate, 3),
+        "plain_gemm_fraction": round(run / plain_cpu / rate, 3),
+        "operations_ratio": round(run / needed, 3),
+        "gflops_per_cpu_second": round(rate / 1e9, 1),
+    }
 
 
 def sample(data: Path, examples: int, seed: int) -> list[dict[str, Any]]:

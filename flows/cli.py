@@ -22,7 +22,6 @@ app = typer.Typer(
     add_completion=False,
 )
 out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
 ROOT = Path(".")
 
 
@@ -48,9 +47,9 @@ def spoken(command: Callable[..., None]) -> Callable[..., None]:
             if context.obj:
                 traceback.print_exc()
             known = isinstance(error, ValueError)
-            say(f"error: {error}" if known else f"error: {type(error).__name__}: {error}")
+            typer.echo(f"error: {error}" if known else f"error: {type(error).__name__}: {error}", err=True)
             if not known and not context.obj:
-                say(f"`tamis --debug {context.info_name} ...` shows where")
+                typer.echo(f"`tamis --debug {context.info_name} ...` shows where", err=True)
             raise typer.Exit(1) from error
 
     return guarded
@@ -69,8 +68,6 @@ def run(
 
     asked = versions or list(params.read().versions)
     outcomes = pipeline.run(asked, runner=runner, workers=workers)
-    for outcome in outcomes:
-        say(f"{outcome.address:<16} {outcome.how:<9} {outcome.seconds:>8.1f} s")
     for version in asked:
         results(version, [outcome.address for outcome in outcomes])
 
@@ -81,11 +78,8 @@ def status(context: typer.Context) -> None:
     """Show for every stage whether it is up to date, why not, and when it was made."""
     from flows import dvcstate
 
-    rows = []
-    for planned in dvcstate.plan():
-        state, why = dvcstate.standing(planned.address)
-        made = last_run(planned.address)
-        rows.append((planned.address, state, made.get("created", ""), made.get("seconds", ""), why))
+    made = [(last_run(address), address, state, why) for address, state, why in dvcstate.standings()]
+    rows = [(address, state, run.get("created"), run.get("seconds"), why) for run, address, state, why in made]
     show_rows(["stage", "state", "made", "seconds", "why"], rows)
 
 
@@ -134,11 +128,11 @@ def results(version: str, addresses: Sequence[str]) -> None:
     for note in summary.notes:
         out.print(note)
     spent = {address: last_run(address).get("seconds") for address in addresses if address.endswith(f"@{version}")}
-    out.print("seconds: " + " · ".join(f"{address.partition('@')[0]} {seconds}" for address, seconds in spent.items()))
+    times = " · ".join(f"{address.partition('@')[0]} {seconds}" for address, seconds in spent.items())
+    out.print(f"seconds: {times}", soft_wrap=True)
     out.print(f"pairs scored: {summary.pairs_scored:,}")
-    out.print(
-        'look further: tamis sql "select * from subset limit 5" · tamis show ID · dvc metrics show', soft_wrap=True
-    )
+    metrics = f"dvc metrics show data/evaluation/version={version}/metrics.json"
+    out.print(f'look further: tamis sql "select * from subset limit 5" · tamis show ID · {metrics}', soft_wrap=True)
 
 
 def show_rows(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -150,11 +144,6 @@ def show_rows(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row))
     out.print(table)
-
-
-def say(text: str) -> None:
-    """Print talk on stderr."""
-    err.print(text, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

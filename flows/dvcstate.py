@@ -140,8 +140,22 @@ def files(address: str) -> list[File]:
         return [File(out.def_path, f"md5:{out.hash_info.value}", out.meta.size or 0) for out in outs if out.hash_info]
 
 
-def standing(address: str) -> tuple[str, str]:
-    """Return `fresh`, `stale`, `missing` or `running`, and why."""
+def standings() -> list[tuple[str, str, str]]:
+    """Return for every stage its address, `fresh`, `stale`, `missing`, `running` or `waits`, and why.
+
+    A stage waits whose own inputs have not changed, but whose upstream will be computed first.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for planned in plan():
+        state, why = _standing(planned.address)
+        upstream = [address for address in planned.upstream if found[address][0] != "fresh"]
+        if state == "fresh" and upstream:
+            state, why = "waits", f"for {', '.join(upstream)}"
+        found[planned.address] = state, why
+    return [(address, state, why) for address, (state, why) in found.items()]
+
+
+def _standing(address: str) -> tuple[str, str]:
     with _opened() as repo:
         stage = _collect(repo, address)
         try:

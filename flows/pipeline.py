@@ -75,14 +75,20 @@ def pipeline(versions: list[str]) -> list[Outcome]:
             files = state.result()
             how = (state.message or "").removeprefix("dvc: ") if state.name == "Cached" else "computed"
             outcomes.append(Outcome(planned.address, how, round(time.monotonic() - start, 1), tuple(files)))
+            say(f"{planned.address:<16} {how} in {outcomes[-1].seconds} s")
     return outcomes
+
+
+def say(text: str) -> None:
+    """Print talk on stderr."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _wait(task: Any, run: Any, state: State) -> bool:
     """Return whether a stage failed because `dvc repro` is at work on it; it is then tried again."""
     busy = isinstance(state.data, dvcstate.Busy)
     if busy and run.run_count <= 1:
-        print(f"{run.name}: waiting for another process. {state.data}", file=sys.stderr)
+        say(f"{run.name:<16} waiting for another process: {state.data}")
     return busy
 
 
@@ -93,6 +99,7 @@ def stage(planned: Planned) -> Any:
     if found.state != "stale":
         return Completed(name="Cached", message=f"dvc: {found.state}", data=dvcstate.files(planned.address))
     function, name, version = _implementation(planned)
+    say(f"{planned.address:<16} computing")
     with dvcstate.claim(planned.address):
         function(name, version, map=partial(in_shards, label=planned.address))
         dvcstate.record(planned.address, found.inputs)
@@ -126,7 +133,7 @@ def alone() -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("another flow runs in this project: waiting for it", file=sys.stderr)
+            say("another flow runs in this project: waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -128,36 +128,47 @@ def _check_text(part: str, text: Any) -> str | None:
 
 
 def normalise(text: str) -> str:
-    """Return the text in Unicode form NFKC, every run of white space as one space, none at either end; case is kept.
+    """Return the text in Unicode form NFC, with line feeds as line ends and no white space at either end.
 
-    What only looks alike becomes equal: full-width letters, ligatures, no-break spaces. So do superscripts ("2²" and
-    "22") and the indentation of code: texts that differ in these alone are duplicates here.
+    What means the same to every program becomes equal; case, "2²" and the indentation of code are kept.
 
-    >>> normalise("  Ｈow are\\u00a0\\n you?")
-    'How are you?'
+    >>> normalise("  if x:\\r\\n    y ")
+    'if x:\\n    y'
     """
-    return " ".join(unicodedata.normalize("NFKC", text).split())
+    return unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n").strip()
+
+
+def fold(prompt: str) -> str:
+    """Return what prompts are compared by: Unicode form NFKC, case folded, every run of white space as one space.
+
+    Prompts that only look different ("Hi" and " hi") must not stand on both sides of the split.
+
+    >>> fold("  Ｈow are\\u00a0\\n you?")
+    'how are you?'
+    """
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", prompt).casefold())
+    return " ".join(folded.split())
 
 
 def identify(prompt: str, response: str, instruction: str | None = None) -> str:
     """Return the id of an example: the first 32 hexadecimal digits of a sha256.
 
-    `id = sha256(normalise(instruction) LF normalise(prompt) LF normalise(response))`, UTF-8; no instruction is the
-    empty text. Normalised text holds no line feed, so no two triples run together.
+    `id = sha256(JSON of [normalise(instruction), normalise(prompt), normalise(response)])`, UTF-8; no instruction is
+    the empty text. As JSON, no two triples run together.
 
     >>> identify("Hi", "Hello") == identify(" Hi ", "Hello\\n")
     True
     >>> identify("a", "b c") == identify("a b", "c")
     False
     """
-    text = "\n".join(normalise(part) for part in (instruction or "", prompt, response))
+    text = json.dumps([normalise(part) for part in (instruction or "", prompt, response)], ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS]
 
 
 def is_held_out(prompt: str, *, seed: int, held_out_in: int) -> bool:
     """Return whether a prompt belongs to the held-out rows.
 
-    `sha256(seed + normalise(prompt)) mod held_out_in == 0`: the seed's decimal digits followed by the prompt, UTF-8,
+    `sha256(seed + fold(prompt)) mod held_out_in == 0`: the seed's decimal digits followed by the prompt, UTF-8,
     the digest read as one big-endian integer. About one prompt in `held_out_in` is held out, whatever its topic; all
     rows of a prompt fall on one side, in every data version.
 
@@ -174,7 +185,7 @@ def is_held_out(prompt: str, *, seed: int, held_out_in: int) -> bool:
     """
     if held_out_in < 1:
         raise ValueError(f"held_out_in is {held_out_in}; one prompt in so many is held out, so give 1 or more")
-    digest = hashlib.sha256(f"{seed}{normalise(prompt)}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}{fold(prompt)}".encode()).digest()
     return int.from_bytes(digest, "big") % held_out_in == 0
 
 

@@ -18,7 +18,7 @@ import pyarrow.dataset as pads
 
 from tamis.audit import Summary, limit_spending, spread_caps
 from tamis.audit import summarise as summarise_metrics
-from tamis.examples import normalise
+from tamis.examples import fold
 from tasks import artifacts, schemas
 
 SHOWN = 3  # of what is found, in an error
@@ -182,9 +182,9 @@ def opened(sources: Mapping[str, pa.Table | pads.Dataset]) -> Iterator[duckdb.Du
 
 
 def read_texts(examples: pads.Dataset) -> pa.Table:
-    """Return id, topic, split, use and normalised prompt of every example."""
+    """Return id, topic, split, use and folded prompt of every example."""
     table = examples.to_table(columns=["id", "topic", "split", "used", "prompt"])
-    return table.set_column(4, "prompt", pa.array(map(normalise, table["prompt"].to_pylist()), pa.string()))
+    return table.set_column(4, "prompt", pa.array(map(fold, table["prompt"].to_pylist()), pa.string()))
 
 
 def tabulate_limits(

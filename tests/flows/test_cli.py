@@ -73,6 +73,7 @@ def test_status_says_what_is_stale_and_why_and_when_it_was_made(project):
     assert float(states["utility@v1"][2]) >= 0
     assert states["evaluation@v1"][0] == "stale"
     assert "evaluation" in states["evaluation@v1"][3]
+    assert states["audit@v1"][0::3] == ["waits", "for evaluation@v1"]
 
 
 def test_stages_are_the_graph_in_order(project):

@@ -137,17 +137,19 @@ def test_stage_that_another_process_holds_is_busy(project, monkeypatch):
     with claimed_by_another("choose@v1", monkeypatch):
         with pytest.raises(dvcstate.Busy, match="another command"):
             dvcstate.probe("choose@v1")
-        assert dvcstate.standing("choose@v1")[0] == "running"
+        assert dvcstate.standings()[2][1] == "running"
     assert dvcstate.probe("choose@v1").state == "stale"
 
 
-def test_standing_says_what_and_why(project):
-    assert dvcstate.standing("choose@v1") == ("fresh", "")
+def test_standings_say_what_and_why(project):
+    assert [(state, why) for _, state, why in dvcstate.standings()] == [("fresh", "")] * 4
     project.edit("params.yaml", "rows: 5", "rows: 6")
-    assert dvcstate.standing("choose@v1") == ("stale", "changed deps: choose modified")
+    assert dvcstate.standings()[2:] == [
+        ("choose@v1", "stale", "changed deps: choose modified"),
+        ("total@v1", "waits", "for choose@v1"),
+    ]
     (project.root / "data/choose/version=v1/chosen.txt").unlink()
-    state, why = dvcstate.standing("choose@v1")
-    assert (state, why) == ("missing", "1 of 2 artifacts: data/choose/version=v1/chosen.txt")
+    assert dvcstate.standings()[2][1:] == ("missing", "1 of 2 artifacts: data/choose/version=v1/chosen.txt")
 
 
 def test_graph_that_dvc_cannot_read_is_an_error_of_ours(project):

@@ -129,7 +129,7 @@ def test_flow_waits_for_a_stage_that_dvc_computes(project, monkeypatch, capsys):
     timer.start()
     assert drive_by_flow(project) == ["total@v1"]
     timer.join()
-    assert "total@v1: waiting for another process" in capsys.readouterr().err
+    assert "total@v1         waiting for another process: " in capsys.readouterr().err
     assert project.status() == {}
 
 

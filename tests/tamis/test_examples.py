@@ -13,6 +13,7 @@ from tamis.examples import (
     RowError,
     allocate,
     check_fields,
+    fold,
     identify,
     is_held_out,
     link_duplicates,
@@ -34,13 +35,19 @@ PLAIN = {"prompt": "prompt", "response": "response"}
 def test_normalised_text_stays_as_it_is(text):
     once = normalise(text)
     assert normalise(once) == once
+    assert "\r" not in once
+
+
+@given(TEXT)
+def test_folded_prompts_stay_as_they_are(prompt):
+    once = fold(prompt)
+    assert fold(once) == once
     assert not re.search(r"\s\s|^\s|\s$|[^\S ]", once)
 
 
 @given(TEXT, TEXT, SPACES)
-def test_white_space_and_unicode_form_do_not_change_an_id(prompt, response, space):
-    spaced = space + space.join(prompt.split(" ")) + space
-    assert identify(spaced, response + space) == identify(prompt, response)
+def test_outer_white_space_and_composed_letters_do_not_change_an_id(prompt, response, space):
+    assert identify(space + prompt + space, response + space) == identify(prompt, response)
     assert identify(unicodedata.normalize("NFD", prompt), response) == identify(prompt, response)
 
 
@@ -48,6 +55,18 @@ def test_white_space_and_unicode_form_do_not_change_an_id(prompt, response, spac
 def test_different_texts_have_different_ids(prompt, response, other_prompt, other_response):
     one, other = (normalise(prompt), normalise(response)), (normalise(other_prompt), normalise(other_response))
     assert (identify(prompt, response) == identify(other_prompt, other_response)) == (one == other)
+
+
+def test_inner_white_space_and_superscripts_are_part_of_an_id():
+    assert len({identify("if x:\n  y", "2²"), identify("if x: y", "2²"), identify("if x:\n  y", "22")}) == 3
+    assert identify("a\r\nb", "c") == identify("a\nb", "c")
+
+
+@given(TEXT, SPACES)
+def test_prompts_that_only_look_different_fall_on_one_side(prompt, space):
+    spaced = space + space.join(prompt.split(" ")) + space
+    for other in (spaced, unicodedata.normalize("NFKD", prompt)):
+        assert is_held_out(other, seed=3, held_out_in=2) == is_held_out(prompt, seed=3, held_out_in=2)
 
 
 def test_case_and_instruction_are_part_of_an_id():
@@ -63,14 +82,14 @@ def test_case_and_instruction_are_part_of_an_id():
 
 def test_an_id_is_the_documented_digest():
     assert (
-        identify(" what  is AI?", "a field", "Be brief.")
-        == (hashlib.sha256(b"Be brief.\nwhat is AI?\na field").hexdigest()[:32])
+        identify(" what is AI?", "a field", "Be brief.")
+        == (hashlib.sha256(b'["Be brief.", "what is AI?", "a field"]').hexdigest()[:32])
     )
 
 
 @given(TEXT, st.integers(0, 9), st.integers(1, 7))
 def test_the_split_is_the_documented_rule(prompt, seed, held_out_in):
-    whole = int(hashlib.sha256((str(seed) + normalise(prompt)).encode()).hexdigest(), 16)
+    whole = int(hashlib.sha256((str(seed) + fold(prompt)).encode()).hexdigest(), 16)
     assert is_held_out(prompt, seed=seed, held_out_in=held_out_in) == (whole % held_out_in == 0)
 
 

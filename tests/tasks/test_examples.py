@@ -117,7 +117,7 @@ def test_chats_become_examples(make):
 
 
 def test_duplicates_are_kept_and_linked_to_rows(make, tmp_path):
-    twin = {"prompt": " what is  1 + 1?", "response": "it is 2\n"}
+    twin = {"prompt": " what is 1 + 1?", "response": "it is 2\n"}
     table = make([{"prompt": 1, "response": "a"}, *ROWS, twin], on_bad_row="reject").to_pylist()
     first = next(row for row in table if row["prompt"] == "what is 1 + 1?")
     assert (first["row"], first["duplicate_of"]) == (2, None)
@@ -167,7 +167,7 @@ def test_the_sample_data_is_all_there_and_as_it_was(make, tmp_path, toy, version
         assert (len(ids), len(set(ids))) == (total, distinct)
     assert all(row["file"] == f"{version}/{row['topic']}.jsonl" for row in found)
     assert read_metrics(tmp_path)["used"] == {"pool": 160, "held_out": 40}
-    assert read_metrics(tmp_path)["topics_below"] == ["health", "humor"]
+    assert read_metrics(tmp_path)["topics_below"] == ["greetings", "health", "humor"]
     counted = re.findall(r"^    all +(\d+)", (ROOT / "data/raw/NOTICE").read_text(), flags=re.MULTILINE)
     assert str(rows) in counted
 
