@@ -32,6 +32,7 @@ AGREEMENT = 1e-4  # largest difference of a pair's distance, in [0, 1]
 
 
 def main(
+    *,
     data: Annotated[Path, typer.Option(help="JSONL, may be gzipped")],
     examples: int = 24,
     prompt: str = "prompt",

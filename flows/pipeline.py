@@ -21,7 +21,6 @@ from prefect.cache_policies import NO_CACHE
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Completed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
-from prefect.utilities.annotations import quote
 
 from flows import dvcstate
 from flows.dvcstate import File, Planned
@@ -107,9 +106,9 @@ def stage(planned: Planned) -> Any:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def shard(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """Run a function over the items of a shard."""
-    return [function(item) for item in items]
+def shard(work: Callable[[], list[R]]) -> list[R]:
+    """Run a shard."""
+    return work()
 
 
 def in_shards(function: Callable[[T], R], items: Sequence[T], *, label: str) -> Iterator[R]:
@@ -120,9 +119,13 @@ def in_shards(function: Callable[[T], R], items: Sequence[T], *, label: str) -> 
     size = max(1, -(-len(items) // SHARD_TASKS))
     chunks = [items[start : start + size] for start in range(0, len(items), size)]
     named = shard.with_options(name=f"{label} shard")
-    futures = [named.submit(quote(function), quote(chunk)) for chunk in chunks]
+    futures = [named.submit(partial(_each, function, chunk)) for chunk in chunks]  # one callable: nobody looks into it
     results = (result for future in futures for result in future.result())
     yield from counted(results, len(items), label=label)
+
+
+def _each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    return [function(item) for item in items]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tamis.embedding import encode_texts
@@ -32,7 +33,7 @@ def write_embedding(
     table = read_table(source, schemas.EXAMPLES)
     used = table.filter(table["used"]).to_pylist()
     folder = Path(store) / _key(model, max_tokens)
-    known = _load(folder)
+    known = _load(folder, pa.array([row["id"] for row in used], pa.string()))
     fresh = [row for row in used if row["id"] not in known]
 
     texts = [f"{join_instruction(row['instruction'], row['prompt'])}\n{row['response']}" for row in fresh]
@@ -50,11 +51,12 @@ def _key(model: models.ModelChoice, max_tokens: int) -> str:
     return hashlib.sha256(f"{models.model_digest(model)}\n{max_tokens}".encode()).hexdigest()[:32]
 
 
-def _load(folder: Path) -> dict[str, np.ndarray]:
-    """Return every stored vector by id."""
+def _load(folder: Path, wanted: pa.Array) -> dict[str, np.ndarray]:
+    """Return the stored vectors of the wanted ids, by id."""
     known: dict[str, np.ndarray] = {}
     for path in sorted(folder.glob("part-*.parquet")):
         part = pq.read_table(path)
+        part = part.filter(pc.is_in(part["id"], wanted))
         rows = np.asarray(part["embedding"].combine_chunks().flatten()).reshape(part.num_rows, -1)
         known.update(zip(part["id"].to_pylist(), rows, strict=True))
     return known

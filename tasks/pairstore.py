@@ -9,6 +9,7 @@ import hashlib
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -35,31 +36,44 @@ def append(folder: Path, scores: pa.Table) -> Path:
 
 
 def find(folder: Path, wanted: pa.Table) -> pa.Table:
-    """Return the scores of the wanted pairs (columns target_id, demo_id) that the store holds, in the order wanted.
+    """Return the wanted pairs that the store holds, in the order wanted, with their scores.
+
+    Args:
+        folder: of one model and template (`place`).
+        wanted: columns target_id and demo_id, and any others, which are kept.
 
     Returns:
-        A table of schema PAIRS, one row per known wanted pair; of a pair that was scored twice, the smaller figures.
+        The columns of `wanted`, then tokens, distance and log_likelihood; of a pair that was scored twice, the smaller
+        figures.
     """
-    parts = sorted(str(path) for path in folder.glob("part-*.parquet"))
-    if not parts or not wanted.num_rows:
-        return schemas.PAIRS.empty_table()
-    numbered = wanted.append_column("place", pa.array(range(wanted.num_rows), pa.int64()))
+    return _join(
+        folder,
+        wanted,
+        """
+        SELECT numbered.*, tokens, distance, log_likelihood FROM numbered JOIN (
+            SELECT target_id, demo_id, min(tokens) tokens, min(distance) distance, min(log_likelihood) log_likelihood
+            FROM read_parquet($parts) GROUP BY target_id, demo_id
+        ) USING (target_id, demo_id) ORDER BY numbered.place
+        """,
+    )
+
+
+def missing(folder: Path, wanted: pa.Table) -> pa.Table:
+    """Return the wanted pairs that the store does not hold, in the order wanted."""
+    return _join(
+        folder,
+        wanted,
+        "SELECT * FROM numbered ANTI JOIN read_parquet($parts) USING (target_id, demo_id) ORDER BY numbered.place",
+    )
+
+
+def _join(folder: Path, wanted: pa.Table, query: str) -> pa.Table:
+    """Run a query over the wanted pairs, numbered, and the parts of the store; without parts, over an empty one."""
+    numbered = wanted.append_column("place", pa.array(np.arange(wanted.num_rows)))
+    parts = [str(path) for path in sorted(folder.glob("part-*.parquet"))]
     with duckdb.connect() as connection:
         connection.register("numbered", numbered)
-        found = connection.sql(
-            """
-            SELECT target_id, demo_id, min(tokens) tokens, min(distance) distance,
-                   min(log_likelihood) log_likelihood
-            FROM numbered JOIN read_parquet($parts) USING (target_id, demo_id)
-            GROUP BY target_id, demo_id ORDER BY min(place)
-            """,
-            params={"parts": parts},
-        ).to_arrow_table()
-    return found.cast(schemas.PAIRS)
-
-
-def missing(wanted: pa.Table, found: pa.Table) -> pa.Table:
-    """Return the wanted pairs that are not among the found ones, in the order wanted."""
-    known = set(zip(found["target_id"].to_pylist(), found["demo_id"].to_pylist(), strict=True))
-    pairs = zip(wanted["target_id"].to_pylist(), wanted["demo_id"].to_pylist(), strict=True)
-    return wanted.filter(pa.array([pair not in known for pair in pairs], pa.bool_()))
+        connection.register("nothing", schemas.PAIRS.empty_table())
+        if not parts:
+            query = query.replace("read_parquet($parts)", "nothing")
+        return connection.sql(query, params={"parts": parts} if parts else {}).to_arrow_table().drop_columns(["place"])

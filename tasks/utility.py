@@ -2,13 +2,14 @@
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tamis.embedding import nearest
 from tamis.language_model import Group, NonFiniteError, score_responses, verify_packing
@@ -44,7 +45,7 @@ class Shard:
     folder: Path  # of the pair store
     model: models.ModelChoice
     settings: UtilitySettings
-    pairs: tuple[tuple[int, int], ...]  # (target, demo) places among the pool's examples; demo -1: nothing shown
+    pairs: np.ndarray  # int32, pair x (target, demo): places among the pool's examples; demo -1: nothing shown
 
 
 @dataclass(frozen=True)
@@ -78,15 +79,19 @@ def write_utility(
     pool = read_pool(source, digest(source), model, settings.template)
     pairs, skipped = split_by_length(pool, choose_pairs(pool, vectors, settings), model.max_tokens)
     folder = pairstore.place(store, models.model_digest(model), settings.template)
-    asked = _asked(pool, pairs)
-    lacking = pairstore.missing(asked, pairstore.find(folder, asked))
+    asked = ask(pool, pairs)
+    lacking = pairstore.missing(folder, asked)
 
-    shards = cut_shards(Shard(source, digest(source), folder, model, settings, ()), pool, lacking)
+    shards = cut_shards(Shard(source, digest(source), folder, model, settings, np.empty((0, 2))), lacking)
     scored = sum(map(score_shard, shards))
 
+    scores = pairstore.find(folder, asked)
+    if scores.num_rows != asked.num_rows:
+        lost = asked.num_rows - scores.num_rows
+        raise ValueError(f"{lost} of {asked.num_rows} pairs vanished from {folder} during the run; run again")
     parameters = {**vars(settings), "model": model.name, "model_digest": models.model_digest(model)}
     provenance = Provenance("utility", version, parameters, inputs)
-    _write(out, provenance, pairstore.find(folder, asked), skipped, settings)
+    _write(out, provenance, scores, skipped, settings)
     return {"pairs_scored": scored, "pairs_known": asked.num_rows - lacking.num_rows, "shards": len(shards)}
 
 
@@ -138,15 +143,21 @@ def split_by_length(pool: Pool, pairs: np.ndarray, max_tokens: int) -> tuple[np.
     return pairs[whole], pa.table(list(zip(*rows, strict=True)) or [[], [], []], schema=schemas.SKIPPED)
 
 
-def cut_shards(empty: Shard, pool: Pool, lacking: pa.Table) -> list[Shard]:
+def ask(pool: Pool, pairs: np.ndarray) -> pa.Table:
+    """Return what is to be scored, by id and by place: each target alone first (demo -1), then the pairs."""
+    alone = np.column_stack([np.arange(len(pool.ids)), np.full(len(pool.ids), -1)])
+    target, demo = (pa.array(column.astype(np.int32)) for column in np.concatenate([alone, pairs]).T)
+    names = pa.array([*pool.ids, NOTHING])
+    shown = pc.if_else(pc.less(demo, 0), len(pool.ids), demo)
+    return pa.table({"target_id": names.take(target), "demo_id": names.take(shown), "target": target, "demo": demo})
+
+
+def cut_shards(empty: Shard, lacking: pa.Table) -> list[Shard]:
     """Cut the missing pairs, those of a demo together, into shards of `settings.shard_pairs`."""
-    place = {name: row for row, name in enumerate(pool.ids)} | {NOTHING: -1}
-    targets, demos = lacking["target_id"].to_pylist(), lacking["demo_id"].to_pylist()
-    pairs = sorted(((place[target], place[demo]) for target, demo in zip(targets, demos, strict=True)), key=_by_demo)
+    pairs = np.column_stack([np.asarray(lacking["target"]), np.asarray(lacking["demo"])])
+    pairs = pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))]
     size = empty.settings.shard_pairs
-    return [
-        Shard(**{**vars(empty), "pairs": tuple(pairs[start : start + size])}) for start in range(0, len(pairs), size)
-    ]
+    return [replace(empty, pairs=pairs[start : start + size]) for start in range(0, len(pairs), size)]
 
 
 def score_shard(shard: Shard) -> int:
@@ -157,9 +168,10 @@ def score_shard(shard: Shard) -> int:
     """
     pool = read_pool(shard.examples, shard.digest, shard.model, shard.settings.template)
     members: dict[int, list[int]] = {}
-    for target, demo in shard.pairs:
+    pairs = shard.pairs.tolist()
+    for target, demo in pairs:
         members.setdefault(demo, []).append(target)
-    names = [(pool.ids[target], pool.ids[demo] if demo >= 0 else NOTHING) for target, demo in shard.pairs]
+    names = [(pool.ids[target], pool.ids[demo] if demo >= 0 else NOTHING) for target, demo in pairs]
     try:
         with model_lock:
             rows = score_responses(_model(shard.model), _groups(pool, members), shard.settings.pack_tokens)
@@ -197,27 +209,15 @@ def _model(choice: models.ModelChoice) -> Any:
     return model
 
 
-def _by_demo(pair: tuple[int, int]) -> tuple[int, int]:
-    return pair[1], pair[0]
-
-
-def _asked(pool: Pool, pairs: np.ndarray) -> pa.Table:
-    """Return the wanted pairs as ids: each target alone first, then the pairs."""
-    ids = pa.array(pool.ids)
-    alone = pa.array([NOTHING] * len(pool.ids))
-    target, demo = ids.take(pa.array(pairs[:, 0])), ids.take(pa.array(pairs[:, 1]))
-    return pa.table({"target_id": pa.concat_arrays([ids, target]), "demo_id": pa.concat_arrays([alone, demo])})
-
-
 def _write(out: Path, provenance: Provenance, scores: pa.Table, skipped: pa.Table, settings: UtilitySettings) -> None:
     measured = "distance" if settings.distance == "probability" else "log_likelihood"
-    single = np.asarray(scores["demo_id"]) == NOTHING
-    alone, shown = scores.filter(pa.array(single)), scores.filter(pa.array(~single))
-    without = dict(zip(alone["target_id"].to_pylist(), alone[measured].to_pylist(), strict=True))
-    before = np.array([without[name] for name in shown["target_id"].to_pylist()], dtype=np.float64)
+    single = pc.less(scores["demo"], 0)
+    alone, shown = scores.filter(single), scores.filter(pc.invert(single))
+    before = np.asarray(alone[measured], dtype=np.float64)[np.asarray(shown["target"])]
     utility = gain(np.asarray(shown[measured], dtype=np.float64), before, settings.distance)
     table = pa.table([shown["target_id"], shown["demo_id"], pa.array(utility, pa.float32())], schema=schemas.UTILITY)
-    distances = alone.rename_columns({"target_id": "id"}).drop_columns(["demo_id"]).cast(schemas.DISTANCES)
+    columns = [alone[name] for name in ("target_id", "tokens", "distance", "log_likelihood")]
+    distances = pa.table(columns, schema=schemas.DISTANCES)
     write_table(table, out / "utility.parquet", provenance)
     write_table(distances, out / "distances.parquet", provenance)
     write_table(skipped, out / "skipped.parquet", provenance)

@@ -225,7 +225,7 @@ GRAPHS = {
     ),
     "seven": Graph(
         stages=("examples", "embedding", "utility", "selection", "finetuning", "evaluation", "audit"),
-        late=Change("params.yaml", "bootstrap: 50", "bootstrap: 60", ("evaluation@v1",)),
+        late=Change("params.yaml", "bootstrap: 50", "bootstrap: 60", ("evaluation@v1", "audit@v1")),
         failing=Change(
             "params.yaml",
             "floors: {}",

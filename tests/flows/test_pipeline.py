@@ -152,3 +152,12 @@ def test_dask_without_a_server_is_refused(monkeypatch):
         pytest.raises(pipeline.RunnerError, match="the dask runner needs a Prefect server: run `prefect server start`"),
     ):
         pipeline.run(runner="dask")
+
+
+def test_dask_workers_run_the_shards(server, small, monkeypatch):
+    monkeypatch.chdir(small.root)
+    monkeypatch.setenv("PYTHONPATH", str(small.root))
+    with importing_from(small.root):
+        outcomes = pipeline.run(runner="dask", workers=1)
+    assert [outcome.how for outcome in outcomes] == ["computed"] * 4
+    assert small.status() == {}
