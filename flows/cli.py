@@ -122,11 +122,13 @@ def results(version: str, addresses: Sequence[str]) -> None:
     table = Table("arm", title=f"{version}: held-out loss, nats per response token", title_justify="left")
     for heading in ("rows", "loss", "95% interval"):
         table.add_column(heading, justify="right")
-    for arm, rows, loss, low, high in summary.arms:
-        table.add_row(arm, f"{rows:,}", f"{loss:.4f}", f"{low:.4f} to {high:.4f}")
+    for arm, rows, loss, low, high, seeds in summary.arms:
+        table.add_row(
+            arm if seeds == 1 else f"{arm} ({seeds} seeds)", f"{rows:,}", f"{loss:.4f}", f"{low:.4f} to {high:.4f}"
+        )
     out.print(table)
     for note in summary.notes:
-        out.print(note)
+        out.print(note, soft_wrap=True)
     spent = {address: last_run(address).get("seconds") for address in addresses if address.endswith(f"@{version}")}
     times = " · ".join(f"{address.partition('@')[0]} {seconds}" for address, seconds in spent.items())
     out.print(f"seconds: {times}", soft_wrap=True)

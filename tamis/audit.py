@@ -14,6 +14,7 @@ class ArmSummary(NamedTuple):
     loss: float  # nats per response token
     low: float  # of the bootstrap interval
     high: float
+    seeds: int  # runs that the loss is averaged over
 
 
 @dataclass(frozen=True)
@@ -49,24 +50,32 @@ def summarise(metrics: Mapping[str, Any], utility: Mapping[str, Any], audit: Map
     """Return the summary of a version.
 
     Args:
-        metrics: `arms` (rows, loss, loss_low, loss_high of each) and `differences` (loss, low, high) of the evaluation.
+        metrics: `arms` (rows, seeds, loss, loss_low, loss_high, loss_by_seed of each) and `differences` (loss, low, high) of the evaluation.
         utility: `pairs_scored`, and `why` where nothing was to be scored.
         audit: lists of topics: `coverage`, `held_out_share`; empty where the audit has not run.
     """
     arms = [
-        ArmSummary(name, arm["rows"], arm["loss"], arm["loss_low"], arm["loss_high"])
-        for name, arm in metrics["arms"].items()
+        ArmSummary(name, arm["rows"], arm["loss"], arm["loss_low"], arm["loss_high"], arm["seeds"])
+        for name, arm in sorted(metrics["arms"].items(), key=_by_rows)
     ]
     return Summary(arms, utility["pairs_scored"], list(_note(metrics, utility, audit)))
 
 
 def _note(metrics: Mapping[str, Any], utility: Mapping[str, Any], audit: Mapping[str, Any]) -> list[str]:
     notes = [_compare(name, found) for name, found in metrics.get("differences", {}).items() if "chosen-" in name]
+    for name, arm in metrics["arms"].items():
+        losses = [f"{loss:.4f}" for loss in arm["loss_by_seed"].values()]
+        notes += [f"loss of {name} by seed: {', '.join(losses)}"] if len(losses) > 1 else []
     notes += [f"no pairs: {utility['why']}"] if "why" in utility else []
     for name, what in (("coverage", "without a chosen row"), ("held_out_share", "with a low held-out share")):
         found = audit.get(name, [])
         notes += [f"{len(found)} topics {what}: {', '.join(found[:8])}{', ...' * (len(found) > 8)}"] if found else []
     return notes
+
+
+def _by_rows(arm: tuple[str, Mapping[str, Any]]) -> tuple[int, str]:
+    """Sort arms by the rows they were trained on, the base first."""
+    return arm[1]["rows"], arm[0]
 
 
 def _compare(name: str, difference: Mapping[str, float]) -> str:

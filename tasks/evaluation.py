@@ -265,5 +265,6 @@ def summarise(table: pa.Table, runs: Sequence[Run], settings: EvaluationSettings
         generator=np.random.default_rng(settings.seed),
     )
     for name, places in members.items():
-        found["arms"][name] |= {"rows": runs[places[0]].rows, "seeds": len(places)}
+        by_seed = {str(runs[place].seed): float(per_run[place, :, 0].mean()) for place in places}
+        found["arms"][name] |= {"rows": runs[places[0]].rows, "seeds": len(places), "loss_by_seed": by_seed}
     return {**found, "held_out_rows": count}

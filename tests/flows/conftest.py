@@ -8,13 +8,6 @@ from projects import DRIVERS, GRAPHS, Graph, Project, start_project
 import flows  # noqa: F401  sets the environment before any test imports Prefect
 
 collect_ignore_glob = ["small_graph/*", "killer/*"]
-THEIRS = ["ignore:_NoneStep.value will soon raise AttributeError:DeprecationWarning"]  # pygtrie, by dvc
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Let pass the warnings that Prefect and DVC cause."""
-    for line in THEIRS:
-        config.addinivalue_line("filterwarnings", line)
 
 
 @pytest.fixture(scope="session", autouse=True)

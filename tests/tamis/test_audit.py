@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tamis.audit import limit_spending, spread_caps, summarise
 
-ARM = {"rows": 2, "loss": 1.5, "loss_low": 1.0, "loss_high": 2.0, "perplexity": 4.5}
+ARM = {"rows": 2, "loss": 1.5, "loss_low": 1.0, "loss_high": 2.0, "seeds": 1, "loss_by_seed": {"0": 1.5}}
 
 
 @given(st.integers(1, 100), st.integers(1, 10_000))
@@ -30,11 +30,16 @@ def test_a_cap_for_all_others_leaves_named_topics_alone():
     assert spread_caps({"ai": 0}, ["ai", "food"]) == {"ai": 0}
 
 
-def test_arms_are_listed_in_the_order_of_the_metrics():
+def test_arms_are_listed_by_their_rows():
     metrics = {"arms": {"chosen": ARM, "base": ARM | {"rows": 0, "loss": 1.7}}}
     summary = summarise(metrics, {"pairs_scored": 12}, {})
-    assert summary.arms == [("chosen", 2, 1.5, 1.0, 2.0), ("base", 0, 1.7, 1.0, 2.0)]
+    assert summary.arms == [("base", 0, 1.7, 1.0, 2.0, 1), ("chosen", 2, 1.5, 1.0, 2.0, 1)]
     assert (summary.pairs_scored, summary.notes) == (12, [])
+
+
+def test_losses_of_several_seeds_are_shown_apart():
+    metrics = {"arms": {"random": ARM | {"loss_by_seed": {"0": 1.25, "1": 1.75}}}}
+    assert summarise(metrics, {"pairs_scored": 0}, {}).notes == ["loss of random by seed: 1.2500, 1.7500"]
 
 
 @pytest.mark.parametrize(
