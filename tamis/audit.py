@@ -50,7 +50,8 @@ def summarise(metrics: Mapping[str, Any], utility: Mapping[str, Any], audit: Map
     """Return the summary of a version.
 
     Args:
-        metrics: `arms` (rows, seeds, loss, loss_low, loss_high, loss_by_seed of each) and `differences` (loss, low, high) of the evaluation.
+        metrics: `arms` (of each rows, seeds, loss, loss_low, loss_high, loss_by_seed) and
+            `differences` (loss, low, high) of the evaluation.
         utility: `pairs_scored`, and `why` where nothing was to be scored.
         audit: lists of topics: `coverage`, `held_out_share`; empty where the audit has not run.
     """

@@ -318,7 +318,7 @@ def test_an_unknown_or_ambiguous_id_gets_suggestions(world):
 
 
 def test_a_summary_reads_metrics_and_notes(world):
-    numbers = {"rows": 2, "loss": 1.5, "loss_low": 1.0, "loss_high": 2.0, "perplexity": 4.5}
+    numbers = {"rows": 2, "loss": 1.5, "loss_low": 1.0, "loss_high": 2.0, "seeds": 1, "loss_by_seed": {"0": 1.5}}
     differences = {
         "chosen-random": {"loss": -0.1, "low": -0.2, "high": 0.1},
         "chosen-full": {"loss": 0.3, "low": 0.2, "high": 0.4},
@@ -329,7 +329,7 @@ def test_a_summary_reads_metrics_and_notes(world):
     write_json({"pairs_scored": 0, "why": "rows are random"}, world.folder("utility") / "utility.json")
     write_json({"coverage": ["health"], "held_out_share": []}, world.folder("audit") / "audit.json")
     summary = audit.summarise(world.root, "v1")
-    assert summary.arms == [("chosen", 2, 1.5, 1.0, 2.0)]
+    assert summary.arms == [("chosen", 2, 1.5, 1.0, 2.0, 1)]
     assert summary.pairs_scored == 0
     assert summary.notes == [
         "loss of chosen minus base: -0.3000 (-0.4000 to -0.2000): lower",
