@@ -61,7 +61,7 @@ def evaluate(kernel: Kernel, chosen: Int64[np.ndarray, " pick"] | None = None) -
     return float(best.sum(dtype=np.float64))
 
 
-def choose(kernel: Kernel, budget: Budget) -> Choice:
+def choose(kernel: Kernel, budget: Budget, bonus: Float64[np.ndarray, " demo"] | None = None) -> Choice:
     """Choose demos greedily by gain per cost until the budget is spent; ties go to the lowest index.
 
     next = argmax_j g_j / cost_j over the demos that caps and budget still allow, among topics with an unmet floor first
@@ -76,12 +76,13 @@ def choose(kernel: Kernel, budget: Budget) -> Choice:
     Args:
         kernel: similarities >= 0.
         budget: resolved for as many rows as the kernel has demos.
+        bonus: what each demo adds whatever else is chosen, >= 0 (`objectives`); nothing where absent.
 
     Returns:
         The demos, in the order, of plain greedy, which evaluates every demo before every pick.
 
     Raises:
-        KernelError: a similarity is negative or not finite, or the budget is for another number of demos.
+        KernelError: a similarity or bonus is negative or not finite, or the budget is for another number of demos.
 
     Cost on m targets and n demos: some passes over the kernel, and in the first picks n for each cover that grows and m
     per pick; then only the entries above their target's cover are left, soon one in thirty and fewer. At m = n = 4,000
@@ -92,13 +93,14 @@ def choose(kernel: Kernel, budget: Budget) -> Choice:
     >>> choose(np.float32([[3, 2, 0], [3, 2, 0], [0, 2, 1]]), two).order
     array([0, 1])
     """
-    state = _begin(kernel if isinstance(kernel, SparseKernel) else np.ascontiguousarray(kernel), budget)
+    bonus = np.zeros(kernel.shape[1]) if bonus is None else bonus
+    state = _begin(kernel if isinstance(kernel, SparseKernel) else np.ascontiguousarray(kernel), budget, bonus)
     _run(state, budget, budget.floors)
     rival = _with_best_single(state, budget)
     _run(state, budget, budget.caps)
     if rival is not None:
         _run(rival, budget, budget.caps)
-        state = state if state.cover.sum() >= rival.cover.sum() else rival
+        state = state if sum(state.gained) >= sum(rival.gained) else rival
     order, gain = np.array(state.order, np.int64), np.array(state.gained, np.float64)
     return Choice(order, gain, np.cumsum(gain), state.covered_by, state.cover.astype(np.float32))
 
@@ -117,20 +119,21 @@ class _State:
     gained: list[float]
 
 
-def _begin(kernel: Kernel, budget: Budget) -> _State:
+def _begin(kernel: Kernel, budget: Budget, bonus: np.ndarray) -> _State:
     """Check the kernel and return the state before the first pick."""
     sparse, (targets, demos) = isinstance(kernel, SparseKernel), kernel.shape
     values = kernel.values if sparse else kernel
     least, largest = float(values.min(initial=0.0)), float(values.max(initial=0.0))
     if not (least >= 0 and largest < np.inf):
         scale(kernel, "none")  # says which pairs
-    _refuse_misfit(kernel, budget)
-    grid = _grid(largest, targets)
+    _refuse_misfit(kernel, budget, bonus)
+    grid = _grid(max(largest, float(bonus.max(initial=0.0))), targets + 1)
     if sparse:
         rounded = np.rint(values.astype(np.float64) / grid) * grid
         gains = np.bincount(kernel.indices, rounded, minlength=demos).astype(np.float64)
     else:
         gains = _sum_columns(kernel, grid)
+    gains += np.rint(bonus / grid) * grid
     columns = _columns(kernel.indptr, kernel.indices, values, demos) if sparse else ()
     cover, covered_by = np.zeros(targets), np.full(targets, -1)
     return _State(kernel, columns, grid, cover, covered_by, gains, [], [])
@@ -190,10 +193,12 @@ def _thin(state: _State) -> None:
         state.columns = _columns(indptr, indices, values, dense.shape[1])
 
 
-def _refuse_misfit(kernel: Kernel, budget: Budget) -> None:
+def _refuse_misfit(kernel: Kernel, budget: Budget, bonus: np.ndarray) -> None:
     targets, demos = kernel.shape
     if demos != len(budget.costs):
         raise KernelError(f"the kernel has {demos} demos and the budget {len(budget.costs)} rows; resolve it again")
+    if bonus.shape != (demos,) or not (bonus.min(initial=0.0) >= 0 and bonus.max(initial=0.0) < np.inf):
+        raise KernelError(f"the bonus must be {demos} finite numbers >= 0, one per demo; it is {bonus[:3]}...")
     if isinstance(kernel, SparseKernel) and (
         len(kernel.indptr) != targets + 1 or kernel.indices.max(initial=0) >= demos
     ):

@@ -163,3 +163,38 @@ def largest_remainders(sizes: dict, rows: int) -> dict:
         left = {topic: quota[topic] - given[topic] for topic in sorted(sizes)}
         given[max(left, key=left.get)] += 1
     return given
+
+
+def mutual_information(kernels, eta: float, form: str, chosen: list[int]) -> float:
+    """Facility-location mutual information, term by term; kernels: pool x pool, task x pool, pool x task."""
+    kernel, queries, asked = kernels
+    targets, task = len(kernel), len(queries)
+
+    def most(values) -> float:
+        return max([float(value) for value in values], default=0.0)
+
+    bonus = eta * sum(most(queries[q][j] for q in range(task)) for j in chosen)
+    if form == "queries":
+        return sum(most(queries[q][j] for j in chosen) for q in range(task)) + bonus
+    covers = [most(kernel[i][j] for j in chosen) for i in range(targets)]
+    if form == "additive":
+        return sum(covers) + bonus
+    return sum(min(cover, eta * most(asked[i][q] for q in range(task))) for i, cover in enumerate(covers))
+
+
+def conditional_gain(kernel, learnt, nu: float, chosen: list[int]) -> float:
+    """What chosen demos cover beyond nu times what learnt ones cover, target by target."""
+    total = 0.0
+    for target in range(len(kernel)):
+        cover = max([float(kernel[target][demo]) for demo in chosen], default=0.0)
+        total += max(cover - nu * max([float(value) for value in learnt[target]], default=0.0), 0.0)
+    return total
+
+
+def greedy_of(value, demos: int, count: int) -> list[int]:
+    """Plain greedy on any function of chosen demos; ties go to the lowest index."""
+    chosen: list[int] = []
+    for _ in range(count):
+        left = [demo for demo in range(demos) if demo not in chosen]
+        chosen.append(max(left, key=lambda demo: (value([*chosen, demo]), -demo)))
+    return chosen

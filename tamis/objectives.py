@@ -1,0 +1,154 @@
+"""DELIFT's objectives, each as facility location on a changed kernel plus a bonus per demo.
+
+Symbols: i in V targets (rows), j in V demos (columns), `s_ij >= 0` similarity, A the chosen demos; Q the target task's
+examples, P what has been learnt already; eta, nu >= 0 weights. Every objective is monotone and submodular, so greedy
+reaches 1 - 1/e of the best.
+
+    f(A) = sum_i max_{j in A} kernel_ij + sum_{j in A} bonus_j
+
+Kernels that meet in one objective must be scaled together, never each by its own minimum and maximum.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from tamis.kernels import Kernel, KernelError, SparseKernel
+
+Other = Float32[np.ndarray, "_ _"] | SparseKernel  # a kernel whose rows or columns are other examples
+FORMS = ("saturated", "additive", "queries")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A monotone submodular function of chosen demos."""
+
+    kernel: Kernel
+    bonus: Float64[np.ndarray, " demo"]
+
+
+def facility_location(kernel: Kernel) -> Objective:
+    """Return f(A) = sum_i max_{j in A} s_ij: every target has a chosen demo that helps it.
+
+    **Source**: DELIFT, arXiv 2411.04425v3, section 3.2 (instruction tuning).
+    """
+    return Objective(kernel, np.zeros(kernel.shape[1]))
+
+
+def mutual_information(kernel: Kernel, queries: Other, asked: Other, *, eta: float, form: str) -> Objective:
+    """Return the facility-location mutual information of the choice and a target task.
+
+    saturated: f(A) = sum_{i in V} min( max_{j in A} s_ij, eta * max_{q in Q} s_iq )
+    additive:  f(A) = sum_{i in V} max_{j in A} s_ij + eta * sum_{j in A} max_{q in Q} s_qj
+    queries:   f(A) = sum_{q in Q} max_{j in A} s_qj + eta * sum_{j in A} max_{q in Q} s_qj
+
+    **Source**: additive DELIFT (arXiv 2411.04425v3, section 3.2, task-specific tuning); saturated and queries
+    FacilityLocationMutualInformation and FacilityLocationVariantMutualInformation of submodlib (Iyer et al. 2021, arXiv
+    2006.15412).
+
+    Args:
+        kernel: s_ij, targets of the pool by demos of the pool.
+        queries: s_qj, targets of the task by demos of the pool.
+        asked: s_iq, targets of the pool by demos of the task.
+        eta: how much the task weighs, >= 0.
+        form: saturated, additive or queries.
+
+    Raises:
+        KernelError: unknown form, no query, a negative eta, or kernels of other shapes.
+    """
+    if form not in FORMS:
+        raise KernelError(f"unknown form of mutual information {form!r}; known: {', '.join(FORMS)}")
+    _check_weight("eta", eta)
+    wanted = (queries.shape[0], kernel.shape[1]), (kernel.shape[0], queries.shape[0])
+    if not queries.shape[0] or (queries.shape, asked.shape) != wanted:
+        raise KernelError(
+            f"the kernels of pool and task have shapes {kernel.shape}, {queries.shape}, {asked.shape}; they must be "
+            "pool x pool, task x pool, pool x task, with at least one row of the task"
+        )
+    if form == "saturated":
+        return facility_location(cut_above(kernel, eta * best_per_target(asked).astype(np.float64)))
+    bonus = eta * best_per_demo(queries).astype(np.float64)
+    return Objective(kernel if form == "additive" else queries, bonus)
+
+
+def conditional_gain(kernel: Kernel, learnt: Other, *, nu: float) -> Objective:
+    """Return f(A) = sum_i max( max_{j in A} s_ij - nu * max_{p in P} s_ip, 0 ): what P does not yet cover.
+
+    **Source**: DELIFT, arXiv 2411.04425v3, section 3.2 (continual tuning); submodlib's
+    FacilityLocationConditionalGain (arXiv 2006.15412).
+
+    Args:
+        kernel: s_ij, targets of the pool by demos of the pool.
+        learnt: s_ip, targets of the pool by demos already learnt; none gives plain facility location.
+        nu: how much what is learnt weighs, >= 0.
+
+    Raises:
+        KernelError: a negative nu, or kernels of other targets.
+    """
+    _check_weight("nu", nu)
+    if learnt.shape[0] != kernel.shape[0]:
+        raise KernelError(
+            f"the kernel has {kernel.shape[0]} targets and that of the learnt examples {learnt.shape[0]}; "
+            "both must have the pool's"
+        )
+    return facility_location(subtract(kernel, nu * best_per_target(learnt).astype(np.float64)))
+
+
+def best_per_target(kernel: Kernel) -> Float32[np.ndarray, " target"]:
+    """Return max_j s_ij of each target, 0 where there is no pair.
+
+    >>> best_per_target(np.float32([[1, 3], [2, 0]]))
+    array([3., 2.], dtype=float32)
+    """
+    if not isinstance(kernel, SparseKernel):
+        return kernel.max(axis=1, initial=0.0)
+    best = np.zeros(kernel.shape[0], np.float32)
+    np.maximum.at(best, _targets(kernel), kernel.values)
+    return best
+
+
+def best_per_demo(kernel: Kernel) -> Float32[np.ndarray, " demo"]:
+    """Return max_i s_ij of each demo, 0 where there is no pair.
+
+    >>> best_per_demo(np.float32([[1, 3], [2, 0]]))
+    array([2., 3.], dtype=float32)
+    """
+    if not isinstance(kernel, SparseKernel):
+        return kernel.max(axis=0, initial=0.0)
+    best = np.zeros(kernel.shape[1], np.float32)
+    np.maximum.at(best, kernel.indices, kernel.values)
+    return best
+
+
+def cut_above(kernel: Kernel, ceiling: Float64[np.ndarray, " target"]) -> Kernel:
+    """Return min(s_ij, ceiling_i).
+
+    >>> cut_above(np.float32([[1, 3], [2, 0]]), np.array([2.0, 1.0])).tolist()
+    [[1.0, 2.0], [1.0, 0.0]]
+    """
+    top = ceiling.astype(np.float32)
+    if not isinstance(kernel, SparseKernel):
+        return np.minimum(kernel, top[:, None])
+    return replace(kernel, values=np.minimum(kernel.values, top[_targets(kernel)]))
+
+
+def subtract(kernel: Kernel, floor: Float64[np.ndarray, " target"]) -> Kernel:
+    """Return max(s_ij - floor_i, 0), computed in float64.
+
+    >>> subtract(np.float32([[1, 3], [2, 0]]), np.array([2.0, 1.0])).tolist()
+    [[0.0, 1.0], [1.0, 0.0]]
+    """
+    if not isinstance(kernel, SparseKernel):
+        return np.maximum(kernel - floor[:, None], 0).astype(np.float32)
+    return replace(kernel, values=np.maximum(kernel.values - floor[_targets(kernel)], 0).astype(np.float32))
+
+
+def _targets(kernel: SparseKernel) -> np.ndarray:
+    """Return the target of each entry of a sparse kernel."""
+    return np.repeat(np.arange(kernel.shape[0]), np.diff(kernel.indptr))
+
+
+def _check_weight(name: str, weight: float) -> None:
+    if not 0 <= weight < np.inf:
+        raise KernelError(f"{name} is {weight}; it must be a number of at least 0")
