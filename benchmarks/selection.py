@@ -36,11 +36,12 @@ NEIGHBOURS = 64
 WIDTH = 32  # of the vectors
 CLUSTER = 500  # rows of a cluster of the sparse kernel
 NOISE = 0.5  # of a demo, seen from its own target; 1 is the spread within a cluster
+APART = 1e-6  # relative difference of objectives that is put up with
 LINE = 64  # bytes that a read of one number brings
 
 
-def main() -> None:
-    """Run what is asked for and print one JSON line."""
+def main() -> int:
+    """Run what is asked for and print one JSON line; return 1 where the objectives of the libraries differ."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="*", default=[1000, 4000], help="rows of the dense kernels")
     parser.add_argument("--sparse-rows", type=int, default=100_000, help="rows of the sparse kernel; 0: none")
@@ -49,7 +50,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.here:
         print(json.dumps(measure_sparse(asked.sparse_rows)))
-        return
+        return 0
     # The sparse case comes first: a child's peak memory starts at what its parent holds.
     found = measure_sparse_apart(asked.sparse_rows) if asked.sparse_rows else {}
     dense = {size: measure_dense(size, asked.runs) for size in asked.sizes}
@@ -59,6 +60,16 @@ def main() -> None:
     if dense:
         found["objective_rel_diff"] = max(facts["objective_rel_diff"] for facts in dense.values())
     print(json.dumps(found))
+    return judge(found)
+
+
+def judge(found: dict[str, float]) -> int:
+    """Return the exit status: 1 where the libraries' objectives are further apart than rounding explains."""
+    apart = found.get("objective_rel_diff", 0.0)
+    if apart <= APART:
+        return 0
+    say(f"the objectives are {apart:.1e} apart, more than {APART:.0e}: one of the libraries does not choose greedily")
+    return 1
 
 
 def measure_dense(rows: int, runs: int) -> dict[str, float]:
@@ -219,4 +230,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

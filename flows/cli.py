@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import params
-from flows.stage import last_run
+from flows.stage import last_run, tell
 
 app = typer.Typer(
     help="Selects the examples that fine-tuning needs, as a versioned, queryable pipeline.",
@@ -46,9 +46,8 @@ def spoken(command: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if context.obj:
                 traceback.print_exc()
-            known = isinstance(error, ValueError)
-            typer.echo(f"error: {error}" if known else f"error: {type(error).__name__}: {error}", err=True)
-            if not known and not context.obj:
+            typer.echo(f"error: {tell(error)}", err=True)
+            if not isinstance(error, ValueError) and not context.obj:
                 typer.echo(f"`tamis --debug {context.info_name} ...` shows where", err=True)
             raise typer.Exit(1) from error
 
@@ -98,11 +97,18 @@ def stages(context: typer.Context) -> None:
 def sql(
     context: typer.Context,
     query: Annotated[str, typer.Argument(help="Every artifact is a view, such as subset or evaluation.")],
+    revision: Annotated[str | None, typer.Option(help="Ask those of a commit, tag or branch; no checkout.")] = None,
 ) -> None:
     """Ask the artifacts of all versions, read-only."""
     from tasks import audit
 
-    show_rows(*audit.query(ROOT, query))
+    if revision is None:
+        show_rows(*audit.query(ROOT, query))
+        return
+    from flows import dvcstate
+
+    with dvcstate.at_revision(revision) as root:
+        show_rows(*audit.query(root, query))
 
 
 @app.command()

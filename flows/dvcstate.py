@@ -6,9 +6,11 @@ interface is held by tests/flows/test_dvcstate.py; `dvc<4` is pinned.
 
 import logging
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from dvc.exceptions import DvcException
@@ -138,6 +140,37 @@ def files(address: str) -> list[File]:
     with _opened() as repo:
         outs = _collect(repo, address).outs
         return [File(out.def_path, f"md5:{out.hash_info.value}", out.meta.size or 0) for out in outs if out.hash_info]
+
+
+def tables(revision: str) -> dict[str, Path]:
+    """Return where DVC's cache holds each table of a git revision, by the table's path in the project.
+
+    Raises:
+        StateError: git knows no such revision, it holds no table, or the cache lacks one.
+    """
+    with _opened() as repo, repo.switch(revision):
+        outs = [out for out in repo.index.outs if out.fspath.endswith(".parquet") and out.hash_info]
+        found = {out.def_path: Path(out.cache.oid_to_path(out.hash_info.value)) for out in outs}
+    if not found:
+        raise StateError(f"{revision} holds no tables; name a revision whose dvc.lock records a run")
+    missing = [path for path, held in found.items() if not held.exists()]
+    if missing:
+        raise StateError(
+            f"{len(missing)} of {len(found)} tables of {revision} are not in the local cache, "
+            f"first {', '.join(missing[:3])}; bring them with `dvc fetch -T` (all tags) or `-A` (all commits)"
+        )
+    return found
+
+
+@contextmanager
+def at_revision(revision: str) -> Iterator[Path]:
+    """Lay the tables of a git revision out as a project has them, by links into DVC's cache; yields that folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        for path, held in tables(revision).items():
+            link = Path(folder) / path
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(held.absolute())
+        yield Path(folder)
 
 
 def standings() -> list[tuple[str, str, str]]:

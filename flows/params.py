@@ -6,7 +6,7 @@ name, before anything runs. It also reads the parts of dvc.yaml that say which f
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
@@ -19,7 +19,11 @@ Number = int | float
 Counts = Mapping[str, int]
 
 TRACKED = ("examples", "utility", "finetuning", "evaluation")  # what dvc.yaml tracks of a profile
-SHARED = {"utility.template": "finetuning and evaluation"}  # values that a second stage reads
+SHARED = {  # values that another stage reads, too
+    "utility.template": "examples, finetuning and evaluation",
+    "utility.kernel": "embedding",
+}
+ARMS = ("chosen", "random", "full")
 AT_LEAST = {
     "models.max_tokens": 1,
     "examples.held_out_in": 2,
@@ -50,7 +54,6 @@ class Version:
     """A data version."""
 
     raw: str  # folder of its raw files
-    previous: Text = None  # the version that it continues from
 
 
 @dataclass(frozen=True)
@@ -247,10 +250,9 @@ def _profile(raw: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _section(kind: type, values: Mapping[str, Any], name: str) -> Any:
     """Return a section as its dataclass, each value of its type."""
-    required = [field.name for field in fields(kind) if field.default is MISSING]
     kinds = get_type_hints(kind)
     _known(values, kinds, name)
-    _complete(values, required, name)
+    _complete(values, kinds, name)
     for key, value in values.items():
         if not _fits(value, kinds[key]):
             raise ParamsError(f"{name}.{key} must be {_words(kinds[key])}, got {value!r}{_advice(value, kinds[key])}")
@@ -258,15 +260,10 @@ def _section(kind: type, values: Mapping[str, Any], name: str) -> Any:
 
 
 def _versions(raw: Any) -> dict[str, Version]:
-    versions: dict[str, Version] = {}
-    for name, values in _mapping(raw, "versions").items():
-        version = _section(Version, _mapping(values, f"versions.{name}"), f"versions.{name}")
-        if version.previous is not None and version.previous not in versions:
-            raise ParamsError(
-                f"versions.{name}.previous is {version.previous!r}, which does not stand above it; "
-                f"versions go oldest first: {', '.join(versions) or 'none yet'}"
-            )
-        versions[str(name)] = version
+    versions = {
+        str(name): _section(Version, _mapping(values, f"versions.{name}"), f"versions.{name}")
+        for name, values in _mapping(raw, "versions").items()
+    }
     if not versions:
         raise ParamsError("versions is empty; add one, such as v1: {raw: data/raw/v1}")
     return versions
@@ -303,10 +300,16 @@ def _check_budget(budget: Mapping[str, Number]) -> None:
 
 
 def _check_arms(arms: Mapping[str, list[int]]) -> None:
-    _known(arms, ("chosen", "random", "full"), "finetuning.arms")
+    _known(arms, ARMS, "finetuning.arms")
     for arm, seeds in arms.items():
         if not seeds or len(set(seeds)) < len(seeds):
             raise ParamsError(f"finetuning.arms.{arm} is {seeds}; give a list of different seeds, such as [0]")
+    missing = [arm for arm in ARMS if arm not in arms]
+    if missing:
+        raise ParamsError(
+            f"finetuning.arms lacks {', '.join(missing)}: results stand beside random rows and the full pool; "
+            f"give each its seeds, such as {missing[0]}: [0]"
+        )
 
 
 def _known(values: Mapping[str, Any], names: Any, where: str) -> None:

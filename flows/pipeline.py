@@ -2,7 +2,7 @@
 
 for each stage, what it reads first:
     fresh, or restored from the run-cache -> Cached
-    else lock its paths, compute its shards on the task runner, record
+    else lock its paths, compute its shards on the task runner, record; refused where its code was edited meanwhile
 """
 
 import fcntl
@@ -24,7 +24,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows import dvcstate
 from flows.dvcstate import File, Planned
-from flows.stage import counted
+from flows.stage import counted, refuse_edited, sources
 
 LOCK = Path(".cache/flow.lock")
 SHARD_TASKS = 64  # per stage: the local server's limit is about 100 task runs per flow
@@ -66,11 +66,13 @@ def pipeline(versions: list[str]) -> list[Outcome]:
     states: dict[str, State] = {}
     outcomes = []
     with alone():
-        for planned in dvcstate.plan(versions):
+        plan = dvcstate.plan(versions)
+        loaded = sources(planned.address for planned in plan)  # no stage's module is imported yet
+        for planned in plan:
             start = time.monotonic()
             upstream = [states[address] for address in planned.upstream]
             named = stage.with_options(name=planned.address, task_run_name=planned.address)
-            state = states[planned.address] = named(planned, wait_for=upstream, return_state=True)
+            state = states[planned.address] = named(planned, loaded, wait_for=upstream, return_state=True)
             files = state.result()
             how = (state.message or "").removeprefix("dvc: ") if state.name == "Cached" else "computed"
             outcomes.append(Outcome(planned.address, how, round(time.monotonic() - start, 1), tuple(files)))
@@ -92,15 +94,25 @@ def _wait(task: Any, run: Any, state: State) -> bool:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, retries=7200, retry_delay_seconds=2, retry_condition_fn=_wait)
-def stage(planned: Planned) -> Any:
-    """Bring one stage up to date; returns references to its artifacts."""
+def stage(planned: Planned, loaded: dict[str, str]) -> Any:
+    """Bring one stage up to date; returns references to its artifacts.
+
+    Args:
+        planned: the stage.
+        loaded: digests of the modules, as this process has imported them or will.
+
+    Raises:
+        InputsChanged: a module, another file or a parameter of the stage was edited; nothing is recorded.
+    """
     found = dvcstate.probe(planned.address)
     if found.state != "stale":
         return Completed(name="Cached", message=f"dvc: {found.state}", data=dvcstate.files(planned.address))
+    refuse_edited(planned.address, loaded)  # now, too: computing may take hours
     function, name, version = _implementation(planned)
     say(f"{planned.address:<16} computing")
     with dvcstate.claim(planned.address):
         function(name, version, map=partial(in_shards, label=planned.address))
+        refuse_edited(planned.address, loaded)
         dvcstate.record(planned.address, found.inputs)
     return dvcstate.files(planned.address)
 

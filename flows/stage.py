@@ -70,21 +70,22 @@ def recorded(address: str, out: Path) -> Iterator[dict[str, Any]]:
 
     Yields a dict for what a stage says of this one run (how much it computed, say), which `run.json` keeps, too.
     """
+    before, code = fingerprint(address), sources([address])  # before anything of ours is imported
+
     from tamis import __version__
     from tasks.artifacts import write_json
 
-    before = fingerprint(address)
     created, start = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     notes: dict[str, Any] = {}
     yield notes
     name, _, version = address.partition("@")
-    record = {"stage": name, "version": version, "created": created, "code": __version__}
+    record = {"stage": name, "version": version, "created": created, "code": __version__, "sources": _summary(code)}
     write_json({**notes, **record, "seconds": round(time.monotonic() - start, 1)}, out / "run.json")
     refuse_moved(address, before, fingerprint(address))
 
 
 def last_run(address: str) -> dict[str, Any]:
-    """Return what `run.json` says of a stage: stage, version, created, seconds, code; empty where it never ran."""
+    """Return what `run.json` says of a stage's last run; empty where it never ran."""
     name, _, version = address.partition("@")
     path = folder(name, version) / "run.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -94,6 +95,37 @@ def fingerprint(address: str) -> dict[str, str]:
     """Return the digest of every file and the value of every parameter that dvc.yaml lists for a stage."""
     files, values = params.needs(address)
     return {path: _digest(Path(path)) for path in files} | {key: repr(value) for key, value in values.items()}
+
+
+def sources(addresses: Iterable[str]) -> dict[str, str]:
+    """Return the digest of every module that dvc.yaml lists for some stages, by its path."""
+    modules = {path for address in addresses for path in params.needs(address)[0] if path.endswith(".py")}
+    return {path: _digest(Path(path)) for path in sorted(modules)}
+
+
+def refuse_edited(address: str, loaded: Mapping[str, str]) -> None:
+    """Raise InputsChanged where a module of a stage is not as it was when the process could first import it.
+
+    Python imports a module once, while DVC takes its digest at each stage: an edit in between would record what the
+    old code made as made by the new one.
+    """
+    edited = [path for path, digest in sources([address]).items() if loaded.get(path) != digest]
+    if edited:
+        was = "was" if len(edited) == 1 else "were"
+        raise InputsChanged(
+            f"{', '.join(edited)}, of {address}, {was} edited after this process started; "
+            "its output is not recorded: run again"
+        )
+
+
+def tell(error: BaseException) -> str:
+    """Return an error's message and its notes, a line each; with its type, where it is none of ours.
+
+    >>> tell(FileNotFoundError("no x"))
+    'FileNotFoundError: no x'
+    """
+    message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    return "\n".join([message, *getattr(error, "__notes__", [])])
 
 
 def refuse_moved(address: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
@@ -123,11 +155,16 @@ def counted(results: Iterable[R], total: int, *, label: str) -> Iterator[R]:
             yield result
 
 
+def _summary(digests: Mapping[str, str]) -> str:
+    """Return one digest over files' paths and digests."""
+    return hashlib.sha256("\n".join(f"{path} {digest}" for path, digest in digests.items()).encode()).hexdigest()
+
+
 def _digest(path: Path) -> str:
     """Return the digest of a file, or of all files of a folder; "missing" where there is neither."""
     if path.is_dir():
-        lines = [f"{file.relative_to(path)} {_digest(file)}" for file in sorted(path.rglob("*")) if file.is_file()]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+        return _summary({str(file.relative_to(path)): _digest(file) for file in files})
     if not path.exists():
         return "missing"
     with open(path, "rb") as file:
@@ -142,6 +179,7 @@ def _examples(values: Params, version: str, map: Map) -> Notes:
         out=folder("examples", version),
         version=version,
         model=_language(values),
+        template=values.utility.template,
         held_out_share=values.audit.held_out_share,
         **asdict(values.examples),
     )
@@ -156,6 +194,7 @@ def _embedding(values: Params, version: str, map: Map) -> Notes:
         store=CACHE / "embeddings",
         version=version,
         model=_encoder(values),
+        wanted=values.selection.rows_by == "delift" and values.utility.kernel == "neighbours",
         **asdict(values.embedding),
     )
 
@@ -274,8 +313,8 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     try:
         run(*arguments)
-    except ValueError as error:
-        print(f"{'@'.join(arguments)}: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"{'@'.join(arguments)}: {tell(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -63,7 +63,7 @@ def pool(hidden: Float[Tensor, "text token width"], mask: Int[Tensor, "text toke
 def nearest(vectors: Float[np.ndarray, "row width"], count: int) -> Int[np.ndarray, "row neighbour"]:
     """Return each row's nearest other rows by cosine, nearest first; ties go to the lower index.
 
-    Time count^2 x width; memory one block of `ROWS` rows of similarities.
+    Time rows^2 x width; memory three blocks of `ROWS` x rows similarities.
 
     Args:
         vectors: unit vectors.
@@ -77,5 +77,17 @@ def nearest(vectors: Float[np.ndarray, "row width"], count: int) -> Int[np.ndarr
     for start in range(0, len(vectors), ROWS):
         similar = vectors[start : start + ROWS] @ vectors.T
         similar[np.arange(len(similar)), start + np.arange(len(similar))] = -np.inf
-        out[start : start + ROWS] = np.argsort(-similar, axis=1, kind="stable")[:, :found]
+        out[start : start + ROWS] = _largest(similar, found)
     return out
+
+
+def _largest(values: Float[np.ndarray, "row column"], count: int) -> Int[np.ndarray, "row place"]:
+    """Return the places of each row's largest values, largest first; ties go to the lower place."""
+    if not count:
+        return np.empty((len(values), 0), dtype=np.int64)
+    least = -np.partition(-values, count - 1, axis=1)[:, count - 1]
+    places = np.empty((len(values), count), dtype=np.int64)
+    for row, (those, at_least) in enumerate(zip(values, least, strict=True)):
+        good = np.flatnonzero(those >= at_least)
+        places[row] = good[np.argsort(-those[good], kind="stable")][:count]
+    return places

@@ -1,8 +1,9 @@
-"""Evaluation: measures of held-out rows, brought together per arm, with bootstrap intervals over the rows.
+"""Evaluation: measures of held-out rows, brought together per arm, with bootstrap intervals over rows and seeds.
 
 Symbols: row = a held-out example; run = an arm and a seed (`base` has none); measure = a number per run and row:
 `loss` (mean negative log-likelihood of its response, nats per token), `rouge_l`, `similarity`. An arm with several
-seeds counts as the mean of its seeds, row by row; intervals say how much the choice of rows matters, not the seed.
+seeds counts as the mean of its seeds. Its intervals say how much the choice of rows and of seeds matters; those of an
+arm with one seed, and of `base`, can say it of the rows only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,9 +47,47 @@ def percentile_intervals(
     return np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0).T
 
 
-def average_seeds(runs: Float[np.ndarray, "seed row measure"]) -> Float[np.ndarray, "row measure"]:
-    """Return the mean over an arm's seeds, row by row."""
-    return runs.mean(axis=0)
+def resample_arm(
+    means: Float[np.ndarray, "resample seed measure"], generator: np.random.Generator
+) -> Float[np.ndarray, "resample measure"]:
+    """Return an arm's mean over its seeds, which each resample draws with replacement, as many as there are.
+
+    mean[r, m] = (1 / S) * sum_k means[r, s_rk, m], with s_rk uniform over the S seeds. An arm with one seed draws
+    nothing. Few seeds show less spread than there is: the variance of what S seeds draw is (S - 1) / S of theirs.
+
+    Args:
+        means: of each seed's run, over the rows of each resample.
+        generator: draws the seeds.
+
+    >>> resample_arm(np.ones((2, 3, 1)), np.random.default_rng(0)).tolist()
+    [[1.0], [1.0]]
+    """
+    resamples, seeds, _ = means.shape
+    if seeds == 1:
+        return means[:, 0]
+    drawn = generator.integers(seeds, size=(resamples, seeds))
+    return np.take_along_axis(means, drawn[:, :, None], axis=1).mean(axis=1)
+
+
+def plan_batches(tokens: Sequence[int], new_tokens: int, most_tokens: int) -> list[list[int]]:
+    """Return batches of texts' places, short texts first, whose padded length is at most `most_tokens` in all.
+
+    rows * (longest + new_tokens) <= most_tokens, but for a single text that is longer than that. Time n log n.
+
+    Args:
+        tokens: of each text, before it is continued.
+        new_tokens: that each is continued by, at most.
+        most_tokens: that a batch may hold, counted with padding and new tokens.
+
+    >>> plan_batches([7, 1, 2, 9], new_tokens=1, most_tokens=6)
+    [[1, 2], [0], [3]]
+    """
+    batches: list[list[int]] = []
+    for place in sorted(range(len(tokens)), key=lambda place: (tokens[place], place)):
+        if not batches or (len(batches[-1]) + 1) * (tokens[place] + new_tokens) > most_tokens:
+            batches.append([])
+        batches[-1].append(place)
+    return batches
 
 
 def cosines(
@@ -78,7 +117,7 @@ def perplexity(loss: Float[np.ndarray, " row"], tokens: Float[np.ndarray, " row"
 
 
 def summarise(
-    arms: Mapping[str, Float[np.ndarray, "row measure"]],
+    arms: Mapping[str, Float[np.ndarray, "seed row measure"]],
     tokens: Float[np.ndarray, " row"],
     *,
     resamples: int,
@@ -87,34 +126,50 @@ def summarise(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Return every arm's measures and every pair's difference in loss, each with its bootstrap interval.
 
-    Means are over rows, whatever their length; all intervals come from the same resampled rows.
+    Means are over seeds and rows, whatever a row's length. Every resample draws rows once, for all arms, and then seeds
+    for each arm that has several; means and differences of arms are taken from these draws.
+
+    **Source**: Davison and Hinkley 1997, "Bootstrap methods and their application", section 3.8 (hierarchical data).
+    Differs: rows are not nested in seeds, so both are drawn independently of each other, like the rows and columns of
+    the table in Owen 2007, "The pigeonhole bootstrap". With one seed per arm this is Efron's bootstrap of the rows.
 
     Args:
-        arms: arm -> `MEASURES` per row, averaged over seeds.
+        arms: arm -> `MEASURES` per seed and row.
         tokens: response tokens of each row.
         resamples: bootstrap resamples.
         confidence: of the intervals, in (0, 1).
-        generator: draws the rows.
+        generator: draws the rows of all resamples, then the seeds, arm after arm.
 
     Returns:
         `arms`: name -> `loss`, `loss_low`, `loss_high`, likewise for the other measures, and `perplexity`;
         `differences`: `one-other` -> `loss`, `low`, `high`; below 0: the first arm's loss is lower.
     """
-    pairs = [pair for pair in combinations(ORDER, 2) if all(name in arms for name in pair)]
-    columns = [(name, measure) for name in arms for measure in MEASURES]
-    series = [arms[name][:, MEASURES.index(measure)] for name, measure in columns]
-    series += [arms[one][:, 0] - arms[other][:, 0] for one, other in pairs]
-    values = np.stack(series, axis=1)
-    bounds = percentile_intervals(bootstrap_means(values, resamples, generator), confidence)
-    means = values.mean(axis=0)
-    found: dict[str, dict[str, float]] = {
-        name: {"perplexity": perplexity(measures[:, 0], tokens)} for name, measures in arms.items()
-    }
-    for place, (name, measure) in enumerate(columns):
-        low, high = bounds[place].tolist()
-        found[name] |= {measure: float(means[place]), f"{measure}_low": low, f"{measure}_high": high}
+    drawn = resample_arms(arms, resamples, generator)
+    found: dict[str, dict[str, float]] = {}
+    for name, runs in arms.items():
+        found[name] = {"perplexity": perplexity(runs[:, :, 0].mean(axis=0), tokens)}
+        means, bounds = runs.mean(axis=(0, 1)).tolist(), percentile_intervals(drawn[name], confidence).tolist()
+        for measure, mean, (low, high) in zip(MEASURES, means, bounds, strict=True):
+            found[name] |= {measure: mean, f"{measure}_low": low, f"{measure}_high": high}
     differences = {}
-    for place, (one, other) in enumerate(pairs, start=len(columns)):
-        low, high = bounds[place].tolist()
-        differences[f"{one}-{other}"] = {"loss": float(means[place]), "low": low, "high": high}
+    for one, other in combinations([name for name in ORDER if name in arms], 2):
+        ((low, high),) = percentile_intervals(drawn[one][:, :1] - drawn[other][:, :1], confidence).tolist()
+        differences[f"{one}-{other}"] = {"loss": found[one]["loss"] - found[other]["loss"], "low": low, "high": high}
     return {"arms": found, "differences": differences}
+
+
+def resample_arms(
+    arms: Mapping[str, Float[np.ndarray, "seed row measure"]], resamples: int, generator: np.random.Generator
+) -> dict[str, Float[np.ndarray, "resample measure"]]:
+    """Return each arm's means in every resample, over rows that all arms share and seeds of its own.
+
+    Means are linear, so each run is averaged over the drawn rows first, and an arm over its drawn runs then.
+    """
+    runs = np.concatenate(list(arms.values()))  # run x row x measure
+    series = runs.transpose(1, 0, 2).reshape(runs.shape[1], -1)
+    means = bootstrap_means(series, resamples, generator).reshape(resamples, len(runs), -1)
+    ends = np.cumsum([len(seeds) for seeds in arms.values()])
+    return {
+        name: resample_arm(means[:, end - len(seeds) : end], generator)
+        for (name, seeds), end in zip(arms.items(), ends, strict=True)
+    }

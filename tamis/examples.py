@@ -72,7 +72,7 @@ def parse_line(line: bytes) -> Any:
 
 
 def parse_row(row: Any, fields: Mapping[str, str], stem: str) -> dict[str, str | None]:
-    """Return the parts of an example as they stand in a row.
+    """Return the parts of an example that stand in a row, normalised: equal ids are equal texts.
 
     Args:
         row: what stands in the file.
@@ -121,10 +121,33 @@ def _check_text(part: str, text: Any) -> str | None:
     except UnicodeEncodeError:
         raise RowError(f"not UTF-8: the {part} holds bytes or escapes that are no Unicode") from None
     if text.strip():
-        return text
+        return normalise(text)
     if part in OPTIONAL:
         return None
     raise RowError(f"empty {part}")
+
+
+def find_fault(lengths: tuple[int, int], text: str, room: int, control: Sequence[str]) -> str | None:
+    """Return why a model cannot use an example, if so.
+
+    Args:
+        lengths: tokens of prompt and response.
+        text: both.
+        room: tokens that the context has for them.
+        control: texts that the tokenizer turns into control tokens.
+
+    >>> find_fault((3, 4), "a <|end|> b", 9, ["<|end|>"])
+    "holds a control token: '<|end|>' would end or open a turn inside the text"
+    """
+    found = next((token for token in control if token in text), None)
+    if found is not None:
+        return f"holds a control token: {found!r} would end or open a turn inside the text"
+    if sum(lengths) > room:
+        return (
+            f"longer than the context: {lengths[0]} + {lengths[1]} tokens of prompt and response, {room} fit "
+            "(models.max_tokens less the template's)"
+        )
+    return None
 
 
 def normalise(text: str) -> str:

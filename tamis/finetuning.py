@@ -7,7 +7,8 @@ the gradient is that of padded rows, at about 0.6 of their cost on short chats.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,23 @@ def scale_rate(step: int, steps: int, warmup_fraction: float) -> float:
     return max(steps - step, 0) / (steps - warmup)
 
 
+def optimise(
+    network: nn.Module, steps: int, rate: float, warmup_fraction: float
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Return AdamW without weight decay for what is trained of a network, and the schedule of its learning rate.
+
+    Args:
+        network: whose weights with `requires_grad` are trained.
+        steps: optimiser steps.
+        rate: the peak.
+        warmup_fraction: of the steps.
+    """
+    trained = [weight for weight in network.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0, fused=True)
+    scale = partial(scale_rate, steps=steps, warmup_fraction=warmup_fraction)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+
+
 def collate(
     base: list[int], queries: Sequence[list[int]], responses: Sequence[list[int]], device: torch.device
 ) -> dict[str, Any]:
@@ -140,3 +158,35 @@ def final_loss(losses: Sequence[float]) -> float:
     """
     tail = losses[-max(1, len(losses) // 5) :]
     return sum(tail) / len(tail)
+
+
+def describe(encoding: Encoding, rows: Int[np.ndarray, " pick"], losses: list[float], epochs: int) -> dict[str, Any]:
+    """Return an arm's numbers; tokens are counted over all epochs, the template's prefix left out.
+
+    Args:
+        encoding: of the pool.
+        rows: of the pool that the arm was trained on.
+        losses: of each step, nats per token.
+        epochs: passes over the rows.
+    """
+    queries, answers = (
+        epochs * sum(len(ids[row]) for row in rows.tolist()) for ids in (encoding.queries, encoding.responses)
+    )
+    facts = {"rows": len(rows), "epochs": epochs, "steps": len(losses), "losses": losses}
+    return {**facts, "tokens": queries + answers, "response_tokens": answers, "final_loss": final_loss(losses)}
+
+
+def tabulate_curve(logs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the loss curves of all runs as CSV, from `describe`'s numbers by the run's label (`random-1`).
+
+    >>> print(tabulate_curve({"full-0": {"epochs": 1, "steps": 2, "losses": [1.5, 1.25]}}), end="")
+    arm,seed,step,epoch,loss
+    full,0,1,0.5,1.5
+    full,0,2,1,1.25
+    """
+    lines = ["arm,seed,step,epoch,loss"]
+    for label, log in logs.items():
+        name, seed = label.rsplit("-", 1)
+        for step, loss in enumerate(log["losses"], start=1):
+            lines.append(f"{name},{seed},{step},{step * log['epochs'] / log['steps']:.6g},{loss:.6g}")
+    return "\n".join(lines) + "\n"

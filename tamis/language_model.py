@@ -152,9 +152,13 @@ def attend(
     """Compute scaled dot-product attention of a pack; query heads that share a key head become rows of one product.
 
     Raises:
-        ValueError: the model asks for an attention that packs do not offer (soft caps, sinks).
+        ValueError: the model asks for an attention that packs do not offer (soft caps, sinks, a window shorter than a
+            sequence).
     """
     refused = [name for name in ("softcap", "s_aux", "head_mask") if options.get(name) is not None]
+    window = options.get("sliding_window")
+    if window is not None and max(bucket.keys.shape[1] for bucket in pack) > window:
+        refused.append(f"a sliding window of {window} tokens, shorter than a sequence here,")
     if refused:
         raise ValueError(f"{type(module).__name__} needs attention with {', '.join(refused)}, which packs do not offer")
     heads, shared = query.shape[1], key.shape[1]

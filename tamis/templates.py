@@ -87,6 +87,13 @@ def encode(tokenizer: Any, template: str, prompts: Sequence[str], responses: Seq
     )
 
 
+def count_overhead(tokenizer: Any, template: str) -> int:
+    """Return how many tokens a template adds to those of prompt and response, the end-of-turn token not counted."""
+    made = encode(tokenizer, template, ["x"], ["y"])
+    own = sum(map(len, _ids(tokenizer, ["x", "y"])))
+    return len(made.base) + len(made.queries[0]) + len(made.responses[0]) - own - 1
+
+
 def _renderer(tokenizer: Any, template: str) -> Callable[[str, str], Segments]:
     if template == "delift":
         if not tokenizer.eos_token:

@@ -6,6 +6,7 @@ edit is seen, of the record itself too. The time of creation stands in the stage
 must be equal bytes, so that what follows an unchanged artifact is not computed again.
 """
 
+import ast
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -52,6 +54,37 @@ def digest_inputs(*paths: Path) -> dict[str, str]:
     `data/examples/version=v1/examples.parquet` is known as `examples/version=v1/examples.parquet`, wherever it lies.
     """
     return {"/".join(Path(path).parts[-3:]): digest(path) for path in paths}
+
+
+def digest_code(*modules: ModuleType) -> str:
+    """Return a digest of what modules do: their syntax without comments, docstrings and layout.
+
+    A store of computed figures is keyed by it, so that figures of older code are never served. Call it where the
+    modules are imported: it reads their files, not what runs.
+    """
+    total = hashlib.sha256()
+    for module in modules:
+        tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+                node.body = node.body[1:]
+        total.update(ast.dump(tree).encode())
+    return total.hexdigest()[:32]
+
+
+def check_part(path: Path) -> Path:
+    """Return the path of a store's part after checking that its bytes are those that were written.
+
+    Raises:
+        ArtifactError: it is damaged or was edited; it can be deleted without loss but of time.
+    """
+    try:
+        provenance(path)
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"{path}, a part of a store, is damaged; delete it: what it held is computed again"
+        ) from error
+    return path
 
 
 @contextmanager

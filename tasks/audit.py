@@ -23,6 +23,7 @@ from tasks import artifacts, schemas
 
 SHOWN = 3  # of what is found, in an error
 BEST = 5  # demos and targets that `show` names
+BESIDE = ("embedding", "finetuning")  # stages that only the provenance of the others leads to
 READING = ("SELECT", "EXPLAIN")  # kinds of statement that are let through
 LOCKS = (
     "SET enable_progress_bar = false",
@@ -128,10 +129,14 @@ def write_audit(
     caps: Mapping[str, int],
     floors: Mapping[str, int],
     held_out_share: float,
+    raw: Path | None = None,
 ) -> None:
     """Check the promises of a version and write audit.parquet and audit.json.
 
+    The artifacts of `embedding` and `finetuning` are found where they lie beside those of `examples`, and traced, too.
+
     Args:
+        raw: file or folder of the raw rows; None: traced only if they lie in `raw/<version>` beside the stages.
         budget, caps, floors: as selection was given them.
         held_out_share: topics with a lower share of held-out examples are named, as information.
 
@@ -150,10 +155,13 @@ def write_audit(
     limits = tabulate_limits(texts, budget, caps, floors, held_out_share)
     with opened({**sources, **limits, "texts": texts}) as connection:
         checks = run_checks(connection)
-    checks.append(Check("provenance", True, trace([examples, utility, selection, evaluation], version)))
+    beside = [examples.parents[1] / stage / examples.name for stage in BESIDE]
+    folders = [*beside, examples, utility, selection, evaluation]
+    checks.append(Check("provenance", True, trace(folders, version, raw or examples.parents[1] / "raw" / version)))
     refuse_broken(checks, version)
     parameters = {"budget": dict(budget), "caps": dict(caps), "floors": dict(floors), "held_out_share": held_out_share}
-    made = artifacts.Provenance("audit", version, parameters, artifacts.digest_inputs(*files))
+    listed = list_artifacts(folders)
+    made = artifacts.Provenance("audit", version, parameters, artifacts.digest_inputs(*listed))
     artifacts.write_table(tabulate(checks), out / "audit.parquet", made)
     artifacts.write_json(count_kept(checks), out / "audit.json")
 
@@ -217,23 +225,51 @@ def run_checks(connection: duckdb.DuckDBPyConnection) -> list[Check]:
     ]
 
 
-def trace(folders: Sequence[Path], version: str) -> list[str]:
-    """Return what is wrong with the provenance of the tables in these folders: each must name its present inputs."""
-    paths = sorted(path for folder in folders for path in folder.glob("*.parquet"))
-    present = artifacts.digest_inputs(*paths)
-    return [fault for path in paths for fault in _find_faults(path, present, version)]
+def list_artifacts(folders: Sequence[Path]) -> list[Path]:
+    """Return the files in these folders that carry provenance: tables, and the listing of arms."""
+    return sorted(path for folder in folders for path in [*folder.glob("*.parquet"), *folder.glob("finetuning.json")])
 
 
-def _find_faults(path: Path, present: Mapping[str, str], version: str) -> Iterator[str]:
-    record = artifacts.provenance(path)
-    inputs = {"/".join(PurePath(name).parts[-3:]): digest for name, digest in record["inputs"].items()}
+def trace(folders: Sequence[Path], version: str, raw: Path) -> list[str]:
+    """Return what is wrong with the provenance of the artifacts in these folders.
+
+    Each must say what it was made from, and each file that it names must lie among these stages' folders, or in `raw`,
+    with the content that it had. Raw rows are left out where there is nothing at `raw`.
+    """
+    paths = list_artifacts(folders)
+    files = [*paths, *([raw] if raw.is_file() else (path for path in raw.rglob("*") if path.is_file()))]
+    present = {_shorten(path): digest for path in files for digest in artifacts.digest_inputs(path).values()}
+    return [
+        f"{path.name} {fault}"
+        for path in paths
+        for fault in _find_faults(_read_record(path), present, version, raw.exists())
+    ]
+
+
+def _read_record(path: Path) -> Mapping[str, Any]:
+    if path.suffix == ".parquet":
+        return artifacts.provenance(path)
+    return {"stage": path.stem, "version": None, "inputs": {}} | json.loads(path.read_text(encoding="utf-8"))
+
+
+def _find_faults(record: Mapping[str, Any], present: Mapping[str, str], version: str, raw: bool) -> Iterator[str]:
+    inputs = {_shorten(name): digest for name, digest in record["inputs"].items()}
     if record["version"] != version:
-        yield f"{path.name} is of version {record['version']}, not {version}"
+        yield f"is of version {record['version']}, not {version}"
     if not inputs:
-        yield f"{path.name} does not say what it was made from"
+        yield "does not say what it was made from"
+    if record["stage"] == "examples" and not raw:
+        return
     for name, digest in sorted(inputs.items()):
-        if present.get(name, digest) != digest:
-            yield f"{path.name} was made from another {PurePath(name).name} than the one there is"
+        if name not in present:
+            yield f"was made from {name}, which is not there"
+        elif present[name] != digest:
+            yield f"was made from another {PurePath(name).name} than the one there is"
+
+
+def _shorten(path: PurePath | str) -> str:
+    """Return the last three parts of a path, by which provenance knows a file."""
+    return "/".join(PurePath(path).parts[-3:])
 
 
 def refuse_broken(checks: Sequence[Check], version: str) -> None:

@@ -27,7 +27,7 @@ from tasks import artifacts, models, schemas
 from tasks.artifacts import ArtifactError
 
 PACK_TOKENS = 2048  # tokens per forward pass
-ANSWER_ROWS = 64  # answers generated at once
+ANSWER_TOKENS = 8192  # kept in memory while answers are generated: prefix, query, padding and answer of every row
 TEXT_ROWS = 64  # texts embedded at once
 
 
@@ -40,7 +40,7 @@ class EvaluationSettings:
     """How arms are compared."""
 
     new_tokens: int = 24  # tokens generated per held-out row, at most
-    bootstrap: int = 2000  # resamples of the held-out rows
+    bootstrap: int = 2000  # resamples of the held-out rows and, in arms with several, of the seeds
     confidence: float = 0.95  # of the intervals
     seed: int = 0  # of the resamples
 
@@ -150,13 +150,22 @@ def read_runs(arms: Path) -> list[Run]:
 def answer_all(
     runs: Sequence[Run], held_out: HeldOut, arms: Path, model: models.ModelChoice, settings: EvaluationSettings
 ) -> Iterator[Answers]:
-    """Yield every run's losses and answers."""
+    """Yield every run's losses and answers, with a bar per run on stderr: a step for the losses, then one per batch."""
     base = models.language_model.__wrapped__(model)  # past the cache: adapters go onto it
-    tokenizer = models.tokenizer(model)
-    for run in logging.tqdm(runs, desc="evaluation"):
-        with loaded(run, base, arms, model) as network:
-            losses = score(network, held_out, run)
-            yield Answers(run, losses, generate(network, tokenizer, held_out.encoding, settings.new_tokens))
+    encoding, tokenizer = held_out.encoding, models.tokenizer(model)
+    sizes = [len(encoding.base) + len(query) for query in encoding.queries]
+    batches = evaluation.plan_batches(sizes, settings.new_tokens, ANSWER_TOKENS)
+    for run in runs:
+        bar = logging.tqdm(total=1 + len(batches), desc=f"evaluation of {run.label}")
+        with bar, loaded(run, base, arms, model) as network:
+            losses, texts = score(network, held_out, run), [""] * len(sizes)
+            bar.update()
+            for places in batches:
+                answers = generate(network, tokenizer, encoding, places, settings.new_tokens)
+                for place, text in zip(places, answers, strict=True):
+                    texts[place] = text
+                bar.update()
+        yield Answers(run, losses, texts)
 
 
 @contextmanager
@@ -189,23 +198,19 @@ def score(network: PreTrainedModel, held_out: HeldOut, run: Run) -> list[float]:
     return [-float(row.double().mean()) for row in found]
 
 
-def generate(network: PreTrainedModel, tokenizer: Any, encoding: templates.Encoding, new_tokens: int) -> list[str]:
-    """Return the greedy answer to each query, without special tokens and outer blanks.
+def generate(
+    network: PreTrainedModel, tokenizer: Any, encoding: templates.Encoding, places: Sequence[int], new_tokens: int
+) -> list[str]:
+    """Return the greedy answers to the queries at these places, without special tokens and outer blanks.
 
-    Rows of about equal length are taken together, padded at the left; the template's prefix is run once per batch.
+    Rows are padded at the left, between the template's prefix and the query; the prefix is run once.
     """
     ends = sorted({response[-1] for response in encoding.responses})
     network.generation_config = GenerationConfig(
         do_sample=False, max_new_tokens=new_tokens, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
     )
-    order = sorted(range(len(encoding.queries)), key=lambda place: (len(encoding.queries[place]), place))
-    texts = [""] * len(order)
-    for start in range(0, len(order), ANSWER_ROWS):
-        places = order[start : start + ANSWER_ROWS]
-        ids = _continue(network, encoding.base, [encoding.queries[place] for place in places], tokenizer.pad_token_id)
-        for place, text in zip(places, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
-            texts[place] = text.strip()
-    return texts
+    ids = _continue(network, encoding.base, [encoding.queries[place] for place in places], tokenizer.pad_token_id)
+    return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
 @torch.inference_mode()
@@ -258,7 +263,7 @@ def summarise(table: pa.Table, runs: Sequence[Run], settings: EvaluationSettings
     per_run = values.reshape(len(runs), count, -1)
     members = {name: [place for place, run in enumerate(runs) if run.arm == name] for name in (run.arm for run in runs)}
     found = evaluation.summarise(
-        {name: evaluation.average_seeds(per_run[places]) for name, places in members.items()},
+        {name: per_run[places] for name, places in members.items()},
         table["response_tokens"].to_numpy()[:count].astype(float),
         resamples=settings.bootstrap,
         confidence=settings.confidence,

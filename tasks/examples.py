@@ -19,8 +19,9 @@ from typing import Any, BinaryIO, NamedTuple, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tamis.examples import PARTS, RowError, Split, check_fields, parse_line, parse_row, share_held_out, split_rows
-from tamis.templates import join_instruction
+from tamis import examples as rules
+from tamis.examples import PARTS, RowError, Split, check_fields, parse_line, parse_row, split_rows
+from tamis.templates import count_overhead, join_instruction
 from tasks import artifacts, models, schemas
 
 TEXT_FORMATS = (".jsonl", ".json", ".csv")
@@ -61,6 +62,7 @@ def write_examples(
     out: Path,
     version: str,
     model: models.ModelChoice,
+    template: str,
     fields: Mapping[str, str],
     on_bad_row: str,
     held_out_in: int,
@@ -73,7 +75,8 @@ def write_examples(
 
     Args:
         raw: one file, or a folder whose data files are read by name.
-        model: its tokenizer counts; prompt and response must fit its `max_tokens`.
+        model: its tokenizer counts; prompt and response must fit its `max_tokens`, in the template.
+        template: chat or delift.
         fields: part of an example -> field of the files (`tamis.examples.parse_row`).
         on_bad_row: `stop` names bad rows and writes nothing; `reject` writes them to rejects.parquet.
         held_out_share: topics whose held-out share is lower are named; the other values are of `split_rows`.
@@ -84,13 +87,13 @@ def write_examples(
     check_fields(fields)
     files, ignored = list_files(raw)
     reading = read_rows(files, fields)
-    tokens = count_tokens(reading, model)
+    tokens = count_tokens(reading, model, template)
     refuse_bad_rows(reading, on_bad_row)
 
     sizes = {"held_out_in": held_out_in, "pool_rows": pool_rows, "held_out_rows": held_out_rows}
     split = split_rows({part: reading.columns[part] for part in PARTS}, seed=seed, **sizes)
     refuse_empty_sides(split, reading)
-    made = _trace(files, version, model, seed, fields=dict(fields), on_bad_row=on_bad_row, **sizes)
+    made = _trace(files, version, model, seed, fields=dict(fields), template=template, **sizes)
     artifacts.write_table(make_table(reading.columns | tokens, split), out / "examples.parquet", made)
     artifacts.write_table(make_rejects(reading), out / "rejects.parquet", made)
     artifacts.write_json(measure(split, reading, held_out_share) | {"ignored_files": ignored}, out / "examples.json")
@@ -137,22 +140,26 @@ def read_rows(files: Mapping[str, Path], fields: Mapping[str, str]) -> Reading:
     return reading
 
 
-def count_tokens(reading: Reading, model: models.ModelChoice) -> dict[str, list[int]]:
+def count_tokens(reading: Reading, model: models.ModelChoice, template: str) -> dict[str, list[int]]:
     """Return prompt_tokens (instruction and prompt) and response_tokens (with the end-of-turn token) of the good rows.
 
-    Rows that the model's context cannot hold are moved to the rejects first.
+    Rows that the model's context cannot hold, or that hold a control token's text, are moved to the rejects first.
     """
     tokenizer, columns = models.tokenizer(model), reading.columns
     queries = [join_instruction(*pair) for pair in zip(columns["instruction"], columns["prompt"], strict=True)]
     prompts = _count(tokenizer, queries)
     responses = [tokens + 1 for tokens in _count(tokenizer, columns["response"])]
-    fits = [sum(pair) <= model.max_tokens for pair in zip(prompts, responses, strict=True)]
+    models.check_context(model)
+    room = model.max_tokens - count_overhead(tokenizer, template)
+    texts = (f"{query} {response}" for query, response in zip(queries, columns["response"], strict=True))
+    control = sorted(set(tokenizer.all_special_tokens))
+    rows = zip(prompts, responses, texts, strict=True)
+    reasons = [rules.find_fault((prompt, response), text, room, control) for prompt, response, text in rows]
+    fits = [reason is None for reason in reasons]
     for place in (place for place, fit in enumerate(fits) if not fit):
-        row = {name: columns[name][place] for name in READ}
-        length = f"{prompts[place]} + {responses[place]} tokens of prompt and response"
-        reason = f"longer than the context: {length}, {model.max_tokens} fit (models.max_tokens)"
-        text = _show({part: row[part] for part in PARTS if row[part] is not None})
-        _reject(reading, (row["row"], row["file"], row["line"]), reason, text)
+        row, file, line, *parts = (columns[name][place] for name in READ)
+        text = _show({part: value for part, value in zip(PARTS, parts, strict=True) if value is not None})
+        _reject(reading, (row, file, line), str(reasons[place]), text)
     for name in READ:
         columns[name] = list(compress(columns[name], fits))
     return {"prompt_tokens": list(compress(prompts, fits)), "response_tokens": list(compress(responses, fits))}
@@ -205,7 +212,7 @@ def measure(split: Split, reading: Reading, held_out_share: float) -> dict[str, 
     """Return the counts that examples.json holds; shares are of distinct examples, before sampling."""
     distinct = [link is None for link in split.first]
     topics = list(compress(reading.columns["topic"], distinct))
-    shares = share_held_out(zip(topics, compress(split.held_out, distinct), strict=True))
+    shares = rules.share_held_out(zip(topics, compress(split.held_out, distinct), strict=True))
     held_out = sum(compress(split.held_out, split.used))
     return {
         "rows": reading.rows,

@@ -1,8 +1,9 @@
 """Room `finetuning`: every arm trained by `transformers.Trainer`, each into a folder of safetensors.
 
 What the Trainer writes with torch.save (optimiser, random state) stays in the scratch folder, in `<key>/checkpoints`
-while an arm is in training; `<key>/finished` holds a trained arm; the key digests all that determines it. A run that
-was killed finds both again. Only when every arm stands in the artifact is the scratch folder removed.
+while an arm is in training; `<key>/finished` holds a trained arm; the key digests all that determines it. A run finds
+both again, also where it was stopped after the last arm and before the artifact was recorded; it begins by removing
+what it has no use for. So adapters lie on the disk twice; whole models, being large, leave scratch once published.
 """
 
 import gc
@@ -17,7 +18,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def write_finetuning(
         examples: folder of the examples artifact; the arms train on its used rows of the pool.
         subset: folder of the selection artifact, which says what is chosen.
         out: folder of this artifact.
-        scratch: folder for checkpoints and finished arms, this version's own; removed at the end.
+        scratch: folder for checkpoints and finished arms, this version's own; keeps adapters for the next run.
 
     Raises:
         ArtifactError: an input is missing or does not fit the other, or the disk is full.
@@ -109,10 +109,12 @@ def write_finetuning(
     """
     pool = read_pool(examples, subset, model, settings.template)
     arms = plan_arms(pool, model, settings)
+    clear(scratch, keep={arm.key for arm in arms})
     found = sum((scratch / arm.key / "finished").exists() for arm in arms)
     homes = {arm.label: finish_arm(arm, pool, scratch / arm.key, model, settings) for arm in arms}
-    publish(homes, out, settings.method)
-    shutil.rmtree(scratch, ignore_errors=True)
+    inputs = artifacts.digest_inputs(examples / "examples.parquet", subset / "subset.parquet")
+    publish(homes, out, {"version": version, "inputs": inputs, "method": settings.method})
+    clear(scratch, keep={arm.key for arm in arms if not _is_whole(arm, settings)})
     return {"arms_trained": len(arms) - found, "arms_found": found}
 
 
@@ -139,11 +141,16 @@ def read_pool(examples: Path, subset: Path, model: models.ModelChoice, template:
 def plan_arms(pool: Pool, model: models.ModelChoice, settings: FinetuningSettings) -> list[Arm]:
     """Return one arm per name and seed, in the order of `settings.arms`."""
     arms = []
-    for name, seeds in settings.arms.items():
-        for seed in seeds:
-            rows = finetuning.pick_rows(name, pool.chosen, seed)
-            arms.append(Arm(name, seed, rows, _key(name, seed, [pool.ids[row] for row in rows], model, settings)))
+    for name, seed in ((name, seed) for name, seeds in settings.arms.items() for seed in seeds):
+        rows = finetuning.pick_rows(name, pool.chosen, seed)
+        arms.append(Arm(name, seed, rows, _key(name, seed, [pool.ids[row] for row in rows], model, settings)))
     return arms
+
+
+def clear(scratch: Path, keep: set[str]) -> None:
+    """Remove the arms in scratch, finished or not, but for those of these keys."""
+    for home in (home for home in scratch.glob("*") if home.name not in keep):
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def finish_arm(arm: Arm, pool: Pool, home: Path, model: models.ModelChoice, settings: FinetuningSettings) -> Path:
@@ -157,7 +164,8 @@ def finish_arm(arm: Arm, pool: Pool, home: Path, model: models.ModelChoice, sett
             network, losses = train(arm, pool, home / "checkpoints", model, settings)
             with replacing_folder(finished) as part:
                 _save(network, part / "weights", arm, model, settings)
-                artifacts.write_json(_record(arm, pool, losses, settings), part / "log.json")
+                record = finetuning.describe(pool.encoding, arm.rows, losses, settings.epochs)
+                artifacts.write_json(record, part / "log.json")
         except Exception as error:
             error.add_note(f"arm {arm.label}; the next run goes on from what {home.parent} holds")
             raise
@@ -176,26 +184,40 @@ def train(
     steps = finetuning.plan_steps(len(arm.rows), settings.batch_rows, settings.epochs, arm.seed)
     base, network = _network(arm.seed, model, settings)
     device = next(base.parameters()).device
-    encoding = pool.encoding
 
     def collate(items: Sequence[np.ndarray]) -> dict[str, Any]:
-        rows = arm.rows[items[0]]
-        queries, responses = ([ids[row] for row in rows] for ids in (encoding.queries, encoding.responses))
-        return finetuning.collate(encoding.base, queries, responses, device)
+        queries, responses = (
+            [ids[row] for row in arm.rows[items[0]]] for ids in (pool.encoding.queries, pool.encoding.responses)
+        )
+        return finetuning.collate(pool.encoding.base, queries, responses, device)
 
-    trainer = Trainer(
-        model=network,
-        args=_arguments(arm.seed, checkpoints, device, settings),
-        data_collator=collate,
-        train_dataset=steps,
-        compute_loss_func=lambda outputs, labels, **_: finetuning.response_loss(outputs.logits, labels),
-        optimizers=_optimizer(network, len(steps), settings),
-    )
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(ArmProgress(arm.label))
-    with language_model.packed_attention(base), _quiet():
+    with saving(arm.label, checkpoints), language_model.packed_attention(base), _quiet():
+        trainer = Trainer(
+            model=network,
+            args=_arguments(arm.seed, checkpoints, device, settings),
+            data_collator=collate,
+            train_dataset=steps,
+            compute_loss_func=lambda outputs, labels, **_: finetuning.response_loss(outputs.logits, labels),
+            optimizers=finetuning.optimise(network, len(steps), settings.learning_rate, settings.warmup_fraction),
+        )
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(ArmProgress(arm.label))
         trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     return network, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@contextmanager
+def saving(label: str, checkpoints: Path) -> Iterator[None]:
+    """Turn what the Trainer raises where the system refuses a checkpoint into an ArtifactError with the way out."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # that is torch.save's
+            raise
+        raise ArtifactError(
+            f"arm {label}: a checkpoint could not be written to {checkpoints}: {error}; whole ones and finished arms "
+            "are kept. Free space on that disk or move the project, then run again"
+        ) from error
 
 
 class ArmProgress(ProgressCallback):
@@ -244,19 +266,15 @@ def last_checkpoint(checkpoints: Path) -> str | None:
     return str(found[max(found)]) if found else None
 
 
-def publish(homes: Mapping[str, Path], out: Path, method: str) -> None:
-    """Copy finished arms into the artifact and write their curve and numbers."""
+def publish(homes: Mapping[str, Path], out: Path, made: Mapping[str, Any]) -> None:
+    """Copy finished arms into the artifact and write their curve and numbers, and what they were made from."""
     logs = {label: json.loads((home / "log.json").read_text()) for label, home in homes.items()}
     with replacing_folder(out / "arms") as part:
         for label, home in homes.items():
             shutil.copytree(home / "weights", part / label)
-    lines = ["arm,seed,step,epoch,loss"]
-    for label, log in logs.items():
-        name, seed = label.rsplit("-", 1)
-        for step, loss in enumerate(log.pop("losses"), start=1):
-            lines.append(f"{name},{seed},{step},{step * log['epochs'] / log['steps']:.6g},{loss:.6g}")
-    artifacts.write_text("\n".join(lines) + "\n", out / "curve.csv")
-    artifacts.write_json({"method": method, "arms": logs}, out / "finetuning.json")
+    artifacts.write_text(finetuning.tabulate_curve(logs), out / "curve.csv")
+    arms = {label: {name: log[name] for name in log if name != "losses"} for label, log in logs.items()}
+    artifacts.write_json({**made, "arms": arms}, out / "finetuning.json")
 
 
 @contextmanager
@@ -339,14 +357,6 @@ def _arguments(seed: int, checkpoints: Path, device: torch.device, settings: Fin
     return arguments
 
 
-def _optimizer(network: torch.nn.Module, steps: int, settings: FinetuningSettings) -> tuple[Any, Any]:
-    """Return AdamW without weight decay and its schedule."""
-    trained = [weight for weight in network.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0, fused=True)
-    rate = partial(finetuning.scale_rate, steps=steps, warmup_fraction=settings.warmup_fraction)
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-
-
 def _save(
     network: torch.nn.Module, folder: Path, arm: Arm, model: models.ModelChoice, settings: FinetuningSettings
 ) -> None:
@@ -354,9 +364,12 @@ def _save(
     if settings.method == "full":
         return _save_whole(network, folder, model)
     _save_adapters(network, folder, model)
-    if settings.whole_model and arm.name == "chosen":
-        _save_whole(network.merge_and_unload(), folder / "model", model)
-    return None
+    return _save_whole(network.merge_and_unload(), folder / "model", model) if _is_whole(arm, settings) else None
+
+
+def _is_whole(arm: Arm, settings: FinetuningSettings) -> bool:
+    """Return whether a whole model is written for an arm."""
+    return settings.method == "full" or (settings.whole_model and arm.name == "chosen")
 
 
 def _save_adapters(network: peft.PeftModel, folder: Path, model: models.ModelChoice) -> None:
@@ -375,17 +388,6 @@ def _save_whole(network: PreTrainedModel, folder: Path, model: models.ModelChoic
     network.config.use_cache = True  # the Trainer turns it off
     network.save_pretrained(folder)
     models.tokenizer(model).save_pretrained(folder)
-
-
-def _record(arm: Arm, pool: Pool, losses: list[float], settings: FinetuningSettings) -> dict[str, Any]:
-    """Return an arm's numbers; tokens are counted over all epochs, the template's prefix left out."""
-    queries, answers = (
-        settings.epochs * sum(len(ids[row]) for row in arm.rows)
-        for ids in (pool.encoding.queries, pool.encoding.responses)
-    )
-    facts = {"rows": len(arm.rows), "epochs": settings.epochs, "steps": len(losses), "losses": losses}
-    tokens = {"tokens": queries + answers, "response_tokens": answers}
-    return {**facts, **tokens, "final_loss": finetuning.final_loss(losses)}
 
 
 @contextmanager

@@ -7,19 +7,29 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 CACHE = Path(".cache/models")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-logging.disable_progress_bar()
+COMMIT = re.compile("[0-9a-f]{40}")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -75,14 +85,44 @@ def folder(choice: ModelChoice) -> Path:
 @lru_cache(maxsize=2)
 def language_model(choice: ModelChoice) -> PreTrainedModel:
     """Return the causal language model in eval mode, on its device."""
-    model = AutoModelForCausalLM.from_pretrained(folder(choice), **_options(choice))
+    check_context(choice)
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(folder(choice), **_options(choice))
     return model.to(device(choice)).eval()
 
 
 @lru_cache(maxsize=1)
 def embedder(choice: ModelChoice) -> PreTrainedModel:
     """Return the text encoder in eval mode, on its device."""
-    return AutoModel.from_pretrained(folder(choice), **_options(choice)).to(device(choice)).eval()
+    with quiet():
+        model = AutoModel.from_pretrained(folder(choice), **_options(choice))
+    return model.to(device(choice)).eval()
+
+
+def check_context(choice: ModelChoice) -> None:
+    """Refuse to run a model beyond the positions that it was made for.
+
+    Raises:
+        ModelError: `max_tokens` is more than the model's context.
+    """
+    config = AutoConfig.from_pretrained(folder(choice), trust_remote_code=False)
+    context = getattr(config, "max_position_embeddings", None)
+    if context is not None and choice.max_tokens > context:
+        raise ModelError(
+            f"{choice.name} has a context of {context} tokens and models.max_tokens is {choice.max_tokens}; lower it"
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' own progress bars, of reading weights, out of ours."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @lru_cache(maxsize=4)
@@ -120,10 +160,10 @@ def _package_folder(name: str) -> Path:
 
 
 def _hub_folder(choice: ModelChoice) -> Path:
-    if choice.revision is None or choice.name.startswith((".", "/", "~")):
+    if not COMMIT.fullmatch(choice.revision or "") or choice.name.startswith((".", "/", "~")):
         raise ModelError(
             f"no folder {choice.name!r} here; give package:NAME, an existing folder with safetensors or GGUF weights, "
-            "or a hub name with its revision (models.language_revision: a commit)"
+            "or a hub name with its revision (models.language_revision: the 40 digits of a commit, not a branch)"
         )
     from huggingface_hub import snapshot_download
 
@@ -141,12 +181,15 @@ def _convert(gguf: Path) -> Path:
     CACHE.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=CACHE, prefix=".converting-"))
     try:
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        _forget_quantisation(model)
-        model.save_pretrained(part, safe_serialization=True)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(part)
+        asked = {"gguf_file": gguf.name, "trust_remote_code": False}
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **asked)
+            _forget_quantisation(model)
+            model.save_pretrained(part, safe_serialization=True)
+        AutoTokenizer.from_pretrained(gguf.parent, **asked).save_pretrained(part)
         (part / "source.json").write_text(json.dumps({"file": gguf.name, "sha256": digest}))
-        os.replace(part, target)
+        if not (target / "model.safetensors").exists():  # another process may have been first
+            os.replace(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return target

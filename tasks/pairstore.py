@@ -1,8 +1,9 @@
 """The store of scored pairs: an append-only folder of Parquet parts, outside every DVC output.
 
-A pair is known by target id, demo id ("" where nothing is shown), model digest and template; each scoring holds both
-distances. Parts of one model and template share a folder. A part is written whole, named by what it holds, and never
-changed: a crash loses at most the part in hand, and another version or another run asks here before it scores.
+A pair is known by target id, demo id ("" where nothing is shown), model digest, template and the code that scores; each
+scoring holds both distances. Parts of one model, template and code share a folder. A part is written whole, named by
+what it holds, and never changed: a crash loses at most the part in hand, and another version or another run asks here
+before it scores.
 """
 
 import hashlib
@@ -11,15 +12,14 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tasks import schemas
-from tasks.artifacts import replacing
+from tasks.artifacts import Provenance, check_part, write_table
 
 
-def place(store: Path, model_digest: str, template: str) -> Path:
-    """Return the folder that holds the parts of one model and template."""
-    key = hashlib.sha256(f"{model_digest}\n{template}".encode()).hexdigest()
+def place(store: Path, model_digest: str, template: str, code: str) -> Path:
+    """Return the folder that holds the parts of one model, template and scoring code (`artifacts.digest_code`)."""
+    key = hashlib.sha256(f"{model_digest}\n{template}\n{code}".encode()).hexdigest()
     return Path(store) / key[:32]
 
 
@@ -30,8 +30,7 @@ def append(folder: Path, scores: pa.Table) -> Path:
     for target, demo in zip(scores["target_id"].to_pylist(), scores["demo_id"].to_pylist(), strict=True):
         total.update(f"{target} {demo}\n".encode())
     path = folder / f"part-{total.hexdigest()[:32]}.parquet"
-    with replacing(path) as part:
-        pq.write_table(scores, part, compression="zstd")
+    write_table(scores, path, Provenance("utility", "store"))
     return path
 
 
@@ -70,7 +69,7 @@ def missing(folder: Path, wanted: pa.Table) -> pa.Table:
 def _join(folder: Path, wanted: pa.Table, query: str) -> pa.Table:
     """Run a query over the wanted pairs, numbered, and the parts of the store; without parts, over an empty one."""
     numbered = wanted.append_column("place", pa.array(np.arange(wanted.num_rows)))
-    parts = [str(path) for path in sorted(folder.glob("part-*.parquet"))]
+    parts = [str(check_part(path)) for path in sorted(folder.glob("part-*.parquet"))]
     with duckdb.connect() as connection:
         connection.register("numbered", numbered)
         connection.register("nothing", schemas.PAIRS.empty_table())

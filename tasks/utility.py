@@ -11,13 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+import tamis.language_model
+import tamis.templates
+import tamis.utility
 from tamis.embedding import nearest
 from tamis.language_model import Group, NonFiniteError, score_responses, verify_packing
 from tamis.templates import Encoding, encode, join_instruction
 from tamis.utility import KERNELS, fits, gain, measure, pairs_of_all, pairs_of_neighbours
 from tasks import models, pairstore, schemas
-from tasks.artifacts import Provenance, digest, digest_inputs, read_table, write_json, write_table
+from tasks.artifacts import Provenance, digest, digest_code, digest_inputs, read_table, write_json, write_table
 
+CODE = digest_code(tamis.language_model, tamis.templates, tamis.utility)  # what a score depends on, as imported
 NOTHING = ""  # the demo id of a target that is scored alone
 
 Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
@@ -78,7 +82,7 @@ def write_utility(
         return _write_nothing(out, Provenance("utility", version, {"wanted": False}, inputs))
     pool = read_pool(source, digest(source), model, settings.template)
     pairs, skipped = split_by_length(pool, choose_pairs(pool, vectors, settings), model.max_tokens)
-    folder = pairstore.place(store, models.model_digest(model), settings.template)
+    folder = pairstore.place(store, models.model_digest(model), settings.template, CODE)
     asked = ask(pool, pairs)
     lacking = pairstore.missing(folder, asked)
 
@@ -89,7 +93,9 @@ def write_utility(
     if scores.num_rows != asked.num_rows:
         lost = asked.num_rows - scores.num_rows
         raise ValueError(f"{lost} of {asked.num_rows} pairs vanished from {folder} during the run; run again")
-    parameters = {**vars(settings), "model": model.name, "model_digest": models.model_digest(model)}
+    execution = ("shard_pairs", "pack_tokens")  # no part of what the table holds
+    parameters = {name: value for name, value in vars(settings).items() if name not in execution}
+    parameters |= {"model": model.name, "model_digest": models.model_digest(model)}
     provenance = Provenance("utility", version, parameters, inputs)
     _write(out, provenance, scores, skipped, settings)
     return {"pairs_scored": scored, "pairs_known": asked.num_rows - lacking.num_rows, "shards": len(shards)}
@@ -135,7 +141,7 @@ def split_by_length(pool: Pool, pairs: np.ndarray, max_tokens: int) -> tuple[np.
     if long:
         raise ValueError(
             f"{len(long)} of {len(targets)} examples are longer than models.max_tokens = {max_tokens}, "
-            f"first ids {[pool.ids[place] for place in long[:3]]}; raise it or set examples.on_bad_row: reject"
+            f"first ids {[pool.ids[place] for place in long[:3]]}; raise it or take these rows out of the raw data"
         )
     whole = fits([len(prefix) for prefix in encoding.prefixes], targets, pairs, max_tokens)
     reason = f"demo and target together are longer than {max_tokens} tokens"

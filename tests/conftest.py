@@ -28,7 +28,7 @@ def toy_folder(tmp_path_factory) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=16_384,
         tie_word_embeddings=True,
         initializer_range=0.2,
         bos_token_id=None,

@@ -78,6 +78,23 @@ def bootstrap_means(values: np.ndarray, resamples: int, seed: int) -> list[list[
     return found
 
 
+def resampled_arms(arms: dict[str, np.ndarray], resamples: int, seed: int) -> dict[str, list[list[float]]]:
+    """Mean of each arm's measures over drawn seeds and drawn rows (the same for all arms), a number at a time."""
+    generator = np.random.default_rng(seed)
+    count = len(next(iter(arms.values()))[0])
+    rows = [generator.integers(count, size=count) for _ in range(resamples)]
+    found: dict[str, list[list[float]]] = {}
+    for name, runs in arms.items():
+        many = len(runs) > 1
+        seeds = generator.integers(len(runs), size=(resamples, len(runs))) if many else [[0]] * resamples
+        found[name] = []
+        for drawn_rows, drawn_seeds in zip(rows, seeds, strict=True):
+            pairs = [(one, row) for one in drawn_seeds for row in drawn_rows]
+            sums = [sum(float(runs[one][row][m]) for one, row in pairs) for m in range(len(runs[0][0]))]
+            found[name].append([total / len(pairs) for total in sums])
+    return found
+
+
 def percentile(values: list[float], share: float) -> float:
     """The value below which a share of the sorted values lies, linear between neighbours."""
     ordered = sorted(values)
@@ -85,6 +102,17 @@ def percentile(values: list[float], share: float) -> float:
     low = int(place)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def batches(tokens: list[int], new_tokens: int, most_tokens: int) -> list[list[int]]:
+    """Take the longest run of the shortest texts left that fits, padded to its longest; one text at least."""
+    left, found = sorted((size, place) for place, size in enumerate(tokens)), []
+    while left:
+        fitting = [n for n in range(1, len(left) + 1) if n * (left[n - 1][0] + new_tokens) <= most_tokens]
+        count = max(fitting, default=1)
+        found.append([place for _, place in left[:count]])
+        left = left[count:]
+    return found
 
 
 def longest_common(one: list[str], other: list[str]) -> int:

@@ -33,6 +33,7 @@ def write_toy(folder: Path, toy, content=None, name: str = "toy.jsonl", **change
         "out": folder / "out",
         "version": "v1",
         "model": toy,
+        "template": "chat",
         "fields": FIELDS,
         "on_bad_row": "stop",
         "held_out_in": 3,

@@ -143,6 +143,35 @@ def test_error_in_a_stage_is_said_once_without_traceback(project):
     assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
 
 
+def test_notes_of_an_error_are_told_after_it(monkeypatch):
+    error = OSError(28, "No space left on device")
+    error.add_note("while writing part 3")
+
+    def fail():
+        raise error
+
+    monkeypatch.setattr("flows.dvcstate.plan", fail)
+    done = tamis("stages")
+    assert done.exit_code == 1
+    first, second, _ = done.stderr.splitlines()
+    assert (first, second) == ("error: OSError: [Errno 28] No space left on device", "while writing part 3")
+
+
+def test_artifacts_of_a_revision_are_asked_without_checkout(project):
+    question = "select version, id, chosen from subset order by all"
+    old = rows_of(tamis("sql", question))
+    project.git("add", ".")
+    project.git("commit", "--quiet", "--message", "v1 made")
+    project.edit("params.yaml", "rows_by: delift", "rows_by: random")
+    project.apply(SEVEN.version)
+    assert run_dvc(project, "repro", "selection").returncode == 0
+    new = rows_of(tamis("sql", question))
+    assert new != old
+    assert {row[0] for row in new[1:]} == {"v1", "v2"}
+    assert rows_of(tamis("sql", "--revision", "HEAD", question)) == old
+    assert rows_of(tamis("sql", question)) == new
+
+
 def test_debug_shows_the_traceback(project):
     done = tamis("--debug", "run", "v9")
     assert done.exit_code == 1

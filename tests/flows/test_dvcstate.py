@@ -29,6 +29,18 @@ def project(made, tmp_path, monkeypatch) -> Project:
     return Project(tmp_path / "small")
 
 
+@pytest.fixture
+def tables(project) -> Project:
+    """The project with the scores in a file that is called a table, committed."""
+    for path in ("dvc.yaml", "small/score.py"):
+        text = (project.root / path).read_text()
+        (project.root / path).write_text(text.replace("score.txt", "score.parquet"))
+    drive_by_dvc(project)
+    project.git("add", ".")
+    project.git("commit", "--quiet", "--message", "made")
+    return project
+
+
 def add_version(project: Project) -> None:
     project.edit("params.yaml", "v1: {raw: raw/v1.txt}", "v1: {raw: raw/v1.txt}\n  v2: {raw: raw/v2.txt}")
 
@@ -150,6 +162,35 @@ def test_standings_say_what_and_why(project):
     ]
     (project.root / "data/choose/version=v1/chosen.txt").unlink()
     assert dvcstate.standings()[2][1:] == ("missing", "1 of 2 artifacts: data/choose/version=v1/chosen.txt")
+
+
+def test_tables_of_a_revision_stand_in_the_cache_and_are_laid_out_as_in_a_project(tables):
+    path = "data/score/version=v1/score.parquet"
+    old = (tables.root / path).read_bytes()
+    tables.edit("params.yaml", "scale: 3", "scale: 4")
+    drive_by_dvc(tables)
+    assert (tables.root / path).read_bytes() != old
+    assert list(dvcstate.tables("HEAD")) == [path]
+    with dvcstate.at_revision("HEAD") as root:
+        assert [str(found.relative_to(root)) for found in root.rglob("*.parquet")] == [path]
+        assert (root / path).read_bytes() == old
+    assert not root.exists()
+    assert tables.status() == {}
+
+
+def test_table_of_a_revision_that_the_cache_lacks_is_named(tables):
+    (held,) = dvcstate.tables("HEAD").values()
+    held.unlink()
+    named = r"1 of 1 tables of HEAD are not in the local cache, first data/score/.*score\.parquet; .*`dvc fetch -T`"
+    with pytest.raises(dvcstate.StateError, match=named), dvcstate.at_revision("HEAD"):
+        pass
+
+
+def test_revision_that_cannot_be_read_is_refused_by_name(tables):
+    with pytest.raises(dvcstate.StateError, match="nowhere"):
+        dvcstate.tables("nowhere")
+    with pytest.raises(dvcstate.StateError, match=r"HEAD~1 holds no tables; name a revision whose dvc\.lock records"):
+        dvcstate.tables("HEAD~1")
 
 
 def test_graph_that_dvc_cannot_read_is_an_error_of_ours(project):

@@ -82,11 +82,18 @@ def test_another_profile_gives_other_values(tmp_path):
         ({"selection__caps": {"food": -1}}, "selection.caps.food is -1; rows are counted from 0"),
         ({"versions__v1": {}}, "versions.v1 lacks raw; add it"),
         ({"versions": {}}, "versions is empty; add one, such as v1: {raw: data/raw/v1}"),
-        ({"versions__v1__previous": "v0"}, "versions.v1.previous is 'v0', which does not stand above it"),
+        ({"versions__v1__previous": "v0"}, "versions.v1 has an unknown 'previous'; known: raw"),
         ({"finetuning__arms": {"chosen": 0}}, "finetuning.arms must be `name: a list of whole numbers` pairs"),
         ({"finetuning__arms": {"chosen": []}}, "finetuning.arms.chosen is []; give a list of different seeds"),
         ({"finetuning__arms": {"random": [1, 1]}}, "finetuning.arms.random is [1, 1]; give a list of different seeds"),
         ({"finetuning__arms": {"best": [0]}}, "finetuning.arms has an unknown 'best'"),
+        (
+            {"finetuning__arms": {"chosen": [0], "full": [0]}},
+            "finetuning.arms lacks random: results stand beside random rows and the full pool; give each its seeds, "
+            "such as random: [0]",
+        ),
+        ({"finetuning__arms": {"chosen": [0]}}, "finetuning.arms lacks random, full: results"),
+        ({"finetuning__arms": {}}, "finetuning.arms lacks chosen, random, full: results"),
         ({"finetuning__learning_rate": "2e-4"}, "got '2e-4' (YAML reads 2e-4 as text; write 2.0e-4)"),
         ({"finetuning__learning_rate": 0}, "finetuning.learning_rate is 0; it must be above 0"),
         ({"finetuning__whole_model": 1}, "finetuning.whole_model must be true or false, got 1"),
@@ -94,12 +101,27 @@ def test_another_profile_gives_other_values(tmp_path):
         ({"evaluation__confidence": 95}, "evaluation.confidence is 95; it is a fraction, at least 0 and below 1"),
         ({"profiles__demo__selection": {}}, "profiles.demo has an unknown 'selection'"),
         ({"profiles__demo__utility": REMOVED}, "profiles.demo lacks utility; add it (an empty one is written {})"),
-        ({"profiles__demo__utility__template": "chat"}, "profiles.demo.utility.template is read by finetuning and"),
+        ({"profiles__demo__utility": {}}, "utility lacks neighbours; add it"),
+        ({"profiles__demo__utility__template": "chat"}, "profiles.demo.utility.template is read by examples, fine"),
+        ({"profiles__demo__utility__kernel": "exact"}, "profiles.demo.utility.kernel is read by embedding as well"),
         ({"models": "llama"}, "models must hold `name: value` lines, got 'llama'"),
     ],
 )
 def test_value_that_cannot_be_used_is_refused_by_name(refused, changes, text):
     assert text in refused(**changes)
+
+
+def test_what_every_profile_gives_stands_nowhere_else():
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for section in params.TRACKED:
+        given = set.intersection(*(set(profile[section]) for profile in raw["profiles"].values()))
+        assert given
+        assert given & set(raw[section]) == set()
+
+
+def test_value_that_no_profile_gives_is_read_from_its_section(tmp_path):
+    changes = {"profiles__demo__utility": {}, "utility__neighbours": 5}
+    assert params.read(write(tmp_path, changes)).utility.neighbours == 5
 
 
 def test_missing_or_broken_file_is_refused(tmp_path):

@@ -9,6 +9,7 @@ from prefect import flow
 from projects import GRAPHS, Project, drive_by_flow, importing_from
 
 from flows import dvcstate, pipeline
+from flows.stage import InputsChanged
 
 
 @pytest.fixture
@@ -131,6 +132,36 @@ def test_flow_waits_for_a_stage_that_dvc_computes(project, monkeypatch, capsys):
     timer.join()
     assert "total@v1         waiting for another process: " in capsys.readouterr().err
     assert project.status() == {}
+
+
+@pytest.mark.parametrize("when", ["probe", "record"])
+def test_code_edited_while_the_flow_runs_is_not_recorded(project, monkeypatch, when):
+    project.edit("params.yaml", "rows: 5", "rows: 6")
+    real = getattr(dvcstate, when)
+
+    def edit_meanwhile(address: str, *arguments):
+        if address == ("total@v1" if when == "probe" else "choose@v1"):
+            project.edit("small/total.py", "factor * sum", "1 + factor * sum")
+        return real(address, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dvcstate, when, edit_meanwhile)
+        named = r"small/total\.py, of total@v1, was edited after this process started; .* run again"
+        with pytest.raises(InputsChanged, match=named):
+            drive_by_flow(project)
+    assert list(project.status()) == ["total@v1"]
+    assert project.computed()[4:] == ["choose@v1"]
+    assert drive_by_flow(project) == ["total@v1"]
+    assert project.status() == {}
+
+
+def test_notes_of_an_error_come_through_the_flow(project):
+    project.edit("params.yaml", "rows: 5", "rows: 0")
+    raising = 'raise ValueError("0 rows are too few")'
+    project.edit("small/choose.py", raising, f"{raising.replace('raise', 'e =')}; e.add_note('of 12'); raise e")
+    with pytest.raises(ValueError, match="0 rows are too few") as caught:
+        drive_by_flow(project)
+    assert caught.value.__notes__ == ["of 12"]
 
 
 def test_command_of_another_form_is_refused(project):

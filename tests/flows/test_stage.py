@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import datetime
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
 import pytest
 
-from flows import stage
+from flows import params, stage
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,6 +32,34 @@ def test_run_record_says_what_was_run_when_and_how_long(project):
     assert found["seconds"] >= 0
     assert datetime.fromisoformat(found["created"]).tzinfo is not None
     assert stage.last_run("letters@v1") == found
+
+
+def sources_recorded(project, name: str) -> str:
+    with stage.recorded(f"{name}@v1", stage.folder(name, "v1")):
+        pass
+    return stage.last_run(f"{name}@v1")["sources"]
+
+
+def test_run_record_tells_the_code_of_the_stage_apart(project):
+    first, other = sources_recorded(project, "letters"), sources_recorded(project, "total")
+    assert len(first) == 64
+    assert sources_recorded(project, "letters") == first
+    project.edit("small/letters.py", "upper", "lower")
+    assert sources_recorded(project, "letters") != first
+    assert sources_recorded(project, "total") == other
+    project.edit("raw/v1.txt", "line 1\n", "line one\n")
+    project.edit("small/letters.py", "lower", "upper")
+    assert sources_recorded(project, "letters") == first
+
+
+def test_code_that_was_edited_since_it_could_be_imported_is_refused_by_name(project):
+    loaded = stage.sources(["letters@v1", "score@v1"])
+    assert list(loaded) == ["small/letters.py", "small/score.py"]
+    project.edit("small/letters.py", "upper", "lower")
+    stage.refuse_edited("score@v1", loaded)
+    named = r"^small/letters\.py, of letters@v1, was edited after this process started; its output is not recorded: run"
+    with pytest.raises(stage.InputsChanged, match=named):
+        stage.refuse_edited("letters@v1", loaded)
 
 
 def test_stage_that_never_ran_has_no_record(project):
@@ -77,6 +108,64 @@ def test_wrong_call_is_one_message_and_a_status(capsys):
     shown = capsys.readouterr().err
     assert "there is no stage utilty@v1 (did you mean 'utility@v1'?)" in shown
     assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("2 of 3 rows are empty"), "2 of 3 rows are empty"),
+        (FileNotFoundError(2, "No such file", "x"), "FileNotFoundError: [Errno 2] No such file: 'x'"),
+    ],
+)
+def test_error_is_told_with_its_notes_and_without_traceback(monkeypatch, capsys, error, text):
+    error.add_note("in shard 4\nof 8")
+
+    def fail(name: str, version: str) -> None:
+        raise error
+
+    monkeypatch.setattr(stage, "run", fail)
+    assert stage.main(["letters", "v1"]) == 1
+    assert capsys.readouterr().err == f"letters@v1: {text}\nin shard 4\nof 8\n"
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Return a function that gives what the flow hands a room, with some parameters changed."""
+
+    def call(name: str, **sections) -> dict:
+        room = import_module(f"tasks.{name}")
+        values = params.read(ROOT / "params.yaml")
+        changed = {section: replace(getattr(values, section), **changes) for section, changes in sections.items()}
+        caught = {}
+        with monkeypatch.context() as patch:
+            patch.setattr(room, f"write_{name}", lambda **arguments: caught.update(arguments))
+            stage.ROOMS[name](replace(values, **changed), "v1", map)
+        signature(getattr(room, f"write_{name}")).bind(**caught)
+        return caught
+
+    return call
+
+
+@pytest.mark.parametrize("name", stage.ROOMS)
+def test_rooms_take_what_the_flow_hands_them(asked, name):
+    assert asked(name)["out"] == Path(f"data/{name}/version=v1")
+
+
+@pytest.mark.parametrize(
+    ("rows_by", "kernel", "wanted"),
+    [
+        ("delift", "neighbours", True),
+        ("delift", "exact", False),
+        ("random", "neighbours", False),
+        ("random", "exact", False),
+    ],
+)
+def test_embeddings_are_wanted_where_neighbours_are_looked_for(asked, rows_by, kernel, wanted):
+    assert asked("embedding", selection={"rows_by": rows_by}, utility={"kernel": kernel})["wanted"] is wanted
+
+
+def test_examples_are_counted_by_the_template_of_the_pairs(asked):
+    assert asked("examples", utility={"template": "delift"})["template"] == "delift"
 
 
 def test_stage_imports_only_its_room():

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from tamis.evaluation import (
-    average_seeds,
     bootstrap_means,
     cosines,
     percentile_intervals,
     perplexity,
+    plan_batches,
+    resample_arm,
+    resample_arms,
     summarise,
 )
 
@@ -26,13 +28,21 @@ def generator(seed: int = 0) -> np.random.Generator:
 
 
 def some_arms(shift: float = 0.0) -> dict[str, np.ndarray]:
-    made = {name: np.random.default_rng(place).uniform(size=(20, 3)) for place, name in enumerate(("base", "chosen"))}
-    made["chosen"][:, 0] += shift
+    """Two arms of one seed and 20 rows."""
+    made = {name: generator(place).uniform(size=(1, 20, 3)) for place, name in enumerate(("base", "chosen"))}
+    made["chosen"][:, :, 0] += shift
+    return made
+
+
+def arms_of_seeds(base: int = 1, chosen: int = 3) -> dict[str, np.ndarray]:
+    """Two arms whose seeds are further apart than their rows' means."""
+    made = {"base": generator(1).uniform(size=(base, 7, 3)), "chosen": generator(2).uniform(size=(chosen, 7, 3))}
+    made["chosen"] += np.arange(chosen)[:, None, None]
     return made
 
 
 def summary(arms, seed: int = 0, confidence: float = 0.9):
-    tokens = np.ones(len(arms["base"]))
+    tokens = np.ones(arms["base"].shape[1])
     return summarise(arms, tokens, resamples=300, confidence=confidence, generator=generator(seed))
 
 
@@ -87,9 +97,73 @@ def test_interval_of_one_row_is_that_row():
     assert percentile_intervals(means, 0.95).tolist() == [[2.5, 2.5]]
 
 
-def test_seeds_are_averaged_row_by_row():
-    runs = np.stack([VALUES, VALUES + 1])
-    np.testing.assert_allclose(average_seeds(runs), VALUES + 0.5)
+@pytest.mark.parametrize(("base", "chosen"), [(1, 1), (1, 3), (2, 4)])
+def test_resampled_arms_are_those_of_the_slow_loop(base, chosen):
+    arms = arms_of_seeds(base, chosen)
+    found, expected = resample_arms(arms, 6, generator(3)), oracles.resampled_arms(arms, 6, 3)
+    assert list(found) == list(expected)
+    for name in arms:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-12)
+
+
+def test_arms_of_one_seed_are_resampled_by_rows_alone():
+    arms = some_arms()
+    found = resample_arms(arms, 50, generator(4))
+    for name, runs in arms.items():
+        np.testing.assert_allclose(found[name], bootstrap_means(runs[0], 50, generator(4)), rtol=1e-12)
+
+
+def test_identical_seeds_count_as_one():
+    once = some_arms()
+    thrice = {name: np.repeat(runs, 3, axis=0) for name, runs in once.items()}
+    one, other = summary(once), summary(thrice)
+    for part in ("arms", "differences"):
+        for name, numbers in one[part].items():
+            assert other[part][name] == pytest.approx(numbers, abs=1e-12)
+
+
+def test_drawn_seeds_lie_between_the_extremes():
+    means = generator(6).normal(size=(40, 3, 2))
+    found = resample_arm(means, generator())
+    assert (found >= means.min(axis=1) - 1e-12).all()
+    assert (found <= means.max(axis=1) + 1e-12).all()
+
+
+def test_seeds_are_drawn_by_the_generator_alone():
+    means = generator(6).normal(size=(40, 3, 2))
+    one, again, other = (resample_arm(means, generator(seed)) for seed in (1, 1, 2))
+    assert (one == again).all()
+    assert (one != other).any()
+
+
+def test_seeds_that_disagree_widen_the_intervals_of_their_arm_and_its_differences():
+    wide, narrow = arms_of_seeds(), arms_of_seeds()
+    narrow["chosen"] = narrow["chosen"].mean(axis=0, keepdims=True)
+    for part, name, low in (("arms", "chosen", "loss_low"), ("differences", "chosen-base", "low")):
+        one, other = summary(wide)[part][name], summary(narrow)[part][name]
+        assert one["loss"] == pytest.approx(other["loss"])
+        assert one["loss"] - one[low] > 2 * (other["loss"] - other[low])
+
+
+def test_spread_of_drawn_seeds_is_the_standard_error_over_seeds():
+    means = np.broadcast_to(generator(5).normal(size=(1, 30, 1)), (4000, 30, 1))
+    found = resample_arm(means, generator())
+    assert found.std() == pytest.approx(means[0].std() / np.sqrt(30), rel=0.05)
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.integers(0, 9), st.integers(1, 200))
+def test_batches_hold_every_text_once_within_their_tokens(tokens, new_tokens, most_tokens):
+    batches = plan_batches(tokens, new_tokens, most_tokens)
+    assert batches == oracles.batches(tokens, new_tokens, most_tokens)
+    assert sorted(place for batch in batches for place in batch) == list(range(len(tokens)))
+    for batch in batches:
+        held = len(batch) * (max(tokens[place] for place in batch) + new_tokens)
+        assert held <= most_tokens or len(batch) == 1
+
+
+def test_batches_are_filled_from_short_to_long():
+    assert plan_batches([5, 1, 5, 1], 1, 12) == [[1, 3], [0, 2]]
+    assert plan_batches([], 1, 12) == []
 
 
 def test_cosine_is_one_for_equal_texts_and_zero_for_silence():
@@ -115,7 +189,9 @@ def test_perplexity_weighs_rows_by_their_tokens():
 def test_summary_holds_each_measure_with_its_interval():
     arms = some_arms()
     found = summary(arms)["arms"]["chosen"]
-    assert [found[name] for name in ("loss", "rouge_l", "similarity")] == pytest.approx(arms["chosen"].mean(0).tolist())
+    assert [found[name] for name in ("loss", "rouge_l", "similarity")] == pytest.approx(
+        arms["chosen"].mean((0, 1)).tolist()
+    )
     assert found["loss_low"] < found["loss"] < found["loss_high"]
     assert found["rouge_l_low"] < found["rouge_l"] < found["rouge_l_high"]
 
@@ -134,7 +210,7 @@ def test_difference_of_an_arm_with_itself_is_exactly_nothing():
 
 def test_paired_interval_is_narrower_than_unpaired_ones_for_arms_that_agree_on_hard_rows():
     arms = some_arms()
-    arms["random"] = arms["chosen"] + generator(1).normal(scale=0.01, size=(20, 3))
+    arms["random"] = arms["chosen"] + generator(1).normal(scale=0.01, size=(1, 20, 3))
     found = summary(arms)
     difference, arm = found["differences"]["chosen-random"], found["arms"]["chosen"]
     assert difference["high"] - difference["low"] < 0.1 * (arm["loss_high"] - arm["loss_low"])

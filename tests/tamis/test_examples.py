@@ -217,7 +217,7 @@ def test_a_row_gives_its_mapped_parts():
         "topic": "greetings",
         "source": "me",
         "instruction": "Be kind.",
-        "prompt": " Hi ",
+        "prompt": "Hi",
         "response": "Hello",
     }
 

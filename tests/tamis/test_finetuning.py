@@ -10,12 +10,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tamis.finetuning import (
     collate,
+    describe,
     final_loss,
+    optimise,
     pick_rows,
     plan_steps,
     refuse_long,
     response_loss,
     scale_rate,
+    tabulate_curve,
 )
 from tamis.language_model import packed_attention
 from tamis.templates import encode
@@ -140,6 +143,48 @@ def test_learning_rate_rises_to_its_peak_and_falls_and_never_rests(steps, fracti
     assert min(rates) > 0
     assert rates[: peak + 1] == sorted(rates[: peak + 1])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
+
+
+def test_schedule_of_the_optimiser_is_the_slow_one():
+    optimizer, schedule = optimise(torch.nn.Linear(2, 2), 6, 0.5, 0.2)
+    rates = []
+    for _ in range(6):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.5 * rate for rate in oracles.learning_rates(6, 1)])
+
+
+def test_optimiser_trains_what_asks_for_it_and_lets_no_weight_decay():
+    network = torch.nn.Linear(2, 2)
+    network.bias.requires_grad_(False)
+    optimizer, _ = optimise(network, 6, 0.5, 0.2)
+    (group,) = optimizer.param_groups
+    assert [weight is network.weight for weight in group["params"]] == [True]
+    assert group["weight_decay"] == 0
+
+
+def test_numbers_of_an_arm_count_its_tokens_over_all_epochs(encoding):
+    found = describe(encoding, np.array([0, 2]), [3.0, 2.0, 1.0, 1.0], epochs=2)
+    answers = 2 * (len(encoding.responses[0]) + len(encoding.responses[2]))
+    queries = 2 * (len(encoding.queries[0]) + len(encoding.queries[2]))
+    assert found == {
+        "rows": 2,
+        "epochs": 2,
+        "steps": 4,
+        "losses": [3.0, 2.0, 1.0, 1.0],
+        "tokens": queries + answers,
+        "response_tokens": answers,
+        "final_loss": 1.0,
+    }
+
+
+def test_curve_has_a_line_per_run_and_step():
+    logs = {f"random-{seed}": {"epochs": 2, "steps": 4, "losses": [2.0, 1.0, 0.5, seed]} for seed in (0, 1)}
+    lines = tabulate_curve(logs).splitlines()
+    assert lines[1] == "random,0,1,0.5,2"
+    assert lines[-1] == "random,1,4,2,1"
+    assert len(lines) == 1 + 2 * 4
 
 
 def test_random_arm_draws_as_many_distinct_rows_as_are_chosen():

@@ -9,6 +9,8 @@ from transformers import (
     Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     Qwen2Config,
@@ -124,6 +126,16 @@ def test_a_model_whose_attention_packs_do_not_offer_is_refused():
     )
     with pytest.raises(ValueError, match="needs attention with softcap, which packs do not offer"):
         verify_packing(Gemma2ForCausalLM(config).eval())
+
+
+def test_a_sliding_window_shorter_than_a_sequence_is_refused():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": WORDS, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 32}
+    model = MistralForCausalLM(MistralConfig(**sizes, **heads)).eval()
+    verify_packing(model, tolerance=1e-4)
+    with pytest.raises(ValueError, match="a sliding window of 32 tokens, shorter than a sequence here"):
+        score_responses(model, [Group([1] * 40, [[2]], [[3]])], 64)
 
 
 def test_a_model_that_scales_its_logits_otherwise_is_refused(model, monkeypatch):

@@ -133,7 +133,7 @@ def test_bad_weights_forms_and_shapes_are_refused():
     kernel = np.ones((3, 3), np.float32)
     with pytest.raises(KernelError, match="unknown form of mutual information 'full'; known: saturated, additive"):
         objectives.mutual_information(kernel, kernel[:1], kernel[:, :1], eta=1.0, form="full")
-    with pytest.raises(KernelError, match="eta is -1.0; it must be a number of at least 0"):
+    with pytest.raises(KernelError, match=r"eta is -1\.0; it must be a number of at least 0"):
         objectives.mutual_information(kernel, kernel[:1], kernel[:, :1], eta=-1.0, form="additive")
     with pytest.raises(KernelError, match="nu is nan; it must be a number of at least 0"):
         objectives.conditional_gain(kernel, kernel[:, :1], nu=float("nan"))

@@ -5,7 +5,7 @@ from tasks.artifacts import provenance, read_table
 from tasks.embedding import write_embedding
 
 
-def run(tmp_path, toy, name="out", pool=4):
+def run(tmp_path, toy, name="out", pool=4, **changes):
     write_examples(tmp_path / "examples", pool=pool)
     return write_embedding(
         examples=tmp_path / "examples",
@@ -14,12 +14,12 @@ def run(tmp_path, toy, name="out", pool=4):
         version="v1",
         model=toy,
         batch_rows=4,
-        max_tokens=64,
+        **{"max_tokens": 64, **changes},
     )
 
 
 def test_every_used_example_has_a_unit_vector(tmp_path, toy):
-    assert run(tmp_path, toy) == {"texts_encoded": 6, "texts_known": 0}
+    assert run(tmp_path, toy) == {"texts_encoded": 6, "texts_cut": 0, "texts_known": 0}
     table = read_table(tmp_path / "out/embedding.parquet")
     vectors = np.array(table["embedding"].to_pylist())
     assert table["id"].to_pylist() == read_table(tmp_path / "examples/examples.parquet")["id"].to_pylist()
@@ -28,10 +28,20 @@ def test_every_used_example_has_a_unit_vector(tmp_path, toy):
 
 def test_only_new_text_is_encoded_and_the_artifact_is_the_same(tmp_path, toy):
     run(tmp_path, toy, "first", pool=4)
-    assert run(tmp_path, toy, "again", pool=4) == {"texts_encoded": 0, "texts_known": 6}
+    assert run(tmp_path, toy, "again", pool=4) == {"texts_encoded": 0, "texts_cut": 0, "texts_known": 6}
     first, again = (tmp_path / name / "embedding.parquet" for name in ("first", "again"))
     assert first.read_bytes() == again.read_bytes()
-    assert run(tmp_path, toy, "more", pool=7) == {"texts_encoded": 3, "texts_known": 6}
+    assert run(tmp_path, toy, "more", pool=7) == {"texts_encoded": 3, "texts_cut": 0, "texts_known": 6}
+
+
+def test_nobody_asked_for_it_gives_an_empty_artifact_that_says_so(tmp_path, toy):
+    assert run(tmp_path, toy, wanted=False) == {"wanted": False}
+    assert read_table(tmp_path / "out/embedding.parquet").num_rows == 0
+    assert provenance(tmp_path / "out/embedding.parquet")["parameters"] == {"wanted": False}
+
+
+def test_texts_that_are_cut_are_counted(tmp_path, toy):
+    assert run(tmp_path, toy, max_tokens=10)["texts_cut"] == 6
 
 
 def test_the_artifact_says_where_it_comes_from(tmp_path, toy):

@@ -17,10 +17,20 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from toy_corpus import write_examples
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
-from tasks import schemas
+from tasks import evaluation, schemas
 from tasks.artifacts import ArtifactError, Provenance, read_table, write_table
-from tasks.evaluation import Answers, EvaluationError, EvaluationSettings, Run, measure, read_held_out, write_evaluation
+from tasks.evaluation import (
+    Answers,
+    EvaluationError,
+    EvaluationSettings,
+    Run,
+    generate,
+    measure,
+    read_held_out,
+    write_evaluation,
+)
 from tasks.finetuning import FinetuningSettings, write_finetuning
 from tasks.models import ModelChoice
 
@@ -136,6 +146,47 @@ def test_answers_are_the_most_likely_tokens_one_by_one(world, toy, toy_folder, l
         assert row["generated"] == tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
+@pytest.fixture
+def bars():
+    """Bars are shown, as they are to a person."""
+    before = logging.is_progress_bar_enabled()
+    logging.enable_progress_bar()
+    yield
+    if not before:
+        logging.disable_progress_bar()
+
+
+def test_every_run_has_a_bar_of_its_own(copy, toy, bars, monkeypatch, capfd):
+    monkeypatch.setattr(evaluation, "ANSWER_TOKENS", 1)
+    run(copy, toy)
+    said = capfd.readouterr()
+    for label in ("base", "chosen-0", "random-0", "random-1", "full-0"):
+        assert re.search(rf"evaluation of {label}: 100%.* {HELD_OUT + 1}/{HELD_OUT + 1} ", said.err)
+    assert said.out == ""
+
+
+@pytest.mark.parametrize("most_tokens", [1, 80, 10_000])
+def test_answers_do_not_depend_on_what_is_generated_at_once(copy, toy, world, monkeypatch, most_tokens):
+    monkeypatch.setattr(evaluation, "ANSWER_TOKENS", most_tokens)
+    run(copy, toy)
+    assert table_of(copy)["generated"].equals(table_of(world)["generated"])
+
+
+def test_a_batch_of_answers_keeps_within_its_tokens(copy, toy, monkeypatch):
+    asked = []
+
+    def counting(network, tokenizer, encoding, places, new_tokens):
+        longest = max(len(encoding.queries[place]) for place in places)
+        asked.append(len(places) * (len(encoding.base) + longest + new_tokens))
+        return generate(network, tokenizer, encoding, places, new_tokens)
+
+    monkeypatch.setattr(evaluation, "ANSWER_TOKENS", 60)
+    monkeypatch.setattr(evaluation, "generate", counting)
+    run(copy, toy)
+    assert max(asked) <= 60
+    assert len(asked) == 5 * 3  # runs x batches of two rows
+
+
 def test_training_lowers_the_held_out_loss_of_the_toy_world(world):
     arms = json.loads((world / "evaluation/metrics.json").read_text())["arms"]
     assert arms["full"]["loss"] < arms["base"]["loss"]
@@ -174,6 +225,18 @@ def test_metrics_are_means_over_rows_with_seeds_averaged_first(world):
         "full": (8, 1),
     }
     assert found["held_out_rows"] == HELD_OUT
+
+
+def test_intervals_of_an_arm_with_several_seeds_cover_the_seeds(world):
+    """Two seeds far apart, each with one loss for all rows: only drawing seeds gives the interval any width."""
+    table = table_of(world).to_pydict()
+    table["loss"] = [{None: 3.0, 0: 1.0, 1: 2.0}[seed] for seed in table["seed"]]
+    runs = evaluation.read_runs(world / "finetuning")
+    found = evaluation.summarise(pa.table(table, schema=schemas.EVALUATION), runs, SETTINGS)
+    ends = [found["arms"]["random"][name] for name in ("loss_low", "loss", "loss_high")]
+    assert ends == [1.0, 1.5, 2.0]
+    assert found["arms"]["chosen"]["loss_low"] == found["arms"]["chosen"]["loss_high"] == 1.0
+    assert found["differences"]["chosen-random"] == {"loss": -0.5, "low": -1.0, "high": 0.0}
 
 
 def test_differences_are_those_of_the_arms(world):

@@ -66,14 +66,14 @@ def test_bad_rows_of_every_kind_are_counted_and_the_first_named(make, tmp_path):
     assert read_metrics(tmp_path)["rejects"] == 5
 
 
+FIT = "252 fit (models.max_tokens less the template's)"
 BAD = {
+    "holds a control token: '<|end|>' would end or open a turn inside the text": {"response": "x<|end|>y"},
     "empty response": {"response": ""},
     "missing field 'response': nothing for the response": {"response": None},
     "not text: the response is int": {"response": 3},
     "not UTF-8: the response holds bytes or escapes that are no Unicode": {"response": "\ud800"},
-    "longer than the context: 14 + 301 tokens of prompt and response, 256 fit (models.max_tokens)": {
-        "response": "a" * 300
-    },
+    f"longer than the context: 14 + 301 tokens of prompt and response, {FIT}": {"response": "a" * 300},
 }
 
 

@@ -3,6 +3,8 @@
 import errno
 import gc
 import json
+import resource
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from toy_corpus import write_examples
 from transformers import AutoModelForCausalLM
 
 from tasks import finetuning, models, schemas
-from tasks.artifacts import ArtifactError, Provenance, write_table
+from tasks.artifacts import ArtifactError, Provenance, digest_inputs, write_table
 from tasks.finetuning import ArmProgress, FinetuningSettings, TrainingError, write_finetuning
 
 ROWS = 12
@@ -48,9 +50,7 @@ def trained(tmp_path_factory, toy_folder) -> Path:
     """The artifact of one run with every arm."""
     model = models.ModelChoice(str(toy_folder), device="cpu", max_tokens=256)
     world = make_world(tmp_path_factory.mktemp("trained"))
-    out = run(world, model, SETTINGS)
-    assert not (world / "scratch").exists()
-    return out
+    return run(world, model, SETTINGS)
 
 
 def make_world(folder: Path) -> Path:
@@ -82,6 +82,14 @@ def write(world: Path, model, settings: FinetuningSettings, out: str = "out") ->
         model=model,
         settings=settings,
     )
+
+
+def run_afresh(world: Path, model, settings: FinetuningSettings, out: str) -> Path:
+    """Run with an empty scratch folder, and leave none."""
+    shutil.rmtree(world / "scratch", ignore_errors=True)
+    made = run(world, model, settings, out)
+    shutil.rmtree(world / "scratch")
+    return made
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -120,8 +128,43 @@ def test_every_arm_and_seed_has_a_folder_of_safetensors_and_json_only(trained):
     assert found == dict.fromkeys(["chosen-0", "random-0", "random-1", "full-0"], files)
 
 
-def test_scratch_is_removed_at_the_end(trained):
-    assert not (trained.parent / "scratch").exists()
+def test_scratch_keeps_finished_adapters_and_no_checkpoints(trained):
+    homes = list((trained.parent / "scratch").iterdir())
+    assert len(homes) == 4
+    assert all([path.name for path in home.iterdir()] == ["finished"] for home in homes)
+
+
+@pytest.mark.parametrize("whole", [{"method": "full"}, {"whole_model": True}], ids=["full", "merged"])
+def test_scratch_does_not_keep_whole_models(world, toy, whole):
+    run(world, toy, replace(SETTINGS, arms={"chosen": [0]}, epochs=1, **whole))
+    assert list((world / "scratch").iterdir()) == []
+
+
+def test_an_artifact_that_was_not_recorded_is_made_again_without_training(world, toy, steps):
+    before = content(run(world, toy, SETTINGS))
+    shutil.rmtree(world / "out")
+    steps.clear()
+    assert write(world, toy, SETTINGS) == {"arms_trained": 0, "arms_found": 4}
+    assert steps == []
+    assert content(world / "out") == before
+
+
+def test_a_run_begins_by_removing_what_it_has_no_use_for(world, toy, monkeypatch):
+    run(world, toy, replace(SETTINGS, arms={"random": [0, 1]}, epochs=1))
+    stale = {path.name for path in (world / "scratch").iterdir()}
+    interrupt(monkeypatch, "full-0", 6)
+    with pytest.raises(RuntimeError, match="out of power"):
+        run(world, toy, ONE)
+    (home,) = (world / "scratch").iterdir()
+    assert home.name not in stale
+    assert (home / "checkpoints").is_dir()
+
+
+def test_finetuning_json_names_what_it_was_made_from(world, toy):
+    found = json.loads((run(world, toy, replace(ONE, epochs=1)) / "finetuning.json").read_text())
+    sources = world / "examples/examples.parquet", world / "selection/subset.parquet"
+    assert found["inputs"] == digest_inputs(*sources)
+    assert (found["version"], found["method"]) == ("v1", "lora")
 
 
 def test_numbers_and_curve_hold_every_arm(trained):
@@ -146,7 +189,7 @@ def test_training_lowers_the_loss(world, toy):
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_same_seed_gives_the_same_bits(world, toy, method):
-    one, again = (run(world, toy, replace(ONE, method=method), out) for out in ("one", "again"))
+    one, again = (run_afresh(world, toy, replace(ONE, method=method), out) for out in ("one", "again"))
     assert content(one) == content(again)
 
 
@@ -160,7 +203,7 @@ def test_seeds_differ(world, toy):
 @pytest.mark.parametrize("after", [6, 9], ids=["at an epoch's end", "inside an epoch"])
 def test_interrupted_arm_resumes_from_its_checkpoint_bit_for_bit(world, toy, monkeypatch, steps, method, after):
     settings = replace(ONE, method=method, save_steps=3)
-    whole = run(world, toy, settings, "whole")
+    whole = run_afresh(world, toy, settings, "whole")
     counting = finetuning.ArmProgress
     interrupt(monkeypatch, "full-0", after)
     with pytest.raises(RuntimeError, match="out of power"):
@@ -185,7 +228,7 @@ def test_finished_arms_are_not_trained_again(world, toy, monkeypatch, steps):
 
 
 def test_checkpoint_cut_short_by_a_kill_is_not_resumed(world, toy, monkeypatch, steps):
-    whole = run(world, toy, ONE, "whole")
+    whole = run_afresh(world, toy, ONE, "whole")
     counting = finetuning.ArmProgress
     interrupt(monkeypatch, "full-0", 6)
     with pytest.raises(RuntimeError, match="out of power"):
@@ -322,6 +365,27 @@ def test_full_disk_leaves_nothing_half_written_and_keeps_the_finished_arms(world
     steps.clear()
     run(world, toy, ONE)
     assert steps == []
+
+
+@pytest.mark.parametrize("size", [2_000, 50_000, 100_000], ids=["in JSON", "in safetensors", "in torch.save"])
+def test_checkpoint_that_the_system_refuses_names_the_folder_and_the_way_out(world, toy, size):
+    """A real refusal: files may not grow beyond so many bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    text = r"arm full-0: a checkpoint could not be written to .*/scratch/\w+/checkpoints: .*(large|pos).* Free space"
+    try:
+        with pytest.raises(ArtifactError, match=text):
+            run(world, toy, ONE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (world / "out").exists()
+    run(world, toy, ONE)
+
+
+def test_other_errors_of_training_keep_their_names(world, toy, monkeypatch):
+    interrupt(monkeypatch, "full-0", 2)
+    with pytest.raises(RuntimeError, match=r"^out of power\n"):
+        run(world, toy, ONE)
 
 
 @pytest.mark.slow

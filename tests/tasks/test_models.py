@@ -39,6 +39,22 @@ def test_a_missing_package_is_refused_with_its_command():
         models.folder(ModelChoice("package:no_such_package"))
 
 
+def test_a_branch_is_no_pinned_revision():
+    with pytest.raises(ModelError, match=r"the 40 digits of a commit, not a branch"):
+        models.folder(ModelChoice("some/model", revision="main"))
+
+
+def test_more_tokens_than_the_context_are_refused(toy_folder):
+    with pytest.raises(ModelError, match=r"has a context of 16384 tokens and models\.max_tokens is 20000; lower it"):
+        models.language_model(ModelChoice(str(toy_folder), device="cpu", max_tokens=20_000))
+
+
+def test_auto_takes_cuda_where_there_is_one(monkeypatch):
+    for there, kind in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert models.device(ModelChoice("any")).type == kind
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
 def test_a_folder_with_pickled_weights_is_refused(tmp_path, name):
     (tmp_path / "config.json").write_text("{}")

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 from tasks import pairstore, schemas
+from tasks.artifacts import ArtifactError
 
 
 def scores(*pairs, distance=0.5) -> pa.Table:
@@ -50,9 +51,20 @@ def test_a_pair_scored_twice_is_found_once(tmp_path):
     assert pairstore.find(tmp_path, asked(("a", "b"))).num_rows == 1
 
 
-def test_another_model_or_template_has_another_place(tmp_path):
-    places = {pairstore.place(tmp_path, model, template) for model in ("m", "n") for template in ("chat", "delift")}
-    assert len(places) == 4
+def test_another_model_template_or_code_has_another_place(tmp_path):
+    keys = [("m", "chat", "c"), ("n", "chat", "c"), ("m", "delift", "c"), ("m", "chat", "d")]
+    assert len({pairstore.place(tmp_path, *key) for key in keys}) == 4
+
+
+def test_a_damaged_part_is_refused_with_the_way_out(tmp_path):
+    path = pairstore.append(tmp_path, scores(("a", "b")))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(
+        ArtifactError, match=r"a part of a store, is damaged; delete it: what it held is computed again"
+    ):
+        pairstore.find(tmp_path, asked(("a", "b")))
 
 
 def test_a_killed_append_leaves_no_part(tmp_path):

@@ -1,3 +1,4 @@
+import builtins
 import json
 from dataclasses import replace
 
@@ -23,12 +24,12 @@ def folders(tmp_path, toy):
     return tmp_path, ids
 
 
-def run(tmp_path, model, settings=EXACT, out="out", wanted=True, map=map):
+def run(tmp_path, model, settings=EXACT, *, out="out", store="pairs", wanted=True, map=map):
     return write_utility(
         examples=tmp_path / "examples",
         embedding=tmp_path / "embedding",
         out=tmp_path / out,
-        store=tmp_path / "pairs",
+        store=tmp_path / store,
         version="v1",
         model=model,
         settings=settings,
@@ -107,10 +108,26 @@ def test_finished_shards_survive_a_crash(folders, toy):
 
 def test_the_bytes_do_not_depend_on_where_a_crash_was(folders, toy):
     tmp_path, _ = folders
-    run(tmp_path, toy)
+    run(tmp_path, toy, store="whole")
     once = (tmp_path / "out/utility.parquet").read_bytes()
-    run(tmp_path, toy, out="again")
-    assert (tmp_path / "again/utility.parquet").read_bytes() == once
+    for finished in (1, 3):
+
+        def interrupted(function, shards, finished=finished):
+            yield from builtins.map(function, shards[:finished])
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, toy, store=f"crashed-{finished}", map=interrupted)
+        facts = run(tmp_path, toy, store=f"crashed-{finished}", out="resumed")
+        assert facts["pairs_known"] == 10 * finished
+        assert (tmp_path / "resumed/utility.parquet").read_bytes() == once
+
+
+def test_how_shards_are_cut_and_run_is_no_part_of_the_bytes(folders, toy):
+    tmp_path, _ = folders
+    run(tmp_path, toy)
+    run(tmp_path, toy, replace(EXACT, shard_pairs=7, pack_tokens=300), out="other")
+    assert (tmp_path / "out/utility.parquet").read_bytes() == (tmp_path / "other/utility.parquet").read_bytes()
 
 
 def test_a_new_example_costs_only_its_pairs(folders, toy):
