@@ -260,6 +260,7 @@ def _audit(values: Params, version: str, map: Map) -> Notes:
     from tasks.audit import write_audit
 
     return write_audit(
+        raw=Path(values.versions[version].raw),
         examples=folder("examples", version),
         utility=folder("utility", version),
         selection=folder("selection", version),
