@@ -27,6 +27,7 @@ class SparseKernel:
 
 
 Kernel = Float32[np.ndarray, "target demo"] | SparseKernel
+Other = Float32[np.ndarray, "_ _"] | SparseKernel  # a second kernel in one signature: of other targets or demos
 
 
 def gather(
@@ -85,18 +86,39 @@ def scale(utility: Kernel, scaling: str, names: tuple[Sequence[str], Sequence[st
     >>> scale(np.float32([[0.5, -1.0]]), "relu").tolist(), scale(np.float32([[0.5, -1.0]]), "minmax").tolist()
     ([[0.5, 0.0]], [[1.0, 0.0]])
     """
+    (similarity,) = scale_together([utility], scaling, [names])
+    return similarity
+
+
+def scale_together(utilities: Sequence[Other], scaling: str, names: Sequence[tuple | None]) -> list[Other]:
+    """Return the similarities of kernels that meet in one objective, on one scale.
+
+    As `scale`, but minmax takes minimum and maximum over all of the kernels: scaled one by one, the best pair of a
+    weak kernel would count as much as that of a strong one.
+
+    Args:
+        utilities: kernels of any shapes.
+        names: for each kernel, what errors call its targets and demos, or None.
+
+    >>> [s.tolist() for s in scale_together([np.float32([[0.0, 4.0]]), np.float32([[1.0]])], "minmax", [None, None])]
+    [[[0.0, 1.0]], [[0.25]]]
+    """
     if scaling not in SCALINGS:
         raise KernelError(f"selection.scaling is {scaling!r}; it must be one of {', '.join(SCALINGS)}")
-    values = utility.values if isinstance(utility, SparseKernel) else utility
-    again = "score these pairs again or leave them out"
-    _refuse(~np.isfinite(values), utility, names, "utilities are not finite", again)
+    several = [utility.values if isinstance(utility, SparseKernel) else utility for utility in utilities]
+    for values, utility, called in zip(several, utilities, names, strict=True):
+        again = "score these pairs again or leave them out"
+        _refuse(~np.isfinite(values), utility, called, "utilities are not finite", again)
+        if scaling == "none":
+            _refuse(values < 0, utility, called, "similarities are negative", "set selection.scaling to relu or minmax")
     if scaling == "relu":
-        values = np.maximum(values, np.float32(0))
+        several = [np.maximum(values, np.float32(0)) for values in several]
     elif scaling == "minmax":
-        values = _stretch(values)
-    else:
-        _refuse(values < 0, utility, names, "similarities are negative", "set selection.scaling to relu or minmax")
-    return replace(utility, values=values) if isinstance(utility, SparseKernel) else values
+        several = _stretch(several)
+    return [
+        replace(utility, values=values) if isinstance(utility, SparseKernel) else values
+        for utility, values in zip(utilities, several, strict=True)
+    ]
 
 
 def _refuse(bad: np.ndarray, kernel: Kernel, names: tuple | None, what: str, way_out: str) -> None:
@@ -112,11 +134,13 @@ def _refuse(bad: np.ndarray, kernel: Kernel, names: tuple | None, what: str, way
     raise KernelError(f"{len(places)} of {bad.size} {what}, first pairs (target, demo) {pairs}; {way_out}")
 
 
-def _stretch(values: np.ndarray) -> np.ndarray:
-    low, high = float(values.min(initial=np.inf)), float(values.max(initial=-np.inf))
+def _stretch(several: Sequence[np.ndarray]) -> list[np.ndarray]:
+    low = min(float(values.min(initial=np.inf)) for values in several)
+    high = max(float(values.max(initial=-np.inf)) for values in several)
     if not low < high:
+        count = sum(values.size for values in several)
         raise KernelError(
-            f"all {values.size} utilities are {'absent' if not values.size else low}, a constant kernel that minmax "
+            f"all {count} utilities are {low if count else 'absent'}, a constant kernel that minmax "
             "cannot scale; set selection.scaling to relu"
         )
-    return ((values - low) / (high - low)).astype(np.float32)
+    return [((values - low) / (high - low)).astype(np.float32) for values in several]

@@ -6,7 +6,7 @@ reaches 1 - 1/e of the best.
 
     f(A) = sum_i max_{j in A} kernel_ij + sum_{j in A} bonus_j
 
-Kernels that meet in one objective must be scaled together, never each by its own minimum and maximum.
+Kernels that meet in one objective must be scaled together (`kernels.scale_together`).
 """
 
 from dataclasses import dataclass, replace
@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from tamis.kernels import Kernel, KernelError, SparseKernel
+from tamis.kernels import Kernel, KernelError, Other, SparseKernel
 
-Other = Float32[np.ndarray, "_ _"] | SparseKernel  # a kernel whose rows or columns are other examples
 FORMS = ("saturated", "additive", "queries")
 
 

@@ -82,23 +82,35 @@ def write_utility(
         return _write_nothing(out, Provenance("utility", version, {"wanted": False}, inputs))
     pool = read_pool(source, digest(source), model, settings.template)
     pairs, skipped = split_by_length(pool, choose_pairs(pool, vectors, settings), model.max_tokens)
+
     folder = pairstore.place(store, models.model_digest(model), settings.template, CODE)
-    asked = ask(pool, pairs)
-    lacking = pairstore.missing(folder, asked)
+    work = Shard(source, digest(source), folder, model, settings, np.empty((0, 2), np.int32))
+    scores, facts = score_missing(work, ask(pool, pairs), map)
 
-    shards = cut_shards(Shard(source, digest(source), folder, model, settings, np.empty((0, 2))), lacking)
+    _write(out, Provenance("utility", version, _describe(model, settings), inputs), scores, skipped, settings)
+    return facts
+
+
+def score_missing(work: Shard, asked: pa.Table, map: Map) -> tuple[pa.Table, Mapping[str, Any]]:
+    """Score what the store lacks, in shards; return the scores of all that was asked and what this run did.
+
+    Raises:
+        ValueError: parts vanished from the store meanwhile.
+    """
+    lacking = pairstore.missing(work.folder, asked)
+    shards = cut_shards(work, lacking)
     scored = sum(map(score_shard, shards))
-
-    scores = pairstore.find(folder, asked)
+    scores = pairstore.find(work.folder, asked)
     if scores.num_rows != asked.num_rows:
         lost = asked.num_rows - scores.num_rows
-        raise ValueError(f"{lost} of {asked.num_rows} pairs vanished from {folder} during the run; run again")
-    execution = ("shard_pairs", "pack_tokens")  # no part of what the table holds
-    parameters = {name: value for name, value in vars(settings).items() if name not in execution}
-    parameters |= {"model": model.name, "model_digest": models.model_digest(model)}
-    provenance = Provenance("utility", version, parameters, inputs)
-    _write(out, provenance, scores, skipped, settings)
-    return {"pairs_scored": scored, "pairs_known": asked.num_rows - lacking.num_rows, "shards": len(shards)}
+        raise ValueError(f"{lost} of {asked.num_rows} pairs vanished from {work.folder} during the run; run again")
+    return scores, {"pairs_scored": scored, "pairs_known": asked.num_rows - lacking.num_rows, "shards": len(shards)}
+
+
+def _describe(model: models.ModelChoice, settings: UtilitySettings) -> dict[str, Any]:
+    """Return what determines the table; how the work was cut and run is no part of it."""
+    described = {name: value for name, value in vars(settings).items() if name not in ("shard_pairs", "pack_tokens")}
+    return described | {"model": model.name, "model_digest": models.model_digest(model)}
 
 
 @lru_cache(maxsize=1)

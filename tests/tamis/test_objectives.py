@@ -7,7 +7,7 @@ from hypothesis.extra.numpy import arrays
 
 from tamis import objectives
 from tamis.budgets import resolve
-from tamis.kernels import KernelError, SparseKernel, gather
+from tamis.kernels import KernelError, SparseKernel, gather, scale, scale_together
 from tamis.selection import choose, evaluate
 
 FORMS = ("saturated", "additive", "queries")
@@ -175,3 +175,16 @@ def test_the_choice_is_that_of_submodlib(name):
     choice = choose(made.kernel, counted(24, 6), made.bonus)
     assert choice.objective[-1] == pytest.approx(sum(gain for _, gain in found), rel=1e-5)
     assert value(made, [demo for demo, _ in found]) == pytest.approx(choice.objective[-1], rel=1e-5)
+
+
+def test_one_scale_for_two_kernels_where_two_scales_change_the_choice():
+    """What is learnt helps little: on one scale it covers almost nothing, on its own scale all of a target."""
+    pool = np.float32([[0.9, 0.0], [0.0, 0.8]])
+    learnt = np.float32([[0.09], [0.0]])
+    together = scale_together([pool, learnt], "minmax", [None, None])
+    apart = [scale(pool, "minmax"), scale(learnt, "minmax")]
+    choices = [
+        choose(objectives.conditional_gain(*pair, nu=1.0).kernel, counted(2, 1)).order.tolist()
+        for pair in (together, apart)
+    ]
+    assert choices == [[0], [1]]
