@@ -108,6 +108,7 @@ def start_project(root: Path) -> Project:
     """Put a copied folder under git and DVC."""
     (root / ".dvc").mkdir()
     shutil.copy(ROOT / ".dvc/config", root / ".dvc/config")
+    shutil.copytree(ROOT / ".dvc/plots", root / ".dvc/plots")
     (root / ".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n")
     (root / ".gitignore").write_text("__pycache__/\n.cache/\n")
     project = Project(root)
