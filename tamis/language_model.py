@@ -9,12 +9,12 @@ keys from its prefix and itself. The head is applied at response positions only,
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
@@ -57,7 +57,7 @@ class Bucket:
 
     queries: Int[Tensor, "span query"]
     keys: Int[Tensor, "span key"]
-    mask: Bool[Tensor, "span 1 query key"]  # True where a query sees a key
+    mask: Shaped[Tensor, "span 1 row key"]  # True, or 0, where a query sees a key; else False, or -inf
     real: Bool[Tensor, "span query"]  # False at padding
 
 
@@ -167,11 +167,13 @@ def attend(
     for bucket in pack:
         spans, length = bucket.queries.shape
         rows = q[bucket.queries].view(spans, length, shared, heads // shared, -1).permute(0, 2, 3, 1, 4)
+        mask = bucket.mask  # ready, or to be repeated for the query heads of one key head
+        mask = mask if mask.shape[2] == rows.shape[2] * length else mask.repeat(1, 1, heads // shared, 1)
         found = nn.functional.scaled_dot_product_attention(
             rows.reshape(spans, shared, -1, q.shape[-1]),
             k[bucket.keys].transpose(1, 2),
             v[bucket.keys].transpose(1, 2),
-            attn_mask=bucket.mask.repeat(1, 1, heads // shared, 1),
+            attn_mask=mask,
             scale=scaling,
         )
         found = found.view(spans, shared, heads // shared, length, -1).permute(0, 3, 1, 2, 4)
@@ -183,12 +185,21 @@ AttentionInterface.register(ATTENTION, attend)
 
 
 def bucket_spans(spans: Sequence[Span], device: torch.device) -> list[Bucket]:
-    """Turn spans into index tensors, those of about equal length (factor `STRETCH`) together."""
+    """Turn spans into index tensors, those of about equal length (factor `STRETCH`) together; masks are bool."""
 
     def kind(span: Span) -> tuple[int, int]:
         return bool(span.prefix_length), math.ceil(math.log(span.length, STRETCH))
 
     return [_bucket(list(alike), device) for _, alike in groupby(sorted(spans, key=kind), key=kind)]
+
+
+def ready(bucket: Bucket, model: nn.Module) -> Bucket:
+    """Return a bucket with its mask made once for all layers: to be added, repeated for heads that share keys."""
+    config = model.config
+    shared = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    added = torch.zeros(bucket.mask.shape, dtype=model.dtype, device=bucket.mask.device)
+    added.masked_fill_(~bucket.mask, -torch.inf)
+    return replace(bucket, mask=added.repeat(1, 1, config.num_attention_heads // shared, 1))
 
 
 def _bucket(spans: list[Span], device: torch.device) -> Bucket:
@@ -220,7 +231,7 @@ def _run(model: nn.Module, pack: Pack) -> list[Float[Tensor, " token"]]:
         input_ids=tokens[None],
         position_ids=torch.tensor(pack.positions, device=device)[None],
         use_cache=False,
-        pack=bucket_spans(pack.spans, device),
+        pack=[ready(bucket, model) for bucket in bucket_spans(pack.spans, device)],
     ).last_hidden_state[0]
     places = torch.cat([torch.arange(start, start + count) for start, count in pack.responses]).to(device)
     scores = log_probs(model, hidden[places], tokens[places + 1]).cpu()
