@@ -80,11 +80,12 @@ def write_utility(
     inputs = digest_inputs(source, vectors)
     if not wanted:
         return _write_nothing(out, Provenance("utility", version, {"wanted": False}, inputs))
-    pool = read_pool(source, digest(source), model, settings.template)
+    known = digest(source)
+    pool = read_pool(source, known, model, settings.template)
     pairs, skipped = split_by_length(pool, choose_pairs(pool, vectors, settings), model.max_tokens)
 
     folder = pairstore.place(store, models.model_digest(model), settings.template, CODE)
-    work = Shard(source, digest(source), folder, model, settings, np.empty((0, 2), np.int32))
+    work = Shard(source, known, folder, model, settings, np.empty((0, 2), np.int32))
     scores, facts = score_missing(work, ask(pool, pairs), map)
 
     _write(out, Provenance("utility", version, _describe(model, settings), inputs), scores, skipped, settings)
