@@ -6,7 +6,7 @@ response tokens under `response_tokens`.
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from numbers import Integral, Real
 from typing import Any
@@ -117,6 +117,33 @@ def fill(
             reserved.pop(min(bisect_left(reserved, costs[row]), len(reserved) - 1))
 
 
+def rank(budget: Budget, order: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " pick"]:
+    """Return the rows that a given order fills the budget with: floors first, then what budget and caps allow.
+
+    A row that no longer fits is passed over, and a later one that fits is taken. Under `count` and `fraction` a larger
+    budget goes on where a smaller one ends.
+
+    Args:
+        budget: what may be spent.
+        order: every row once, the best first.
+
+    Raises:
+        BudgetError: a row is missing in the order, or stands there twice.
+
+    >>> two = resolve({"count": 2}, topics=["a", "b", "b"], response_tokens=np.array([1, 1, 1]), caps={"b": 1})
+    >>> rank(two, np.array([2, 1, 0]))
+    array([2, 0])
+    """
+    rows = len(budget.costs)
+    if not np.array_equal(np.sort(order), np.arange(rows)):
+        raise BudgetError(f"an order of {rows} rows must hold each of them once; this one holds {len(order)} places")
+    place = np.argsort(order)
+    picked: list[int] = []
+    for quota in (budget.floors, budget.caps):
+        fill(budget, picked, quota, lambda rows: rows[np.argsort(place[rows])].tolist(), lambda row: None)
+    return np.array(picked, np.int64)
+
+
 def draw(budget: Budget, *, seed: int) -> Int64[np.ndarray, " pick"]:
     """Return rows in the order of a seeded permutation: floors first, then what budget and caps allow.
 
@@ -127,11 +154,35 @@ def draw(budget: Budget, *, seed: int) -> Int64[np.ndarray, " pick"]:
     >>> sorted(draw(resolve({"count": 3}, topics=["a"] * 3, response_tokens=np.array([1, 1, 1])), seed=0).tolist())
     [0, 1, 2]
     """
-    place = np.random.default_rng(seed).permutation(len(budget.costs))
-    order: list[int] = []
-    for quota in (budget.floors, budget.caps):
-        fill(budget, order, quota, lambda rows: rows[np.argsort(place[rows])].tolist(), lambda row: None)
-    return np.array(order, np.int64)
+    return rank(budget, np.argsort(np.random.default_rng(seed).permutation(len(budget.costs))))
+
+
+def narrow(budget: Budget, rows: Int64[np.ndarray, " candidate"]) -> Budget:
+    """Return the same budget for some of its rows, numbered from 0 in the order given: only these may be taken.
+
+    Args:
+        budget: what may be spent.
+        rows: the rows that may be taken, each once.
+
+    Raises:
+        BudgetError: they cannot meet the floors, or hold too few rows to spend a budget of rows.
+
+    >>> two = resolve({"count": 2}, topics=["a", "b", "b"], response_tokens=np.array([1, 1, 1]))
+    >>> narrow(two, np.array([0, 2])).caps
+    array([1, 1])
+    """
+    topic_of = budget.topic_of[rows]
+    sizes = np.bincount(topic_of, minlength=len(budget.topics)).astype(np.int64)
+    short = [budget.topics[topic] for topic in np.flatnonzero(budget.floors > sizes)]
+    if short:
+        raise BudgetError(
+            f"{len(short)} of {len(budget.topics)} topics have a floor above their share of the {len(rows)} rows of "
+            f"{len(budget.costs)} that may be chosen, first {short[:3]}; lower selection.floors"
+        )
+    caps = np.minimum(budget.caps, sizes)
+    smaller = replace(budget, costs=budget.costs[rows], topic_of=topic_of, caps=caps)
+    _refuse_unaffordable(smaller)
+    return smaller
 
 
 def affordable(budget: Budget, order: Sequence[int]) -> Int64[np.ndarray, " candidate"]:

@@ -5,7 +5,9 @@ Symbols: `U_ij` utility of demo j for target i, any sign; `s_ij >= 0` similarity
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import no_type_check
 
+import numba
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
@@ -62,6 +64,29 @@ def gather(
         return values.reshape(shape)
     indptr = np.searchsorted(place, np.arange(shape[0] + 1) * shape[1]).astype(np.int64)
     return SparseKernel(indptr, (place % shape[1]).astype(np.int32), values, shape)
+
+
+def take(
+    kernel: Other, targets: Int64[np.ndarray, " some_target"] | None, demos: Int64[np.ndarray, " some_demo"] | None
+) -> Other:
+    """Return the kernel of some targets and some demos, each numbered anew in the order given; None: all of them.
+
+    Args:
+        targets, demos: positions, each once.
+
+    Cost: one pass over the entries of these targets, and the memory of what is returned.
+
+    >>> take(np.float32([[1, 2, 3], [4, 5, 6]]), None, np.array([2, 0])).tolist()
+    [[3.0, 1.0], [6.0, 4.0]]
+    """
+    if not isinstance(kernel, SparseKernel):
+        some = kernel if targets is None else kernel[targets]
+        return some if demos is None else np.take(some, demos, axis=1)
+    rows, columns = (np.arange(kernel.shape[axis]) if one is None else one for axis, one in enumerate((targets, demos)))
+    place = np.full(kernel.shape[1], -1, np.int32)
+    place[columns] = np.arange(len(columns))
+    entries = _take_sparse(kernel.indptr, kernel.indices, kernel.values, rows, place)
+    return SparseKernel(*entries, (len(rows), len(columns)))
 
 
 def scale(utility: Kernel, scaling: str, names: tuple[Sequence[str], Sequence[str]] | None = None) -> Kernel:
@@ -144,3 +169,21 @@ def _stretch(several: Sequence[np.ndarray]) -> list[np.ndarray]:
             "cannot scale; set selection.scaling to relu"
         )
     return [((values - low) / (high - low)).astype(np.float32) for values in several]
+
+
+@numba.njit(cache=True)
+@no_type_check
+def _take_sparse(indptr, indices, values, rows, place):
+    """Return the entries of some rows whose demo has a place, as a sparse kernel's arrays."""
+    taken = np.zeros(len(rows) + 1, np.int64)
+    for row in range(len(rows)):
+        taken[row + 1] = taken[row]
+        for entry in range(indptr[rows[row]], indptr[rows[row] + 1]):
+            taken[row + 1] += place[indices[entry]] >= 0
+    demos, similarities, free = np.empty(taken[-1], np.int32), np.empty(taken[-1], np.float32), 0
+    for row in rows:
+        for entry in range(indptr[row], indptr[row + 1]):
+            if place[indices[entry]] >= 0:
+                demos[free], similarities[free] = place[indices[entry]], values[entry]
+                free += 1
+    return taken, demos, similarities

@@ -9,7 +9,7 @@ subtraction, ties are true ties, and the choice does not depend on the order of 
 are not changed at all; the objective moves by less than m q / 2, no more than a float64 sum may lose anyway.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from math import frexp
@@ -23,6 +23,11 @@ from tamis.budgets import Budget, affordable, fill
 from tamis.kernels import Kernel, KernelError, SparseKernel, scale
 
 THIN = 16  # a dense kernel becomes sparse once at most one entry in so many can still matter
+NONE = np.empty(0, np.int64)
+
+
+class OptimiserError(ValueError):
+    """A way of choosing that cannot be followed as asked."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +56,20 @@ def evaluate(kernel: Kernel, chosen: Int64[np.ndarray, " pick"] | None = None) -
     """
     if isinstance(kernel, SparseKernel):
         wanted = np.full(kernel.shape[1], chosen is None)
-        wanted[[] if chosen is None else chosen] = True
-        best = np.zeros(kernel.shape[0], np.float32)
-        target = np.repeat(np.arange(kernel.shape[0]), np.diff(kernel.indptr))
-        np.maximum.at(best, target, np.where(wanted[kernel.indices], kernel.values, np.float32(0)))
+        wanted[NONE if chosen is None else chosen] = True
+        best = _best_of_rows(kernel.indptr, kernel.indices, kernel.values, wanted)
     else:
         columns = kernel if chosen is None else kernel[:, chosen]
         best = columns.max(axis=1, initial=0.0)
     return float(best.sum(dtype=np.float64))
 
 
-def choose(kernel: Kernel, budget: Budget, bonus: Float64[np.ndarray, " demo"] | None = None) -> Choice:
+def choose(
+    kernel: Kernel,
+    budget: Budget,
+    bonus: Float64[np.ndarray, " demo"] | None = None,
+    start: Int64[np.ndarray, " started"] = NONE,
+) -> Choice:
     """Choose demos greedily by gain per cost until the budget is spent; ties go to the lowest index.
 
     next = argmax_j g_j / cost_j over the demos that caps and budget still allow, among topics with an unmet floor first
@@ -77,6 +85,7 @@ def choose(kernel: Kernel, budget: Budget, bonus: Float64[np.ndarray, " demo"] |
         kernel: similarities >= 0.
         budget: resolved for as many rows as the kernel has demos.
         bonus: what each demo adds whatever else is chosen, >= 0 (`objectives`); nothing where absent.
+        start: demos that are taken first, in this order, whatever they gain; within the budget.
 
     Returns:
         The demos, in the order, of plain greedy, which evaluates every demo before every pick.
@@ -93,50 +102,81 @@ def choose(kernel: Kernel, budget: Budget, bonus: Float64[np.ndarray, " demo"] |
     >>> choose(np.float32([[3, 2, 0], [3, 2, 0], [0, 2, 1]]), two).order
     array([0, 1])
     """
-    bonus = np.zeros(kernel.shape[1]) if bonus is None else bonus
-    state = _begin(kernel if isinstance(kernel, SparseKernel) else np.ascontiguousarray(kernel), budget, bonus)
-    _run(state, budget, budget.floors)
-    rival = _with_best_single(state, budget)
-    _run(state, budget, budget.caps)
-    if rival is not None:
-        _run(rival, budget, budget.caps)
-        state = state if sum(state.gained) >= sum(rival.gained) else rival
-    order, gain = np.array(state.order, np.int64), np.array(state.gained, np.float64)
-    return Choice(order, gain, np.cumsum(gain), state.covered_by, state.cover.astype(np.float32))
+    state = begin(kernel, budget, bonus)
+    for demo in start.tolist():
+        take(state, demo)
+    return spend(state, budget, _best_first, take, _best_single)
 
 
 @dataclass
-class _State:
-    """A choice in the making: everything but the grid changes with the picks."""
+class State:
+    """A choice in the making: everything but the grid and the bonus changes with the picks."""
 
     kernel: Kernel  # dense until most of it cannot matter any more
     columns: tuple[np.ndarray, ...]  # of a sparse kernel: where each demo's entries start, their targets, their values
     grid: float  # q
+    bonus: Float64[np.ndarray, " demo"]  # on the grid
     cover: Float64[np.ndarray, " target"]  # c
     covered_by: Int64[np.ndarray, " target"]
-    gains: Float64[np.ndarray, " demo"]  # g, always up to date
+    gains: Float64[np.ndarray, " demo"]  # g + bonus, kept up to date by `take`
     order: list[int]
     gained: list[float]
 
 
-def _begin(kernel: Kernel, budget: Budget, bonus: np.ndarray) -> _State:
-    """Check the kernel and return the state before the first pick."""
-    sparse, (targets, demos) = isinstance(kernel, SparseKernel), kernel.shape
-    values = kernel.values if sparse else kernel
+Search = Callable[[State, Budget, np.ndarray, np.ndarray], Iterator[int]]  # of quota and rows: `budgets.fill`
+
+
+def check(kernel: Kernel, budget: Budget, bonus: np.ndarray | None) -> tuple[np.ndarray, float]:
+    """Return the bonus, zeros where there is none, and the largest similarity, if kernel, budget and bonus fit."""
+    values = kernel.values if isinstance(kernel, SparseKernel) else kernel
     least, largest = float(values.min(initial=0.0)), float(values.max(initial=0.0))
     if not (least >= 0 and largest < np.inf):
         scale(kernel, "none")  # says which pairs
+    bonus = np.zeros(kernel.shape[1]) if bonus is None else bonus
     _refuse_misfit(kernel, budget, bonus)
+    return bonus, largest
+
+
+def begin(kernel: Kernel, budget: Budget, bonus: np.ndarray | None) -> State:
+    """Check the kernel and return the state before the first pick."""
+    (bonus, largest), sparse = check(kernel, budget, bonus), isinstance(kernel, SparseKernel)
+    targets, demos = kernel.shape
+    kernel = kernel if sparse else np.ascontiguousarray(kernel)
     grid = _grid(max(largest, float(bonus.max(initial=0.0))), targets + 1)
-    if sparse:
-        rounded = np.rint(values.astype(np.float64) / grid) * grid
-        gains = np.bincount(kernel.indices, rounded, minlength=demos).astype(np.float64)
-    else:
-        gains = _sum_columns(kernel, grid)
-    gains += np.rint(bonus / grid) * grid
-    columns = _columns(kernel.indptr, kernel.indices, values, demos) if sparse else ()
+    bonus = np.rint(bonus / grid) * grid
+    gains = bonus + (_sum_sparse(kernel.indices, kernel.values, grid, demos) if sparse else _sum_columns(kernel, grid))
+    columns = _columns(kernel.indptr, kernel.indices, kernel.values, demos) if sparse else ()
     cover, covered_by = np.zeros(targets), np.full(targets, -1)
-    return _State(kernel, columns, grid, cover, covered_by, gains, [], [])
+    return State(kernel, columns, grid, bonus, cover, covered_by, gains, [], [])
+
+
+def spend(
+    state: State,
+    budget: Budget,
+    search: Search,
+    take: Callable[[State, int], None],
+    best_single: Callable[[State, np.ndarray], int],
+) -> Choice:
+    """Spend what is left of a budget: floors first, then the rest, beside a rival that takes the best single demo.
+
+    Args:
+        state: as `begin` or `take` left it; it is used up.
+        search: yields rows, the best first.
+        take: adds a demo to the state.
+        best_single: returns the demo of the largest gain among some.
+    """
+    run = partial(_run, budget=budget, search=search, take=take)
+    run(state, quota=budget.floors)
+    rival, rows = None, affordable(budget, state.order)
+    if len(rows) and budget.costs.min() < budget.costs.max():
+        rival = _copy(state)
+        take(rival, best_single(rival, rows))
+    run(state, quota=budget.caps)
+    if rival is not None:
+        run(rival, quota=budget.caps)
+        state = state if sum(state.gained) >= sum(rival.gained) else rival
+    order, gain = np.array(state.order, np.int64), np.array(state.gained, np.float64)
+    return Choice(order, gain, np.cumsum(gain), state.covered_by, state.cover.astype(np.float32))
 
 
 def _grid(largest: float, targets: int) -> float:
@@ -144,26 +184,24 @@ def _grid(largest: float, targets: int) -> float:
     return 2.0 ** (frexp(largest or 1.0)[1] + max((targets - 1).bit_length() - 53, -51))
 
 
-def _run(state: _State, budget: Budget, quota: np.ndarray) -> None:
+def _run(state: State, *, budget: Budget, search: Search, take: Callable, quota: np.ndarray) -> None:
     """Choose, best first, until a quota per topic is filled or the budget is spent."""
+    order = list(state.order)
+    fill(budget, order, quota, partial(search, state, budget, quota), partial(take, state))
+
+
+def _copy(state: State) -> State:
+    names = ("cover", "covered_by", "gains", "order", "gained")
+    return replace(state, **{name: getattr(state, name).copy() for name in names})
+
+
+def _best_single(state: State, rows: np.ndarray) -> int:
+    return int(rows[np.argmax(state.gains[rows])])
+
+
+def _best_first(state: State, budget: Budget, quota: np.ndarray, rows: np.ndarray) -> Iterator[int]:
+    """Yield demos by gain per cost at the time of asking, ties by index; `fill` keeps the quota."""
     costs = budget.costs.astype(np.float64)
-    fill(budget, state.order, quota, partial(_best_first, state, costs), partial(_take, state))
-
-
-def _with_best_single(state: _State, budget: Budget) -> _State | None:
-    """Return a copy of the state with the affordable demo of the largest gain taken; None where costs are all equal."""
-    rows = affordable(budget, state.order)
-    if not len(rows) or budget.costs.min() == budget.costs.max():
-        return None
-    arrays = {name: getattr(state, name).copy() for name in ("cover", "covered_by", "gains", "order", "gained")}
-    rival, best = replace(state, **arrays), int(rows[np.argmax(state.gains[rows])])
-    _take(rival, best)
-    rival.order.append(best)
-    return rival
-
-
-def _best_first(state: _State, costs: np.ndarray, rows: np.ndarray) -> Iterator[int]:
-    """Yield demos by gain per cost at the time of asking, ties by index."""
     scores = state.gains[rows] / costs[rows]
     best = np.lexsort((rows, -scores))
     keys, items = scores[best], rows[best]  # sorted, so a heap
@@ -171,8 +209,9 @@ def _best_first(state: _State, costs: np.ndarray, rows: np.ndarray) -> Iterator[
         yield _pop(keys, items, size, state.gains, costs)
 
 
-def _take(state: _State, demo: int) -> None:
-    """Add a demo: note its gain, raise the cover, lower the gains."""
+def take(state: State, demo: int) -> None:
+    """Add a demo: note it and its gain, raise the cover, lower the gains."""
+    state.order.append(demo)
     state.gained.append(float(state.gains[demo]))
     running, picks = (state.cover, state.covered_by, state.gains), len(state.gained)
     if isinstance(state.kernel, SparseKernel):
@@ -184,7 +223,7 @@ def _take(state: _State, demo: int) -> None:
             _thin(state)
 
 
-def _thin(state: _State) -> None:
+def _thin(state: State) -> None:
     """Go on with the entries above their target's cover, once they are few: the others never matter again."""
     dense = state.kernel
     indptr, indices, values = _keep_above(dense, state.cover, dense.size // THIN)
@@ -249,6 +288,28 @@ def _sum_columns(kernel, grid):
         for j in range(row.shape[0]):
             gains[j] += (np.float64(row[j]) + shift) - shift
     return gains
+
+
+@numba.njit(cache=True)
+@no_type_check
+def _sum_sparse(indices, values, grid, demos):
+    """The same on a sparse kernel."""
+    shift, gains = 1.5 * 2.0**52 * grid, np.zeros(demos)
+    for entry in range(len(indices)):
+        gains[indices[entry]] += (np.float64(values[entry]) + shift) - shift
+    return gains
+
+
+@numba.njit(cache=True)
+@no_type_check
+def _best_of_rows(indptr, indices, values, wanted):
+    """Return the largest value among the wanted demos of each target."""
+    best = np.zeros(len(indptr) - 1, np.float32)
+    for i in range(len(best)):
+        for entry in range(indptr[i], indptr[i + 1]):
+            if wanted[indices[entry]]:
+                best[i] = max(best[i], values[entry])
+    return best
 
 
 @numba.njit(cache=True)

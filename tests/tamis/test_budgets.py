@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tamis.budgets import BudgetError, count_by_topic, draw, resolve
+from tamis.budgets import BudgetError, count_by_topic, draw, narrow, rank, resolve
 
 TOPICS = ["a"] * 5 + ["b"] * 3 + ["c"] * 2
 TOKENS = np.array([9, 2, 5, 7, 4, 3, 8, 6, 1, 5])
@@ -69,6 +69,53 @@ def test_a_dear_row_never_makes_a_floor_unaffordable():
     budget = ask({"response_tokens": 7}, floors={"a": 2, "b": 1}, topics=["a", "a", "a", "b", "b"], tokens=tokens)
     for seed in range(20):
         assert sorted(draw(budget, seed=seed).tolist()) == [1, 2, 3]
+
+
+def test_an_order_fills_floors_first_and_then_what_budget_and_caps_allow():
+    budget = ask({"count": 5}, caps={"a": 2}, floors={"c": 1, "b": 1})
+    assert rank(budget, np.arange(10)).tolist() == [5, 8, 0, 1, 6]
+
+
+def test_an_order_passes_over_a_row_that_no_longer_fits():
+    assert rank(ask({"response_tokens": 14}), np.arange(10)).tolist() == [0, 1, 5]  # 9 + 2, then 3 alone fits
+
+
+@given(st.permutations(range(10)), st.integers(1, 9), st.booleans())
+def test_a_smaller_budget_of_rows_is_the_beginning_of_a_larger_one(order, count, with_floors):
+    more = {"caps": {"a": 4}, "floors": {"c": 1} if with_floors else {}}
+    large, small = (rank(ask({"count": rows}, **more), np.array(order)) for rows in (9, count))
+    assert large[:count].tolist() == small.tolist()
+
+
+def test_a_smaller_budget_of_tokens_need_not_be():
+    order = np.arange(10)[::-1]
+    large, small = (rank(ask({"response_tokens": tokens}), order).tolist() for tokens in (9, 7))
+    assert (large, small) == ([9, 8, 5], [9, 8])
+    assert rank(ask({"response_tokens": 4}), order).tolist() == [8, 5]  # 1 + 3: the first row has 5
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [*range(9), 8]])
+def test_an_order_must_hold_every_row_once(order):
+    with pytest.raises(BudgetError, match=f"an order of 10 rows must hold each of them once; .* {len(order)} places"):
+        rank(ask({"count": 3}), np.array(order))
+
+
+def test_a_narrowed_budget_has_the_costs_and_caps_of_its_rows():
+    budget = narrow(ask({"response_tokens": 12}, caps={"a": 4}, floors={"b": 1}), np.array([1, 2, 7, 6]))
+    assert budget.costs.tolist() == [2, 5, 6, 8]
+    assert budget.topic_of.tolist() == [0, 0, 1, 1]
+    assert (budget.floors.tolist(), budget.caps.tolist(), budget.limit) == ([0, 1, 0], [2, 2, 0], 12)
+
+
+def test_a_narrowed_budget_says_which_floors_it_cannot_meet():
+    text = r"1 of 3 topics have a floor above their share of the 2 rows of 10 that may be chosen, first \['b'\]; lower"
+    with pytest.raises(BudgetError, match=text):
+        narrow(ask({"count": 4}, floors={"b": 2}), np.array([0, 5]))
+
+
+def test_a_narrowed_budget_of_more_rows_than_there_are_is_refused():
+    with pytest.raises(BudgetError, match=r"leave 2 of 2 rows, fewer than the 4 of selection.budget.count"):
+        narrow(ask({"count": 4}), np.array([0, 5]))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from tamis.kernels import KernelError, SparseKernel, gather, scale
+from tamis.kernels import KernelError, SparseKernel, gather, scale, take
 
 NEGATIVE = np.float32([[1, -2, 3], [-4, 5, -6], [7, -8, 9]])
 
@@ -119,3 +119,24 @@ def test_scaling_keeps_the_order_of_utilities(scaling):
     rising = scale(utility, scaling).ravel()[np.argsort(utility.ravel())]
     assert (np.diff(rising) >= 0).all()
     assert rising[0] == 0
+
+
+@pytest.mark.parametrize("targets", [None, [3, 0, 5]])
+@pytest.mark.parametrize("demos", [None, [4, 1, 0]])
+def test_some_targets_and_demos_are_taken_in_the_order_given(targets, demos):
+    kernel = utilities(6, 5)
+    slow = [[kernel[i, j] for j in demos or range(5)] for i in targets or range(6)]
+    targets, demos = (None if places is None else np.array(places) for places in (targets, demos))
+    assert take(kernel, targets, demos).tolist() == slow
+    held, some = np.zeros((len(slow), len(slow[0])), np.float32), take(thin(kernel), targets, demos)
+    held[np.repeat(np.arange(len(slow)), np.diff(some.indptr)), some.indices] = some.values
+    absent = np.array(range(5) if demos is None else demos) == 0  # the first column, which the sparse kernel lacks
+    assert held.tolist() == np.where(absent, 0, slow).tolist()
+    assert some.shape == held.shape
+
+
+def test_no_target_and_no_demo_can_be_taken():
+    nothing = np.empty(0, np.int64)
+    for kernel in (utilities(3, 3), thin(utilities(3, 3))):
+        assert take(kernel, nothing, None).shape == (0, 3)
+        assert take(kernel, None, nothing).shape == (3, 0)

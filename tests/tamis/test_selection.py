@@ -6,54 +6,12 @@ import oracles
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
+from toy_kernels import KERNELS, counted, random_kernel, thin, wishes
 
 from tamis import selection
 from tamis.budgets import resolve
-from tamis.kernels import KernelError, SparseKernel, gather
+from tamis.kernels import KernelError
 from tamis.selection import choose, evaluate
-
-EIGHTHS = st.integers(0, 8).map(lambda value: value / 8)
-KERNELS = st.tuples(st.integers(1, 6), st.integers(2, 6)).flatmap(
-    lambda shape: arrays(np.float32, shape, elements=EIGHTHS)
-)
-
-
-def counted(rows: int, count: int):
-    """A budget of so many of so many rows."""
-    return resolve({"count": count}, topics=["a"] * rows, response_tokens=np.ones(rows, np.int64))
-
-
-def random_kernel(targets: int, demos: int, seed: int = 0) -> np.ndarray:
-    """Clustered, not symmetric, without ties."""
-    generator = np.random.default_rng(seed)
-    centres = generator.normal(size=(5, 8))
-    ones, others = (centres[generator.integers(5, size=rows)] for rows in (targets, demos))
-    ones, others = (rows + 0.7 * generator.normal(size=rows.shape) for rows in (ones, others))
-    return np.maximum(ones @ others.T, 0).astype(np.float32) / 32
-
-
-def thin(kernel: np.ndarray) -> SparseKernel:
-    """The same kernel, sparse: its zeros are absent."""
-    targets, demos = np.nonzero(kernel)
-    return gather(targets, demos, kernel[targets, demos], kernel.shape)
-
-
-@st.composite
-def wishes(draw, rows: int):
-    """Arguments of any budget that can be kept, with caps, floors and unequal costs."""
-    topics = draw(st.lists(st.sampled_from("abc"), min_size=rows, max_size=rows))
-    tokens = np.array(draw(st.lists(st.integers(1, 4), min_size=rows, max_size=rows)), np.int64)
-    sizes = {name: topics.count(name) for name in sorted(set(topics))}
-    floors = {name: draw(st.integers(0, min(2, size))) for name, size in sizes.items()}
-    caps = {name: draw(st.integers(max(1, floors[name]), size)) for name, size in sizes.items()}
-    if draw(st.booleans()):
-        budget = {"count": draw(st.integers(max(1, sum(floors.values())), sum(caps.values())))}
-    else:
-        least = sum(sum(sorted(tokens[np.array(topics) == name].tolist())[: floors[name]]) for name in sizes)
-        shortest = int(tokens.min())
-        budget = {"response_tokens": draw(st.integers(max(least, shortest), int(tokens.sum())))}
-    return {"budget": budget, "topics": topics, "response_tokens": tokens, "caps": caps, "floors": floors}
 
 
 @settings(max_examples=150, deadline=None)
@@ -252,3 +210,14 @@ def test_a_sparse_kernel_with_entries_outside_its_shape_is_refused():
     sparse = thin(np.ones((3, 3), np.float32) - np.eye(3, dtype=np.float32))
     with pytest.raises(KernelError, match=r"do not fit its shape \(3, 2\); use kernels.gather"):
         choose(replace(sparse, shape=(3, 2)), counted(2, 1))
+
+
+def test_a_choice_goes_on_from_demos_that_are_taken_first():
+    kernel = random_kernel(40, 30)
+    plain = choose(kernel, counted(30, 12))
+    for form in (kernel, thin(kernel)):
+        again = choose(form, counted(30, 12), start=plain.order[:5])
+        assert again.order.tolist() == plain.order.tolist()
+        assert again.gain.tolist() == plain.gain.tolist()
+    worst = np.array([int(kernel.sum(axis=0).argmin())])
+    assert choose(kernel, counted(30, 12), start=worst).order[0] == worst[0]
