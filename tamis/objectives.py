@@ -12,10 +12,11 @@ Kernels that meet in one objective must be scaled together (`kernels.scale_toget
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, Int64
 
 from tamis.kernels import Kernel, KernelError, Other, SparseKernel
 
+OBJECTIVES = ("conditional_gain", "facility_location", "mutual_information")
 FORMS = ("saturated", "additive", "queries")
 
 
@@ -25,6 +26,41 @@ class Objective:
 
     kernel: Kernel
     bonus: Float64[np.ndarray, " demo"]
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Similarities, all on one scale; what the objective does not need is None."""
+
+    own: Kernel  # s_ij, targets of the pool by demos of the pool
+    learnt: Other | None = None  # s_ip, targets of the pool by demos already learnt
+    queries: Other | None = None  # s_qj, targets of the task by demos of the pool
+    asked: Other | None = None  # s_iq, targets of the pool by demos of the task
+
+
+def build(
+    kernels: Kernels, objective: str, *, information: str = "saturated", eta: float = 1.0, nu: float = 1.0
+) -> Objective:
+    """Return the objective of a name; conditional gain is facility location where nothing has been learnt.
+
+    Args:
+        kernels: those that the objective needs; others are not looked at.
+        objective: one of `OBJECTIVES`.
+        information, eta: form and weight of mutual information.
+        nu: weight of what has been learnt in conditional gain.
+
+    Raises:
+        KernelError: unknown name or form, mutual information without a target task, a negative weight.
+    """
+    if objective not in OBJECTIVES:
+        raise KernelError(f"selection.objective is {objective!r}; it must be one of {', '.join(OBJECTIVES)}")
+    if objective == "mutual_information":
+        if kernels.queries is None or kernels.asked is None:
+            raise KernelError("mutual information needs the similarities of pool and target task, both ways")
+        return mutual_information(kernels.own, kernels.queries, kernels.asked, eta=eta, form=information)
+    if objective == "conditional_gain" and kernels.learnt is not None:
+        return conditional_gain(kernels.own, kernels.learnt, nu=nu)
+    return facility_location(kernels.own)
 
 
 def facility_location(kernel: Kernel) -> Objective:
@@ -118,6 +154,35 @@ def best_per_demo(kernel: Kernel) -> Float32[np.ndarray, " demo"]:
     best = np.zeros(kernel.shape[1], np.float32)
     np.maximum.at(best, kernel.indices, kernel.values)
     return best
+
+
+def cover(
+    kernel: Kernel, chosen: Int64[np.ndarray, " pick"]
+) -> tuple[Int64[np.ndarray, " target"], Float32[np.ndarray, " target"]]:
+    """Return the chosen demo that is most similar to each target, and its similarity.
+
+    by_i = argmax_{j in chosen} s_ij, the first pick of equal ones; -1 where that similarity is 0 or nothing is chosen
+
+    Args:
+        kernel: similarities >= 0.
+        chosen: demos in the order of choice, each once.
+
+    >>> cover(np.float32([[1, 3], [2, 2], [0, 0]]), np.array([1, 0]))
+    (array([ 1,  1, -1]), array([3., 2., 0.], dtype=float32))
+    """
+    by, best = np.full(kernel.shape[0], -1), np.zeros(kernel.shape[0], np.float32)
+    if isinstance(kernel, SparseKernel):
+        place = np.full(kernel.shape[1], len(chosen))
+        place[chosen] = np.arange(len(chosen))
+        entries = np.flatnonzero((place[kernel.indices] < len(chosen)) & (kernel.values > 0))
+        values, targets, demos = kernel.values[entries], _targets(kernel)[entries], kernel.indices[entries]
+        last = np.lexsort((-place[demos], values, targets))  # of each target the largest value comes last
+        by[targets[last]], best[targets[last]] = demos[last], values[last]
+    elif len(chosen):
+        columns = kernel[:, chosen]
+        best = columns.max(axis=1)
+        by = np.where(best > 0, chosen[columns.argmax(axis=1)], -1)
+    return by, best
 
 
 def cut_above(kernel: Kernel, ceiling: Float64[np.ndarray, " target"]) -> Kernel:

@@ -188,3 +188,44 @@ def test_one_scale_for_two_kernels_where_two_scales_change_the_choice():
         for pair in (together, apart)
     ]
     assert choices == [[0], [1]]
+
+
+@settings(deadline=None)
+@given(worlds(), st.data())
+def test_cover_is_the_first_of_the_most_similar_picks(world, data):
+    kernel = world[0]
+    chosen = np.array(data.draw(subsets(len(kernel))), np.int64)
+    for form in (kernel, thin(kernel)):
+        by, best = objectives.cover(form, chosen)
+        for target, row in enumerate(kernel):
+            similar = [float(row[demo]) for demo in chosen]
+            largest = max(similar, default=0.0)
+            assert best[target] == largest
+            assert by[target] == (chosen[similar.index(largest)] if largest > 0 else -1)
+
+
+def test_an_objective_is_built_by_its_name_from_the_kernels_that_it_needs():
+    whole = np.random.default_rng(2).random((9, 9)).astype(np.float32)
+    own, queries, others = whole[:6, :6], whole[6:, :6], whole[:6, 6:]
+    kernels = objectives.Kernels(own, learnt=others, queries=queries, asked=others)
+    made = {
+        "conditional_gain": objectives.conditional_gain(own, others, nu=0.5),
+        "facility_location": objectives.facility_location(own),
+        "mutual_information": objectives.mutual_information(own, queries, others, eta=2.0, form="queries"),
+    }
+    for name, expected in made.items():
+        found = objectives.build(kernels, name, information="queries", eta=2.0, nu=0.5)
+        assert (found.kernel.tolist(), found.bonus.tolist()) == (expected.kernel.tolist(), expected.bonus.tolist())
+
+
+def test_where_nothing_was_learnt_conditional_gain_is_facility_location():
+    kernels = objectives.Kernels(np.ones((3, 3), np.float32))
+    assert objectives.build(kernels, "conditional_gain").kernel.tolist() == kernels.own.tolist()
+
+
+def test_unknown_objectives_and_missing_kernels_are_refused():
+    kernels = objectives.Kernels(np.ones((3, 3), np.float32))
+    with pytest.raises(KernelError, match=r"selection.objective is 'cover'; it must be one of conditional_gain, facil"):
+        objectives.build(kernels, "cover")
+    with pytest.raises(KernelError, match="mutual information needs the similarities of pool and target task, both"):
+        objectives.build(kernels, "mutual_information")
