@@ -1,16 +1,13 @@
-"""Rows become examples; identity, split and sample of examples are functions of text and seed, not of the rows' order.
+"""Rows become examples, each with an id.
 
 Symbols: an example has an instruction (maybe none), a prompt and a response; its id is the digest of their normalised
-text. Hashes, not random generators, decide what is held out and what is sampled, so that a row keeps its place when
-others come and go.
+text.
 """
 
 import hashlib
 import json
 import unicodedata
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 ID_DIGITS = 32  # hexadecimal: 128 bits
@@ -21,16 +18,6 @@ CHATS = (["user", "assistant"], ["system", "user", "assistant"])
 
 class RowError(ValueError):
     """A row cannot become an example: the text is the reason, and what stands before its colon the kind of reason."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """What becomes of each row, in the rows' order."""
-
-    ids: list[str]
-    first: list[int | None]  # place of the first row with the same id; None at that row itself
-    held_out: list[bool]
-    used: list[bool]  # first of its id, and in the sample
 
 
 def check_fields(fields: Mapping[str, str]) -> None:
@@ -186,140 +173,3 @@ def identify(prompt: str, response: str, instruction: str | None = None) -> str:
     """
     text = json.dumps([normalise(part) for part in (instruction or "", prompt, response)], ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS]
-
-
-def is_held_out(prompt: str, *, seed: int, held_out_in: int) -> bool:
-    """Return whether a prompt belongs to the held-out rows.
-
-    `sha256(seed + fold(prompt)) mod held_out_in == 0`: the seed's decimal digits followed by the prompt, UTF-8,
-    the digest read as one big-endian integer. About one prompt in `held_out_in` is held out, whatever its topic; all
-    rows of a prompt fall on one side, in every data version.
-
-    Args:
-        prompt: without the instruction.
-        seed: any integer.
-        held_out_in: 1 holds out everything.
-
-    Raises:
-        ValueError: `held_out_in` is below 1.
-
-    >>> [is_held_out(prompt, seed=0, held_out_in=5) for prompt in ("Hi", "What is history?", "What is  history?")]
-    [False, True, True]
-    """
-    if held_out_in < 1:
-        raise ValueError(f"held_out_in is {held_out_in}; one prompt in so many is held out, so give 1 or more")
-    digest = hashlib.sha256(f"{seed}{fold(prompt)}".encode()).digest()
-    return int.from_bytes(digest, "big") % held_out_in == 0
-
-
-def link_duplicates(ids: Sequence[str]) -> list[int | None]:
-    """Return for each id the place of its first occurrence, None at that occurrence itself.
-
-    >>> link_duplicates(["a", "b", "a", "a"])
-    [None, None, 0, 0]
-    """
-    first: dict[str, int] = {}
-    links = [first.setdefault(each, place) for place, each in enumerate(ids)]
-    return [None if link == place else link for place, link in enumerate(links)]
-
-
-def allocate(sizes: Mapping[str, int], rows: int) -> dict[str, int]:
-    """Divide rows among topics in proportion to their sizes, by largest remainders.
-
-    Topic t gets `floor(q_t)` or `floor(q_t) + 1` rows, `q_t = rows * size_t / sum of sizes`; the left-over rows go to
-    the largest fractions, equal ones by name. No topic gets more than its size.
-
-    Args:
-        sizes: topic -> examples.
-        rows: at least 0; at or above the sum of sizes everything is given.
-
-    Raises:
-        ValueError: `rows` is negative.
-
-    >>> allocate({"food": 6, "ai": 3, "money": 1}, 5)
-    {'ai': 2, 'food': 3, 'money': 0}
-    """
-    if rows < 0:
-        raise ValueError(f"{rows} rows cannot be sampled; give 0 or more, or null for all")
-    total = sum(sizes.values())
-    if rows >= total:
-        return {topic: sizes[topic] for topic in sorted(sizes)}
-    parts = {topic: divmod(rows * sizes[topic], total) for topic in sorted(sizes)}
-    left_over = rows - sum(whole for whole, _ in parts.values())
-    favoured = set(sorted(parts, key=lambda topic: (-parts[topic][1], topic))[:left_over])
-    return {topic: whole + (topic in favoured) for topic, (whole, _) in parts.items()}
-
-
-def sample(topics: Mapping[str, str], rows: int | None, seed: int) -> set[str]:
-    """Choose examples, stratified by topic.
-
-    Each topic gives its share (`allocate`): those of its examples with the smallest `sha256(seed + id)`. The order of
-    rows plays no part, and the choice from a topic only grows with its share.
-
-    Args:
-        topics: id -> topic of every distinct example.
-        rows: how many to choose; None chooses all.
-        seed: any integer.
-
-    Returns:
-        The chosen ids, `min(rows, len(topics))` of them.
-
-    >>> len(sample({"a": "ai", "b": "ai", "c": "food", "d": "food"}, 2, seed=0) & {"a", "b"})
-    1
-    """
-    if rows is None or rows >= len(topics):
-        return set(topics)
-    members = defaultdict(list)
-    for each, topic in topics.items():
-        members[topic].append(each)
-    shares = allocate({topic: len(ids) for topic, ids in members.items()}, rows)
-    ranked = {topic: sorted(ids, key=lambda each: _rank(each, seed)) for topic, ids in members.items()}
-    return {each for topic, ids in ranked.items() for each in ids[: shares[topic]]}
-
-
-def split_rows(
-    columns: Mapping[str, Sequence[str | None]],
-    *,
-    held_out_in: int,
-    seed: int,
-    pool_rows: int | None,
-    held_out_rows: int | None,
-) -> Split:
-    """Give each row its id, its first duplicate, its side, and whether later stages use it.
-
-    Args:
-        columns: topic, instruction, prompt and response of every row.
-        held_out_in: one prompt in so many is held out (`is_held_out`).
-        seed: of split and sample.
-        pool_rows: distinct examples sampled from the pool; None for all.
-        held_out_rows: likewise from the held-out side.
-    """
-    prompts, topics = columns["prompt"], columns["topic"]
-    ids = [identify(*row) for row in zip(prompts, columns["response"], columns["instruction"], strict=True)]
-    first = link_duplicates(ids)
-    held_out = [is_held_out(prompt, seed=seed, held_out_in=held_out_in) for prompt in prompts]
-    chosen: set[str] = set()
-    for side, rows in ((False, pool_rows), (True, held_out_rows)):
-        ours = {ids[k]: topics[k] for k in range(len(ids)) if first[k] is None and held_out[k] is side}
-        chosen |= sample(ours, rows, seed)
-    return Split(ids, first, held_out, [link is None and each in chosen for each, link in zip(ids, first, strict=True)])
-
-
-def share_held_out(examples: Iterable[tuple[str, bool]]) -> dict[str, float]:
-    """Return for each topic the fraction of its examples that are held out, in [0, 1].
-
-    Args:
-        examples: topic, and whether held out, of every distinct example.
-
-    >>> share_held_out([("ai", True), ("ai", False), ("food", False)])
-    {'ai': 0.5, 'food': 0.0}
-    """
-    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for topic, held_out in examples:
-        counts[topic][0] += held_out
-        counts[topic][1] += 1
-    return {topic: held_out / total for topic, (held_out, total) in sorted(counts.items())}
-
-
-def _rank(each: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed}{each}".encode()).digest()

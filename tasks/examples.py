@@ -1,143 +1,144 @@
-"""The room `examples`: raw files in, one table of examples out, and nothing dropped without a reason.
+"""The room `examples`: raw files in, one table of examples out, and nothing dropped without a reason."""
 
-JSONL, JSON arrays and CSV (each also as .gz), Parquet, and folders saved by `datasets`; text is UTF-8.
-"""
-
-import codecs
-import csv
-import gzip
-import json
-import sys
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TextIO
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from tamis import examples as rules
-from tamis.examples import PARTS, RowError, Split, check_fields, parse_line, parse_row, split_rows
+from tamis import splits
+from tamis.examples import PARTS, check_fields, identify
+from tamis.splits import Before, Rows
 from tamis.templates import count_overhead, join_instruction
 from tasks import artifacts, models, schemas
+from tasks.rawfiles import READ, SHOWN, ExamplesError, Reading, is_of_target, list_files, read_rows, reject, show
 
-TEXT_FORMATS = (".jsonl", ".json", ".csv")
-FORMATS = (*TEXT_FORMATS, *(f"{name}.gz" for name in TEXT_FORMATS), ".parquet")
-SAVED_BY_DATASETS = ("dataset_info.json", "dataset_dict.json")
-READ = ("row", "file", "line", *PARTS)  # columns known once the rows are read
-BATCH = 1024  # rows per call of the tokenizer, and per batch of a columnar file
-SHOWN = 3  # bad rows that an error names
-REJECTED_TEXT = 500  # characters of a bad row that are kept
+BATCH = 1024  # rows per call of the tokenizer
 
 
-class ExamplesError(ValueError):
-    """Raw data cannot be read, or gives no usable examples."""
+@dataclass(frozen=True)
+class ExamplesSettings:
+    """How raw rows become examples."""
+
+    fields: Mapping[str, str]  # part of an example -> field of the files (`tamis.examples.parse_row`)
+    on_bad_row: str = "stop"  # stop | reject: name bad rows and write nothing | write them to rejects.parquet
+    held_out_in: int = 5  # one prompt in so many is held out
+    distinct: bool = True  # false leaves repetitions in use, each under an id of its own
+    ground_set: str = "new"  # new | all: use of the pool what the version before did not have | everything
+    target: Mapping[str, Any] | None = None  # the target task: topic (of the pool) or path (inside raw); rows
+    seed: int = 0  # of the split and of the samples
+    pool_rows: int | None = None  # sampled from the pool; None for all
+    held_out_rows: int | None = None  # likewise from the held-out side
 
 
-class Record(NamedTuple):
-    """One row as it stands in a file."""
+@dataclass(frozen=True)
+class Division:
+    """What becomes of each row, in the rows' order."""
 
-    file: str  # from the raw folder's name on
-    line: int  # from 1; the record's number in files without lines
-    value: Any  # what is to become an example, or the RowError that says why nothing can be read
-    text: str | None = None  # the line, where the format has lines
+    ids: list[str]
+    first: list[int | None]  # place of the first row with the same text; None at that row itself
+    sides: list[str]  # pool | target | held_out
+    changes: list[str]  # kept | edited | new
+    earlier: list[str | None]  # offered | learnt
+    because: list[str | None]  # why it is not used; None: it is
 
-
-@dataclass
-class Reading:
-    """What the raw files hold, column by column."""
-
-    columns: dict[str, list] = field(default_factory=lambda: {name: [] for name in READ})
-    rejects: list[tuple] = field(default_factory=list)  # row, file, line, reason, text of each bad row
-    names: set[str] = field(default_factory=set)  # fields that the files have
-    rows: int = 0  # good and bad
+    def count(self, side: str) -> int:
+        """Return how many rows of a side are used."""
+        return sum(each == side and why is None for each, why in zip(self.sides, self.because, strict=True))
 
 
 def write_examples(
     *,
     raw: Path,
+    previous_examples: Path,
+    previous_subset: Path,
     out: Path,
     version: str,
     model: models.ModelChoice,
     template: str,
-    fields: Mapping[str, str],
-    on_bad_row: str,
-    held_out_in: int,
-    seed: int,
-    pool_rows: int | None,
-    held_out_rows: int | None,
+    settings: ExamplesSettings,
     held_out_share: float,
 ) -> None:
-    """Read a version's raw files and write examples.parquet, rejects.parquet and examples.json.
+    """Read a version's raw files and write examples, rejects and withdrawn (.parquet) and examples.json.
 
     Args:
         raw: one file, or a folder whose data files are read by name.
+        previous_examples: folder of the examples artifact that this version continues from; it may hold no row.
+        previous_subset: folder of its selection artifact.
         model: its tokenizer counts; prompt and response must fit its `max_tokens`, in the template.
         template: chat or delift.
-        fields: part of an example -> field of the files (`tamis.examples.parse_row`).
-        on_bad_row: `stop` names bad rows and writes nothing; `reject` writes them to rejects.parquet.
-        held_out_share: topics whose held-out share is lower are named; the other values are of `split_rows`.
+        held_out_share: topics whose held-out share is lower are named.
 
     Raises:
         ExamplesError: no data, an unknown field, bad rows under `stop`, an empty side, a single example.
+        SplitError: the target task has no rows, or one with the prompt of a held-out row.
     """
-    check_fields(fields)
-    files, ignored = list_files(raw)
-    reading = read_rows(files, fields)
+    check_fields(settings.fields)
+    files, ignored = list_files(raw, (settings.target or {}).get("path"))
+    reading = read_rows(files, settings.fields)
     tokens = count_tokens(reading, model, template)
-    refuse_bad_rows(reading, on_bad_row)
+    refuse_bad_rows(reading, settings.on_bad_row)
 
-    sizes = {"held_out_in": held_out_in, "pool_rows": pool_rows, "held_out_rows": held_out_rows}
-    split = split_rows({part: reading.columns[part] for part in PARTS}, seed=seed, **sizes)
-    refuse_empty_sides(split, reading)
-    made = _trace(files, version, model, seed, fields=dict(fields), template=template, **sizes)
-    artifacts.write_table(make_table(reading.columns | tokens, split), out / "examples.parquet", made)
+    before = read_before(previous_examples, previous_subset)
+    division = divide(reading.columns, make_before(before), settings, Path(raw))
+    refuse_empty_sides(division, settings)
+    old = previous_examples / "examples.parquet", previous_subset / "subset.parquet"
+    made = _trace([*files.values(), *old], version, model, template, settings)
+    artifacts.write_table(make_table(reading.columns | tokens, division), out / "examples.parquet", made)
     artifacts.write_table(make_rejects(reading), out / "rejects.parquet", made)
-    artifacts.write_json(measure(split, reading, held_out_share) | {"ignored_files": ignored}, out / "examples.json")
+    gone = make_withdrawn(before, reading.columns, division.ids)
+    artifacts.write_table(gone, out / "withdrawn.parquet", made)
+    counts = measure(division, reading, held_out_share) | {"ignored_files": ignored}
+    artifacts.write_json(counts | count_changes(division, gone), out / "examples.json")
 
 
-def list_files(raw: Path) -> tuple[dict[str, Path], list[str]]:
-    """Return the data files and `datasets` folders of a raw path by their names in artifacts, and what else is there.
-
-    Raises:
-        ExamplesError: the path does not exist, or holds no data.
-    """
-    raw = Path(raw)
-    if not raw.exists():
-        raise ExamplesError(f"{raw} does not exist; set versions.<version>.raw to a file or a folder with data files")
-    if _is_data(raw):
-        return {raw.name: raw}, []
-    inside = sorted(path for path in raw.iterdir() if not path.name.startswith(".")) if raw.is_dir() else [raw]
-    found = {f"{raw.name}/{path.name}": path for path in inside if _is_data(path)}
-    others = [path.name for path in inside if not _is_data(path)]
-    if not found:
-        holds = f"only {', '.join(others[:SHOWN])}" if others else "nothing"
-        raise ExamplesError(f"{raw} holds {holds}; read are {', '.join(FORMATS)} and folders saved by `datasets`")
-    return found, others
+def read_before(examples: Path, subset: Path) -> list[dict[str, Any]]:
+    """Return the distinct examples of the version before, each with what this version must know of it (`earlier`)."""
+    table = artifacts.read_table(examples / "examples.parquet", schemas.EXAMPLES)
+    picked = artifacts.read_table(subset / "subset.parquet", schemas.SUBSET)
+    chosen = {_text_id(each) for each in picked.filter(picked["chosen"])["id"].to_pylist()}
+    rows = table.filter(pc.is_null(table["duplicate_of"])).to_pylist()
+    for row in rows:
+        learnt = row["earlier"] == "learnt" or _text_id(row["id"]) in chosen
+        offered = row["earlier"] or (row["used"] and row["split"] == splits.POOL)
+        row["earlier"] = "learnt" if learnt else "offered" if offered else None
+    return rows
 
 
-def read_rows(files: Mapping[str, Path], fields: Mapping[str, str]) -> Reading:
-    """Read every row of every file, good ones as columns and bad ones with their reasons.
+def make_before(rows: list[dict[str, Any]]) -> Before:
+    """Return what a version is compared with."""
+    keys = [_key(row) for row in rows]
+    offered, learnt = [row["earlier"] is not None for row in rows], [row["earlier"] == "learnt" for row in rows]
+    return Before([row["id"] for row in rows], keys, offered, learnt)
 
-    Raises:
-        ExamplesError: a file cannot be read at all; a mapped field that no row has.
-    """
-    reading = Reading()
-    for name, path in files.items():
-        stem = path.name.split(".")[0]
-        for record in _read_file(path, name, set(fields.values()), reading.names):
-            _take(reading, record, fields, stem)
-    unknown = {part: name for part, name in fields.items() if name not in reading.names}
-    if unknown and reading.names:
-        part, name = next(iter(unknown.items()))
-        raise ExamplesError(
-            f"0 of {reading.rows} rows have the field {name!r} that examples.fields maps to {part}; "
-            f"there are {', '.join(sorted(reading.names)[:20])}"
-        )
-    return reading
+
+def divide(columns: Mapping[str, list], before: Before, settings: ExamplesSettings, raw: Path) -> Division:
+    """Give each row its id, its side, what is new about it, and whether later stages use it."""
+    texts = zip(columns["prompt"], columns["response"], columns["instruction"], strict=True)
+    ids = [identify(*text) for text in texts]
+    target = settings.target or {}
+    is_target = [is_of_target(file, raw, target.get("path")) for file in columns["file"]]
+    sides = splits.assign_sides(columns["prompt"], is_target, held_out_in=settings.held_out_in, seed=settings.seed)
+    changes = splits.tell_changes(ids, list(_keys(columns)), before)
+    rows = Rows(ids, splits.link_duplicates(ids), sides, columns["topic"], changes)
+    if "topic" in target:
+        sides = splits.set_apart(rows, target["topic"], target.get("rows"), settings.seed)
+        rows = Rows(ids, rows.first, sides, rows.topics, changes)
+    because = splits.mark_used(
+        rows,
+        ground_set=settings.ground_set,
+        distinct=settings.distinct,
+        seed=settings.seed,
+        pool_rows=settings.pool_rows,
+        held_out_rows=settings.held_out_rows,
+    )
+    named = ids if settings.distinct else splits.number_repetitions(ids)
+    return Division(named, list(rows.first), list(sides), changes, splits.tell_earlier(ids, before), because)
 
 
 def count_tokens(reading: Reading, model: models.ModelChoice, template: str) -> dict[str, list[int]]:
@@ -158,8 +159,8 @@ def count_tokens(reading: Reading, model: models.ModelChoice, template: str) -> 
     fits = [reason is None for reason in reasons]
     for place in (place for place, fit in enumerate(fits) if not fit):
         row, file, line, *parts = (columns[name][place] for name in READ)
-        text = _show({part: value for part, value in zip(PARTS, parts, strict=True) if value is not None})
-        _reject(reading, (row, file, line), str(reasons[place]), text)
+        text = show({part: value for part, value in zip(PARTS, parts, strict=True) if value is not None})
+        reject(reading, (row, file, line), str(reasons[place]), text)
     for name in READ:
         columns[name] = list(compress(columns[name], fits))
     return {"prompt_tokens": list(compress(prompts, fits)), "response_tokens": list(compress(responses, fits))}
@@ -187,18 +188,23 @@ def refuse_bad_rows(reading: Reading, on_bad_row: str) -> None:
     )
 
 
-def refuse_empty_sides(split: Split, reading: Reading) -> None:
+def refuse_empty_sides(division: Division, settings: ExamplesSettings) -> None:
     """Check that there is something to choose from, and something to measure on.
 
     Raises:
-        ExamplesError: fewer than two used examples in the pool, or none held out.
+        ExamplesError: fewer than two used examples in the pool, none held out, or no row of a target task asked for.
     """
-    held_out = sum(compress(split.held_out, split.used))
-    pool = sum(split.used) - held_out
-    found = f"{len(reading.columns['row'])} rows, {len(set(split.ids))} distinct"
+    held_out, pool = division.count(splits.HELD_OUT), division.count(splits.POOL)
+    found = f"{len(division.ids)} rows, {division.first.count(None)} distinct"
+    kept = division.because.count("kept")
     if pool < 2:
+        why = (
+            f", and {kept} kept from the version before: set examples.ground_set: all to choose among them"
+            if kept
+            else ""
+        )
         raise ExamplesError(
-            f"the pool has {pool} usable example{'' if pool == 1 else 's'} ({found}, {held_out} used held-out); "
+            f"the pool has {pool} usable example{'' if pool == 1 else 's'} ({found}, {held_out} used held-out{why}); "
             "choosing needs 2 or more: give more rows, or raise examples.held_out_in or examples.pool_rows"
         )
     if not held_out:
@@ -206,41 +212,64 @@ def refuse_empty_sides(split: Split, reading: Reading) -> None:
             f"no row is held out ({found}), so nothing could be measured; "
             "give more rows, lower examples.held_out_in, or raise examples.held_out_rows"
         )
+    if settings.target is not None and not division.count(splits.TARGET):
+        raise ExamplesError(
+            f"examples.target is {dict(settings.target)} and gives no row ({found}); name other rows, or set it to null"
+        )
 
 
-def measure(split: Split, reading: Reading, held_out_share: float) -> dict[str, Any]:
+def measure(division: Division, reading: Reading, held_out_share: float) -> dict[str, Any]:
     """Return the counts that examples.json holds; shares are of distinct examples, before sampling."""
-    distinct = [link is None for link in split.first]
+    distinct = [link is None for link in division.first]
     topics = list(compress(reading.columns["topic"], distinct))
-    shares = rules.share_held_out(zip(topics, compress(split.held_out, distinct), strict=True))
-    held_out = sum(compress(split.held_out, split.used))
+    held_out = [side == splits.HELD_OUT for side in compress(division.sides, distinct)]
+    shares = splits.share_held_out(zip(topics, held_out, strict=True))
     return {
         "rows": reading.rows,
         "rejects": len(reading.rejects),
         "distinct": len(topics),
-        "duplicates": len(split.ids) - len(topics),
-        "used": {"pool": sum(split.used) - held_out, "held_out": held_out},
+        "duplicates": len(division.ids) - len(topics),
+        "used": {side: division.count(side) for side in (splits.POOL, splits.TARGET, splits.HELD_OUT)},
         "topics": dict(sorted(Counter(topics).items())),
         "held_out_share": shares,
         "topics_below": [topic for topic, share in shares.items() if share < held_out_share],
     }
 
 
-def make_table(columns: Mapping[str, list], split: Split) -> pa.Table:
+def count_changes(division: Division, gone: pa.Table) -> dict[str, Any]:
+    """Return how many distinct examples are kept, edited, new and withdrawn, and how many earlier versions taught."""
+    distinct = [link is None for link in division.first]
+    changes = Counter(compress(division.changes, distinct))
+    return {
+        "changes": {name: changes[name] for name in ("kept", "edited", "new")}
+        | {"withdrawn": gone["edited_to"].null_count},
+        "learnt": Counter(compress(division.earlier, distinct))["learnt"],
+        "learnt_withdrawn": pc.sum(pc.equal(gone["earlier"], "learnt")).as_py() or 0,
+    }
+
+
+def make_table(columns: Mapping[str, list], division: Division) -> pa.Table:
     """Return the examples as a table; `duplicate_of` names rows by their number, not by their place in the table."""
     rows = columns["row"]
-    reasons = [
-        None if used else "not sampled" if link is None else "duplicate"
-        for used, link in zip(split.used, split.first, strict=True)
-    ]
     derived = {
-        "id": split.ids,
-        "split": ["held_out" if held_out else "pool" for held_out in split.held_out],
-        "duplicate_of": [None if link is None else rows[link] for link in split.first],
-        "used": split.used,
-        "unused_because": reasons,
+        "id": division.ids,
+        "split": division.sides,
+        "change": division.changes,
+        "earlier": division.earlier,
+        "duplicate_of": [None if link is None else rows[link] for link in division.first],
+        "used": [reason is None for reason in division.because],
+        "unused_because": division.because,
     }
     return pa.table(dict(columns) | derived, schema=schemas.EXAMPLES)
+
+
+def make_withdrawn(before: list[dict[str, Any]], columns: Mapping[str, list], ids: list[str]) -> pa.Table:
+    """Return the examples of the version before that are here no more, as a table."""
+    names = [_text_id(each) for each in ids]
+    gone = splits.find_withdrawn(names, list(_keys(columns)), make_before(before))
+    rows = [before[place] | {"edited_to": instead} for place, instead in gone]
+    columns = {name: [row[name] for row in rows] for name in schemas.WITHDRAWN.names}
+    return pa.table(columns, schema=schemas.WITHDRAWN)
 
 
 def make_rejects(reading: Reading) -> pa.Table:
@@ -250,34 +279,25 @@ def make_rejects(reading: Reading) -> pa.Table:
 
 
 def _trace(
-    files: Mapping[str, Path], version: str, model: models.ModelChoice, seed: int, **asked: Any
+    files: list[Path], version: str, model: models.ModelChoice, template: str, settings: ExamplesSettings
 ) -> artifacts.Provenance:
-    asked |= {"model": Path(model.name).name, "max_tokens": model.max_tokens}
-    inputs = artifacts.digest_inputs(*(path for file in files.values() for path in _contents(file)))
-    return artifacts.Provenance("examples", version, asked, inputs, seed)
+    asked = {name: value for name, value in vars(settings).items() if name not in ("on_bad_row", "seed")}
+    asked |= {"template": template, "model": Path(model.name).name, "max_tokens": model.max_tokens}
+    inputs = artifacts.digest_inputs(*(path for file in files for path in _contents(file)))
+    return artifacts.Provenance("examples", version, asked, inputs, settings.seed)
 
 
-def _take(reading: Reading, record: Record, fields: Mapping[str, str], stem: str) -> None:
-    row, reading.rows = reading.rows, reading.rows + 1
-    try:
-        if isinstance(record.value, RowError):
-            raise record.value
-        parts = parse_row(record.value, fields, stem)
-    except RowError as error:
-        text = _show(record.value) if record.text is None else record.text
-        _reject(reading, (row, record.file, record.line), str(error), text)
-        return
-    for name, value in {"row": row, "file": record.file, "line": record.line, **parts}.items():
-        reading.columns[name].append(value)
+def _keys(columns: Mapping[str, list]) -> Iterator[tuple]:
+    return zip(columns["topic"], columns["instruction"], columns["prompt"], strict=True)
 
 
-def _reject(reading: Reading, place: tuple[int, str, int], reason: str, text: str) -> None:
-    clean = text[:REJECTED_TEXT].encode("utf-8", "backslashreplace").decode()
-    reading.rejects.append((*place, reason, clean))
+def _key(row: Mapping[str, Any]) -> tuple:
+    return row["topic"], row["instruction"], row["prompt"]
 
 
-def _show(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
+def _text_id(each: str) -> str:
+    """Return the digest of an example's text, whichever repetition of it the id is of."""
+    return each.partition("-")[0]
 
 
 def _count(tokenizer: Any, texts: list[str]) -> list[int]:
@@ -288,106 +308,5 @@ def _count(tokenizer: Any, texts: list[str]) -> list[int]:
     return counts
 
 
-def _is_data(path: Path) -> bool:
-    if path.is_dir():
-        return any((path / name).exists() for name in SAVED_BY_DATASETS)
-    return path.name.lower().endswith(FORMATS)
-
-
 def _contents(path: Path) -> list[Path]:
     return [path] if path.is_file() else sorted(inside for inside in path.rglob("*") if inside.is_file())
-
-
-def _read_file(path: Path, name: str, wanted: set[str], names: set[str]) -> Iterator[Record]:
-    """Yield a file's records; rows of columnar files hold the wanted fields only. Adds the fields seen to `names`."""
-    try:
-        if path.is_dir():
-            yield from _read_saved(path, name, wanted, names)
-        elif path.name.lower().endswith(".parquet"):
-            with pq.ParquetFile(path) as file:
-                kept = _keep(file.schema_arrow.names, wanted, names)
-                yield from _number(name, file.iter_batches(batch_size=BATCH, columns=kept))
-        else:
-            yield from _read_text(path, name, names)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, RecursionError, pa.ArrowException) as error:
-        raise ExamplesError(f"{name} cannot be read: {error}; mend it or take it out of the raw folder") from error
-
-
-def _read_saved(path: Path, name: str, wanted: set[str], names: set[str]) -> Iterator[Record]:
-    from datasets import Dataset, load_from_disk  # a second to import, so only where there is such a folder
-
-    saved = load_from_disk(str(path))
-    parts = {name: saved} if isinstance(saved, Dataset) else {f"{name}/{part}": saved[part] for part in saved}
-    for place, part in parts.items():
-        kept = part.select_columns(_keep(part.column_names, wanted, names)).with_format("arrow")
-        yield from _number(place, kept.iter(batch_size=BATCH))
-
-
-def _keep(columns: Iterable[str], wanted: set[str], names: set[str]) -> list[str]:
-    names.update(columns)
-    return [name for name in columns if name in wanted]
-
-
-def _number(name: str, batches: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[Record]:
-    values = (value for batch in batches for value in batch.to_pylist())
-    return (Record(name, line, value) for line, value in enumerate(values, start=1))
-
-
-def _read_text(path: Path, name: str, names: set[str]) -> Iterator[Record]:
-    kind = path.name.lower().removesuffix(".gz")
-    packed = gzip.open if path.name.lower().endswith(".gz") else open
-    if kind.endswith(".csv"):  # bytes that do not decode are kept as lone surrogates, which parse_row refuses
-        with packed(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            yield from _read_csv(file, name, names)
-        return
-    with packed(path, "rb") as file:
-        for record in _read_lines(file, name) if kind.endswith(".jsonl") else _read_array(file, name):
-            names.update(record.value if isinstance(record.value, dict) else ())
-            yield record
-
-
-def _read_lines(file: Iterable[bytes], name: str) -> Iterator[Record]:
-    """Yield one record per line of JSON; blank lines are none."""
-    for line, content in enumerate(file, start=1):
-        content = (content.removeprefix(codecs.BOM_UTF8) if line == 1 else content).rstrip(b"\r\n")
-        if content.strip():
-            yield Record(name, line, _parse(content), content.decode("utf-8", "backslashreplace"))
-
-
-def _parse(line: bytes) -> Any:
-    try:
-        return parse_line(line)
-    except RowError as error:
-        return error
-
-
-def _read_array(file: BinaryIO, name: str) -> Iterator[Record]:
-    try:
-        rows = json.loads(file.read().decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        hint = "; a file with one object per line is named .jsonl" if error.msg == "Extra data" else "; mend the file"
-        raise ExamplesError(
-            f"{name}:{error.lineno}: invalid JSON: {error.msg} at column {error.colno}{hint}"
-        ) from error
-    if not isinstance(rows, list):
-        raise ExamplesError(f"{name} holds one JSON {type(rows).__name__}, not an array of objects; put it into [ ]")
-    return (Record(name, line, row) for line, row in enumerate(rows, start=1))
-
-
-def _read_csv(file: TextIO, name: str, names: set[str]) -> Iterator[Record]:
-    """Yield one record per row after the header, by the number of its first line."""
-    csv.field_size_limit(sys.maxsize)
-    rows = csv.reader(file, strict=True)
-    try:
-        header = next(rows, [])
-        names.update(header)
-        start = rows.line_num + 1
-        for row in rows:
-            count = f"wrong number of fields: {len(row)} where the header has {len(header)}"
-            if row:
-                fits = len(row) == len(header)
-                value = dict(zip(header, row, strict=True)) if fits else RowError(count)
-                yield Record(name, start, value, None if fits else ",".join(row))
-            start = rows.line_num + 1
-    except csv.Error as error:
-        raise ExamplesError(f"{name}:{rows.line_num}: invalid CSV: {error}; mend the file") from error

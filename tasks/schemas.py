@@ -13,12 +13,26 @@ EXAMPLES = pa.schema(
         pa.field("response", pa.string(), nullable=False),
         pa.field("prompt_tokens", pa.int32(), nullable=False),  # instruction and prompt
         pa.field("response_tokens", pa.int32(), nullable=False),  # with the end-of-turn token
-        pa.field("split", pa.string(), nullable=False),  # pool | held_out
-        pa.field("duplicate_of", pa.int64()),  # row of the first example with the same id
+        pa.field("split", pa.string(), nullable=False),  # pool | target | held_out
+        pa.field("change", pa.string(), nullable=False),  # kept | edited | new, against the version before
+        pa.field("earlier", pa.string()),  # offered | learnt: in an earlier version's pool | chosen there; else null
+        pa.field("duplicate_of", pa.int64()),  # row of the first example with the same text
         pa.field("used", pa.bool_(), nullable=False),  # later stages read these rows, each id once
-        pa.field("unused_because", pa.string()),  # duplicate | not sampled; null where used
+        pa.field("unused_because", pa.string()),  # duplicate | kept | not sampled; null where used
         pa.field("file", pa.string(), nullable=False),
         pa.field("line", pa.int64(), nullable=False),  # from 1; the record's number in files without lines
+    ]
+)
+
+WITHDRAWN = pa.schema(  # distinct rows of the version before that stand here no more
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("topic", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("response", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),  # of the version before
+        pa.field("earlier", pa.string()),  # as in EXAMPLES, the version before counted
+        pa.field("edited_to", pa.string()),  # the id that stands in its place; null where it was withdrawn
     ]
 )
 
@@ -66,6 +80,13 @@ PAIRS = pa.schema(  # the parts of the pair store
     ]
 )
 
+SCORES = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("score", pa.float64(), nullable=False),  # in the selector's own unit; the largest is chosen first
+    ]
+)
+
 SUBSET = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -82,8 +103,10 @@ SUBSET = pa.schema(
 
 EVALUATION = pa.schema(
     [
-        pa.field("arm", pa.string(), nullable=False),  # base | chosen | random | full
+        pa.field("arm", pa.string(), nullable=False),  # base | previous | chosen | random | full
+        pa.field("learner", pa.string(), nullable=False),  # finetuning | in_context; of base: none
         pa.field("seed", pa.int32()),
+        pa.field("held_out_of", pa.string(), nullable=False),  # the data version whose held-out row this is
         pa.field("id", pa.string(), nullable=False),
         pa.field("topic", pa.string(), nullable=False),
         pa.field("response_tokens", pa.int32(), nullable=False),
@@ -91,6 +114,38 @@ EVALUATION = pa.schema(
         pa.field("rouge_l", pa.float32(), nullable=False),  # F-measure in [0, 1]
         pa.field("similarity", pa.float32(), nullable=False),  # cosine of generated and reference answers
         pa.field("generated", pa.string(), nullable=False),
+    ]
+)
+
+COMPARISON = pa.schema(
+    [
+        pa.field("selector", pa.string(), nullable=False),
+        pa.field("budget", pa.string(), nullable=False),  # as it was asked for
+        pa.field("seeds", pa.int32(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),  # trained on; the mean over seeds, rounded
+        pa.field("share", pa.float64(), nullable=False),  # of the pool's rows
+        pa.field("loss", pa.float64(), nullable=False),  # held out, nats per response token
+        pa.field("low", pa.float64(), nullable=False),  # of its bootstrap interval
+        pa.field("high", pa.float64(), nullable=False),
+        pa.field("minus_random", pa.float64(), nullable=False),  # below 0: better than random rows
+        pa.field("minus_random_low", pa.float64(), nullable=False),
+        pa.field("minus_random_high", pa.float64(), nullable=False),
+        pa.field(
+            "scoring_seconds", pa.float64(), nullable=False
+        ),  # of all that the selector reads, when it was computed
+        pa.field("selecting_seconds", pa.float64(), nullable=False),  # mean over seeds
+        pa.field("training_seconds", pa.float64(), nullable=False),  # likewise
+        pa.field("total_seconds", pa.float64(), nullable=False),  # scoring, selecting and training
+    ]
+)
+
+COMPARED = pa.schema(  # what COMPARISON is made of
+    [
+        pa.field("selector", pa.string(), nullable=False),
+        pa.field("budget", pa.string(), nullable=False),
+        pa.field("seed", pa.int32(), nullable=False),
+        pa.field("id", pa.string(), nullable=False),  # a held-out row
+        pa.field("loss", pa.float32(), nullable=False),
     ]
 )
 

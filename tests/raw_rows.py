@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 
 from tasks import schemas
 from tasks.artifacts import read_table
-from tasks.examples import write_examples
+from tasks.examples import ExamplesSettings, write_examples
 
+BASE = Path(__file__).parents[1] / "data"
 FIELDS = {"prompt": "prompt", "response": "response"}
 ROWS = [{"prompt": f"what is {k} + {k}?", "response": f"it is {2 * k}", "topic": f"sums{k % 3}"} for k in range(24)]
 
@@ -30,20 +31,18 @@ def write_toy(folder: Path, toy, content=None, name: str = "toy.jsonl", **change
         (raw / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     asked = {
         "raw": raw,
+        "previous_examples": BASE / "examples/version=base",
+        "previous_subset": BASE / "selection/version=base",
         "out": folder / "out",
         "version": "v1",
         "model": toy,
         "template": "chat",
-        "fields": FIELDS,
-        "on_bad_row": "stop",
-        "held_out_in": 3,
-        "seed": 0,
-        "pool_rows": None,
-        "held_out_rows": None,
         "held_out_share": 0.05,
     }
-    write_examples(**(asked | changes))
-    return read_table(folder / "out/examples.parquet", schemas.EXAMPLES)
+    given = {name: changes.pop(name) for name in [*changes] if name in ExamplesSettings.__dataclass_fields__}
+    settings = ExamplesSettings(**{"fields": FIELDS, "held_out_in": 3} | given)
+    write_examples(**(asked | changes), settings=settings)
+    return read_table((asked | changes)["out"] / "examples.parquet", schemas.EXAMPLES)
 
 
 def read_rejects(folder: Path) -> list[dict]:

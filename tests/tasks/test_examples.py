@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from raw_rows import FIELDS, FORMATS, ROWS, read_metrics, read_rejects, write_saved, write_toy
 
-from tamis.examples import identify, is_held_out
+from tamis.examples import identify
+from tamis.splits import is_held_out
 from tasks import examples
 from tasks.artifacts import provenance
 
@@ -38,6 +39,8 @@ def test_rows_become_examples(make, tmp_path):
         "prompt_tokens": 14,
         "response_tokens": 8,
         "split": "held_out" if held_out else "pool",
+        "change": "new",
+        "earlier": None,
         "duplicate_of": None,
         "used": True,
         "unused_because": None,
@@ -56,9 +59,13 @@ def test_an_instruction_counts_among_the_prompts_tokens(make):
 
 def test_provenance_names_the_raw_files_and_no_folder_of_this_machine(make, tmp_path, toy):
     make(ROWS)
-    for name in ("examples", "rejects"):
+    for name in ("examples", "rejects", "withdrawn"):
         record = provenance(tmp_path / f"out/{name}.parquet")
-        assert list(record["inputs"]) == ["raw/v1/toy.jsonl"]
+        assert list(record["inputs"]) == [
+            "examples/version=base/examples.parquet",
+            "raw/v1/toy.jsonl",
+            "selection/version=base/subset.parquet",
+        ]
         assert (record["stage"], record["version"], record["seed"]) == ("examples", "v1", 0)
         assert str(tmp_path) not in json.dumps(record)
         assert str(Path(toy.name).parent) not in json.dumps(record)
@@ -133,7 +140,7 @@ def test_what_is_not_sampled_stays_and_says_so(make, tmp_path):
         ("held_out", True): 2,
     }
     assert {row["unused_because"] for row in table if not row["used"]} == {"not sampled"}
-    assert read_metrics(tmp_path)["used"] == {"pool": 4, "held_out": 2}
+    assert read_metrics(tmp_path)["used"] == {"pool": 4, "target": 0, "held_out": 2}
 
 
 def test_low_held_out_shares_are_named(make, tmp_path):
@@ -166,7 +173,7 @@ def test_the_sample_data_is_all_there_and_as_it_was(make, tmp_path, toy, version
         ids = [row["id"] for row in found if row["topic"] == topic]
         assert (len(ids), len(set(ids))) == (total, distinct)
     assert all(row["file"] == f"{version}/{row['topic']}.jsonl" for row in found)
-    assert read_metrics(tmp_path)["used"] == {"pool": 160, "held_out": 40}
+    assert read_metrics(tmp_path)["used"] == {"pool": 160, "target": 0, "held_out": 40}
     assert read_metrics(tmp_path)["topics_below"] == ["greetings", "health", "humor"]
     counted = re.findall(r"^    all +(\d+)", (ROOT / "data/raw/NOTICE").read_text(), flags=re.MULTILINE)
     assert str(rows) in counted

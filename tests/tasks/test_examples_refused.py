@@ -21,7 +21,7 @@ from raw_rows import (
     write_toy,
 )
 
-from tamis.examples import is_held_out
+from tamis.splits import is_held_out
 from tasks import schemas
 from tasks.artifacts import ArtifactError, read_table
 from tasks.examples import ExamplesError
