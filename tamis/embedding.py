@@ -72,13 +72,33 @@ def nearest(vectors: Float[np.ndarray, "row width"], count: int) -> Int[np.ndarr
     >>> nearest(np.eye(3)[[0, 0, 1]], 1).ravel().tolist()
     [1, 0, 0]
     """
-    found = min(count, len(vectors) - 1)
+    found = max(0, min(count, len(vectors) - 1))
     out = np.empty((len(vectors), found), dtype=np.int64)
     for start in range(0, len(vectors), ROWS):
         similar = vectors[start : start + ROWS] @ vectors.T
         similar[np.arange(len(similar)), start + np.arange(len(similar))] = -np.inf
         out[start : start + ROWS] = _largest(similar, found)
     return out
+
+
+def nearest_among(
+    targets: Float[np.ndarray, "target width"], demos: Float[np.ndarray, "demo width"], count: int
+) -> Int[np.ndarray, "target neighbour"]:
+    """Return the demos nearest to each target by cosine, nearest first; ties go to the lower index.
+
+    A target that is itself a demo is its own nearest. Time targets x demos x width; memory three blocks of `ROWS` x
+    demos similarities.
+
+    Args:
+        targets, demos: unit vectors.
+        count: neighbours per target; all demos where there are fewer.
+
+    >>> nearest_among(np.eye(2), np.eye(2)[[1, 0, 0]], 2).tolist()
+    [[1, 2], [0, 1]]
+    """
+    found = min(count, len(demos))
+    blocks = (targets[start : start + ROWS] @ demos.T for start in range(0, len(targets), ROWS))
+    return np.concatenate([np.empty((0, found), np.int64), *(_largest(block, found) for block in blocks)])
 
 
 def _largest(values: Float[np.ndarray, "row column"], count: int) -> Int[np.ndarray, "row place"]:

@@ -1,6 +1,7 @@
-"""Room `embedding`: one unit vector per used example; only text not seen before is encoded."""
+"""Room `embedding`: one unit vector per example that is used or was learnt; only text not seen before is encoded."""
 
 import hashlib
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import tamis.embedding
 from tamis.embedding import encode_texts
 from tamis.templates import join_instruction
 from tasks import models, schemas
-from tasks.artifacts import Provenance, check_part, digest_code, digest_inputs, read_table, write_table
+from tasks.artifacts import Provenance, check_part, digest_code, digest_inputs, provenance, read_table, write_table
+from tasks.store import describe
 
 BLOCK = 1024  # texts per part of the store: what a crash can lose
 CODE = digest_code(tamis.embedding)  # what a vector depends on, as imported
@@ -33,32 +35,43 @@ def write_embedding(
     max_tokens: int,
     wanted: bool = True,
 ) -> Mapping[str, Any]:
-    """Encode the used examples (prompt and response) and write `embedding.parquet`, in the order of their rows.
+    """Encode examples (prompt and response) and write `embedding.parquet`, in the order of their rows.
 
-    Where `wanted` is false (no stage needs neighbours) the table is empty and its record says so.
+    They are the used ones, and those of the pool that an earlier version chose, used or not. Where `wanted` is false
+    (no stage needs vectors) the table is empty and its record says so.
 
     Returns:
-        How many texts this run encoded, how many of those were cut at `max_tokens`, and how many were known.
+        How many texts this run encoded, how many of those were cut at `max_tokens`, how many were known, and the
+        seconds that encoding all of them took, now or earlier.
     """
     source = examples / "examples.parquet"
     inputs = digest_inputs(source)
     if not wanted:
         nothing = Provenance("embedding", version, {"wanted": False}, inputs)
         write_table(schemas.embedding(1).empty_table(), out / "embedding.parquet", nothing)
-        return {"wanted": False}
-    table = read_table(source, schemas.EXAMPLES)
-    used = table.filter(table["used"]).to_pylist()
-    ids = [row["id"] for row in used]
+        return {"wanted": False, "scoring_seconds": 0.0}
+    rows = read_texts(source)
+    ids = [row["id"] for row in rows]
     folder = Path(store) / _key(model, max_tokens)
+    describe(folder, kind="embeddings", model=model.name, model_digest=models.model_digest(model), code=CODE)
     known = _load(folder, pa.array(ids, pa.string()))
-    fresh = [row for row in used if row["id"] not in known]
+    fresh = [row for row in rows if row["id"] not in known]
 
     cut = encode_missing(fresh, folder, model, batch_rows, max_tokens)
 
     parameters = {"model": model.name, "max_tokens": max_tokens, "model_digest": models.model_digest(model)}
     vectors = _table(ids, _load(folder, pa.array(ids, pa.string())))
     write_table(vectors, out / "embedding.parquet", Provenance("embedding", version, parameters, inputs))
-    return {"texts_encoded": len(fresh), "texts_cut": cut, "texts_known": len(used) - len(fresh)}
+    counts = {"texts_encoded": len(fresh), "texts_cut": cut, "texts_known": len(rows) - len(fresh)}
+    return counts | {"scoring_seconds": round(cost(folder, pa.array(ids, pa.string())), 3)}
+
+
+def read_texts(source: Path) -> list[dict[str, Any]]:
+    """Return the examples to encode: each used one, and each distinct one of the pool that was learnt earlier."""
+    table = read_table(source, schemas.EXAMPLES)
+    learnt = pc.and_(pc.equal(table["split"], "pool"), pc.fill_null(pc.equal(table["earlier"], "learnt"), False))
+    wanted = pc.or_(table["used"], pc.and_(learnt, pc.is_null(table["duplicate_of"])))
+    return table.filter(wanted).to_pylist()
 
 
 def encode_missing(
@@ -66,13 +79,14 @@ def encode_missing(
 ) -> int:
     """Encode rows block by block, each kept in the store at once, with progress; return how many texts were cut."""
     cut = 0
-    for start in logging.tqdm(range(0, len(rows), BLOCK), desc="embedding", unit_scale=BLOCK, disable=not rows):
-        block = rows[start : start + BLOCK]
+    for first in logging.tqdm(range(0, len(rows), BLOCK), desc="embedding", unit_scale=BLOCK, disable=not rows):
+        block = rows[first : first + BLOCK]
         texts = [f"{join_instruction(row['instruction'], row['prompt'])}\n{row['response']}" for row in block]
-        tokenizer = models.tokenizer(model)
+        tokenizer, network = models.tokenizer(model), models.embedder(model)
+        start = time.perf_counter()
         cut += sum(len(tokens) > max_tokens for tokens in tokenizer(texts, verbose=False).input_ids)
-        vectors = encode_texts(models.embedder(model), tokenizer, texts, batch_rows, max_tokens).numpy()
-        _append(folder, [row["id"] for row in block], vectors)
+        vectors = encode_texts(network, tokenizer, texts, batch_rows, max_tokens).numpy()
+        _append(folder, [row["id"] for row in block], vectors, time.perf_counter() - start)
     return cut
 
 
@@ -91,10 +105,20 @@ def _load(folder: Path, wanted: pa.Array) -> dict[str, np.ndarray]:
     return known
 
 
-def _append(folder: Path, ids: list[str], vectors: np.ndarray) -> None:
+def cost(folder: Path, wanted: pa.Array) -> float:
+    """Return the seconds that the wanted texts took when they were encoded: of each part, its share of them."""
+    total, left = 0.0, set(wanted.to_pylist())
+    for path in sorted(folder.glob("part-*.parquet")):
+        record, ids = provenance(path), set(pq.read_table(path, columns=["id"])["id"].to_pylist())
+        total += record["parameters"]["seconds"] * len(ids & left) / record["rows"]
+        left -= ids
+    return total
+
+
+def _append(folder: Path, ids: list[str], vectors: np.ndarray, seconds: float) -> None:
     name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:32]
     part = pa.table([pa.array(ids), pa.array(list(vectors), pa.list_(pa.float32()))], schema=STORED)
-    write_table(part, folder / f"part-{name}.parquet", Provenance("embedding", "store"))
+    write_table(part, folder / f"part-{name}.parquet", Provenance("embedding", "store", {"seconds": seconds}))
 
 
 def _table(ids: list[str], known: Mapping[str, np.ndarray]) -> pa.Table:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from tasks import schemas
-from tasks.artifacts import Provenance, check_part, write_table
+from tasks.artifacts import Provenance, check_part, provenance, write_table
 
 
 def place(store: Path, model_digest: str, template: str, code: str) -> Path:
@@ -23,14 +23,14 @@ def place(store: Path, model_digest: str, template: str, code: str) -> Path:
     return Path(store) / key[:32]
 
 
-def append(folder: Path, scores: pa.Table) -> Path:
-    """Add a part with these scores (schema PAIRS) and return its path."""
+def append(folder: Path, scores: pa.Table, *, seconds: float) -> Path:
+    """Add a part with these scores (schema PAIRS) and the seconds that they took, and return its path."""
     scores = scores.cast(schemas.PAIRS).combine_chunks()
     total = hashlib.sha256()
     for target, demo in zip(scores["target_id"].to_pylist(), scores["demo_id"].to_pylist(), strict=True):
         total.update(f"{target} {demo}\n".encode())
     path = folder / f"part-{total.hexdigest()[:32]}.parquet"
-    write_table(scores, path, Provenance("utility", "store"))
+    write_table(scores, path, Provenance("utility", "store", {"seconds": seconds}))
     return path
 
 
@@ -66,13 +66,47 @@ def missing(folder: Path, wanted: pa.Table) -> pa.Table:
     )
 
 
+def cost(folder: Path, wanted: pa.Table) -> float:
+    """Return the seconds that the wanted pairs took when they were scored.
+
+    sum over parts of seconds x (wanted pairs in it / pairs in it); a pair that stands in two parts counts in one.
+
+    Args:
+        folder: of one model and template (`place`).
+        wanted: columns target_id and demo_id; pairs that the store does not hold add nothing.
+    """
+    if not _parts(folder):
+        return 0.0
+    found = _join(
+        folder,
+        wanted,
+        """
+        SELECT filename, count(*) AS pairs, 0 AS place FROM (
+            SELECT target_id, demo_id, min(filename) AS filename
+            FROM read_parquet($parts, filename = true) SEMI JOIN numbered USING (target_id, demo_id)
+            GROUP BY target_id, demo_id
+        ) GROUP BY filename ORDER BY filename
+        """,
+    )
+    return float(sum(_seconds_per_pair(Path(part["filename"])) * part["pairs"] for part in found.to_pylist()))
+
+
+def _seconds_per_pair(part: Path) -> float:
+    record = provenance(part)
+    return record["parameters"]["seconds"] / record["rows"]
+
+
 def _join(folder: Path, wanted: pa.Table, query: str) -> pa.Table:
     """Run a query over the wanted pairs, numbered, and the parts of the store; without parts, over an empty one."""
     numbered = wanted.append_column("place", pa.array(np.arange(wanted.num_rows)))
-    parts = [str(check_part(path)) for path in sorted(folder.glob("part-*.parquet"))]
+    parts = [str(check_part(path)) for path in _parts(folder)]
     with duckdb.connect() as connection:
         connection.register("numbered", numbered)
         connection.register("nothing", schemas.PAIRS.empty_table())
         if not parts:
             query = query.replace("read_parquet($parts)", "nothing")
         return connection.sql(query, params={"parts": parts} if parts else {}).to_arrow_table().drop_columns(["place"])
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("part-*.parquet"))

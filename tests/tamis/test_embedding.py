@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModel, AutoTokenizer
 
-from tamis.embedding import encode_texts, nearest
+from tamis.embedding import encode_texts, nearest, nearest_among
 
 
 @pytest.fixture(scope="module")
@@ -35,3 +35,11 @@ def test_no_text_gives_no_row(encoder):
 def test_nearest_is_what_sorting_all_rows_gives(rows, count, seed):
     vectors = np.random.default_rng(seed).integers(-2, 3, (rows, 3)).astype(np.float32)
     assert nearest(vectors, count).tolist() == oracles.nearest(vectors, count)
+
+
+@given(st.integers(0, 6), st.integers(1, 9), st.integers(1, 10), st.integers(0, 99))
+def test_nearest_among_others_is_what_sorting_them_gives(rows, others, count, seed):
+    generator = np.random.default_rng(seed)
+    targets, demos = (generator.integers(-2, 3, (number, 3)).astype(np.float32) for number in (rows, others))
+    slow = [sorted(range(others), key=lambda place: (-float(row @ demos[place]), place))[:count] for row in targets]
+    assert nearest_among(targets, demos, count).tolist() == slow

@@ -29,8 +29,8 @@ def test_an_empty_store_knows_nothing(tmp_path):
 
 
 def test_known_pairs_are_found_in_the_order_wanted_and_the_rest_are_missing(tmp_path):
-    pairstore.append(tmp_path, scores(("a", "b"), ("b", "a")))
-    pairstore.append(tmp_path, scores(("c", "")))
+    pairstore.append(tmp_path, scores(("a", "b"), ("b", "a")), seconds=1.0)
+    pairstore.append(tmp_path, scores(("c", "")), seconds=1.0)
     wanted = asked(("c", ""), ("x", "y"), ("b", "a"))
     found = pairstore.find(tmp_path, wanted)
     assert list(zip(found["target_id"].to_pylist(), found["demo_id"].to_pylist(), strict=True)) == [
@@ -41,13 +41,13 @@ def test_known_pairs_are_found_in_the_order_wanted_and_the_rest_are_missing(tmp_
 
 
 def test_target_and_demo_are_not_exchangeable(tmp_path):
-    pairstore.append(tmp_path, scores(("a", "b")))
+    pairstore.append(tmp_path, scores(("a", "b")), seconds=1.0)
     assert pairstore.find(tmp_path, asked(("b", "a"))).num_rows == 0
 
 
 def test_a_pair_scored_twice_is_found_once(tmp_path):
-    pairstore.append(tmp_path, scores(("a", "b")))
-    pairstore.append(tmp_path, scores(("a", "b"), ("c", "d")))
+    pairstore.append(tmp_path, scores(("a", "b")), seconds=1.0)
+    pairstore.append(tmp_path, scores(("a", "b"), ("c", "d")), seconds=1.0)
     assert pairstore.find(tmp_path, asked(("a", "b"))).num_rows == 1
 
 
@@ -57,7 +57,7 @@ def test_another_model_template_or_code_has_another_place(tmp_path):
 
 
 def test_a_damaged_part_is_refused_with_the_way_out(tmp_path):
-    path = pairstore.append(tmp_path, scores(("a", "b")))
+    path = pairstore.append(tmp_path, scores(("a", "b")), seconds=1.0)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -74,7 +74,7 @@ def test_a_killed_append_leaves_no_part(tmp_path):
         "if e == 'os.rename' and str(a[1]).endswith('.parquet') else None);"
         "import pyarrow as pa; from pathlib import Path; from tasks import pairstore, schemas;"
         "rows=[dict(target_id='a',demo_id='b',tokens=1,distance=0.1,log_likelihood=-1.0)];"
-        "pairstore.append(Path(sys.argv[1]), pa.Table.from_pylist(rows, schema=schemas.PAIRS))"
+        "pairstore.append(Path(sys.argv[1]), pa.Table.from_pylist(rows, schema=schemas.PAIRS), seconds=1.0)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=os.getcwd())
     assert done.returncode == -9
@@ -84,10 +84,26 @@ def test_a_killed_append_leaves_no_part(tmp_path):
 @pytest.mark.parametrize("count", [0, 1])
 def test_no_wanted_pair_finds_none(tmp_path, count):
     if count:
-        pairstore.append(tmp_path, scores(("a", "b")))
+        pairstore.append(tmp_path, scores(("a", "b")), seconds=1.0)
     assert (
         pairstore.find(
             tmp_path, asked()[:0].cast(pa.schema({"target_id": pa.string(), "demo_id": pa.string()}))
         ).num_rows
         == 0
     )
+
+
+def test_the_cost_of_pairs_is_their_share_of_what_their_parts_took(tmp_path):
+    pairstore.append(tmp_path, scores(("a", "b"), ("b", "a"), ("c", "a"), ("c", "b")), seconds=8.0)
+    pairstore.append(tmp_path, scores(("c", "")), seconds=0.5)
+    assert pairstore.cost(tmp_path, asked(("a", "b"), ("c", "a"), ("c", ""), ("x", "y"))) == 4.5
+
+
+def test_a_pair_that_stands_in_two_parts_costs_once(tmp_path):
+    pairstore.append(tmp_path, scores(("a", "b")), seconds=2.0)
+    pairstore.append(tmp_path, scores(("a", "b"), ("c", "d")), seconds=4.0)
+    assert pairstore.cost(tmp_path, asked(("a", "b"))) == 2.0
+
+
+def test_an_empty_store_cost_nothing(tmp_path):
+    assert pairstore.cost(tmp_path / "none", asked(("a", "b"))) == 0.0

@@ -7,35 +7,20 @@ import oracles
 import pytest
 import torch
 from toy_corpus import write_examples
+from toy_pairs import EXACT, embed, run
 
 from tasks import models, utility
 from tasks.artifacts import provenance, read_table
-from tasks.embedding import write_embedding
-from tasks.utility import UtilitySettings, read_pool, write_utility
+from tasks.utility import read_pool
 
-EXACT = UtilitySettings(kernel="exact", shard_pairs=10, pack_tokens=200)
+NEIGHBOURS = replace(EXACT, kernel="neighbours", neighbours=2, check_targets=0)
 
 
 @pytest.fixture
 def folders(tmp_path, toy):
     ids = write_examples(tmp_path / "examples")
-    common = {"out": tmp_path / "embedding", "store": tmp_path / "texts", "version": "v1", "model": toy}
-    write_embedding(examples=tmp_path / "examples", batch_rows=4, max_tokens=64, **common)
+    embed(tmp_path, toy)
     return tmp_path, ids
-
-
-def run(tmp_path, model, settings=EXACT, *, out="out", store="pairs", wanted=True, map=map):
-    return write_utility(
-        examples=tmp_path / "examples",
-        embedding=tmp_path / "embedding",
-        out=tmp_path / out,
-        store=tmp_path / store,
-        version="v1",
-        model=model,
-        settings=settings,
-        wanted=wanted,
-        map=map,
-    )
 
 
 def matrix(path, ids) -> np.ndarray:
@@ -76,16 +61,17 @@ def test_both_distances_are_served_by_one_scoring(folders, toy):
 
 def test_neighbours_score_each_target_with_itself_and_k_demos(folders, toy):
     tmp_path, ids = folders
-    facts = run(tmp_path, toy, replace(EXACT, kernel="neighbours", neighbours=2))
+    facts = run(tmp_path, toy, NEIGHBOURS)
     found = matrix(tmp_path / "out", ids)
     assert (~np.isnan(found)).sum(1).tolist() == [3] * 6
     assert not np.isnan(np.diag(found)).any()
-    assert facts["pairs_scored"] == 6 + 18
+    assert facts["pairs_scored"] == 18
+    assert facts["alone_scored"] == 6
 
 
 def test_a_sparse_kernel_agrees_with_the_exact_one_where_it_has_pairs(folders, toy):
     tmp_path, ids = folders
-    run(tmp_path, toy, replace(EXACT, kernel="neighbours", neighbours=2), out="sparse")
+    run(tmp_path, toy, NEIGHBOURS, out="sparse")
     sparse = matrix(tmp_path / "sparse", ids)
     run(tmp_path, toy)
     there = ~np.isnan(sparse)
@@ -103,7 +89,9 @@ def test_finished_shards_survive_a_crash(folders, toy):
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, toy, map=interrupted)
-    assert run(tmp_path, toy) == {"pairs_scored": 22, "pairs_known": 20, "shards": 3}
+    facts = run(tmp_path, toy)
+    assert facts.pop("scoring_seconds") > 0
+    assert facts == {"pairs_scored": 22, "pairs_known": 14, "alone_scored": 0, "alone_known": 6, "shards": 3}
 
 
 def test_the_bytes_do_not_depend_on_where_a_crash_was(folders, toy):
@@ -119,7 +107,7 @@ def test_the_bytes_do_not_depend_on_where_a_crash_was(folders, toy):
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, toy, store=f"crashed-{finished}", map=interrupted)
         facts = run(tmp_path, toy, store=f"crashed-{finished}", out="resumed")
-        assert facts["pairs_known"] == 10 * finished
+        assert facts["pairs_known"] + facts["alone_known"] == 10 * finished
         assert (tmp_path / "resumed/utility.parquet").read_bytes() == once
 
 
@@ -134,9 +122,9 @@ def test_a_new_example_costs_only_its_pairs(folders, toy):
     tmp_path, _ = folders
     run(tmp_path, toy)
     write_examples(tmp_path / "examples", pool=7)
-    common = {"out": tmp_path / "embedding", "store": tmp_path / "texts", "version": "v2", "model": toy}
-    write_embedding(examples=tmp_path / "examples", batch_rows=4, max_tokens=64, **common)
-    assert run(tmp_path, toy)["pairs_scored"] == (7 * 7 + 7) - (6 * 6 + 6)
+    embed(tmp_path, toy)
+    facts = run(tmp_path, toy)
+    assert (facts["pairs_scored"], facts["alone_scored"]) == (7 * 7 - 6 * 6, 1)
 
 
 def test_a_pair_that_does_not_fit_is_skipped_and_named(folders, toy):
@@ -171,7 +159,7 @@ def test_a_non_finite_utility_stops_the_run_and_names_the_pair(folders, toy, mon
     digit = models.tokenizer(toy)("5", add_special_tokens=False).input_ids[0]
     with torch.no_grad():
         broken.get_input_embeddings().weight[digit] = float("nan")
-    monkeypatch.setattr(utility, "_model", lambda choice: broken)
+    monkeypatch.setattr(utility, "scoring_model", lambda choice: broken)
     with pytest.raises(ValueError, match=rf"the score of target {ids[0]} with demo nothing is not finite"):
         run(tmp_path, toy)
 
@@ -195,5 +183,5 @@ def test_the_artifact_says_where_it_comes_from(folders, toy):
 
 
 def test_an_unknown_kernel_is_refused(folders, toy):
-    with pytest.raises(ValueError, match="unknown kernel 'polynomial'; known: exact, neighbours"):
+    with pytest.raises(ValueError, match="unknown kernel 'polynomial'; known: exact, neighbours, landmarks"):
         run(folders[0], toy, replace(EXACT, kernel="polynomial"))

