@@ -1,4 +1,3 @@
-import json
 import math
 from dataclasses import replace
 
@@ -7,36 +6,13 @@ import oracles
 import pyarrow as pa
 import pytest
 from toy_corpus import TOPICS, write_examples
+from toy_selection import HALF, run, write_utility
 
 from tamis.budgets import BudgetError
 from tamis.kernels import KernelError
 from tasks import schemas
 from tasks.artifacts import Provenance, provenance, read_table, write_table
-from tasks.selection import SelectionError, SelectionSettings, resolve_budget, write_selection
-
-HALF = SelectionSettings(budget={"fraction": 0.5})
-
-
-def write_utility(folder, ids, matrix, keep=None, shuffle=0):
-    """Write the pairs of a matrix in a shuffled order, of which `keep` is true."""
-    targets, demos = np.divmod(np.random.default_rng(shuffle).permutation(matrix.size), len(ids))
-    kept = np.ones(matrix.size, bool) if keep is None else keep[targets, demos]
-    targets, demos = targets[kept], demos[kept]
-    columns = [[ids[row] for row in targets], [ids[row] for row in demos], pa.array(matrix[targets, demos])]
-    write_table(pa.table(columns, schema=schemas.UTILITY), folder / "utility.parquet", Provenance("utility", "v1"))
-
-
-def run(folder, settings=HALF, out="out"):
-    """Return the subset's rows and the metrics."""
-    write_selection(
-        examples=folder / "examples", utility=folder / "utility", out=folder / out, version="v1", settings=settings
-    )
-    return read(folder / out)
-
-
-def read(out):
-    subset = read_table(out / "subset.parquet", schemas.SUBSET).to_pylist()
-    return subset, json.loads((out / "selection.json").read_text())
+from tasks.selection import SelectionError, SelectionSettings, resolve_budget
 
 
 @pytest.fixture
@@ -102,7 +78,7 @@ def test_the_order_of_the_utility_rows_does_not_matter(world):
 def test_missing_pairs_count_as_zero(world):
     folder, ids, matrix = world
     keep = np.random.default_rng(1).random((12, 12)) < 0.5
-    write_utility(folder / "utility", ids, matrix, keep)
+    write_utility(folder / "utility", ids, matrix, keep=keep)
     sparse, facts = run(folder)
     write_utility(folder / "utility", ids, np.where(keep, matrix, 0).astype(np.float32))
     dense, others = run(folder, out="dense")
@@ -124,7 +100,11 @@ def test_the_subset_says_where_it_comes_from(world):
     record = provenance(folder / "out/subset.parquet")
     assert (record["stage"], record["version"], record["rows"], record["seed"]) == ("selection", "v1", 12, None)
     assert record["parameters"]["budget"] == {"fraction": 0.5}
-    assert sorted(path.rsplit("/")[-1] for path in record["inputs"]) == ["examples.parquet", "utility.parquet"]
+    assert sorted(path.rsplit("/")[-1] for path in record["inputs"]) == [
+        "checked.parquet",
+        "examples.parquet",
+        "utility.parquet",
+    ]
 
 
 @pytest.mark.parametrize("rows_by", ["delift", "random"])
@@ -217,14 +197,18 @@ def test_negative_utilities_without_scaling_are_counted(world):
 
 
 def test_an_unknown_selector_is_named_with_those_known(world):
-    with pytest.raises(SelectionError, match=r"selection.rows_by is 'loss'; it must be one of delift, random"):
+    with pytest.raises(
+        SelectionError, match=r"selection.rows_by is 'loss'; it must be one of delift, random, longest, embed"
+    ):
         run(world[0], replace(HALF, rows_by="loss"))
 
 
 def test_pairs_of_another_pool_are_named(world):
     folder, ids, matrix = world
     write_utility(folder / "utility", ["stranger", *ids[1:]], matrix)
-    with pytest.raises(SelectionError, match=r"23 of 144 pairs in .* not of the pool's 12 used rows, .*'stranger'"):
+    with pytest.raises(
+        SelectionError, match=r"23 of 144 pairs in .* not of the pool's 12 used rows, 0 learnt ones .*'stranger'"
+    ):
         run(folder)
 
 
@@ -232,7 +216,7 @@ def test_an_empty_utility_says_how_to_make_it_again(world):
     folder, *_ = world
     write_table(schemas.UTILITY.empty_table(), folder / "utility/utility.parquet", Provenance("utility", "v1"))
     with pytest.raises(
-        SelectionError, match=r"utility.parquet holds no pair; make it again with selection.rows_by: delift"
+        SelectionError, match=r"utility.parquet holds no pair of 12 targets and 12 demos .*; make it again with sel"
     ):
         run(folder)
 

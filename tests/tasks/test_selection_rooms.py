@@ -1,0 +1,48 @@
+"""The room `selection` on what the rooms before it write, with the toy model."""
+
+from dataclasses import replace
+
+import pytest
+import toy_pairs
+from toy_corpus import write_examples
+from toy_selection import chosen, run
+
+from tasks.selection import SelectionSettings
+from tasks.utility import UtilitySettings
+
+THREE = SelectionSettings(budget={"count": 3})
+KERNELS = {
+    "exact": toy_pairs.EXACT,
+    "neighbours": UtilitySettings(kernel="neighbours", neighbours=3, check_targets=2, pack_tokens=200),
+    "landmarks": UtilitySettings(kernel="landmarks", landmarks=4, check_targets=2, pack_tokens=200),
+}
+
+
+@pytest.fixture
+def rooms(tmp_path, toy):
+    """A pool of eight rows, three of the target task and two that were learnt, embedded."""
+    write_examples(tmp_path / "examples", pool=8, held_out=1, target=3, learnt=2)
+    toy_pairs.embed(tmp_path, toy)
+    return tmp_path
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_objective_reads_what_every_kernel_writes(rooms, toy, kernel):
+    toy_pairs.run(rooms, toy, KERNELS[kernel], out="utility")
+    for objective in ("conditional_gain", "facility_location", "mutual_information"):
+        subset, facts = run(rooms, replace(THREE, objective=objective, scaling="minmax"))
+        assert len(set(chosen(subset))) == facts["chosen_rows"] == 3
+        assert 0 < facts["objective_share"] <= 1
+        assert (facts["learnt_rows"], facts["target_rows"]) == (2, 3)
+        assert facts["checked"] is None if kernel == "exact" else facts["checked"]["targets"] == 2
+
+
+@pytest.mark.parametrize("rows_by", ["embedding", "deft_ucs"])
+def test_embeddings_are_read_as_they_are_written(rooms, rows_by):
+    assert len(chosen(run(rooms, replace(THREE, rows_by=rows_by))[0])) == 3
+
+
+def test_a_budget_above_the_landmarks_of_the_room_utility_is_refused(rooms, toy):
+    toy_pairs.run(rooms, toy, KERNELS["landmarks"], out="utility")
+    with pytest.raises(ValueError, match=r"allows 5 rows, but only 4 landmarks of 8 rows are scored as demos"):
+        run(rooms, replace(THREE, budget={"count": 5}))

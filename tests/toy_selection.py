@@ -1,0 +1,75 @@
+"""Small artifacts that the room `selection` reads, and a run of it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from tasks import schemas
+from tasks.artifacts import Provenance, read_table, write_table
+from tasks.selection import SelectionSettings, write_selection
+
+HALF = SelectionSettings(budget={"fraction": 0.5})
+
+
+def write_utility(folder: Path, ids: list[str], matrix: np.ndarray, *, keep=None, more=(), kernel="exact", shuffle=0):
+    """Write the pairs of a matrix over ids, those of which `keep` is true, and of more blocks, in a shuffled order.
+
+    A further block is targets' ids, demos' ids and their matrix. No target is checked.
+    """
+    keep = np.ones(matrix.shape, bool) if keep is None else keep
+    pairs = [(ids[i], ids[j], matrix[i, j]) for i, j in np.argwhere(keep)]
+    for targets, demos, block in more:
+        pairs += _list_pairs(targets, demos, block)
+    pairs = [pairs[place] for place in np.random.default_rng(shuffle).permutation(len(pairs))]
+    _write_pairs(folder / "utility.parquet", pairs, kernel)
+    _write_pairs(folder / "checked.parquet", [], kernel)
+
+
+def write_check(folder: Path, targets: list[str], demos: list[str], matrix: np.ndarray):
+    """Write whole rows of targets that were scored with every demo."""
+    _write_pairs(folder / "checked.parquet", _list_pairs(targets, demos, matrix), "neighbours")
+
+
+def write_scores(folder: Path, ids: list[str], score: list[float], selector: str = "less"):
+    """Write a selector's scores of ids."""
+    table = pa.table([ids, pa.array(score, pa.float64())], schema=schemas.SCORES)
+    write_table(table, folder / "scores.parquet", Provenance("scores", "v1", {"selector": selector}))
+
+
+def write_embedding(folder: Path, ids: list[str], vectors: np.ndarray):
+    """Write unit vectors of ids."""
+    values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel(), pa.float32()), vectors.shape[1])
+    table = pa.table([pa.array(ids), values], schema=schemas.embedding(vectors.shape[1]))
+    write_table(table, folder / "embedding.parquet", Provenance("embedding", "v1"))
+
+
+def run(folder: Path, settings: SelectionSettings = HALF, out: str = "out", **more) -> tuple[list[dict], dict]:
+    """Return the subset's rows and the metrics."""
+    sources = {name: folder / name for name in ("examples", "embedding", "utility", "scores")}
+    write_selection(**sources, out=folder / out, version="v1", settings=settings, **more)
+    subset = read_table(folder / out / "subset.parquet", schemas.SUBSET).to_pylist()
+    return subset, json.loads((folder / out / "selection.json").read_text())
+
+
+def chosen(subset: list[dict]) -> list[str]:
+    """Return the chosen ids in their order."""
+    return [row["id"] for row in subset if row["chosen"]]
+
+
+def draw_vectors(rows: int, width: int = 6, seed: int = 0) -> np.ndarray:
+    """Return unit vectors in all directions."""
+    vectors = np.random.default_rng(seed).normal(size=(rows, width))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def _list_pairs(targets: list[str], demos: list[str], matrix: np.ndarray) -> list[tuple]:
+    return [(one, other, matrix[i, j]) for i, one in enumerate(targets) for j, other in enumerate(demos)]
+
+
+def _write_pairs(path: Path, pairs: list[tuple], kernel: str):
+    columns = [[pair[0] for pair in pairs], [pair[1] for pair in pairs]]
+    columns.append(pa.array([pair[2] for pair in pairs], pa.float32()))
+    made = Provenance("utility", "v1", {"kernel": kernel})
+    write_table(pa.table(columns, schema=schemas.UTILITY), path, made)
