@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+IN_CONTEXT = ("chosen-random", "chosen-base")  # differences of the in-context learner that are worth a note
+
 
 class ArmSummary(NamedTuple):
     """An arm's held-out loss."""
@@ -50,10 +52,12 @@ def summarise(metrics: Mapping[str, Any], utility: Mapping[str, Any], audit: Map
     """Return the summary of a version.
 
     Args:
-        metrics: `arms` (of each rows, seeds, loss, loss_low, loss_high, loss_by_seed) and
-            `differences` (loss, low, high) of the evaluation.
+        metrics: of the evaluation: `arms` (of each rows, seeds, loss, loss_low, loss_high, loss_by_seed) and
+            `differences` (loss, low, high); maybe `in_context`, with `differences` and `demos`; maybe `continual`:
+            `previous`, and `stability` and `plasticity` of arms (loss, low, high).
         utility: `pairs_scored`, and `why` where nothing was to be scored.
-        audit: lists of topics: `coverage`, `held_out_share`; empty where the audit has not run.
+        audit: lists of topics: `coverage`, `held_out_share`; `changes`: kept, edited, new and withdrawn `rows`;
+            `withdrawn_learnt`: rows; empty where the audit has not run.
     """
     arms = [
         ArmSummary(name, arm["rows"], arm["loss"], arm["loss_low"], arm["loss_high"], arm["seeds"])
@@ -67,10 +71,40 @@ def _note(metrics: Mapping[str, Any], utility: Mapping[str, Any], audit: Mapping
     for name, arm in metrics["arms"].items():
         losses = [f"{loss:.4f}" for loss in arm["loss_by_seed"].values()]
         notes += [f"loss of {name} by seed: {', '.join(losses)}"] if len(losses) > 1 else []
+    shown = metrics.get("in_context", {"differences": {}})
+    wanted = {name: found for name, found in shown["differences"].items() if name in IN_CONTEXT}
+    notes += [f"in context, {shown['demos']} demos: {_compare(name, found)}" for name, found in wanted.items()]
+    notes += _tell_changes(metrics["continual"]) if "continual" in metrics else []
     notes += [f"no pairs: {utility['why']}"] if "why" in utility else []
+    notes += _tell_rows(audit)
     for name, what in (("coverage", "without a chosen row"), ("held_out_share", "with a low held-out share")):
         found = audit.get(name, [])
         notes += [f"{len(found)} topics {what}: {', '.join(found[:8])}{', ...' * (len(found) > 8)}"] if found else []
+    return notes
+
+
+def _tell_rows(audit: Mapping[str, Any]) -> list[str]:
+    """Return notes on what the version changed, where it continues from another one, and on what it withdrew."""
+    counts = {name: found["rows"] for name, found in audit.get("changes", {}).items()}
+    taught = audit.get("withdrawn_learnt", [])
+    notes = []
+    if any(count for name, count in counts.items() if name != "new"):
+        notes.append(f"distinct rows: {', '.join(f'{count:,} {name}' for name, count in counts.items())}")
+    if taught:
+        notes.append(f"{len(taught)} rows that earlier versions trained on are withdrawn or edited, first {taught[0]}")
+    return notes
+
+
+def _tell_changes(continual: Mapping[str, Any]) -> list[str]:
+    """Return a note per arm on what it forgot of the version before, then on what it learnt of the new one."""
+    previous, notes = continual["previous"], []
+    for measured, held_out in (("stability", f"{previous}'s held-out rows"), ("plasticity", "new held-out rows")):
+        for name, gain in continual[measured].items():
+            change, low, high = (0 - gain[key] for key in ("loss", "high", "low"))
+            verdict = "learnt" if high < 0 else "forgotten" if low > 0 else "no clear change"
+            notes.append(
+                f"{held_out}: loss of {name} since {previous} {change:+.4f} ({low:+.4f} to {high:+.4f}): {verdict}"
+            )
     return notes
 
 

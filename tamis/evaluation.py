@@ -1,9 +1,9 @@
 """Evaluation: measures of held-out rows, brought together per arm, with bootstrap intervals over rows and seeds.
 
-Symbols: row = a held-out example; run = an arm and a seed (`base` has none); measure = a number per run and row:
-`loss` (mean negative log-likelihood of its response, nats per token), `rouge_l`, `similarity`. An arm with several
-seeds counts as the mean of its seeds. Its intervals say how much the choice of rows and of seeds matters; those of an
-arm with one seed, and of `base`, can say it of the rows only.
+Symbols: row = a held-out example; run = an arm and a seed (`base` and `previous`, the model that training started from,
+have none); measure = a number per run and row: `loss` (mean negative log-likelihood of its response, nats per token),
+`rouge_l`, `similarity`. An arm with several seeds counts as the mean of its seeds. Its intervals say how much the
+choice of rows and of seeds matters; those of an arm with one seed, and of `base`, can say it of the rows only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 MEASURES = ("loss", "rouge_l", "similarity")
-ORDER = ("chosen", "random", "full", "base")  # an earlier arm minus a later one
+ORDER = ("chosen", "random", "full", "previous", "base")  # an earlier arm minus a later one
 
 
 def bootstrap_means(
@@ -156,6 +156,42 @@ def summarise(
         ((low, high),) = percentile_intervals(drawn[one][:, :1] - drawn[other][:, :1], confidence).tolist()
         differences[f"{one}-{other}"] = {"loss": found[one]["loss"] - found[other]["loss"], "low": low, "high": high}
     return {"arms": found, "differences": differences}
+
+
+def measure_gains(
+    arms: Mapping[str, Float[np.ndarray, "seed row measure"]],
+    *,
+    resamples: int,
+    confidence: float,
+    generator: np.random.Generator,
+) -> dict[str, dict[str, float]]:
+    """Return how much lower every trained arm's loss is than that of the model that it started from.
+
+    gain(a) = mean over seeds and rows of loss[start] - loss[a], nats per token, with start = `previous`, or `base`
+    where there is none: above 0 the arm has learnt, below 0 it has forgotten. On held-out rows of the version trained
+    on this is its *plasticity*, on those of the version before its *stability*. Rows and seeds are resampled as in
+    `summarise`.
+
+    **Source**: backward transfer, Lopez-Paz and Ranzato 2017 (arXiv 1706.08840), section 2. Differs: a loss instead of
+    an accuracy, and one earlier version instead of the mean over all.
+
+    Args:
+        arms: arm -> `MEASURES` per seed and row.
+        resamples: bootstrap resamples.
+        confidence: of the intervals, in (0, 1).
+        generator: draws the rows of all resamples, then the seeds, arm after arm.
+
+    Returns:
+        Every arm but `base` and `previous` -> `loss` (the gain), and its interval `low`, `high`.
+    """
+    start = "previous" if "previous" in arms else "base"
+    drawn = resample_arms(arms, resamples, generator)
+    found = {}
+    for name in (name for name in arms if name not in ("base", "previous")):
+        ((low, high),) = percentile_intervals(drawn[start][:, :1] - drawn[name][:, :1], confidence).tolist()
+        gain = float(arms[start][:, :, 0].mean() - arms[name][:, :, 0].mean())
+        found[name] = {"loss": gain, "low": low, "high": high}
+    return found
 
 
 def resample_arms(

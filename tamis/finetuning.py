@@ -1,9 +1,10 @@
 """Finetuning: the rows of an arm, their order, the learning rate, and a step's rows as one packed sequence.
 
 Symbols: row = an example of the pool; step = one optimiser step, of `batch_rows` rows; an *arm* is one way to choose
-the rows that a model is trained on (`chosen` by selection, `random` at equal number, `full` pool). Rows of a step share
-one copy of the template's prefix and stand after it without padding, each blind to the others (`tamis.language_model`):
-the gradient is that of padded rows, at about 0.6 of their cost on short chats.
+the rows that a model is trained on (`chosen` by selection, `random` at equal number, `full` pool); *replay* adds rows
+of earlier versions to every arm alike. Rows of a step share one copy of the template's prefix and stand after it
+without padding, each blind to the others (`tamis.language_model`): the gradient is that of padded rows, at about 0.6 of
+their cost on short chats.
 """
 
 import sys
@@ -20,6 +21,7 @@ from tamis.language_model import Group, bucket_spans, plan_packs
 from tamis.templates import Encoding
 
 ARMS = ("chosen", "random", "full")
+REPLAYS = {"none": (), "subset": ("learnt",), "all": ("learnt", "offered")}  # what is repeated, by `earlier`
 
 
 def pick_rows(arm: str, chosen: Bool[np.ndarray, " row"], seed: int) -> Int[np.ndarray, " pick"]:
@@ -48,6 +50,27 @@ def pick_rows(arm: str, chosen: Bool[np.ndarray, " row"], seed: int) -> Int[np.n
     if arm == "chosen":
         return np.flatnonzero(chosen)
     return np.sort(np.random.default_rng(seed).choice(len(chosen), size=int(chosen.sum()), replace=False))
+
+
+def pick_replayed(replay: str, earlier: Sequence[str | None]) -> Int[np.ndarray, " pick"]:
+    """Return the rows that every arm repeats of earlier versions, ascending.
+
+    **Source**: experience replay, Rolnick et al. 2019, "Experience replay for continual learning" (arXiv 1811.11682).
+    Differs: kept rows are repeated in full and shuffled among the new ones, not drawn from a buffer at each step.
+
+    Args:
+        replay: `none`; `subset`: rows that an earlier version chose; `all`: those that it did not choose, too.
+        earlier: per row `learnt` (chosen by an earlier version), `offered` (in its pool, not chosen) or None.
+
+    Raises:
+        ValueError: unknown replay.
+
+    >>> pick_replayed("all", ["learnt", None, "offered"]).tolist()
+    [0, 2]
+    """
+    if replay not in REPLAYS:
+        raise ValueError(f"unknown replay {replay!r}; known: {', '.join(REPLAYS)}")
+    return np.flatnonzero([one in REPLAYS[replay] for one in earlier])
 
 
 def refuse_long(encoding: Encoding, rows: Sequence[int], max_tokens: int) -> None:

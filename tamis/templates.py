@@ -1,7 +1,7 @@
-"""Prompts as token segments: a prefix that may show one demo, the query, the response.
+"""Prompts as token segments: a prefix that may show demos, the query, the response.
 
 A sequence is prefix + query + response. Segments are tokenised once per example and joined as ids, never once per pair;
-they differ from tokenising the joined text only at the seams.
+they differ from tokenising the joined text only at the seams. A prefix that shows several demos is one segment.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +15,7 @@ DELIFT_DEMO = (  # then the demo's prompt, a line end, its response, and DELIFT_
     "Instruction:\nUse the following example as a guide to answer the query in the same format and style, "
     "providing a clear and concise response.\n\n\nExample:\n"
 )
+DELIFT_MORE = "\n\n\nExample:\n"  # between demos
 DELIFT_QUERY = "\n\n\nQuery:\n"
 
 
@@ -85,6 +86,70 @@ def encode(tokenizer: Any, template: str, prompts: Sequence[str], responses: Seq
         queries=_ids(tokenizer, [text.query for text in texts]),
         responses=_ids(tokenizer, [text.response for text in texts]),
     )
+
+
+def encode_demos(tokenizer: Any, template: str, demos: Sequence[tuple[str, str]]) -> list[int]:
+    """Return the prefix that shows some examples in the order given, the last one next to the query.
+
+    No demo gives `Encoding.base`, one its `Encoding.prefixes`, token by token. `chat` shows each as earlier turns;
+    `delift` puts the published wording once and every further example under a heading `Example:` of its own.
+
+    **Source**: the in-context learner of DELIFT's published code (agarwalishika/DELIFT @ 1612186, `inference_icl.py`).
+    Differs: that numbers the examples, most similar first, and writes no instruction.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        template: `chat` or `delift`.
+        demos: prompt, with its instruction, and response of each.
+
+    Raises:
+        ValueError: as `encode`.
+    """
+    segments = _renderer(tokenizer, template)
+    text = segments("x", "y").base
+    if template == "delift" and demos:
+        shown = DELIFT_MORE.join(f"{prompt}\n{response}" for prompt, response in demos)
+        text = f"{DELIFT_DEMO}{shown}{DELIFT_QUERY}"
+    elif demos:
+        turns = [segments(prompt, response) for prompt, response in demos]
+        text += "".join(turn.prefix.removeprefix(turn.base) for turn in turns)
+    return _start(tokenizer) + _ids(tokenizer, [text])[0]
+
+
+def write_prompts(
+    tokenizer: Any,
+    template: str,
+    encoding: Encoding,
+    demos: Sequence[Sequence[tuple[str, str]]],
+    *,
+    max_tokens: int,
+    new_tokens: int,
+) -> tuple[Encoding, int]:
+    """Return queries with demonstrations before them, the nearest last, and how many of them had no room for all.
+
+    A query keeps the nearest k of its demos, the largest k with prefix + query + max(response, new) <= max_tokens.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        template: `chat` or `delift`.
+        encoding: of examples; the first of them are asked.
+        demos: per example that is asked: prompt and response of each, nearest first.
+        max_tokens: that a sequence may have.
+        new_tokens: that are generated, at most.
+
+    Returns:
+        The prompts as queries after an empty base, with the responses; the count of prompts with fewer demos.
+    """
+    queries, fewer = [], 0
+    for near, query, response in zip(demos, encoding.queries, encoding.responses, strict=False):
+        room = max_tokens - len(query) - max(len(response), new_tokens)
+        count, prefix = len(near), encode_demos(tokenizer, template, near[::-1])
+        while count and len(prefix) > room:
+            count -= 1
+            prefix = encode_demos(tokenizer, template, near[:count][::-1])
+        fewer += count < len(near)
+        queries.append(prefix + query)
+    return Encoding([], [], queries, encoding.responses[: len(queries)]), fewer
 
 
 def count_overhead(tokenizer: Any, template: str) -> int:

@@ -57,6 +57,47 @@ def test_a_difference_is_clear_only_where_its_interval_leaves_out_zero(low, high
     assert note == f"loss of chosen minus full: +0.0500 ({low:+.4f} to {high:+.4f}): {verdict}"
 
 
+def test_the_in_context_learner_has_notes_of_its_own():
+    difference = {"loss": -0.05, "low": -0.1, "high": -0.01}
+    found = {"demos": 2, "differences": {"chosen-random": difference, "chosen-base": difference, "chosen-full": {}}}
+    notes = summarise({"arms": {}, "in_context": found}, {"pairs_scored": 0}, {}).notes
+    assert notes == [
+        f"in context, 2 demos: loss of chosen minus {other}: -0.0500 (-0.1000 to -0.0100): lower"
+        for other in ("random", "base")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("gain", "said"),
+    [
+        ((-0.012, -0.02, -0.004), "+0.0120 (+0.0040 to +0.0200): forgotten"),
+        ((0.05, 0.04, 0.06), "-0.0500 (-0.0600 to -0.0400): learnt"),
+        ((0.0, -0.01, 0.02), "+0.0000 (-0.0200 to +0.0100): no clear change"),
+    ],
+)
+def test_what_was_learnt_and_forgotten_is_told_as_a_change_of_loss(gain, said):
+    change = dict(zip(("loss", "low", "high"), gain, strict=True))
+    continual = {"previous": "v1", "stability": {"chosen": change}, "plasticity": {"full": change}}
+    assert summarise({"arms": {}, "continual": continual}, {"pairs_scored": 0}, {}).notes == [
+        f"v1's held-out rows: loss of chosen since v1 {said}",
+        f"new held-out rows: loss of full since v1 {said}",
+    ]
+
+
+def test_what_a_version_changed_and_withdrew_is_told():
+    counts = {"kept": {"rows": 1400, "used": 0}, "new": {"rows": 3, "used": 2}, "withdrawn": {"rows": 1, "used": 0}}
+    audit = {"changes": counts, "withdrawn_learnt": ["ab12 (food): 'why?'"]}
+    assert summarise({"arms": {}}, {"pairs_scored": 0}, audit).notes == [
+        "distinct rows: 1,400 kept, 3 new, 1 withdrawn",
+        "1 rows that earlier versions trained on are withdrawn or edited, first ab12 (food): 'why?'",
+    ]
+
+
+def test_a_first_version_has_changed_nothing():
+    audit = {"changes": {"kept": {"rows": 0, "used": 0}, "new": {"rows": 3, "used": 2}}, "withdrawn_learnt": []}
+    assert summarise({"arms": {}}, {"pairs_scored": 0}, audit).notes == []
+
+
 def test_many_topics_are_cut_short():
     audit = {"coverage": [f"t{k}" for k in range(9)], "held_out_share": ["health: 0.000"]}
     assert summarise({"arms": {}}, {"pairs_scored": 0, "why": "rows are random"}, audit).notes == [

@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 from tamis.evaluation import (
     bootstrap_means,
     cosines,
+    measure_gains,
     percentile_intervals,
     perplexity,
     plan_batches,
@@ -219,6 +220,40 @@ def test_paired_interval_is_narrower_than_unpaired_ones_for_arms_that_agree_on_h
 def test_summary_names_the_pairs_that_are_there():
     arms = some_arms() | {"full": some_arms()["base"]}
     assert list(summary(arms)["differences"]) == ["chosen-full", "chosen-base", "full-base"]
+
+
+def gains(arms, seed: int = 0):
+    return measure_gains(arms, resamples=40, confidence=0.9, generator=generator(seed))
+
+
+@pytest.mark.parametrize("start", ["previous", "base"])
+def test_gains_are_those_of_the_slow_loop(start):
+    arms = arms_of_seeds() | ({"previous": generator(8).uniform(size=(1, 7, 3))} if start == "previous" else {})
+    drawn = oracles.resampled_arms(arms, 40, 5)
+    changes = [before[0] - after[0] for before, after in zip(drawn[start], drawn["chosen"], strict=True)]
+    found = gains(arms, 5)
+    assert list(found) == ["chosen"]
+    assert found["chosen"]["loss"] == pytest.approx(arms[start][0, :, 0].mean() - arms["chosen"][:, :, 0].mean())
+    assert found["chosen"]["low"] == pytest.approx(oracles.percentile(changes, 0.05))
+    assert found["chosen"]["high"] == pytest.approx(oracles.percentile(changes, 0.95))
+
+
+def test_gain_is_the_difference_of_the_start_and_the_arm():
+    arms = arms_of_seeds()
+    difference = summarise(arms, np.ones(7), resamples=40, confidence=0.9, generator=generator(3))["differences"]
+    assert gains(arms, 3)["chosen"] == pytest.approx(
+        {"loss": -difference["chosen-base"]["loss"]}
+        | {"low": -difference["chosen-base"]["high"], "high": -difference["chosen-base"]["low"]}
+    )
+
+
+def test_an_arm_that_has_not_moved_gains_exactly_nothing():
+    arms = some_arms()
+    assert gains(arms | {"previous": arms["chosen"]})["chosen"] == {"loss": 0, "low": 0, "high": 0}
+
+
+def test_gains_are_fixed_by_their_seed():
+    assert gains(some_arms(), 4) == gains(some_arms(), 4) != gains(some_arms(), 5)
 
 
 def test_summary_is_fixed_by_its_seed():

@@ -13,6 +13,7 @@ from tamis.finetuning import (
     describe,
     final_loss,
     optimise,
+    pick_replayed,
     pick_rows,
     plan_steps,
     refuse_long,
@@ -208,6 +209,20 @@ def test_chosen_and_full_arms_ignore_the_seed():
 def test_unknown_arm_is_refused():
     with pytest.raises(ValueError, match=r"unknown arm 'best'; known: chosen, random, full"):
         pick_rows("best", CHOSEN, 0)
+
+
+@given(st.lists(st.sampled_from(["learnt", "offered", None]), max_size=12))
+def test_replayed_rows_are_those_of_the_slow_loop(earlier):
+    learnt = [place for place, one in enumerate(earlier) if one == "learnt"]
+    known = [place for place, one in enumerate(earlier) if one is not None]
+    assert pick_replayed("none", earlier).tolist() == []
+    assert pick_replayed("subset", earlier).tolist() == learnt
+    assert pick_replayed("all", earlier).tolist() == known
+
+
+def test_unknown_replay_is_refused():
+    with pytest.raises(ValueError, match=r"unknown replay 'some'; known: none, subset, all"):
+        pick_replayed("some", ["learnt"])
 
 
 @pytest.mark.parametrize("arm", ["chosen", "random"])

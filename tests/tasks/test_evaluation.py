@@ -15,27 +15,28 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from toy_corpus import write_examples
+from toy_corpus import write_examples, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from tasks import evaluation, schemas
 from tasks.artifacts import ArtifactError, Provenance, read_table, write_table
 from tasks.evaluation import (
-    Answers,
     EvaluationError,
     EvaluationSettings,
     Run,
     generate,
     measure,
+    measure_losses,
     read_held_out,
     write_evaluation,
 )
-from tasks.finetuning import FinetuningSettings, write_finetuning
+from tasks.finetuning import write_finetuning
 from tasks.models import ModelChoice
+from tasks.trainer import FinetuningSettings
 
 HELD_OUT = 5
-SETTINGS = EvaluationSettings(new_tokens=6, bootstrap=200)
+SETTINGS = EvaluationSettings(new_tokens=6, demos=0, bootstrap=200)
 TRAINING = FinetuningSettings(
     arms={"random": [0, 1], "chosen": [0], "full": [0]}, epochs=3, learning_rate=1e-2, batch_rows=4
 )
@@ -76,9 +77,12 @@ def train(folder: Path, model: ModelChoice, settings: FinetuningSettings) -> Non
     ]
     subset = pa.Table.from_pylist(rows, schema=schemas.SUBSET)
     write_table(subset, folder / "selection/subset.parquet", Provenance("selection", "v1"))
+    write_rows(folder / "base/examples", [])
+    (folder / "base/finetuning/arms").mkdir(parents=True)
     write_finetuning(
         examples=folder / "examples",
         subset=folder / "selection",
+        previous=folder / "base/finetuning",
         out=folder / "finetuning",
         scratch=folder / "scratch",
         version="v1",
@@ -91,14 +95,21 @@ def run(folder: Path, model: ModelChoice, out: str = "evaluation", template: str
     write_evaluation(
         examples=folder / "examples",
         arms=folder / "finetuning",
+        previous_examples=folder / "base/examples",
+        previous_arms=folder / "base/finetuning",
         out=folder / out,
         version="v1",
+        previous="base",
         model=model,
         embedding_model=model,
         settings=SETTINGS,
         template=template,
     )
     return folder / out
+
+
+def held_out_of(folder: Path, model: ModelChoice) -> evaluation.HeldOut:
+    return read_held_out({"v1": folder / "examples", "base": folder / "base/examples"}, model, "chat")
 
 
 def table_of(folder: Path) -> pa.Table:
@@ -128,7 +139,7 @@ def test_table_has_a_row_per_run_and_held_out_row(world):
 @pytest.mark.parametrize("label", ["base", "chosen-0", "random-1"])
 def test_loss_is_that_of_whole_float64_passes_one_by_one(world, toy, toy_folder, label):
     network = network_of(world, toy_folder, label)
-    encoding = read_held_out(world / "examples", toy, "chat").encoding
+    encoding = held_out_of(world, toy).encoding
     for place, row in enumerate(rows_of(table_of(world), label)):
         response = encoding.responses[place]
         expected = -np.mean(oracles.plain_log_probs(network, encoding.base + encoding.queries[place], response))
@@ -139,7 +150,7 @@ def test_loss_is_that_of_whole_float64_passes_one_by_one(world, toy, toy_folder,
 @pytest.mark.parametrize("label", ["base", "full-0"])
 def test_answers_are_the_most_likely_tokens_one_by_one(world, toy, toy_folder, label):
     network, tokenizer = network_of(world, toy_folder, label), AutoTokenizer.from_pretrained(toy_folder)
-    encoding = read_held_out(world / "examples", toy, "chat").encoding
+    encoding = held_out_of(world, toy).encoding
     end = encoding.responses[0][-1]
     for place, row in enumerate(rows_of(table_of(world), label)):
         ids = oracles.greedy_answer(network, encoding.base + encoding.queries[place], SETTINGS.new_tokens, end)
@@ -193,9 +204,9 @@ def test_training_lowers_the_held_out_loss_of_the_toy_world(world):
 
 
 def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence(world, toy):
-    held_out = read_held_out(world / "examples", toy, "chat")
+    held_out = held_out_of(world, toy)
     said = ["8! what 16", "", "10", "Is it 20!", "24"]
-    table = measure([Answers(Run("base"), [1.0] * HELD_OUT, said)], held_out, toy)
+    table = measure([(Run("base"), [1.0] * HELD_OUT, said)], held_out, toy)
     for row, reference, text in zip(table.to_pylist(), held_out.rows, said, strict=True):
         one, other = (re.findall(r"[a-z0-9]+", part.lower()) for part in (reference["response"], text))
         common = oracles.longest_common(one, other)
@@ -203,9 +214,9 @@ def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence(world, toy):
 
 
 def test_reference_as_an_answer_is_perfect_and_silence_is_nothing(world, toy):
-    held_out = read_held_out(world / "examples", toy, "chat")
+    held_out = held_out_of(world, toy)
     said = [row["response"] for row in held_out.rows[:-1]] + [""]
-    table = measure([Answers(Run("base"), [1.0] * HELD_OUT, said)], held_out, toy).to_pydict()
+    table = measure([(Run("base"), [1.0] * HELD_OUT, said)], held_out, toy).to_pydict()
     assert table["similarity"] == pytest.approx([1.0] * (HELD_OUT - 1) + [0.0])
     assert table["rouge_l"] == pytest.approx([1.0] * (HELD_OUT - 1) + [0.0])
 
@@ -227,12 +238,12 @@ def test_metrics_are_means_over_rows_with_seeds_averaged_first(world):
     assert found["held_out_rows"] == HELD_OUT
 
 
-def test_intervals_of_an_arm_with_several_seeds_cover_the_seeds(world):
+def test_intervals_of_an_arm_with_several_seeds_cover_the_seeds(world, toy):
     """Two seeds far apart, each with one loss for all rows: only drawing seeds gives the interval any width."""
     table = table_of(world).to_pydict()
     table["loss"] = [{None: 3.0, 0: 1.0, 1: 2.0}[seed] for seed in table["seed"]]
-    runs = evaluation.read_runs(world / "finetuning")
-    found = evaluation.summarise(pa.table(table, schema=schemas.EVALUATION), runs, SETTINGS)
+    runs = evaluation.read_runs(world / "finetuning", world / "base/finetuning")
+    found = evaluation.summarise(pa.table(table, schema=schemas.EVALUATION), runs, held_out_of(world, toy), SETTINGS)
     ends = [found["arms"]["random"][name] for name in ("loss_low", "loss", "loss_high")]
     assert ends == [1.0, 1.5, 2.0]
     assert found["arms"]["chosen"]["loss_low"] == found["arms"]["chosen"]["loss_high"] == 1.0
@@ -258,7 +269,7 @@ def test_same_inputs_give_the_same_bytes(world, toy):
 def test_rows_of_an_arm_do_not_depend_on_the_other_arms(copy, toy, world):
     listing = copy / "finetuning/finetuning.json"
     found = json.loads(listing.read_text())
-    listing.write_text(json.dumps({"arms": {"full-0": found["arms"]["full-0"]}}))
+    listing.write_text(json.dumps(found | {"arms": {"full-0": found["arms"]["full-0"]}}))
     run(copy, toy)
     for label in ("base", "full"):
         for alone, among in zip(rows_of(table_of(copy), label), rows_of(table_of(world), label), strict=True):
@@ -271,6 +282,16 @@ def test_fully_trained_arms_and_the_delift_template_are_evaluated(tmp_path, toy)
     train(tmp_path, toy, settings)
     arms = json.loads((run(tmp_path, toy, template="delift") / "metrics.json").read_text())["arms"]
     assert arms["full"]["loss"] < arms["base"]["loss"]
+
+
+def test_losses_alone_are_those_of_the_evaluation(world, toy):
+    table, places = table_of(world), {"examples": world / "examples", "model": toy, "template": "chat"}
+    found = measure_losses(arms=world / "finetuning", **places) | {"base": measure_losses(arms=None, **places)}
+    assert list(found["losses"]) == ["chosen-0", "random-0", "random-1", "full-0"]
+    for label, losses in {**found["losses"], **found["base"]["losses"]}.items():
+        rows = rows_of(table, label)
+        assert [row["id"] for row in rows] == found["ids"] == found["base"]["ids"]
+        assert losses == pytest.approx([row["loss"] for row in rows], rel=1e-6)
 
 
 def test_no_held_out_rows_is_an_error(copy, toy):

