@@ -1,12 +1,7 @@
-"""The room `audit`: promises that the artifacts keep, checked in SQL; and the artifacts opened to people's questions.
-
-DuckDB sees each artifact as a view that Arrow streams from Parquet, and has no way of its own to a file or the network:
-a question can read these views and nothing else, and write nothing.
-"""
+"""The room `audit`: promises that the artifacts keep, checked in SQL, and what else is worth knowing."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -20,37 +15,44 @@ from tamis.audit import Summary, limit_spending, spread_caps
 from tamis.audit import summarise as summarise_metrics
 from tamis.examples import fold
 from tasks import artifacts, schemas
+from tasks.questions import opened, stream
 
 SHOWN = 3  # of what is found, in an error
-BEST = 5  # demos and targets that `show` names
-BESIDE = ("embedding", "finetuning")  # stages that only the provenance of the others leads to
-READING = ("SELECT", "EXPLAIN")  # kinds of statement that are let through
-LOCKS = (
-    "SET enable_progress_bar = false",
-    "SET python_enable_replacements = false",  # no variables of this program as tables
-    "SET temp_directory = ''",
-    "SET enable_external_access = false",  # no files, no network, no extensions
-    "SET lock_configuration = true",
-)
+BESIDE = ("embedding", "scores", "finetuning")  # stages that only the provenance of the others leads to
+EXAMPLES = "examples.parquet"
 VIEWS = """
     CREATE TEMP VIEW pool AS SELECT * FROM examples WHERE used AND split = 'pool';
+    CREATE TEMP VIEW target AS SELECT * FROM examples WHERE used AND split = 'target';
+    CREATE TEMP VIEW learnt AS
+        SELECT * FROM examples WHERE earlier = 'learnt' AND split = 'pool' AND duplicate_of IS NULL;
     CREATE TEMP VIEW chosen AS SELECT pool.* FROM subset JOIN pool USING (id) WHERE chosen;
     CREATE TEMP VIEW topics AS
         SELECT topic, count(chosen.id) AS rows FROM pool LEFT JOIN chosen USING (topic, id) GROUP BY topic;
     CREATE TEMP VIEW chosen_ids AS SELECT id FROM subset WHERE chosen;
+    CREATE TEMP VIEW measured AS SELECT prompt FROM texts WHERE split = 'held_out'
+        UNION SELECT prompt FROM texts_before WHERE split = 'held_out';
 """
 
 # A check is a query for what breaks it, one text per row. Promises fail the stage; the rest is recorded.
 PROMISES = {
     "leakage": """
         SELECT DISTINCT id || ' (held out, or its prompt is)' FROM chosen_ids JOIN texts USING (id)
-        WHERE prompt IN (SELECT prompt FROM texts WHERE split = 'held_out')""",
+        WHERE prompt IN (FROM measured)""",
+    "learnt": """
+        SELECT DISTINCT id || ' (its prompt is held out)' FROM texts
+        WHERE earlier = 'learnt' AND prompt IN (FROM measured)""",
+    "target": """
+        SELECT DISTINCT id || ' (its prompt is held out)' FROM texts
+        WHERE split = 'target' AND prompt IN (FROM measured)
+        UNION SELECT id || ' (chosen)' FROM chosen_ids JOIN target USING (id)""",
     "duplicates": "SELECT id || ' (' || count(*) || ' times)' FROM chosen_ids GROUP BY id HAVING count(*) > 1",
     "pool": "SELECT DISTINCT id FROM subset ANTI JOIN pool USING (id)",
     "pairs": """
         SELECT target_id || ' with demo ' || demo_id FROM utility
-        WHERE NOT isfinite(utility) OR target_id NOT IN (SELECT id FROM pool)
-        OR demo_id NOT IN (SELECT id FROM pool)""",
+        WHERE NOT isfinite(utility) OR NOT CASE
+            WHEN target_id IN (SELECT id FROM pool)
+            THEN demo_id IN (SELECT id FROM pool UNION SELECT id FROM learnt UNION SELECT id FROM target)
+            ELSE target_id IN (SELECT id FROM target) AND demo_id IN (SELECT id FROM pool) END""",
     "budget": """
         SELECT format('{} {}, at most {}', spent, unit, most) FROM (
             SELECT *, CASE unit WHEN 'rows' THEN (SELECT count(*) FROM chosen_ids)
@@ -63,12 +65,18 @@ PROMISES = {
         SELECT format('{}: {} rows, at least {}', topic, coalesce(rows, 0), least) FROM floors LEFT JOIN topics
         USING (topic) WHERE coalesce(rows, 0) < least""",
     "evaluation": """
-        WITH rows AS (SELECT arm, coalesce(seed::VARCHAR, '') AS seed, id FROM evaluation),
+        WITH rows AS (SELECT arm, learner, coalesce(seed::VARCHAR, '') AS seed, held_out_of, id FROM evaluation),
         found AS (SELECT *, count(*) AS times FROM rows GROUP BY ALL),
-        runs AS (SELECT DISTINCT arm, seed FROM rows),
-        asked AS (SELECT arm, seed, id, true AS asked FROM runs, examples WHERE used AND split = 'held_out')
-        SELECT concat_ws(' ', arm, seed, id, coalesce(times, 0), 'times', if(asked, NULL, '(not held out)'))
-        FROM found FULL JOIN asked USING (arm, seed, id) WHERE times IS DISTINCT FROM 1 OR asked IS NULL
+        runs AS (SELECT arm, learner, seed, version AS held_out_of FROM rows, compared
+            UNION SELECT arm, learner, seed, previous FROM rows, compared
+            WHERE held_out_of <> version AND learner <> 'in_context'),
+        held_out AS (SELECT version AS held_out_of, id FROM texts, compared WHERE used AND split = 'held_out'
+            UNION SELECT previous, id FROM texts_before, compared WHERE used AND split = 'held_out'),
+        asked AS (SELECT *, true AS asked FROM runs JOIN held_out USING (held_out_of))
+        SELECT concat_ws(' ', arm, learner, seed, id, 'of', held_out_of, coalesce(times, 0), 'times',
+            if(asked, NULL, '(not to be answered)'))
+        FROM found FULL JOIN asked USING (arm, learner, seed, held_out_of, id)
+        WHERE times IS DISTINCT FROM 1 OR asked IS NULL
         UNION ALL SELECT 'no arm at all' WHERE NOT EXISTS (FROM evaluation)""",
 }
 INFORMATION = {
@@ -76,36 +84,17 @@ INFORMATION = {
     "held_out_share": """
         SELECT format('{}: {:.3f}', topic, share) FROM (SELECT topic, avg((split = 'held_out')::INT) AS share
         FROM examples WHERE duplicate_of IS NULL GROUP BY topic) WHERE share < (SELECT share FROM least)""",
+    "withdrawn_learnt": """
+        SELECT concat_ws(' ', id, topic, '"' || regexp_replace(left(prompt, 40), '\\s+', ' ', 'g') || '"',
+            'edited to ' || edited_to) FROM withdrawn WHERE earlier = 'learnt'""",
 }
-
-# What `show` tells of one example: the views that it needs, and the query.
-USED = "(SELECT version, id, prompt, response FROM examples WHERE used)"
-PARTNERS = f"""
-    SELECT u.version, e.id, u.utility, e.prompt, e.response FROM utility u JOIN {USED} e
-    ON e.version = u.version AND e.id = u.{{other}} WHERE u.{{self}} = $id AND u.{{other}} <> $id
-    QUALIFY row_number() OVER (PARTITION BY u.version ORDER BY u.utility DESC, e.id) <= {BEST}
-    ORDER BY u.version, u.utility DESC, e.id"""
-FACTS = {
-    "examples": ({"examples"}, "SELECT * EXCLUDE (id) FROM examples WHERE id = $id ORDER BY version, row"),
-    "selection": (
-        {"subset", "examples"},
-        f"""SELECT s.* EXCLUDE (id, topic, response_tokens), e.prompt AS covering_prompt,
-        e.response AS covering_response FROM subset s
-        LEFT JOIN {USED} e ON e.version = s.version AND e.id = s.covered_by WHERE s.id = $id
-        ORDER BY s.version""",
-    ),
-    "distances": ({"distances"}, "SELECT * EXCLUDE (id) FROM distances WHERE id = $id ORDER BY version"),
-    "best_demos": ({"utility", "examples"}, PARTNERS.format(self="target_id", other="demo_id")),
-    "helps_most": ({"utility", "examples"}, PARTNERS.format(self="demo_id", other="target_id")),
-    "evaluation": (
-        {"evaluation"},
-        "SELECT * EXCLUDE (id, topic, response_tokens) FROM evaluation WHERE id = $id ORDER BY version, arm, seed",
-    ),
-}
+CHANGES = """
+    SELECT change, count(*), count(*) FILTER (used) FROM examples WHERE duplicate_of IS NULL GROUP BY change
+    UNION ALL SELECT 'withdrawn', count(*), 0 FROM withdrawn WHERE edited_to IS NULL"""
 
 
 class AuditError(ValueError):
-    """A promise is broken, or a question cannot be answered."""
+    """A promise is broken."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +109,7 @@ class Check:
 def write_audit(
     *,
     examples: Path,
+    previous_examples: Path,
     utility: Path,
     selection: Path,
     evaluation: Path,
@@ -133,9 +123,12 @@ def write_audit(
 ) -> None:
     """Check the promises of a version and write audit.parquet and audit.json.
 
-    The artifacts of `embedding` and `finetuning` are found where they lie beside those of `examples`, and traced, too.
+    The artifacts of `embedding`, `scores` and `finetuning` are found where they lie beside those of `examples`, and
+    traced, too.
 
     Args:
+        previous_examples: folder of the examples artifact that this version continues from; it may hold no row. Its
+            held-out rows are measured on again; what else this version was made from lies beside it.
         raw: file or folder of the raw rows; None: traced only if they lie in `raw/<version>` beside the stages.
         budget, caps, floors: as selection was given them.
         held_out_share: topics with a lower share of held-out examples are named, as information.
@@ -144,55 +137,48 @@ def write_audit(
         AuditError: a promise is broken; nothing is written.
         ArtifactError: an artifact is missing or was edited.
     """
+    sources = read_sources(examples, previous_examples, utility, selection, evaluation)
+    limits = tabulate_limits(sources["texts"], budget, caps, floors, held_out_share)
+    compared = pa.table({"version": [version], "previous": [previous_examples.name.removeprefix("version=")]})
+    with opened({**sources, **limits, "compared": compared}) as connection:
+        checks, changes = run_checks(connection), count_changes(connection)
+    folders = [examples.parents[1] / stage / examples.name for stage in BESIDE]
+    records = read_records([*folders, examples, utility, selection, evaluation])
+    rows = raw or examples.parents[1] / "raw" / version
+    present = digest_files(records, rows, previous_examples)
+    found = trace(records, present, version, None if rows.exists() else previous_examples.name)
+    checks.append(Check("provenance", True, found))
+    refuse_broken(checks, version)
+    parameters = {"budget": dict(budget), "caps": dict(caps), "floors": dict(floors), "held_out_share": held_out_share}
+    made = artifacts.Provenance("audit", version, parameters, present)
+    artifacts.write_table(tabulate(checks), out / "audit.parquet", made)
+    artifacts.write_json(count_kept(checks) | {"changes": changes}, out / "audit.json")
+
+
+def read_sources(
+    examples: Path, previous_examples: Path, utility: Path, selection: Path, evaluation: Path
+) -> dict[str, pa.Table | pads.Dataset]:
+    """Return what the checks ask: the artifacts by their names, and the texts of this version and the one before.
+
+    Raises:
+        ArtifactError: an artifact is missing or was edited.
+    """
     files = {
-        examples / "examples.parquet": schemas.EXAMPLES,
+        examples / EXAMPLES: schemas.EXAMPLES,
+        examples / "withdrawn.parquet": schemas.WITHDRAWN,
         utility / "utility.parquet": schemas.UTILITY,
         selection / "subset.parquet": schemas.SUBSET,
         evaluation / "evaluation.parquet": schemas.EVALUATION,
     }
     sources = {path.stem: stream([path], schema) for path, schema in files.items()}
-    texts = read_texts(sources["examples"])
-    limits = tabulate_limits(texts, budget, caps, floors, held_out_share)
-    with opened({**sources, **limits, "texts": texts}) as connection:
-        checks = run_checks(connection)
-    beside = [examples.parents[1] / stage / examples.name for stage in BESIDE]
-    folders = [*beside, examples, utility, selection, evaluation]
-    checks.append(Check("provenance", True, trace(folders, version, raw or examples.parents[1] / "raw" / version)))
-    refuse_broken(checks, version)
-    parameters = {"budget": dict(budget), "caps": dict(caps), "floors": dict(floors), "held_out_share": held_out_share}
-    listed = list_artifacts(folders)
-    made = artifacts.Provenance("audit", version, parameters, artifacts.digest_inputs(*listed))
-    artifacts.write_table(tabulate(checks), out / "audit.parquet", made)
-    artifacts.write_json(count_kept(checks), out / "audit.json")
-
-
-def stream(paths: Sequence[Path], schema: pa.Schema | None = None) -> pads.Dataset:
-    """Return an artifact in one or more versions, checked but not read yet; the column `version` is that of the path.
-
-    Raises:
-        ArtifactError: one of them is missing, was edited, or has other columns.
-    """
-    for path in paths:
-        artifacts.check_table(path, schema)
-    by_folder = pads.partitioning(pa.schema([("version", pa.string())]), flavor="hive")
-    return pads.dataset([str(path) for path in paths], format="parquet", partitioning=by_folder)
-
-
-@contextmanager
-def opened(sources: Mapping[str, pa.Table | pads.Dataset]) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open a database in memory with these views and nothing else, and lock it."""
-    with duckdb.connect(":memory:") as connection:
-        for name, source in sources.items():
-            connection.register(name, source)
-        for lock in LOCKS:
-            connection.execute(lock)
-        yield connection
+    before = stream([previous_examples / EXAMPLES], schemas.EXAMPLES)
+    return sources | {"texts": read_texts(sources["examples"]), "texts_before": read_texts(before)}
 
 
 def read_texts(examples: pads.Dataset) -> pa.Table:
-    """Return id, topic, split, use and folded prompt of every example."""
-    table = examples.to_table(columns=["id", "topic", "split", "used", "prompt"])
-    return table.set_column(4, "prompt", pa.array(map(fold, table["prompt"].to_pylist()), pa.string()))
+    """Return id, topic, split, earlier role, use and folded prompt of every example."""
+    table = examples.to_table(columns=["id", "topic", "split", "earlier", "used", "prompt"])
+    return table.set_column(5, "prompt", pa.array(map(fold, table["prompt"].to_pylist()), pa.string()))
 
 
 def tabulate_limits(
@@ -225,46 +211,78 @@ def run_checks(connection: duckdb.DuckDBPyConnection) -> list[Check]:
     ]
 
 
-def list_artifacts(folders: Sequence[Path]) -> list[Path]:
-    """Return the files in these folders that carry provenance: tables, and the listing of arms."""
-    return sorted(path for folder in folders for path in [*folder.glob("*.parquet"), *folder.glob("finetuning.json")])
+def count_changes(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, int]]:
+    """Return how many distinct rows are kept, edited, new and withdrawn against the version before, and are used."""
+    found = {change: {"rows": rows, "used": used} for change, rows, used in connection.execute(CHANGES).fetchall()}
+    return {change: found.get(change, {"rows": 0, "used": 0}) for change in ("kept", "edited", "new", "withdrawn")}
 
 
-def trace(folders: Sequence[Path], version: str, raw: Path) -> list[str]:
-    """Return what is wrong with the provenance of the artifacts in these folders.
-
-    Each must say what it was made from, and each file that it names must lie among these stages' folders, or in `raw`,
-    with the content that it had. Raw rows are left out where there is nothing at `raw`.
-    """
-    paths = list_artifacts(folders)
-    files = [*paths, *([raw] if raw.is_file() else (path for path in raw.rglob("*") if path.is_file()))]
-    present = {_shorten(path): digest for path in files for digest in artifacts.digest_inputs(path).values()}
-    return [
-        f"{path.name} {fault}"
-        for path in paths
-        for fault in _find_faults(_read_record(path), present, version, raw.exists())
-    ]
+def read_records(folders: Sequence[Path]) -> dict[Path, Mapping[str, Any]]:
+    """Return the provenance record of each file in these folders that carries one: tables, and the listing of arms."""
+    paths = sorted(path for folder in folders for path in [*folder.glob("*.parquet"), *folder.glob("finetuning.json")])
+    return {path: _read_record(path) for path in paths}
 
 
 def _read_record(path: Path) -> Mapping[str, Any]:
-    if path.suffix == ".parquet":
-        return artifacts.provenance(path)
-    return {"stage": path.stem, "version": None, "inputs": {}} | json.loads(path.read_text(encoding="utf-8"))
+    record = artifacts.provenance(path) if path.suffix == ".parquet" else json.loads(path.read_text(encoding="utf-8"))
+    record = {"stage": path.stem, "version": None, "inputs": {}} | record
+    return record | {"inputs": {_shorten(name): digest for name, digest in record["inputs"].items()}}
 
 
-def _find_faults(record: Mapping[str, Any], present: Mapping[str, str], version: str, raw: bool) -> Iterator[str]:
-    inputs = {_shorten(name): digest for name, digest in record["inputs"].items()}
+def digest_files(records: Mapping[Path, Mapping[str, Any]], raw: Path, before: Path) -> dict[str, str]:
+    """Return the digests of all that there is: these artifacts, the raw rows, and what they name of an earlier version.
+
+    Args:
+        records: of the artifacts (`read_records`).
+        raw: file or folder of the raw rows.
+        before: folder of the examples that this version continues from; its other artifacts lie beside it.
+    """
+    files = [*records, before / EXAMPLES, *([raw] if raw.is_file() else _list_files(raw.rglob("*")))]
+    earlier = {_shorten(path): path for path in _list_files(before.parents[1].glob(f"*/{before.name}/**/*"))}
+    named = {name for record in records.values() for name in record["inputs"]}
+    files += [earlier[name] for name in sorted(named & earlier.keys())]
+    return {_shorten(path): artifacts.digest(path) for path in files}
+
+
+def _list_files(paths: Iterable[Path]) -> list[Path]:
+    return sorted(path for path in paths if path.is_file())
+
+
+def trace(
+    records: Mapping[Path, Mapping[str, Any]], present: Mapping[str, str], version: str, without_raw: str | None = None
+) -> list[str]:
+    """Return what is wrong with the provenance of artifacts.
+
+    Each must say what it was made from, and each file that it names must be there with the content that it had.
+
+    Args:
+        records: of the artifacts (`read_records`).
+        present: digests of the files that there are (`digest_files`).
+        version: of all the artifacts.
+        without_raw: where the raw rows are elsewhere, what examples were made from is traced in folders of this name
+            only.
+    """
+    return [
+        f"{path.name} {fault}"
+        for path, record in records.items()
+        for fault in _find_faults(record, present, version, without_raw)
+    ]
+
+
+def _find_faults(
+    record: Mapping[str, Any], present: Mapping[str, str], version: str, without_raw: str | None
+) -> Iterator[str]:
     if record["version"] != version:
         yield f"is of version {record['version']}, not {version}"
-    if not inputs:
+    if not record["inputs"]:
         yield "does not say what it was made from"
-    if record["stage"] == "examples" and not raw:
-        return
-    for name, digest in sorted(inputs.items()):
+    for name, digest in sorted(record["inputs"].items()):
+        if without_raw and record["stage"] == "examples" and PurePath(name).parent.name != without_raw:
+            continue
         if name not in present:
             yield f"was made from {name}, which is not there"
         elif present[name] != digest:
-            yield f"was made from another {PurePath(name).name} than the one there is"
+            yield f"was made from another {name} than the one there is"
 
 
 def _shorten(path: PurePath | str) -> str:
@@ -309,62 +327,6 @@ def count_kept(checks: Sequence[Check]) -> dict[str, Any]:
     return {"promises_kept": sum(check.promise for check in checks), **information}
 
 
-def find_artifacts(root: Path) -> dict[str, pads.Dataset]:
-    """Return every table under a project's data folder by its name, all versions together.
-
-    Raises:
-        ArtifactError: there is none, or one was edited.
-    """
-    paths: dict[str, list[Path]] = {}
-    for path in sorted(Path(root).glob("data/*/version=*/*.parquet")):
-        paths.setdefault(path.stem, []).append(path)
-    if not paths:
-        raise artifacts.ArtifactError(f"there are no artifacts in {Path(root) / 'data'} yet; make them: `tamis run`")
-    return {name: stream(versions) for name, versions in paths.items()}
-
-
-def query(root: Path, sql: str) -> tuple[list[str], list[tuple]]:
-    """Answer a question in SQL about the artifacts of a project; returns the columns' names and the rows.
-
-    Raises:
-        AuditError: not one reading statement, a mistake in it, or a way to something else than the artifacts.
-        ArtifactError: there are no artifacts, or one was edited.
-    """
-    sources = find_artifacts(root)
-    with opened(sources) as connection:
-        try:
-            statements = connection.extract_statements(sql)
-            kinds = [statement.type.name for statement in statements]
-            if len(kinds) != 1 or kinds[0] not in READING:
-                raise AuditError(
-                    f"{', '.join(kinds) or 'nothing'} is not answered: `tamis sql` takes one statement that reads, "
-                    "such as SELECT, FROM, WITH, DESCRIBE, SUMMARIZE or SHOW TABLES"
-                )
-            answer = connection.execute(statements[0])
-            return [column[0] for column in answer.description], answer.fetchall()
-        except duckdb.Error as error:
-            views = ", ".join(sorted(sources))
-            raise AuditError(f"{error}\n`tamis sql` reads these views and nothing else: {views}") from None
-
-
-def show(root: Path, id: str) -> dict[str, Any]:
-    """Return everything that is known about one example, by its id or how that begins.
-
-    Raises:
-        AuditError: no example, or several, begin like this; with suggestions.
-    """
-    sources = find_artifacts(root)
-    with opened(sources) as connection:
-        full = _complete(connection, id)
-        found = {"id": full}
-        for name, (needed, sql) in FACTS.items():
-            if needed <= sources.keys():
-                answer = connection.execute(sql, {"id": full})
-                names = [column[0] for column in answer.description]
-                found[name] = [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
-    return found
-
-
 def summarise(root: Path, version: str) -> Summary:
     """Return the held-out losses of a version's arms, how many pairs were scored, and what is worth a note.
 
@@ -378,22 +340,3 @@ def summarise(root: Path, version: str) -> Summary:
             raise artifacts.ArtifactError(f"{paths[stage]} is missing; run `tamis run` (or `dvc repro`) to make it")
     found = [json.loads(path.read_text(encoding="utf-8")) if path.exists() else {} for path in paths.values()]
     return summarise_metrics(*found)
-
-
-def _complete(connection: duckdb.DuckDBPyConnection, start: str) -> str:
-    """Return the one id that begins like this."""
-    like = "SELECT id, any_value(prompt) FROM examples WHERE {} GROUP BY id ORDER BY {}, id LIMIT 4"
-    found = dict(
-        connection.execute(like.format("starts_with(id, $start)", "id <> $start"), {"start": start}).fetchall()
-    )
-    if start in found or len(found) == 1:
-        return next(iter(found))
-    if found:
-        raise AuditError(f"several examples begin with {start!r}: {_list(found)}; give more digits")
-    near = like.format("true", "NOT contains(lower(id || any_value(prompt)), lower($start)), levenshtein(id, $start)")
-    found = dict(connection.execute(near, {"start": start}).fetchall())
-    raise AuditError(f"no example's id begins with {start!r}; the nearest: {_list(found)}")
-
-
-def _list(found: Mapping[str, str]) -> str:
-    return ", ".join(f"{id} ({prompt[:40]!r})" for id, prompt in list(found.items())[:SHOWN])

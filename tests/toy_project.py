@@ -1,5 +1,6 @@
 """A small project's artifacts, for tests of the audit."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from tasks.artifacts import Provenance, digest_inputs, read_table, write_json, w
 POOL, HELD_OUT = 6, 2
 EXAMPLES, SUBSET = ("examples", "examples.parquet"), ("selection", "subset.parquet")
 MADE_FROM = {
-    "examples": [],
     "embedding": [EXAMPLES],
     "utility": [EXAMPLES, ("embedding", "embedding.parquet")],
-    "selection": [EXAMPLES, ("utility", "utility.parquet")],
+    "scores": [EXAMPLES],
+    "selection": [EXAMPLES, ("utility", "utility.parquet"), ("scores", "scores.parquet")],
     "finetuning": [EXAMPLES, SUBSET],
     "evaluation": [EXAMPLES, ("finetuning", "finetuning.json")],
 }
@@ -29,30 +30,55 @@ class World:
     examples: list[dict]
     embedding: list[dict]
     utility: list[dict]
+    scores: list[dict]
     subset: list[dict]
     evaluation: list[dict]
+    before: list[dict]  # examples of the version before
+    withdrawn: list[dict]  # of these, what is here no more
+    previous: str = "base"  # the version before
 
     def folder(self, stage: str, version: str = "v1") -> Path:
         """Return a stage's folder."""
         return self.root / f"data/{stage}/version={version}"
 
     def write(self, version: str = "v1") -> "World":
-        """Write all artifacts, with their provenance."""
-        tables = {
+        """Write all artifacts, with their provenance, and those of the version before that they were made from."""
+        earlier = self.write_before()
+        for stage, (name, rows, schema) in self.tables().items():
+            if stage == "evaluation":
+                self.list_arms(version)
+            made_from = [self.folder(place, version) / file for place, file in MADE_FROM.get(stage, [])]
+            inputs = digest_inputs(*made_from) or {"raw/v1/toy.jsonl": "0"} | earlier
+            self.write_rows(rows, schema, self.folder(stage, version) / f"{name}.parquet", inputs)
+        gone = self.folder("examples", version) / "withdrawn.parquet"
+        self.write_rows(self.withdrawn, schemas.WITHDRAWN, gone, {"raw/v1/toy.jsonl": "0"} | earlier)
+        return self
+
+    def tables(self) -> dict[str, tuple[str, list[dict], pa.Schema]]:
+        """Return the name, rows and schema of each stage's table."""
+        return {
             "examples": ("examples", self.examples, schemas.EXAMPLES),
             "embedding": ("embedding", self.embedding, schemas.embedding(2)),
             "utility": ("utility", self.utility, schemas.UTILITY),
+            "scores": ("scores", self.scores, schemas.SCORES),
             "selection": ("subset", self.subset, schemas.SUBSET),
             "evaluation": ("evaluation", self.evaluation, schemas.EVALUATION),
         }
-        for stage, (name, rows, schema) in tables.items():
-            if stage == "evaluation":
-                self.list_arms(version)
-            sources = [self.folder(place, version) / file for place, file in MADE_FROM[stage]]
-            inputs = digest_inputs(*sources) or {"raw/v1/toy.jsonl": "0"}
-            table = pa.Table.from_pylist(rows, schema=schema)
-            write_table(table, self.folder(stage, version) / f"{name}.parquet", Provenance(stage, version, {}, inputs))
-        return self
+
+    def write_before(self) -> dict[str, str]:
+        """Write examples and subset of the version before, and return their digests."""
+        tables = {"examples/examples": (self.before, schemas.EXAMPLES), "selection/subset": ([], schemas.SUBSET)}
+        paths = []
+        for name, (rows, schema) in tables.items():
+            stage, file = name.split("/")
+            paths.append(self.folder(stage, self.previous) / f"{file}.parquet")
+            self.write_rows(rows, schema, paths[-1], {})
+        return digest_inputs(*paths)
+
+    def write_rows(self, rows: list[dict], schema: pa.Schema, path: Path, inputs: dict[str, str]) -> None:
+        """Write an artifact; its path tells stage and version."""
+        stage, version = path.parts[-3], path.parts[-2].removeprefix("version=")
+        write_table(pa.Table.from_pylist(rows, schema=schema), path, Provenance(stage, version, {}, inputs))
 
     def list_arms(self, version: str) -> None:
         """Write finetuning.json."""
@@ -64,8 +90,13 @@ class World:
         """Run the audit and return its table."""
         asked = {"budget": {"count": 2}, "caps": {}, "floors": {}, "held_out_share": 0.05} | promises
         stages = {stage: self.folder(stage) for stage in ("examples", "utility", "selection", "evaluation")}
+        stages["previous_examples"] = self.folder("examples", self.previous)
         audit.write_audit(**stages, out=self.folder("audit"), version="v1", **asked)
         return read_table(self.folder("audit") / "audit.parquet", schemas.AUDIT)
+
+    def found(self, check: str) -> list[str]:
+        """Return what audit.json says of a check."""
+        return json.loads((self.folder("audit") / "audit.json").read_text())[check]
 
 
 def make_world(root: Path) -> World:
@@ -83,10 +114,23 @@ def make_world(root: Path) -> World:
         for place, row in enumerate(examples[:POOL])
     ]
     evaluation = [
-        {name: row[name] for name in ("id", "topic", "response_tokens")}
-        | {"arm": arm, "seed": seed, "loss": 1.0, "rouge_l": 0.5, "similarity": 0.5, "generated": "so"}
-        for arm, seed in (("base", None), ("chosen", 0))
+        answer(row, arm, learner, seed)
+        for arm, learner, seed in (("base", "none", None), ("chosen", "finetuning", 0))
         for row in examples[POOL:]
     ]
     embedding = [{"id": name, "embedding": [1.0, 0.0]} for name in ids]
-    return World(root, examples, embedding, utility, subset, evaluation)
+    scores = [{"id": name, "score": float(place)} for place, name in enumerate(ids[:POOL])]
+    return World(root, examples, embedding, utility, scores, subset, evaluation, [], [])
+
+
+def answer(row: dict, arm: str, learner: str, seed: int | None, held_out_of: str = "v1") -> dict:
+    """Return what a run said on a held-out row."""
+    found = {name: row[name] for name in ("id", "topic", "response_tokens")}
+    found |= {"arm": arm, "learner": learner, "seed": seed, "held_out_of": held_out_of}
+    return found | {"loss": 1.0, "rouge_l": 0.5, "similarity": 0.5, "generated": "so"}
+
+
+def withdraw(row: dict, edited_to: str | None = None) -> dict:
+    """Return a row of the version before as one that is here no more."""
+    names = ("id", "topic", "prompt", "response", "split", "earlier")
+    return {name: row.get(name) for name in names} | {"edited_to": edited_to}

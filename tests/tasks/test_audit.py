@@ -1,14 +1,11 @@
 """Promises that are broken on purpose, one at a time; and questions that must not be answered."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
-from toy_project import POOL, World, make_world
+import toy_corpus
+from toy_project import POOL, World, answer, make_world, withdraw
 
 from tasks import audit
 from tasks.artifacts import ArtifactError, write_json
@@ -22,10 +19,17 @@ def world(tmp_path) -> World:
 
 def test_kept_promises_are_written_down(world):
     table = world.write().check()
-    assert table["passed"].to_pylist() == [True] * 11
+    assert table["passed"].to_pylist() == [True] * 14
     assert dict(zip(table["check"].to_pylist(), table["detail"].to_pylist(), strict=True))["leakage"] == "none"
     written = json.loads((world.folder("audit") / "audit.json").read_text())
-    assert written == {"promises_kept": 9, "coverage": ["greetings"], "held_out_share": ["greetings: 0.000"]}
+    none = {"rows": 0, "used": 0}
+    assert written == {
+        "promises_kept": 11,
+        "coverage": ["greetings"],
+        "held_out_share": ["greetings: 0.000"],
+        "withdrawn_learnt": [],
+        "changes": {"kept": none, "edited": none, "new": {"rows": 8, "used": 8}, "withdrawn": none},
+    }
 
 
 def test_topics_without_a_chosen_row_are_information(world):
@@ -48,8 +52,35 @@ def test_a_chosen_row_with_a_held_out_prompt_is_named(world):
     twin = world.examples[0]
     world.examples[POOL] |= {"prompt": f" {twin['prompt'].replace(' ', '  ')}", "id": "other"}
     world.evaluation[0]["id"] = world.evaluation[2]["id"] = "other"
-    with pytest.raises(audit.AuditError, match=rf"1 of 9 promises of v1 are broken: leakage: 1, first {twin['id']}"):
+    with pytest.raises(audit.AuditError, match=rf"1 of 11 promises of v1 are broken: leakage: 1, first {twin['id']}"):
         world.write().check()
+
+
+def test_a_chosen_row_with_a_prompt_that_the_version_before_held_out_is_named(world):
+    before = [toy_corpus.row(0, "held_out", used=False)]
+    with pytest.raises(audit.AuditError, match=rf"leakage: 1, first {world.examples[0]['id']}"):
+        replace(world, before=before, previous="v0").write().check()
+
+
+def test_a_learnt_row_with_a_held_out_prompt_is_named(world):
+    taught = toy_corpus.learn(toy_corpus.row(POOL, "pool", used=False)) | {"id": "taught"}
+    with pytest.raises(
+        audit.AuditError, match=r"1 of 11 promises .*: learnt: 1, first taught \(its prompt is held out"
+    ):
+        replace(world, examples=[*world.examples, taught]).write().check()
+
+
+def test_a_target_row_with_a_held_out_prompt_is_named(world):
+    asked = toy_corpus.row(POOL, "target") | {"id": "asked"}
+    with pytest.raises(audit.AuditError, match=r"1 of 11 promises .*: target: 1, first asked \(its prompt is held out"):
+        replace(world, examples=[*world.examples, asked]).write().check()
+
+
+def test_a_target_row_that_is_chosen_is_named(world):
+    asked = toy_corpus.row(9, "target")
+    world.subset[0]["id"] = asked["id"]
+    with pytest.raises(audit.AuditError, match=rf"target: 1, first {asked['id']} \(chosen\)"):
+        replace(world, examples=[*world.examples, asked]).write().check()
 
 
 def test_a_row_chosen_twice_is_named(world):
@@ -63,6 +94,30 @@ def test_a_pair_of_other_examples_is_named(world):
     world.utility[7]["utility"] = float("nan")
     with pytest.raises(audit.AuditError, match=r"pairs: 2, first .* with demo"):
         world.write().check()
+
+
+ROLES = {"pool": 0, "learnt": 8, "target": 9, "held_out": POOL}  # a row's place by the part that it plays
+
+
+def pair_up(world: World, target: str, demo: str) -> World:
+    """Add a learnt row, a target row, and a pair of rows of two parts."""
+    examples = [*world.examples, toy_corpus.learn(toy_corpus.row(8, "pool", used=False)), toy_corpus.row(9, "target")]
+    pair = {"target_id": examples[ROLES[target]]["id"], "demo_id": examples[ROLES[demo]]["id"], "utility": 0.5}
+    return replace(world, examples=examples, utility=[*world.utility, pair])
+
+
+@pytest.mark.parametrize("pair", [("pool", "learnt"), ("pool", "target"), ("target", "pool")])
+def test_pairs_with_learnt_and_target_rows_are_kept(world, pair):
+    assert all(pair_up(world, *pair).write().check()["passed"].to_pylist())
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [("learnt", "pool"), ("target", "learnt"), ("target", "target"), ("pool", "held_out"), ("held_out", "pool")],
+)
+def test_a_pair_that_no_objective_reads_is_named(world, pair):
+    with pytest.raises(audit.AuditError, match=r"1 of 11 promises of v1 are broken: pairs: 1"):
+        pair_up(world, *pair).write().check()
 
 
 @pytest.mark.parametrize(
@@ -93,14 +148,43 @@ def test_caps_and_floors_are_held(world):
 
 def test_a_held_out_row_that_an_arm_lacks_is_named(world):
     lost = world.evaluation.pop()
-    with pytest.raises(audit.AuditError, match=rf"evaluation: 1, first chosen 0 {lost['id']} 0 times"):
+    with pytest.raises(audit.AuditError, match=rf"evaluation: 1, first chosen finetuning 0 {lost['id']} of v1 0 times"):
         world.write().check()
 
 
 def test_a_row_that_was_not_held_out_is_no_evaluation(world):
     world.evaluation.append(world.evaluation[0] | {"id": world.examples[0]["id"]})
-    with pytest.raises(audit.AuditError, match=r"evaluation: 1, .*1 times \(not held out\)"):
+    with pytest.raises(audit.AuditError, match=r"evaluation: 1, .*1 times \(not to be answered\)"):
         world.write().check()
+
+
+def test_held_out_rows_of_the_version_before_are_asked_of_the_runs_that_answered_any(world):
+    before = [toy_corpus.row(place, "held_out") for place in (20, 21)]
+    again = [answer(row, "chosen", "finetuning", 0, "v0") for row in before]
+    in_context = [answer(row, "chosen", "in_context", 0) for row in world.examples[POOL:]]
+    world = replace(world, previous="v0", before=before, evaluation=[*world.evaluation, *again, *in_context])
+    assert all(world.write().check()["passed"].to_pylist())
+    world.evaluation.remove(again[1])
+    text = rf"evaluation: 1, first chosen finetuning 0 {before[1]['id']} of v0 0 times"
+    with pytest.raises(audit.AuditError, match=text):
+        world.write().check()
+
+
+@pytest.mark.parametrize(("learner", "version"), [("in_context", "v0"), ("finetuning", "v7")])
+def test_an_answer_that_nobody_asked_for_is_named(world, learner, version):
+    (before,) = rows = [toy_corpus.row(20, "held_out")]
+    known = [answer(before, "chosen", "finetuning", 0, "v0")]
+    more = [answer(row, "chosen", learner, 0) for row in world.examples[POOL:]] if learner == "in_context" else []
+    stray = answer(before, "chosen", learner, 0, version)
+    world = replace(world, previous="v0", before=rows, evaluation=[*world.evaluation, *known, *more, stray])
+    text = rf"evaluation: 1, first chosen {learner} 0 {before['id']} of {version} 1 times \(not to be answered\)"
+    with pytest.raises(audit.AuditError, match=text):
+        world.write().check()
+
+
+def test_unused_held_out_rows_are_not_asked(world):
+    before = [toy_corpus.row(20, "held_out", used=False) | {"unused_because": "not sampled"}]
+    assert all(replace(world, previous="v0", before=before).write().check()["passed"].to_pylist())
 
 
 def test_an_empty_evaluation_breaks_the_promise(world):
@@ -108,133 +192,40 @@ def test_an_empty_evaluation_breaks_the_promise(world):
         replace(world, evaluation=[]).write().check()
 
 
+def test_learnt_rows_that_are_withdrawn_or_edited_are_information(world):
+    old = [toy_corpus.row(place, "pool") | {"earlier": "learnt"} for place in (20, 21)]
+    old[0]["prompt"] = "one\n two " + "x" * 40
+    forgotten = toy_corpus.row(22, "pool") | {"earlier": "offered"}
+    gone = [withdraw(old[0]), withdraw(old[1], world.examples[0]["id"]), withdraw(forgotten)]
+    table = replace(world, withdrawn=gone).write().check()
+    (row,) = [row for row in table.to_pylist() if row["check"] == "withdrawn_learnt"]
+    assert (row["passed"], row["rows"]) == (True, 2)
+    assert set(world.found("withdrawn_learnt")) == {
+        f'{old[0]["id"]} greetings "one two {"x" * 31}"',
+        f'{old[1]["id"]} sums "what is 21 + 21" edited to {world.examples[0]["id"]}',
+    }
+
+
+def test_changes_are_counted_among_distinct_rows(world):
+    world.examples[0] |= {"change": "kept", "used": True}
+    world.examples[1] |= {"change": "edited"}
+    kept = toy_corpus.learn(toy_corpus.row(8, "pool", used=False))
+    examples = [*world.examples, kept, kept | {"row": 9, "duplicate_of": 8, "unused_because": "duplicate"}]
+    gone = [withdraw(toy_corpus.row(20, "pool")), withdraw(toy_corpus.row(21, "pool"), world.examples[1]["id"])]
+    replace(world, examples=examples, withdrawn=gone).write().check()
+    assert world.found("changes") == {
+        "kept": {"rows": 2, "used": 1},
+        "edited": {"rows": 1, "used": 1},
+        "new": {"rows": 6, "used": 6},
+        "withdrawn": {"rows": 1, "used": 0},
+    }
+
+
 def test_the_same_artifacts_give_the_same_audit(world):
     world.write().check()
     first = (world.folder("audit") / "audit.parquet").read_bytes()
     world.check()
     assert (world.folder("audit") / "audit.parquet").read_bytes() == first
-
-
-VIEWS = ("embedding", "evaluation", "examples", "subset", "utility")
-
-
-def flip_a_byte(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[20] ^= 1
-    path.write_bytes(content)
-
-
-def drop_a_row(path: Path) -> None:
-    pq.write_table(pq.read_table(path, partitioning=None).slice(1), path)
-
-
-@pytest.mark.parametrize(
-    ("edit", "text"),
-    [(flip_a_byte, "was changed after it was written"), (drop_a_row, "was written or edited by other hands")],
-)
-def test_an_artifact_edited_by_hand_stops_the_audit_and_every_question(world, edit, text):
-    edit(world.write().folder("utility") / "utility.parquet")
-    for ask in (world.check, lambda: audit.query(world.root, "FROM examples"), lambda: audit.show(world.root, "a")):
-        with pytest.raises(ArtifactError, match=rf"utility.parquet .*{text}.* restore it with `dvc checkout"):
-            ask()
-
-
-def test_questions_see_all_versions(world):
-    world.write()
-    replace(world, examples=world.examples[:3]).write("v2")
-    names, rows = audit.query(world.root, "SELECT version, count(*) AS n FROM examples GROUP BY ALL ORDER BY version")
-    assert (names, rows) == (["version", "n"], [("v1", 8), ("v2", 3)])
-    assert audit.query(world.root, "SHOW TABLES")[1] == [(name,) for name in VIEWS]
-    assert audit.query(world.root, "DESCRIBE subset")[1][0][:2] == ("id", "VARCHAR")
-
-
-REFUSED = {
-    "COPY examples TO '{out}'": "COPY is not answered",
-    "EXPLAIN ANALYZE COPY (SELECT 1) TO '{out}'": "file system operations are disabled",
-    "ATTACH '{out}'": "ATTACH is not answered",
-    "SELECT * FROM read_csv('/etc/passwd')": "file system operations are disabled",
-    "SELECT * FROM read_parquet('{data}')": "file system operations are disabled",
-    "SELECT * FROM '{data}'": "file system operations are disabled",
-    "SELECT content FROM read_text('/etc/passwd')": "file system operations are disabled",
-    "SELECT * FROM glob('/*')": "file system operations are disabled",
-    "FROM query('SELECT * FROM read_text(''/etc/passwd'')')": "file system operations are disabled",
-    "SELECT * FROM world": "does not exist",
-    "INSTALL httpfs": "LOAD is not answered",
-    "LOAD json": "LOAD is not answered",
-    "SET enable_external_access = true": "SET is not answered",
-    "PRAGMA enable_profiling": "is not answered",
-    "CALL pragma_version()": "is not answered",
-    "CREATE TABLE mine AS SELECT 1": "CREATE is not answered",
-    "DROP VIEW examples": "DROP is not answered",
-    "DELETE FROM examples": "DELETE is not answered",
-    "EXPORT DATABASE '{out}'": "EXPORT is not answered",
-    "SELECT 1; COPY examples TO '{out}'": "SELECT, COPY is not answered",
-    "": "nothing is not answered",
-    "SELEKT 1": "syntax error",
-    "SELECT nothing FROM examples": "reads these views and nothing else: embedding, evaluation, examples, subset, ",
-}
-
-
-@pytest.mark.parametrize("sql", REFUSED)
-def test_a_question_can_only_read_the_artifacts(world, sql):
-    path = world.write().folder("examples") / "examples.parquet"
-    before = {file: file.read_bytes() for file in world.root.rglob("*") if file.is_file()}
-    with pytest.raises(audit.AuditError, match=REFUSED[sql]):
-        audit.query(world.root, sql.format(out=world.root / "out", data=path))
-    assert {file: file.read_bytes() for file in world.root.rglob("*") if file.is_file()} == before
-
-
-def test_without_artifacts_there_is_nothing_to_ask(tmp_path):
-    with pytest.raises(ArtifactError, match=r"no artifacts in .*data yet; make them: `tamis run`"):
-        audit.query(tmp_path, "SELECT 1")
-
-
-def test_a_refused_question_leaves_nothing_on_stderr(world):
-    world.write()
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom tasks import audit\n"
-        "try: audit.query(Path(sys.argv[1]), 'SELECT nothing FROM examples')\n"
-        "except ValueError as error: kept = error"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(world.root)], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("", "")
-
-
-def test_show_tells_all_that_is_known(world):
-    world.write()
-    ids = [row["id"] for row in world.examples]
-    found = audit.show(world.root, ids[5][:12])
-    assert found["id"] == ids[5]
-    assert found["examples"][0]["prompt"] == "what is 5 + 5"
-    assert found["selection"][0] | {"covered_by": ids[0], "covering_prompt": "what is 0 + 0"} == found["selection"][0]
-    assert [row["id"] for row in found["best_demos"]] == ids[:5]
-    assert [row["utility"] for row in found["best_demos"]] == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1])
-    assert [row["id"] for row in found["helps_most"]] == ids[4::-1]
-    assert found["evaluation"] == []
-    assert [row["arm"] for row in audit.show(world.root, ids[POOL])["evaluation"]] == ["base", "chosen"]
-    json.dumps(found)
-
-
-def test_show_lists_every_row_of_a_duplicate(world):
-    twin = world.examples[0] | {"row": 99, "duplicate_of": 0, "used": False, "unused_because": "duplicate"}
-    found = audit.show(replace(world, examples=[*world.examples, twin]).write().root, twin["id"])
-    assert [(row["row"], row["duplicate_of"]) for row in found["examples"]] == [(0, None), (99, 0)]
-
-
-def test_show_works_on_examples_alone(world):
-    world.write()
-    for stage in ("embedding", "utility", "selection", "evaluation"):
-        for path in world.folder(stage).iterdir():
-            path.unlink()
-    assert list(audit.show(world.root, world.examples[0]["id"])) == ["id", "examples"]
-
-
-def test_an_unknown_or_ambiguous_id_gets_suggestions(world):
-    world.write()
-    with pytest.raises(audit.AuditError, match=r"no example's id begins with '5 \+ 5'; the nearest: .*what is 5 \+ 5"):
-        audit.show(world.root, "5 + 5")
-    with pytest.raises(audit.AuditError, match=r"several examples begin with '': .*give more digits"):
-        audit.show(world.root, "")
 
 
 def test_a_summary_reads_metrics_and_notes(world):

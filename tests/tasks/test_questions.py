@@ -1,0 +1,168 @@
+"""Questions that are answered, and those that must not be."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from toy_project import POOL, World, make_world, withdraw
+
+from tasks import questions
+from tasks.artifacts import ArtifactError
+
+
+@pytest.fixture
+def world(tmp_path) -> World:
+    """A project in which every promise is kept."""
+    return make_world(tmp_path)
+
+
+VIEWS = ("embedding", "evaluation", "examples", "scores", "subset", "utility", "withdrawn")
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[20] ^= 1
+    path.write_bytes(content)
+
+
+def drop_a_row(path: Path) -> None:
+    pq.write_table(pq.read_table(path, partitioning=None).slice(1), path)
+
+
+@pytest.mark.parametrize(
+    ("edit", "text"),
+    [(flip_a_byte, "was changed after it was written"), (drop_a_row, "was written or edited by other hands")],
+)
+def test_an_artifact_edited_by_hand_stops_the_audit_and_every_question(world, edit, text):
+    edit(world.write().folder("utility") / "utility.parquet")
+    asked = lambda: questions.query(world.root, "FROM examples"), lambda: questions.show(world.root, "a")
+    for ask in (world.check, *asked):
+        with pytest.raises(ArtifactError, match=rf"utility.parquet .*{text}.* restore it with `dvc checkout"):
+            ask()
+
+
+def test_questions_see_all_versions(world):
+    world.write()
+    replace(world, examples=world.examples[:3]).write("v2")
+    names, rows = questions.query(
+        world.root, "SELECT version, count(*) AS n FROM examples GROUP BY ALL ORDER BY version"
+    )
+    assert (names, rows) == (["version", "n"], [("v1", 8), ("v2", 3)])
+    assert questions.query(world.root, "SHOW TABLES")[1] == [(name,) for name in VIEWS]
+    assert questions.query(world.root, "DESCRIBE subset")[1][0][:2] == ("id", "VARCHAR")
+
+
+REFUSED = {
+    "COPY examples TO '{out}'": "COPY is not answered",
+    "EXPLAIN ANALYZE COPY (SELECT 1) TO '{out}'": "file system operations are disabled",
+    "ATTACH '{out}'": "ATTACH is not answered",
+    "SELECT * FROM read_csv('/etc/passwd')": "file system operations are disabled",
+    "SELECT * FROM read_parquet('{data}')": "file system operations are disabled",
+    "SELECT * FROM '{data}'": "file system operations are disabled",
+    "SELECT content FROM read_text('/etc/passwd')": "file system operations are disabled",
+    "SELECT * FROM glob('/*')": "file system operations are disabled",
+    "FROM query('SELECT * FROM read_text(''/etc/passwd'')')": "file system operations are disabled",
+    "SELECT * FROM world": "does not exist",
+    "INSTALL httpfs": "LOAD is not answered",
+    "LOAD json": "LOAD is not answered",
+    "SET enable_external_access = true": "SET is not answered",
+    "PRAGMA enable_profiling": "is not answered",
+    "CALL pragma_version()": "is not answered",
+    "CREATE TABLE mine AS SELECT 1": "CREATE is not answered",
+    "DROP VIEW examples": "DROP is not answered",
+    "DELETE FROM examples": "DELETE is not answered",
+    "EXPORT DATABASE '{out}'": "EXPORT is not answered",
+    "SELECT 1; COPY examples TO '{out}'": "SELECT, COPY is not answered",
+    "": "nothing is not answered",
+    "SELEKT 1": "syntax error",
+    "SELECT nothing FROM examples": "reads these views and nothing else: embedding, evaluation, examples, scores, sub",
+}
+
+
+@pytest.mark.parametrize("sql", REFUSED)
+def test_a_question_can_only_read_the_artifacts(world, sql):
+    path = world.write().folder("examples") / "examples.parquet"
+    before = {file: file.read_bytes() for file in world.root.rglob("*") if file.is_file()}
+    with pytest.raises(questions.QuestionError, match=REFUSED[sql]):
+        questions.query(world.root, sql.format(out=world.root / "out", data=path))
+    assert {file: file.read_bytes() for file in world.root.rglob("*") if file.is_file()} == before
+
+
+def test_without_artifacts_there_is_nothing_to_ask(tmp_path):
+    with pytest.raises(ArtifactError, match=r"no artifacts in .*data yet; make them: `tamis run`"):
+        questions.query(tmp_path, "SELECT 1")
+
+
+def test_a_refused_question_leaves_nothing_on_stderr(world):
+    world.write()
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom tasks import questions\n"
+        "try: questions.query(Path(sys.argv[1]), 'SELECT nothing FROM examples')\n"
+        "except ValueError as error: kept = error"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(world.root)], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_show_tells_all_that_is_known(world):
+    world.write()
+    ids = [row["id"] for row in world.examples]
+    found = questions.show(world.root, ids[5][:12])
+    assert found["id"] == ids[5]
+    assert found["examples"][0]["prompt"] == "what is 5 + 5"
+    assert found["selection"][0] | {"covered_by": ids[0], "covering_prompt": "what is 0 + 0"} == found["selection"][0]
+    assert [row["id"] for row in found["best_demos"]] == ids[:5]
+    assert [row["utility"] for row in found["best_demos"]] == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1])
+    assert [row["id"] for row in found["helps_most"]] == ids[4::-1]
+    assert found["evaluation"] == []
+    assert [row["arm"] for row in questions.show(world.root, ids[POOL])["evaluation"]] == ["base", "chosen"]
+    json.dumps(found)
+
+
+def test_show_tells_what_became_of_an_example(world):
+    old, new = world.examples[0], world.examples[1]
+    gone = [withdraw(old | {"earlier": "learnt"}, edited_to=new["id"])]
+    replace(world, examples=[new | {"change": "edited"}], withdrawn=gone, previous="v1").write("v2")
+    world.write()
+    found = questions.show(world.root, old["id"])
+    assert [(row["version"], row["change"], row["earlier"]) for row in found["examples"]] == [("v1", "new", None)]
+    (said,) = found["withdrawn"]
+    assert (said["version"], said["earlier"], said["edited_to"]) == ("v2", "learnt", new["id"])
+
+
+def test_show_names_demos_that_are_learnt_and_not_used(world):
+    world.examples[5] |= {"used": False, "unused_because": "kept", "change": "kept", "earlier": "learnt"}
+    world.write()
+    helps = questions.show(world.root, world.examples[5]["id"])
+    assert [row["score"] for row in helps["scores"]] == [5.0]
+    assert [row["id"] for row in helps["helps_most"]] == [row["id"] for row in world.examples[4::-1]]
+    partners = questions.show(world.root, world.examples[4]["id"])["best_demos"]
+    assert world.examples[5]["id"] in [row["id"] for row in partners]
+
+
+def test_show_lists_every_row_of_a_duplicate(world):
+    twin = world.examples[0] | {"row": 99, "duplicate_of": 0, "used": False, "unused_because": "duplicate"}
+    found = questions.show(replace(world, examples=[*world.examples, twin]).write().root, twin["id"])
+    assert [(row["row"], row["duplicate_of"]) for row in found["examples"]] == [(0, None), (99, 0)]
+
+
+def test_show_works_on_examples_alone(world):
+    world.write()
+    for stage in ("embedding", "utility", "scores", "selection", "evaluation"):
+        shutil.rmtree(world.root / "data" / stage)
+    assert list(questions.show(world.root, world.examples[0]["id"])) == ["id", "examples", "withdrawn"]
+
+
+def test_an_unknown_or_ambiguous_id_gets_suggestions(world):
+    world.write()
+    with pytest.raises(
+        questions.QuestionError, match=r"no example's id begins with '5 \+ 5'; the nearest: .*what is 5 \+ 5"
+    ):
+        questions.show(world.root, "5 + 5")
+    with pytest.raises(questions.QuestionError, match=r"several examples begin with '': .*give more digits"):
+        questions.show(world.root, "")
