@@ -63,12 +63,44 @@ def run(
     workers: Annotated[int, typer.Option(min=1, help="Shards that run at once.")] = 1,
 ) -> None:
     """Bring every stage up to date, then show the results."""
-    from flows import pipeline
+    from flows import pipeline, record
 
-    asked = versions or list(params.read().versions)
+    values = params.read()
+    record.refuse_rewritten(values.versions)
+    asked = versions or list(values.versions)
     outcomes = pipeline.run(asked, runner=runner, workers=workers)
     for version in asked:
         results(version, [outcome.address for outcome in outcomes])
+
+
+@app.command("continue")
+@spoken
+def advance(
+    context: typer.Context,
+    runner: Annotated[str, typer.Option(help="What runs the shards: threads or dask.")] = "threads",
+    workers: Annotated[int, typer.Option(min=1, help="Shards that run at once.")] = 1,
+) -> None:
+    """Run every data version that is not recorded yet, in order; commit, tag and push what each made."""
+    from flows import continual, record
+
+    params.read()  # what cannot be used is refused before anything runs
+    made = continual.advance(runner=runner, workers=workers)
+    show_rows(["version", "tag"], [(version, record.tag_of(version)) for version in made])
+
+
+@app.command()
+@spoken
+def serve(
+    context: typer.Context,
+    interval: Annotated[int, typer.Option(min=1, help="Seconds from one look for new versions to the next.")] = 3600,
+    runner: Annotated[str, typer.Option(help="What runs the shards: threads or dask.")] = "threads",
+    workers: Annotated[int, typer.Option(min=1, help="Shards that run at once.")] = 1,
+) -> None:
+    """Do what `continue` does every so often, by a schedule of a Prefect server on this machine."""
+    from flows import continual
+
+    params.read()
+    continual.serve(interval, runner=runner, workers=workers)
 
 
 @app.command()
@@ -100,24 +132,89 @@ def sql(
     revision: Annotated[str | None, typer.Option(help="Ask those of a commit, tag or branch; no checkout.")] = None,
 ) -> None:
     """Ask the artifacts of all versions, read-only."""
-    from tasks import audit
+    from tasks import questions
 
     if revision is None:
-        show_rows(*audit.query(ROOT, query))
+        show_rows(*questions.query(ROOT, query))
         return
     from flows import dvcstate
 
     with dvcstate.at_revision(revision) as root:
-        show_rows(*audit.query(root, query))
+        show_rows(*questions.query(root, query))
 
 
 @app.command()
 @spoken
 def show(context: typer.Context, id: Annotated[str, typer.Argument(help="An example's id, or how it begins.")]) -> None:
     """Show everything that is known about one example."""
-    from tasks import audit
+    from tasks import questions
 
-    out.print_json(data=audit.show(ROOT, id), default=str)
+    out.print_json(data=questions.show(ROOT, id), default=str)
+
+
+@app.command()
+@spoken
+def compare(
+    context: typer.Context,
+    version: Annotated[str, typer.Argument(help="The data version.")] = "v1",
+    selectors: Annotated[
+        str, typer.Option(help="Words of selection.rows_by, with commas; random is added.")
+    ] = "delift",
+    budgets: Annotated[str, typer.Option(help="Fractions of the pool, or counts of rows.")] = "0.1,0.3",
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings per selector and budget.")] = 3,
+) -> None:
+    """Compare selectors at equal budgets: held-out loss with intervals, and cost; goes on where it stopped."""
+    from flows.compare import compare as run_all
+
+    rows = run_all(version, selectors=selectors.split(","), budgets=budgets.split(","), seeds=seeds)
+    show_rows(list(rows[0]), [[_round(value) for value in row.values()] for row in rows])
+    picture = f"data/comparison/version={version}/comparison.png"
+    typer.echo(f"look further: {picture} · tamis sql 'FROM comparison' · dvc plots show", err=True)
+
+
+@app.command()
+@spoken
+def repeats(context: typer.Context, version: Annotated[str, typer.Argument(help="The data version.")] = "v2") -> None:
+    """Show what becomes of repeated rows that are left in: how many facility location keeps, and random rows."""
+    from flows.compare import repeat
+
+    rows = repeat(version)
+    if not rows:
+        typer.echo(f"no row of {version}'s pool is repeated", err=True)
+        return
+    show_rows(
+        ["topic", "rows", "distinct", "kept by facility location", "kept at random"], [[*row.values()] for row in rows]
+    )
+
+
+@app.command()
+@spoken
+def store(
+    context: typer.Context,
+    compact: Annotated[bool, typer.Option("--compact", help="Make one part of many.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove what models and code no longer named made.")] = False,
+    unknown: Annotated[bool, typer.Option("--unknown", help="With --prune: what does not say its maker, too.")] = False,
+) -> None:
+    """Show the stores of scored pairs, vectors and scores in .cache; tidy them up, never while a run uses them."""
+    from flows.rooms import CACHE, name_current
+    from tasks import store as stores
+
+    keep = name_current(params.read())
+    if compact or prune:
+        with stores.upkeep(CACHE):
+            if prune:
+                gone = stores.prune(CACHE, keep, unknown=unknown)
+                kept = f"; {len(gone.unknown)} that do not say their maker stay" if gone.unknown else ""
+                typer.echo(f"removed {len(gone.removed)} folders, {gone.freed / 1e6:.1f} MB{kept}", err=True)
+            if compact:
+                made = [stores.compact(folder) for folder in stores.list_folders(CACHE)]
+                typer.echo(f"{sum(one.parts for one in made)} parts became {len(made)}", err=True)
+    found = stores.survey(CACHE, keep)
+    show_rows(stores.Stored._fields, found)
+
+
+def _round(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def results(version: str, addresses: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ dvc.lock, DVC's cache and its run-cache are the only cache between stages, whoev
 interface is held by tests/flows/test_dvcstate.py; `dvc<4` is pinned.
 """
 
+import json
 import logging
 import sys
 import tempfile
@@ -15,8 +16,10 @@ from typing import Any, Literal
 
 from dvc.exceptions import DvcException
 from dvc.lock import LockError as Busy
+from dvc.lock import make_lock
 from dvc.repo import Repo, lock_repo
-from dvc.rwlock import rwlock
+from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK, rwlock
+from dvc.scm import NoSCM, SCMError, map_scm_exception
 from dvc.stage import Stage
 from dvc.stage.cache import RunCacheNotFoundError
 
@@ -42,6 +45,7 @@ class Planned:
     address: str  # name and version, `utility@v1`
     command: str  # what `dvc repro` runs
     upstream: tuple[str, ...]  # addresses of the stages whose artifacts it reads
+    inputs: tuple[str, ...]  # paths that it reads
     outputs: tuple[str, ...]  # paths of its artifacts
     about: str  # its description
 
@@ -69,16 +73,16 @@ def plan(versions: Iterable[str] = ()) -> list[Planned]:
     Raises:
         StateError: unknown version, or a dvc.yaml that DVC cannot read.
     """
-    with _opened() as repo:
+    with opened() as repo:
         graph = repo.index.graph
-        edges = {stage.addressing: sorted(up.addressing for up in graph.successors(stage)) for stage in graph}
+        edges = {stage.addressing: sorted(up.addressing for up in graph.successors(stage) if up.cmd) for stage in graph}
         stages = {stage.addressing: stage for stage in repo.index.stages if stage.cmd}
         asked = [address for address in stages if not versions or address.partition("@")[2] in set(versions)]
         known = dict.fromkeys(address.partition("@")[2] for address in stages)
         unknown = [version for version in versions if version not in known]
         if unknown:
             raise StateError(f"there is no data version {unknown[0]!r}; params.yaml has {', '.join(known)}")
-        return [_planned(stages[address], edges[address]) for address in _in_order(asked, edges) if address in stages]
+        return [_planned(stages[address], edges[address]) for address in in_order(asked, edges) if address in stages]
 
 
 def probe(address: str) -> Probe:
@@ -88,7 +92,7 @@ def probe(address: str) -> Probe:
         NotReady: an input is missing.
         Busy: `dvc repro` is at work on the same paths.
     """
-    with _opened() as repo:
+    with opened() as repo:
         stage = _collect(repo, address)
         if not stage.changed():
             return Probe("fresh", {})
@@ -109,7 +113,7 @@ def claim(address: str) -> Iterator[None]:
     Raises:
         Busy: another process holds it.
     """
-    with _opened() as repo:
+    with opened() as repo:
         stage = _collect(repo, address)
         reads, writes = ([item.fs_path for item in items] for items in (stage.deps, stage.outs))
         place = repo.tmp_dir, repo.fs, " ".join(sys.argv), reads, writes
@@ -124,7 +128,7 @@ def record(address: str, inputs: dict[str, Any]) -> None:
     Raises:
         InputsChanged: the inputs moved since; nothing is recorded.
     """
-    with _opened() as repo:
+    with opened() as repo:
         stage = _collect(repo, address)
         refuse_moved(address, inputs, _inputs(stage))
         missing = [out.def_path for out in stage.outs if not out.exists]
@@ -137,7 +141,7 @@ def record(address: str, inputs: dict[str, Any]) -> None:
 
 def files(address: str) -> list[File]:
     """Return references to a stage's recorded artifacts."""
-    with _opened() as repo:
+    with opened() as repo:
         outs = _collect(repo, address).outs
         return [File(out.def_path, f"md5:{out.hash_info.value}", out.meta.size or 0) for out in outs if out.hash_info]
 
@@ -148,7 +152,7 @@ def tables(revision: str) -> dict[str, Path]:
     Raises:
         StateError: git knows no such revision, it holds no table, or the cache lacks one.
     """
-    with _opened() as repo, repo.switch(revision):
+    with opened() as repo, repo.switch(revision):
         outs = [out for out in repo.index.outs if out.fspath.endswith(".parquet") and out.hash_info]
         found = {out.def_path: Path(out.cache.oid_to_path(out.hash_info.value)) for out in outs}
     if not found:
@@ -173,13 +177,14 @@ def at_revision(revision: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def standings() -> list[tuple[str, str, str]]:
+def standings(versions: Iterable[str] = ()) -> list[tuple[str, str, str]]:
     """Return for every stage its address, `fresh`, `stale`, `missing`, `running` or `waits`, and why.
 
-    A stage waits whose own inputs have not changed, but whose upstream will be computed first.
+    Of some versions with all they need, where any are named. A stage waits whose own inputs have not changed, but
+    whose upstream will be computed first.
     """
     found: dict[str, tuple[str, str]] = {}
-    for planned in plan():
+    for planned in plan(versions):
         state, why = _standing(planned.address)
         upstream = [address for address in planned.upstream if found[address][0] != "fresh"]
         if state == "fresh" and upstream:
@@ -189,7 +194,7 @@ def standings() -> list[tuple[str, str, str]]:
 
 
 def _standing(address: str) -> tuple[str, str]:
-    with _opened() as repo:
+    with opened() as repo:
         stage = _collect(repo, address)
         try:
             reasons = [_reason(entry) for entry in stage.status().get(address, [])]
@@ -201,16 +206,74 @@ def _standing(address: str) -> tuple[str, str]:
         return ("stale", "; ".join(reasons)) if reasons else ("fresh", "")
 
 
+def without_git(repo: Repo) -> bool:
+    """Return whether the project is kept without git (`dvc init --no-scm`)."""
+    return isinstance(repo.scm, NoSCM)
+
+
+def digest(repo: Repo, path: str) -> str | None:
+    """Return the digest of a path that some stage reads; None where it is not there."""
+    deps = [dep for stage in repo.index.stages for dep in stage.deps if dep.def_path == path and dep.exists]
+    return deps[0].get_hash().value if deps else None
+
+
+def recorded_inputs(repo: Repo, version: str, revision: str) -> dict[str, str]:
+    """Return the digests of all files that a version's stages read, by path, as dvc.lock of a git revision has them."""
+    with repo.switch(revision):
+        stages = [stage for stage in repo.index.stages if stage.cmd and stage.addressing.endswith(f"@{version}")]
+        deps = [dep for stage in stages for dep in stage.deps if dep.hash_info and dep.hash_name == "md5"]
+    return {dep.def_path: dep.hash_info.value for dep in deps}
+
+
+def push(repo: Repo, revisions: Iterable[str]) -> None:
+    """Push the artifacts of some git revisions to the remote that the project names now.
+
+    By content, and not by `dvc push` of a revision, which reads the remote from that revision's own configuration and
+    takes a relative path in there for one from the file system's root.
+
+    Raises:
+        OSError: the remote lacks some of them afterwards.
+    """
+    found: set[Any] = set()
+    for revision in revisions:
+        with repo.switch(revision):
+            outs = [out for out in repo.index.outs if out.hash_info]
+            found.update(*(objects for out in outs for objects in out.get_used_objs(push=True).values()))
+    repo.cloud.push(found)
+    held = repo.cloud.status(found)
+    lacking = len(held.missing) + len(held.new)
+    if lacking:
+        raise OSError(f"{lacking} of {len(found)} files did not reach it")
+
+
 @contextmanager
-def _opened() -> Iterator[Repo]:
-    """Open the project in the current folder under DVC's repository lock, waiting for it."""
+def opened() -> Iterator[Repo]:
+    """Open the project in the current folder under DVC's repository lock, waiting for it.
+
+    Raises:
+        StateError: what DVC or git refuses.
+    """
     try:
-        with Repo(".", _wait_for_lock=True) as repo, lock_repo(repo):
+        with map_scm_exception(with_cause=True), Repo(".", _wait_for_lock=True) as repo, lock_repo(repo):
+            _mend_locks(repo)
             yield repo
     except Busy:
         raise
+    except SCMError as error:
+        raise StateError(f"git: {error}") from error
     except DvcException as error:
         raise StateError(f"DVC: {error}") from error
+
+
+def _mend_locks(repo: Repo) -> None:
+    """Delete DVC's list of locked paths where a kill broke into its writing: whoever locked them is gone."""
+    path = Path(repo.tmp_dir, RWLOCK_FILE)
+    hardlink = repo.config["core"].get("hardlink_lock", False)
+    with make_lock(str(path.with_name(RWLOCK_LOCK)), tmp_dir=repo.tmp_dir, hardlink_lock=hardlink):
+        try:
+            json.loads(path.read_bytes() if path.exists() else "{}")
+        except ValueError:
+            path.unlink()
 
 
 def _collect(repo: Repo, address: str) -> Stage:
@@ -239,7 +302,7 @@ def _inputs(stage: Stage) -> dict[str, Any]:
     return found
 
 
-def _in_order(addresses: Iterable[str], edges: dict[str, list[str]]) -> Iterator[str]:
+def in_order(addresses: Iterable[str], edges: dict[str, list[str]]) -> Iterator[str]:
     """Yield addresses and all that they need, each once and after what it needs, in dvc.yaml's order otherwise."""
     seen: set[str] = set()
 
@@ -255,8 +318,8 @@ def _in_order(addresses: Iterable[str], edges: dict[str, list[str]]) -> Iterator
 
 
 def _planned(stage: Stage, upstream: list[str]) -> Planned:
-    outputs = tuple(out.def_path for out in stage.outs)
-    return Planned(stage.addressing, stage.cmd, tuple(upstream), outputs, stage.short_description() or "")
+    inputs, outputs = (tuple(item.def_path for item in items) for items in (stage.deps, stage.outs))
+    return Planned(stage.addressing, stage.cmd, tuple(upstream), inputs, outputs, stage.short_description() or "")
 
 
 def _reason(entry: Any) -> str:

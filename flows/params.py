@@ -6,7 +6,6 @@ name, before anything runs. It also reads the parts of dvc.yaml that say which f
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
@@ -14,15 +13,15 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-Text = str | None
-Number = int | float
-Counts = Mapping[str, int]
+from flows.sections import Number, Params, Version
 
+BASE = "base"  # what a first version continues from: the base model, and empty artifacts that stand in git
 TRACKED = ("examples", "utility", "finetuning", "evaluation")  # what dvc.yaml tracks of a profile
 SHARED = {  # values that another stage reads, too
     "utility.template": "examples, finetuning and evaluation",
     "utility.kernel": "embedding",
 }
+TARGETS = ("topic", "path")
 ARMS = ("chosen", "random", "full")
 AT_LEAST = {
     "models.max_tokens": 1,
@@ -32,134 +31,34 @@ AT_LEAST = {
     "embedding.batch_rows": 1,
     "embedding.max_tokens": 1,
     "utility.neighbours": 1,
+    "utility.landmarks": 1,
+    "utility.landmark_targets": 1,
+    "utility.check_targets": 0,
     "utility.shard_pairs": 1,
     "utility.pack_tokens": 1,
+    "scores.shard_rows": 1,
+    "scores.pack_tokens": 1,
+    "scores.less_dimensions": 1,
+    "scores.less_epochs": 1,
+    "scores.less_batch_rows": 1,
+    "scores.less_lora_rank": 1,
+    "selection.partitions": 1,
+    "selection.eta": 0,
+    "selection.nu": 0,
     "finetuning.epochs": 1,
     "finetuning.batch_rows": 1,
     "finetuning.lora_rank": 1,
     "finetuning.lora_alpha": 1,
     "finetuning.save_steps": 1,
     "evaluation.new_tokens": 1,
+    "evaluation.demos": 0,
     "evaluation.bootstrap": 1,
 }
-SHARES = ("finetuning.warmup_fraction", "evaluation.confidence", "audit.held_out_share")
+SHARES = ("scores.less_warmup_share", "finetuning.warmup_fraction", "evaluation.confidence", "audit.held_out_share")
 
 
 class ParamsError(ValueError):
     """params.yaml cannot be used as it is written."""
-
-
-@dataclass(frozen=True)
-class Version:
-    """A data version."""
-
-    raw: str  # folder of its raw files
-
-
-@dataclass(frozen=True)
-class Models:
-    """The models and how they are run."""
-
-    language: str  # package:NAME, a local folder, or a hub name
-    language_revision: Text  # commit of a hub name
-    embedding: str  # likewise, of the text encoder
-    embedding_revision: Text  # commit of a hub name
-    device: Literal["auto", "cpu", "cuda"]  # auto takes CUDA where there is one
-    dtype: Literal["float32", "bfloat16", "float16"]  # of the weights
-    max_tokens: int  # longest sequence scored or trained
-
-
-@dataclass(frozen=True)
-class Examples:
-    """How raw rows become examples."""
-
-    fields: Mapping[str, str]  # ours -> theirs; `messages` stands for prompt and response
-    on_bad_row: Literal["stop", "reject"]  # name the rows and stop, or write them to rejects.parquet
-    held_out_in: int  # one of so many prompts is held out
-    seed: int  # of the split and of the samples
-    pool_rows: int | None  # rows sampled from the pool; null is all
-    held_out_rows: int | None  # rows sampled from the held-out rows; null is all
-
-
-@dataclass(frozen=True)
-class Embedding:
-    """How texts are encoded."""
-
-    batch_rows: int  # texts per forward pass
-    max_tokens: int  # longest text encoded
-
-
-@dataclass(frozen=True)
-class Utility:
-    """How pairs are scored."""
-
-    template: Literal["chat", "delift"]  # earlier turns, or the published wording
-    distance: Literal["probability", "log_likelihood"]  # root mean square of 1 - p, or mean log p
-    kernel: Literal["exact", "neighbours"]  # all pairs, or each target's nearest demos
-    neighbours: int  # demos per target, itself not counted
-    shard_pairs: int  # pairs per part of the store
-    pack_tokens: int  # tokens per forward pass
-
-
-@dataclass(frozen=True)
-class Selection:
-    """How rows are chosen."""
-
-    rows_by: Literal["delift", "random"]  # the method
-    scaling: Literal["relu", "minmax", "none"]  # of utilities, before the objective
-    budget: Mapping[str, Number]  # one of count, fraction, response_tokens
-    caps: Counts  # topic -> at most so many rows; "*" is every topic not named
-    floors: Counts  # topic -> at least so many rows
-    seed: int  # for rows_by: random
-
-
-@dataclass(frozen=True)
-class Finetuning:
-    """How every arm is trained."""
-
-    method: Literal["lora", "full"]  # adapters, or all weights
-    arms: Mapping[str, list[int]]  # arm -> seeds
-    epochs: int  # passes over the arm's rows
-    learning_rate: Number  # peak of a linear schedule with warm-up
-    warmup_fraction: Number  # of the optimiser steps
-    batch_rows: int  # examples per optimiser step
-    lora_rank: int  # width of the adapters
-    lora_alpha: int  # their scale times their rank
-    save_steps: int  # optimiser steps between checkpoints
-    whole_model: bool  # write `chosen` as a whole model folder, too
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How arms are compared."""
-
-    new_tokens: int  # tokens generated per held-out row
-    bootstrap: int  # resamples of the held-out rows
-    confidence: Number  # of the intervals
-    seed: int  # of the resamples
-
-
-@dataclass(frozen=True)
-class Audit:
-    """Which promises are checked."""
-
-    held_out_share: Number  # topics whose held-out share is lower are named
-
-
-@dataclass(frozen=True)
-class Params:
-    """params.yaml, checked, with the profile in force."""
-
-    profile: str  # its name
-    versions: Mapping[str, Version]  # oldest first
-    models: Models
-    examples: Examples
-    embedding: Embedding
-    utility: Utility
-    selection: Selection
-    finetuning: Finetuning
-    evaluation: Evaluation
-    audit: Audit
 
 
 def read(path: Path = Path("params.yaml")) -> Params:
@@ -180,8 +79,18 @@ def read(path: Path = Path("params.yaml")) -> Params:
     }
     _check_ranges(sections)
     _check_budget(sections["selection"].budget)
+    _check_target(sections["examples"].target)
     _check_arms(sections["finetuning"].arms)
     return Params(profile=raw["profile"], versions=_versions(raw["versions"]), **sections)
+
+
+def read_versions(path: Path = Path("params.yaml")) -> dict[str, Version]:
+    """Read and check the data versions alone.
+
+    Raises:
+        ParamsError: a version continues from itself, from one that is not there, or in a circle.
+    """
+    return _versions(_at(_load(path), "versions"))
 
 
 def needs(address: str, root: Path = Path(".")) -> tuple[list[str], dict[str, Any]]:
@@ -265,8 +174,32 @@ def _versions(raw: Any) -> dict[str, Version]:
         for name, values in _mapping(raw, "versions").items()
     }
     if not versions:
-        raise ParamsError("versions is empty; add one, such as v1: {raw: data/raw/v1}")
+        raise ParamsError("versions is empty; add one, such as v1: {raw: data/raw/v1, previous: base}")
+    if BASE in versions:
+        raise ParamsError(f"versions names {BASE!r}, which stands for what was before any version; give another name")
+    for name, version in versions.items():
+        _check_previous(name, version.previous, versions)
     return versions
+
+
+def _check_previous(name: str, previous: str, versions: Mapping[str, Version]) -> None:
+    """Refuse a version that does not lead back to the base."""
+    path = [name]
+    while previous != BASE:
+        if previous not in versions:
+            others = [*(known for known in versions if known != path[-1]), BASE]
+            raise ParamsError(
+                f"versions.{path[-1]} continues from {previous!r}{_hint(previous, others)}, which is not "
+                f"there; give one of {', '.join(others)}"
+            )
+        if previous in path:
+            circle = " -> ".join([*path[path.index(previous) :], previous])
+            raise ParamsError(
+                f"versions.{path[-1]} continues from {'itself' if previous == path[-1] else previous}: {circle}; "
+                f"the first version's previous is {BASE}"
+            )
+        path.append(previous)
+        previous = versions[previous].previous
 
 
 def _check_ranges(sections: Mapping[str, Any]) -> None:
@@ -277,8 +210,11 @@ def _check_ranges(sections: Mapping[str, Any]) -> None:
     for name in SHARES:
         if not 0 <= values[name] < 1:
             raise ParamsError(f"{name} is {values[name]}; it is a fraction, at least 0 and below 1")
-    if not values["finetuning.learning_rate"] > 0:
-        raise ParamsError(f"finetuning.learning_rate is {values['finetuning.learning_rate']}; it must be above 0")
+    if not 0 < values["selection.epsilon"] < 1:
+        raise ParamsError(f"selection.epsilon is {values['selection.epsilon']}; it is between 0 and 1")
+    for name in ("scores.less_learning_rate", "finetuning.learning_rate"):
+        if not values[name] > 0:
+            raise ParamsError(f"{name} is {values[name]}; it must be above 0")
     for name, counts in (("caps", values["selection.caps"]), ("floors", values["selection.floors"])):
         for topic, count in counts.items():
             if count < 0:
@@ -297,6 +233,23 @@ def _check_budget(budget: Mapping[str, Number]) -> None:
         raise ParamsError(f"selection.budget is fraction: {value}, over 100% of the pool; 0.3 stands for 30%")
     if kind != "fraction" and not isinstance(value, int):
         raise ParamsError(f"selection.budget is {kind}: {value}; it must be a whole number")
+
+
+def _check_target(target: Mapping[str, Any] | None) -> None:
+    if target is None:
+        return
+    _known(target, (*TARGETS, "rows"), "examples.target")
+    given = [key for key in TARGETS if key in target]
+    if len(given) != 1 or not isinstance(target[given[0]], str):
+        raise ParamsError(
+            f"examples.target is {dict(target)}; give the target task's rows by topic: NAME (rows of the pool) or by "
+            "path: NAME (a file or folder inside the version's raw folder), or null"
+        )
+    rows = target.get("rows")
+    if rows is not None and ("path" in target or not isinstance(rows, int) or rows < 1):
+        raise ParamsError(
+            f"examples.target.rows is {rows!r}; with topic it is at least 1 or null for all; with path all are taken"
+        )
 
 
 def _check_arms(arms: Mapping[str, list[int]]) -> None:

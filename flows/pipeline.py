@@ -7,7 +7,6 @@ for each stage, what it reads first:
 
 import fcntl
 import importlib
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows import dvcstate
 from flows.dvcstate import File, Planned
-from flows.stage import counted, refuse_edited, sources
+from flows.stage import counted, refuse_edited, say, sources
 
 LOCK = Path(".cache/flow.lock")
 SHARD_TASKS = 64  # per stage: the local server's limit is about 100 task runs per flow
@@ -78,11 +77,6 @@ def pipeline(versions: list[str]) -> list[Outcome]:
             outcomes.append(Outcome(planned.address, how, round(time.monotonic() - start, 1), tuple(files)))
             say(f"{planned.address:<16} {how} in {outcomes[-1].seconds} s")
     return outcomes
-
-
-def say(text: str) -> None:
-    """Print talk on stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def _wait(task: Any, run: Any, state: State) -> bool:

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,15 +21,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flows import params
-from flows.params import Params
-
-DATA = Path("data")
-CACHE = Path(".cache")
+from flows.rooms import CACHE, ROOMS, Map, folder
 
 T = TypeVar("T")
 R = TypeVar("R")
-Notes = Mapping[str, Any] | None  # what a room says of this one run
-Map = Callable[[Callable[[T], R], Sequence[T]], Iterator[R]]
 
 
 class InputsChanged(ValueError):  # noqa: N818
@@ -51,17 +45,11 @@ def run(name: str, version: str, *, map: Map | None = None) -> None:
     """
     address = f"{name}@{version}"
     with recorded(address, folder(name, version)) as notes:
+        from tasks.store import in_use
+
         values = params.read()
-        notes.update(ROOMS[name](values, version, map or partial(in_order, label=address)) or {})
-
-
-def folder(name: str, version: str) -> Path:
-    """Return the folder of a stage's artifacts.
-
-    >>> folder("utility", "v1").as_posix()
-    'data/utility/version=v1'
-    """
-    return DATA / name / f"version={version}"
+        with in_use(CACHE):
+            notes.update(ROOMS[name](values, version, map or partial(in_order, label=address)) or {})
 
 
 @contextmanager
@@ -155,6 +143,11 @@ def counted(results: Iterable[R], total: int, *, label: str) -> Iterator[R]:
             yield result
 
 
+def say(text: str) -> None:
+    """Print talk on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def _summary(digests: Mapping[str, str]) -> str:
     """Return one digest over files' paths and digests."""
     return hashlib.sha256("\n".join(f"{path} {digest}" for path, digest in digests.items()).encode()).hexdigest()
@@ -169,142 +162,6 @@ def _digest(path: Path) -> str:
         return "missing"
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _examples(values: Params, version: str, map: Map) -> Notes:
-    from tasks.examples import write_examples
-
-    return write_examples(
-        raw=Path(values.versions[version].raw),
-        out=folder("examples", version),
-        version=version,
-        model=_language(values),
-        template=values.utility.template,
-        held_out_share=values.audit.held_out_share,
-        **asdict(values.examples),
-    )
-
-
-def _embedding(values: Params, version: str, map: Map) -> Notes:
-    from tasks.embedding import write_embedding
-
-    return write_embedding(
-        examples=folder("examples", version),
-        out=folder("embedding", version),
-        store=CACHE / "embeddings",
-        version=version,
-        model=_encoder(values),
-        wanted=values.selection.rows_by == "delift" and values.utility.kernel == "neighbours",
-        **asdict(values.embedding),
-    )
-
-
-def _utility(values: Params, version: str, map: Map) -> Notes:
-    from tasks.utility import UtilitySettings, write_utility
-
-    return write_utility(
-        examples=folder("examples", version),
-        embedding=folder("embedding", version),
-        out=folder("utility", version),
-        store=CACHE / "pairs",
-        version=version,
-        model=_language(values),
-        settings=UtilitySettings(**asdict(values.utility)),
-        wanted=values.selection.rows_by == "delift",
-        map=map,
-    )
-
-
-def _selection(values: Params, version: str, map: Map) -> Notes:
-    from tasks.selection import SelectionSettings, write_selection
-
-    return write_selection(
-        examples=folder("examples", version),
-        utility=folder("utility", version),
-        out=folder("selection", version),
-        version=version,
-        settings=SelectionSettings(**asdict(values.selection)),
-    )
-
-
-def _finetuning(values: Params, version: str, map: Map) -> Notes:
-    from tasks.finetuning import FinetuningSettings, write_finetuning
-
-    return write_finetuning(
-        examples=folder("examples", version),
-        subset=folder("selection", version),
-        out=folder("finetuning", version),
-        scratch=CACHE / "finetuning" / version,
-        version=version,
-        model=_language(values),
-        settings=FinetuningSettings(**asdict(values.finetuning), template=values.utility.template),
-    )
-
-
-def _evaluation(values: Params, version: str, map: Map) -> Notes:
-    from tasks.evaluation import EvaluationSettings, write_evaluation
-
-    return write_evaluation(
-        examples=folder("examples", version),
-        arms=folder("finetuning", version),
-        out=folder("evaluation", version),
-        version=version,
-        model=_language(values),
-        embedding_model=_encoder(values),
-        settings=EvaluationSettings(**asdict(values.evaluation)),
-        template=values.utility.template,
-    )
-
-
-def _audit(values: Params, version: str, map: Map) -> Notes:
-    from tasks.audit import write_audit
-
-    return write_audit(
-        raw=Path(values.versions[version].raw),
-        examples=folder("examples", version),
-        utility=folder("utility", version),
-        selection=folder("selection", version),
-        evaluation=folder("evaluation", version),
-        out=folder("audit", version),
-        version=version,
-        budget=values.selection.budget,
-        caps=values.selection.caps,
-        floors=values.selection.floors,
-        held_out_share=values.audit.held_out_share,
-    )
-
-
-def _language(values: Params) -> Any:
-    from tasks.models import ModelChoice
-
-    chosen = values.models
-    return ModelChoice(
-        chosen.language, chosen.language_revision, chosen.device, dtype=chosen.dtype, max_tokens=chosen.max_tokens
-    )
-
-
-def _encoder(values: Params) -> Any:
-    from tasks.models import ModelChoice
-
-    chosen = values.models
-    return ModelChoice(
-        chosen.embedding,
-        chosen.embedding_revision,
-        chosen.device,
-        dtype=chosen.dtype,
-        max_tokens=values.embedding.max_tokens,
-    )
-
-
-ROOMS: Mapping[str, Callable[[Params, str, Map], Notes]] = {
-    "examples": _examples,
-    "embedding": _embedding,
-    "utility": _utility,
-    "selection": _selection,
-    "finetuning": _finetuning,
-    "evaluation": _evaluation,
-    "audit": _audit,
-}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -171,17 +171,20 @@ def copy_small(root: Path, model: str = "") -> None:
     shutil.copytree(SMALL, root, ignore=shutil.ignore_patterns("__pycache__"))
 
 
-def copy_seven(root: Path, model: str) -> None:
+def copy_real(root: Path, model: str) -> None:
     """Copy the real graph, with the toy model and a corpus of a few short rows."""
     for folder in ("tasks", "tamis"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for artifacts in (ROOT / "data").glob("*/version=base"):
+        shutil.copytree(artifacts, root / artifacts.relative_to(ROOT))
     shutil.copy(ROOT / "dvc.yaml", root)
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     for section, changes in TOY.items():
         values[section] |= changes
     values["models"] |= {"language": model, "embedding": model}
+    del values["versions"]["v2"]
     (root / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    for version, rows in (("v1", 30), ("v2", 36)):
+    for version, rows in (("v1", 30), ("v2", 60)):
         (root / f"data/raw/{version}").mkdir(parents=True)
         lines = [json.dumps(toy_row(place)) + "\n" for place in range(rows)]
         (root / f"data/raw/{version}/toys.jsonl").write_text("".join(lines))
@@ -197,7 +200,7 @@ TOY = {
     "profiles": {
         "demo": {
             "examples": {"pool_rows": 20, "held_out_rows": 4},
-            "utility": {"neighbours": 3},
+            "utility": {"neighbours": 3, "check_targets": 2},
             "finetuning": {"epochs": 1},
             "evaluation": {"new_tokens": 4},
         }
@@ -205,7 +208,7 @@ TOY = {
     "models": {"device": "cpu", "max_tokens": 128},
     "utility": {"shard_pairs": 16},
     "finetuning": {"arms": {"chosen": [0], "random": [0], "full": [0]}, "lora_rank": 2, "lora_alpha": 4},
-    "evaluation": {"bootstrap": 50},
+    "evaluation": {"bootstrap": 50, "demos": 1},
 }
 VERSIONS = "v1: {raw: raw/v1.txt}"
 GRAPHS = {
@@ -224,8 +227,8 @@ GRAPHS = {
         revisited="score/version=v1/score.txt",
         make=copy_small,
     ),
-    "seven": Graph(
-        stages=("examples", "embedding", "utility", "selection", "finetuning", "evaluation", "audit"),
+    "real": Graph(
+        stages=("examples", "embedding", "utility", "scores", "selection", "finetuning", "evaluation", "audit"),
         late=Change("params.yaml", "bootstrap: 50", "bootstrap: 60", ("evaluation@v1", "audit@v1")),
         failing=Change(
             "params.yaml",
@@ -242,7 +245,9 @@ GRAPHS = {
         ),
         store=".cache/pairs/*/part-*.parquet",
         comment=Change("tasks/selection.py", '"""', '# a comment\n"""', ("selection@v1",)),
-        version=Change("params.yaml", "raw: data/raw/v1", "raw: data/raw/v1\n  v2:\n    raw: data/raw/v2", ()),
+        version=Change(
+            "params.yaml", "previous: base", "previous: base\n  v2:\n    raw: data/raw/v2\n    previous: v1", ()
+        ),
         deleted=(
             "utility/version=v1/utility.parquet",
             "audit/version=v1/audit.parquet",
@@ -251,6 +256,6 @@ GRAPHS = {
         tampered="selection/version=v1/subset.parquet",
         killed="metrics.json",
         revisited="selection/version=v1/subset.parquet",
-        make=copy_seven,
+        make=copy_real,
     ),
 }

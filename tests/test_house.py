@@ -11,8 +11,20 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("examples", "embedding", "utility", "selection", "finetuning", "evaluation", "audit")
-HELPERS = {"artifacts", "schemas", "models", "pairstore"}
+STAGES = ("examples", "embedding", "utility", "scores", "selection", "finetuning", "evaluation", "audit")
+HELPERS = {
+    "artifacts",
+    "schemas",
+    "models",
+    "pairstore",
+    "rawfiles",
+    "trainer",
+    "questions",
+    "store",
+    "comparison",
+    "warmup",
+    "scorer",
+}
 STANDARD = set(__import__("sys").stdlib_module_names)
 
 NUMBERS = {"numpy", "torch", "jaxtyping"}
@@ -26,6 +38,7 @@ ROOMS_MAY = {
     "accelerate",
     "safetensors",
     "rouge_score",
+    "matplotlib",
 }
 FLOWS_MAY = {"prefect", "prefect_dask", "typer", "rich", "tasks", "flows"}
 LOADERS_MAY = {*ROOMS_MAY, "huggingface_hub"}

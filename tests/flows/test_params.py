@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows import params
+from flows import params, sections
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,10 +60,28 @@ def test_another_profile_gives_other_values(tmp_path):
         ({"profile": "dmo"}, r"unknown profile 'dmo' (did you mean 'demo'?); known: demo, full"),
         ({"utility__template": "chatt"}, "utility.template must be chat or delift, got 'chatt' (did you mean 'chat'?)"),
         ({"utility__distance": "kl"}, "utility.distance must be probability or log_likelihood, got 'kl'"),
-        ({"utility__kernel": "dense"}, "utility.kernel must be exact or neighbours, got 'dense'"),
-        ({"selection__rows_by": "delft"}, "selection.rows_by must be delift or random, got 'delft' (did you mean"),
+        ({"utility__kernel": "dense"}, "utility.kernel must be exact or neighbours or landmarks, got 'dense'"),
+        (
+            {"selection__rows_by": "delft"},
+            "selection.rows_by must be delift or random or longest or embedding or perplexity or ifd or selectit or "
+            "deft_ucs or less, got 'delft' (did you mean 'delift'?)",
+        ),
+        (
+            {"selection__optimiser": "greedy"},
+            "selection.optimiser must be lazy or stochastic or partition, got 'greedy'",
+        ),
+        ({"selection__epsilon": 1}, "selection.epsilon is 1; it is between 0 and 1"),
+        ({"selection__nu": -0.5}, "selection.nu is -0.5; it must be at least 0"),
+        ({"examples__target": {"topc": "git"}}, "examples.target has an unknown 'topc' (did you mean 'topic'?)"),
+        (
+            {"examples__target": {"rows": 3}},
+            "examples.target is {'rows': 3}; give the target task's rows by topic: NAME",
+        ),
+        ({"examples__target": {"topic": "git", "path": "git"}}, "give the target task's rows by topic: NAME"),
+        ({"examples__target": {"topic": "git", "rows": 0}}, "examples.target.rows is 0; with topic it is at least 1"),
+        ({"examples__target": {"path": "git", "rows": 9}}, "with path all are taken"),
         ({"finetuning__method": "qlora"}, "finetuning.method must be lora or full, got 'qlora' (did you mean 'lora'?)"),
-        ({"profiles__demo__utility": {"neighbours": 0}}, "utility.neighbours is 0; it must be at least 1"),
+        ({"profiles__demo__utility__neighbours": 0}, "utility.neighbours is 0; it must be at least 1"),
         ({"utility__pack_tokens": "many"}, "utility.pack_tokens must be a whole number, got 'many'"),
         (
             {"utility__neighbors": 4},
@@ -80,9 +98,19 @@ def test_another_profile_gives_other_values(tmp_path):
         ({"selection__budget": {"count": 1.5}}, "selection.budget is count: 1.5; it must be a whole number"),
         ({"selection__budget": {"percent": 30}}, "selection.budget has an unknown 'percent'"),
         ({"selection__caps": {"food": -1}}, "selection.caps.food is -1; rows are counted from 0"),
-        ({"versions__v1": {}}, "versions.v1 lacks raw; add it"),
-        ({"versions": {}}, "versions is empty; add one, such as v1: {raw: data/raw/v1}"),
-        ({"versions__v1__previous": "v0"}, "versions.v1 has an unknown 'previous'; known: raw"),
+        ({"versions__v1": {}}, "versions.v1 lacks raw, previous; add them"),
+        ({"versions": {}}, "versions is empty; add one, such as v1: {raw: data/raw/v1, previous: base}"),
+        (
+            {"versions__v2__previous": "v0"},
+            "versions.v2 continues from 'v0', which is not there; give one of v1, base",
+        ),
+        (
+            {"versions__v1__previous": "v1"},
+            "versions.v1 continues from itself: v1 -> v1; the first version's previous is base",
+        ),
+        ({"versions__v1__previous": "v2"}, "versions.v2 continues from v1: v1 -> v2 -> v1; the first version's"),
+        ({"versions__base": {"raw": "a", "previous": "v1"}}, "versions names 'base', which stands for what was before"),
+        ({"versions__v2": {"raw": "a"}}, "versions.v2 lacks previous; add it"),
         ({"finetuning__arms": {"chosen": 0}}, "finetuning.arms must be `name: a list of whole numbers` pairs"),
         ({"finetuning__arms": {"chosen": []}}, "finetuning.arms.chosen is []; give a list of different seeds"),
         ({"finetuning__arms": {"random": [1, 1]}}, "finetuning.arms.random is [1, 1]; give a list of different seeds"),
@@ -101,7 +129,7 @@ def test_another_profile_gives_other_values(tmp_path):
         ({"evaluation__confidence": 95}, "evaluation.confidence is 95; it is a fraction, at least 0 and below 1"),
         ({"profiles__demo__selection": {}}, "profiles.demo has an unknown 'selection'"),
         ({"profiles__demo__utility": REMOVED}, "profiles.demo lacks utility; add it (an empty one is written {})"),
-        ({"profiles__demo__utility": {}}, "utility lacks neighbours; add it"),
+        ({"profiles__demo__utility": {}}, "utility lacks neighbours, check_targets; add them"),
         ({"profiles__demo__utility__template": "chat"}, "profiles.demo.utility.template is read by examples, fine"),
         ({"profiles__demo__utility__kernel": "exact"}, "profiles.demo.utility.kernel is read by embedding as well"),
         ({"models": "llama"}, "models must hold `name: value` lines, got 'llama'"),
@@ -120,7 +148,7 @@ def test_what_every_profile_gives_stands_nowhere_else():
 
 
 def test_value_that_no_profile_gives_is_read_from_its_section(tmp_path):
-    changes = {"profiles__demo__utility": {}, "utility__neighbours": 5}
+    changes = {"profiles__demo__utility": {}, "utility__neighbours": 5, "utility__check_targets": 0}
     assert params.read(write(tmp_path, changes)).utility.neighbours == 5
 
 
@@ -137,7 +165,7 @@ def test_needs_are_the_files_and_values_that_dvc_lists(monkeypatch):
     files, values = params.needs("utility@v1")
     assert files[:2] == ["data/examples/version=v1/examples.parquet", "data/embedding/version=v1/embedding.parquet"]
     assert values["selection.rows_by"] == "delift"
-    assert values["profiles.demo.utility"] == {"neighbours": 8}
+    assert values["profiles.demo.utility"] == {"neighbours": 8, "check_targets": 4}
 
 
 def test_needs_equal_what_dvc_resolves(monkeypatch):
@@ -158,12 +186,12 @@ def test_unknown_stage_is_refused_with_those_that_exist(address, monkeypatch):
         params.needs(address)
 
 
-@pytest.mark.parametrize("name", ["utility", "selection", "finetuning", "evaluation"])
+@pytest.mark.parametrize("name", ["examples", "utility", "scores", "selection", "finetuning", "evaluation"])
 def test_every_section_has_the_fields_of_its_rooms_settings(name):
     from importlib import import_module
 
     settings = getattr(import_module(f"tasks.{name}"), f"{name.title()}Settings")
-    ours = {field.name for field in fields(getattr(params, name.title()))}
+    ours = {field.name for field in fields(getattr(sections, name.title()))}
     theirs = {field.name for field in fields(settings)}
     assert theirs - ours <= {"template"}
     assert ours - theirs == set()

@@ -1,6 +1,6 @@
 """One graph, two drivers: whichever ran last, the other finds nothing to do.
 
-Over the small graph (no torch) in the daily suite, over the real seven stages with the toy model when slow tests run;
+Over the small graph (no torch) in the daily suite, over the real graph with the toy model when slow tests run;
 of these, three are run daily.
 """
 
@@ -24,8 +24,8 @@ DAILY = ("fresh_run", "changed_back", "at_shard_three")
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "graph" in metafunc.fixturenames and "edited" not in metafunc.function.__name__:
         daily = any(word in metafunc.function.__name__ for word in DAILY)
-        seven = pytest.param(GRAPHS["seven"], marks=[] if daily else pytest.mark.slow, id="seven")
-        metafunc.parametrize("graph", [pytest.param(GRAPHS["small"], id="small"), seven], scope="session")
+        real = pytest.param(GRAPHS["real"], marks=[] if daily else pytest.mark.slow, id="real")
+        metafunc.parametrize("graph", [pytest.param(GRAPHS["small"], id="small"), real], scope="session")
 
 
 @pytest.fixture(params=DRIVERS)

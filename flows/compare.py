@@ -1,0 +1,172 @@
+"""Selectors side by side: every one at every budget with every seed, random rows always among them.
+
+for each selector, budget and seed:
+    score what the selector reads, choose rows, train on them, measure the held-out losses
+then say how far each is from random rows, with intervals, and what it cost
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, get_args, get_type_hints
+
+from flows import params
+from flows.rooms import folder, language
+from flows.sections import Params, Selection
+from flows.stage import fingerprint, say
+from flows.trials import Trial, attempt, conclude
+
+SELECTORS = get_args(get_type_hints(Selection)["rows_by"])
+LOSSES = "losses.json"
+SCORING = ("embedding", "utility", "scores")  # stages whose cost is the selector's
+SEEDED = ("random", "deft_ucs")  # selectors whose choice depends on selection.seed
+BY_OBJECTIVE = ("delift", "embedding")  # those whose optimiser's may
+
+
+class CompareError(ValueError):
+    """Selectors cannot be compared as asked."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is compared: a selector at a budget."""
+
+    selector: str
+    budget: str  # as it was written: 0.1, 48
+
+
+def compare(version: str, *, selectors: Sequence[str], budgets: Sequence[str], seeds: int) -> list[dict[str, Any]]:
+    """Compare selectors on a data version, write `data/comparison/version=<v>/`, and return a row per cell.
+
+    Args:
+        version: from params.yaml; the version that it continues from must have been run.
+        selectors: words of selection.rows_by; `random` is added where it is missing.
+        budgets: fractions of the pool (with a point, at most 1) or counts of rows.
+        seeds: of training, and of what is drawn: 0 to seeds - 1.
+
+    Raises:
+        CompareError: an unknown selector, a budget that is none, no seed.
+    """
+    from tasks.comparison import write_comparison
+
+    values = params.read()
+    if version not in values.versions:
+        raise CompareError(f"there is no data version {version!r}; params.yaml has {', '.join(values.versions)}")
+    cells = plan(selectors, budgets)
+    if seeds < 1:
+        raise CompareError(f"seeds is {seeds}; give at least 1")
+    examples = attempt("examples", version, values, {})
+    trials, base = [], []
+    for place, cell in enumerate(cells, start=1):
+        for seed in range(seeds):
+            say(f"{cell.selector} at {cell.budget}, seed {seed} ({place} of {len(cells)} cells)")
+            found, base = run_cell(cell, seed, version, values, examples)
+            trials.append(found)
+    inputs = {name: value for name, value in fingerprint(f"examples@{version}").items() if "/" in name}
+    settings = {"resamples": values.evaluation.bootstrap, "confidence": values.evaluation.confidence}
+    out = folder("comparison", version)
+    return write_comparison(
+        trials, base, out=out, version=version, inputs=inputs, seed=values.evaluation.seed, **settings
+    )
+
+
+def plan(selectors: Sequence[str], budgets: Sequence[str]) -> list[Cell]:
+    """Return the cells, random rows first at every budget.
+
+    >>> [(cell.selector, cell.budget) for cell in plan(["longest"], ["0.1"])]
+    [('random', '0.1'), ('longest', '0.1')]
+    """
+    unknown = [name for name in selectors if name not in SELECTORS]
+    if unknown:
+        raise CompareError(f"unknown selector {unknown[0]!r}; known: {', '.join(SELECTORS)}")
+    if not budgets:
+        raise CompareError("no budget is given; give fractions of the pool such as 0.1,0.3, or counts of rows")
+    names = dict.fromkeys(["random", *selectors])
+    return [Cell(name, budget) for budget in dict.fromkeys(budgets) for name in names if read_budget(budget)]
+
+
+def read_budget(text: str) -> dict[str, int | float]:
+    """Return a budget as params.yaml writes it.
+
+    >>> read_budget("0.1"), read_budget("48")
+    ({'fraction': 0.1}, {'count': 48})
+    """
+    try:
+        budget = {"count": int(text)} if text.isdigit() else {"fraction": float(text)}
+    except ValueError:
+        budget = {}
+    amount = next(iter(budget.values()), 0)
+    if not amount > 0 or ("fraction" in budget and amount > 1):
+        raise CompareError(f"{text!r} is no budget; give a fraction of the pool such as 0.1, or a count of rows")
+    return budget
+
+
+def run_cell(cell: Cell, seed: int, version: str, values: Params, examples: Trial) -> tuple[Any, list[float]]:
+    """Return what a selector reaches at a budget with a seed, and the losses of the base model."""
+    from tasks.comparison import Trial as Compared
+
+    drawn = cell.selector in SEEDED or (
+        values.selection.optimiser != "lazy" and cell.selector in ("delift", "embedding")
+    )
+    choice = {"rows_by": cell.selector, "budget": read_budget(cell.budget), "seed": seed if drawn else 0}
+    arms = {"chosen": [seed]}
+    values = replace(
+        values,
+        selection=replace(values.selection, **choice),
+        finetuning=replace(values.finetuning, arms=arms, whole_model=False),
+    )
+    done = {"examples": examples}
+    for name in ("embedding", "utility", "scores", "selection", "finetuning"):
+        done[name] = attempt(name, version, values, done)
+    ids, losses, base = measure(values, done)
+    chosen = json.loads((done["selection"].folder / "selection.json").read_text(encoding="utf-8"))
+    return Compared(
+        selector=cell.selector,
+        budget=cell.budget,
+        seed=seed,
+        rows=chosen["chosen_rows"],
+        share=chosen["chosen_fraction"],
+        ids=ids,
+        losses=losses,
+        scoring_seconds=sum(done[name].notes.get("scoring_seconds", 0.0) for name in SCORING),
+        selecting_seconds=done["selection"].seconds,
+        training_seconds=done["finetuning"].seconds,
+    ), base
+
+
+def measure(values: Params, done: Mapping[str, Trial]) -> tuple[list[str], list[float], list[float]]:
+    """Return the held-out rows, the losses of the trained model on them, and those of the base model."""
+    from tasks.evaluation import measure_losses
+
+    found = []
+    for home, arms in ((done["finetuning"].folder, done["finetuning"].folder), (done["examples"].folder, None)):
+        if not (home / LOSSES).exists():
+            model, template = language(values), values.utility.template
+            record = measure_losses(examples=done["examples"].folder, arms=arms, model=model, template=template)
+            conclude(home / LOSSES, record)
+        found.append(json.loads((home / LOSSES).read_text(encoding="utf-8")))
+    (trained,) = found[0]["losses"].values()
+    return found[0]["ids"], trained, found[1]["losses"]["base"]
+
+
+def repeat(version: str, seeds: int = 5) -> list[dict[str, Any]]:
+    """Return what becomes of repeated rows of a version that are left in the pool, per topic.
+
+    Facility location over embeddings gains nothing from a row that it has already; random rows know nothing of that.
+    """
+    from tasks.comparison import count_repeats
+
+    values = params.read()
+    everything = {"distinct": False, "ground_set": "all", "target": None, "pool_rows": None}
+    values = replace(values, examples=replace(values.examples, **everything))
+    examples = attempt("examples", version, values, {})
+    choices = [("embedding", 0), *(("random", seed) for seed in range(seeds))]
+    folders = []
+    for selector, seed in choices:
+        choice = {"rows_by": selector, "objective": "facility_location", "caps": {}, "floors": {}, "seed": seed}
+        chosen = replace(values, selection=replace(values.selection, **choice))
+        done = {"examples": examples}
+        for name in ("embedding", "utility", "scores", "selection"):
+            done[name] = attempt(name, version, chosen, done)
+        folders.append(done["selection"].folder)
+    return count_repeats(examples.folder, folders[0], folders[1:])

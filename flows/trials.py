@@ -1,0 +1,95 @@
+"""Stages run apart from the project's artifacts, with other parameters, each once: what `tamis compare` is made of.
+
+A trial lies in `.cache/trials/<stage>/<key>`; the key digests all that dvc.yaml says the stage depends on (code, files,
+parameters) and the trials that it reads. So an interrupted comparison goes on where it was, and another one shares what
+they have in common. The stores of scored pairs, vectors and scores are those of the project.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flows.rooms import CACHE, ROOMS, folder
+from flows.sections import Params
+from flows.stage import fingerprint, in_order
+
+TRIALS = CACHE / "trials"
+DONE = "done.json"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A stage that was run apart."""
+
+    key: str  # digest of all that it depends on
+    folder: Path  # its artifacts
+    seconds: float  # that it took, in the attempt that finished it
+    resumed: bool  # an earlier attempt was interrupted, whose seconds are not counted
+    notes: Mapping[str, Any]  # what the room said
+
+
+def attempt(name: str, version: str, values: Params, upstream: Mapping[str, Trial]) -> Trial:
+    """Run a stage apart, unless that is done already.
+
+    Args:
+        name: the stage.
+        version: the data version.
+        values: the parameters, which may differ from params.yaml.
+        upstream: trials by stage; what is not among them is read from the project's artifacts.
+    """
+    key = digest(name, version, values, upstream)
+    home = TRIALS / name / key
+
+    def where(stage: str, of: str) -> Path:
+        if of != version or (stage != name and stage not in upstream):
+            return folder(stage, of)
+        return home if stage == name else upstream[stage].folder
+
+    if not (home / DONE).exists():
+        from tasks.store import in_use
+
+        resumed = home.exists()
+        home.mkdir(parents=True, exist_ok=True)
+        start = time.monotonic()
+        with in_use(CACHE):
+            notes = ROOMS[name](values, version, partial(in_order, label=f"{name}@{version}"), where) or {}
+        shutil.rmtree(home / "scratch", ignore_errors=True)
+        conclude(home / DONE, {"seconds": time.monotonic() - start, "resumed": resumed, "notes": dict(notes)})
+    return Trial(key, home, **json.loads((home / DONE).read_text(encoding="utf-8")))
+
+
+def conclude(path: Path, record: Mapping[str, Any]) -> None:
+    """Write what a trial gave, whole or not at all."""
+    from tasks.artifacts import write_json
+
+    write_json(record, path)
+
+
+def digest(name: str, version: str, values: Params, upstream: Mapping[str, Trial]) -> str:
+    """Return a digest of all that a trial depends on."""
+    own = re.compile(rf"data/(\w+)/version={re.escape(version)}/")
+    facts: dict[str, Any] = {"stage": name, "version": version}
+    for what, found in fingerprint(f"{name}@{version}").items():
+        made_by = own.match(what)
+        if made_by and made_by[1] in upstream:
+            facts[made_by[1]] = upstream[made_by[1]].key
+        elif "/" not in what:
+            facts[what] = _value(values, what)
+        else:
+            facts[what] = found
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _value(values: Any, dotted: str) -> Any:
+    """Return the value of a parameter that dvc.yaml names; a profile's section is part of the section itself."""
+    parts = dotted.split(".")
+    for part in parts[2:] if parts[0] == "profiles" else parts:
+        values = values[part] if isinstance(values, Mapping) else getattr(values, part)
+    return asdict(values) if is_dataclass(values) else values

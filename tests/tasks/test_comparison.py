@@ -1,0 +1,74 @@
+"""A comparison's tables, curve and picture."""
+
+import csv
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from tasks import schemas
+from tasks.artifacts import provenance, read_table
+from tasks.comparison import Trial, write_comparison
+
+IDS = [f"{place:032x}" for place in range(12)]
+
+
+def make_trials(seed=0):
+    generator = np.random.default_rng(seed)
+    easy = generator.normal(3, 0.5, len(IDS))
+    return [
+        Trial(
+            name, budget, run, round(100 * share), share, IDS, (easy + shift - share).tolist(), cost, 0.5, 100 * share
+        )
+        for name, shift, cost in (("delift", -0.1, 60.0), ("random", 0.0, 0.0))
+        for budget, share in (("0.1", 0.1), ("0.3", 0.3))
+        for run in range(2)
+    ]
+
+
+@pytest.fixture
+def written(tmp_path):
+    settings = {"inputs": {"a": "b"}, "resamples": 50, "confidence": 0.9, "seed": 0}
+    return write_comparison(make_trials(), [4.0] * len(IDS), out=tmp_path, version="v1", **settings)
+
+
+def test_the_table_has_a_row_per_selector_and_budget_with_its_whole_cost(written, tmp_path):
+    rows = read_table(tmp_path / "comparison.parquet", schemas.COMPARISON).to_pylist()
+    assert [(row["selector"], row["budget"]) for row in rows] == [
+        ("random", "0.1"),
+        ("delift", "0.1"),
+        ("random", "0.3"),
+        ("delift", "0.3"),
+    ]
+    delift = rows[1]
+    assert (delift["rows"], delift["seeds"], delift["share"]) == (10, 2, 0.1)
+    assert delift["total_seconds"] == pytest.approx(60.0 + 0.5 + 10.0)
+    assert delift["minus_random"] == pytest.approx(-0.1)
+    assert rows == written
+    assert provenance(tmp_path / "comparison.parquet")["parameters"]["selectors"] == ["delift", "random"]
+
+
+def test_every_loss_is_kept(written, tmp_path):
+    table = read_table(tmp_path / "compared.parquet", schemas.COMPARED)
+    assert table.num_rows == 2 * 2 * 2 * len(IDS)
+    first = make_trials()[0]
+    found = [row["loss"] for row in table.to_pylist()[: len(IDS)]]
+    assert found == pytest.approx(first.losses, abs=1e-6)
+
+
+def test_the_curve_is_the_tables(written, tmp_path):
+    with open(tmp_path / "comparison.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["selector"], float(row["loss"])) for row in rows] == [
+        (row["selector"], row["loss"]) for row in written
+    ]
+
+
+def test_the_picture_can_be_looked_at_and_is_the_same_each_time(written, tmp_path):
+    first = (tmp_path / "comparison.png").read_bytes()
+    pixels = imread(tmp_path / "comparison.png")
+    assert pixels.shape == (600, 960, 4)
+    assert len(np.unique(pixels.reshape(-1, 4), axis=0)) > 20
+    settings = {"inputs": {"a": "b"}, "resamples": 50, "confidence": 0.9, "seed": 0}
+    write_comparison(make_trials(), [4.0] * len(IDS), out=tmp_path, version="v1", **settings)
+    assert (tmp_path / "comparison.png").read_bytes() == first
