@@ -1,6 +1,7 @@
-# The lines that people and CI run. PYTHON is a Python 3.11 or 3.12 with venv; VERSION is the data version of the demo.
+# The lines that people and CI run. PYTHON is a Python 3.11 or 3.12 with venv; VERSION is a data version of
+# the demo; all, where none is given.
 PYTHON ?= python3
-VERSION ?= v1
+VERSION ?=
 BIN := .venv/bin
 
 .PHONY: setup demo test test-slow lint bench
@@ -18,6 +19,7 @@ setup: .venv/installed
 
 demo: setup
 	$(BIN)/tamis run $(VERSION)
+	$(if $(VERSION),,$(BIN)/tamis repeats v2)
 
 test: setup
 	$(BIN)/python -m pytest -q
@@ -32,4 +34,6 @@ lint: setup
 # DATA is a JSONL file with prompt and response; there is no default.
 bench: setup
 	$(BIN)/python benchmarks/utility.py --data $(DATA)
+	$(BIN)/python benchmarks/approximation.py --data $(DATA) --rows 80
 	$(BIN)/python benchmarks/selection.py
+	$(BIN)/python benchmarks/scale.py

@@ -24,8 +24,9 @@ from utility import sample, timed
 
 from tamis.budgets import Budget, draw, resolve
 from tamis.examples import identify
+from tamis.pairs import plan_rounds
 from tamis.selection import choose, evaluate
-from tamis.utility import missed, plan_rounds
+from tamis.utility import missed
 from tasks import models, schemas
 from tasks.artifacts import Provenance, read_table, write_table
 from tasks.embedding import write_embedding

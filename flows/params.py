@@ -22,6 +22,7 @@ SHARED = {  # values that another stage reads, too
     "utility.kernel": "embedding",
 }
 TARGETS = ("topic", "path")
+BY_OBJECTIVE = ("delift", "embedding")  # selectors that have an objective
 ARMS = ("chosen", "random", "full")
 AT_LEAST = {
     "models.max_tokens": 1,
@@ -80,6 +81,7 @@ def read(path: Path = Path("params.yaml")) -> Params:
     _check_ranges(sections)
     _check_budget(sections["selection"].budget)
     _check_target(sections["examples"].target)
+    _check_objective(sections)
     _check_arms(sections["finetuning"].arms)
     return Params(profile=raw["profile"], versions=_versions(raw["versions"]), **sections)
 
@@ -249,6 +251,23 @@ def _check_target(target: Mapping[str, Any] | None) -> None:
     if rows is not None and ("path" in target or not isinstance(rows, int) or rows < 1):
         raise ParamsError(
             f"examples.target.rows is {rows!r}; with topic it is at least 1 or null for all; with path all are taken"
+        )
+
+
+def _check_objective(sections: Mapping[str, Any]) -> None:
+    """Refuse what selection would refuse after hours of scoring."""
+    chosen, count = sections["selection"], sections["selection"].budget.get("count", 0)
+    aim = chosen.rows_by in BY_OBJECTIVE and chosen.objective == "mutual_information"
+    if aim and sections["examples"].target is None:
+        raise ParamsError(
+            "selection.objective is mutual_information but examples.target is null; name the target task's rows, such "
+            "as {topic: NAME, rows: 32}"
+        )
+    utility = sections["utility"]
+    if chosen.rows_by == "delift" and utility.kernel == "landmarks" and count > utility.landmarks:
+        raise ParamsError(
+            f"selection.budget is count: {count}, but kernel landmarks scores {utility.landmarks} demos, and no others "
+            "can be chosen; raise utility.landmarks or lower the budget"
         )
 
 

@@ -102,7 +102,7 @@ class Selection:
     optimiser: Literal["lazy", "stochastic", "partition"]  # of the objective
     epsilon: Number  # of the stochastic optimiser: smaller looks at more rows
     partitions: int  # of the partition optimiser
-    seed: int  # for rows_by: random
+    seed: int  # of selectors random and deft_ucs, of optimisers stochastic and partition
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def _tell_rows(audit: Mapping[str, Any]) -> list[str]:
 def _tell_changes(continual: Mapping[str, Any]) -> list[str]:
     """Return a note per arm on what it forgot of the version before, then on what it learnt of the new one."""
     previous, notes = continual["previous"], []
-    for measured, held_out in (("stability", f"{previous}'s held-out rows"), ("plasticity", "new held-out rows")):
+    for measured, held_out in (("stability", f"{previous}'s held-out rows"), ("plasticity", "its own held-out rows")):
         for name, gain in continual[measured].items():
             change, low, high = (0 - gain[key] for key in ("loss", "high", "low"))
             verdict = "learnt" if high < 0 else "forgotten" if low > 0 else "no clear change"

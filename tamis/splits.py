@@ -129,7 +129,9 @@ def sample(topics: Mapping[str, str], rows: int | None, seed: int) -> set[str]:
     return {each for topic, ids in ranked.items() for each in ids[: shares[topic]]}
 
 
-def assign_sides(prompts: Sequence[str], is_target: Sequence[bool], *, held_out_in: int, seed: int) -> list[str]:
+def assign_sides(
+    prompts: Sequence[str], is_target: Sequence[bool], *, held_out_in: int, seed: int, measured: Iterable[str] = ()
+) -> list[str]:
     """Return the side of each row: `target` where it is marked so, else `held_out` or `pool` by its prompt.
 
     Args:
@@ -137,6 +139,7 @@ def assign_sides(prompts: Sequence[str], is_target: Sequence[bool], *, held_out_
         is_target: rows that were given as the target task's.
         held_out_in: one prompt in so many is held out (`is_held_out`).
         seed: of the split.
+        measured: prompts that the version before is measured on, which are measured on again.
 
     Raises:
         SplitError: a target row has the prompt of a held-out row.
@@ -145,10 +148,9 @@ def assign_sides(prompts: Sequence[str], is_target: Sequence[bool], *, held_out_
     ['target', 'held_out']
     """
     held_out = [is_held_out(prompt, seed=seed, held_out_in=held_out_in) for prompt in prompts]
-    measured = {
-        fold(prompt) for prompt, out, task in zip(prompts, held_out, is_target, strict=True) if out and not task
-    }
-    places = [place for place, task in enumerate(is_target) if task and fold(prompts[place]) in measured]
+    asked = {fold(prompt) for prompt in measured}
+    asked |= {fold(prompt) for prompt, out, task in zip(prompts, held_out, is_target, strict=True) if out and not task}
+    places = [place for place, task in enumerate(is_target) if task and fold(prompts[place]) in asked]
     if places:
         raise SplitError(
             f"{len(places)} of {sum(is_target)} target rows have the prompt of a held-out row, first rows {places[:3]} "
@@ -260,14 +262,15 @@ def tell_earlier(ids: Sequence[str], before: Before) -> list[str | None]:
 def find_withdrawn(ids: Sequence[str], keys: Sequence[tuple], before: Before) -> list[tuple[int, str | None]]:
     """Return the places of examples of the version before that are here no more, each with the id in its place, if any.
 
-    An example that was edited has the first example with its key in its place.
+    An example that was edited has in its place the first example with its key that did not stand there before.
 
     >>> find_withdrawn(["1", "2"], [("a",), ("b",)], Before(["1", "8", "9"], [("a",), ("b",), ("c",)], [], []))
     [(1, '2'), (2, None)]
     """
-    here, instead = set(ids), {}
+    here, known, instead = set(ids), set(before.ids), {}
     for each, key in zip(ids, keys, strict=True):
-        instead.setdefault(key, each)
+        if each not in known:
+            instead.setdefault(key, each)
     gone = [place for place, each in enumerate(before.ids) if each not in here]
     return [(place, instead.get(before.keys[place])) for place in gone]
 

@@ -85,7 +85,8 @@ def write_examples(
     refuse_bad_rows(reading, settings.on_bad_row)
 
     before = read_before(previous_examples, previous_subset)
-    division = divide(reading.columns, make_before(before), settings, Path(raw))
+    measured = [row["prompt"] for row in before if row["used"] and row["split"] == splits.HELD_OUT]
+    division = divide(reading.columns, make_before(before), measured, settings, Path(raw))
     refuse_empty_sides(division, settings)
     old = previous_examples / "examples.parquet", previous_subset / "subset.parquet"
     made = _trace([*files.values(), *old], version, model, template, settings)
@@ -117,13 +118,19 @@ def make_before(rows: list[dict[str, Any]]) -> Before:
     return Before([row["id"] for row in rows], keys, offered, learnt)
 
 
-def divide(columns: Mapping[str, list], before: Before, settings: ExamplesSettings, raw: Path) -> Division:
-    """Give each row its id, its side, what is new about it, and whether later stages use it."""
+def divide(
+    columns: Mapping[str, list], before: Before, measured: list[str], settings: ExamplesSettings, raw: Path
+) -> Division:
+    """Give each row its id, its side, what is new about it, and whether later stages use it.
+
+    Prompts that the version before is `measured` on are kept out of the target task.
+    """
     texts = zip(columns["prompt"], columns["response"], columns["instruction"], strict=True)
     ids = [identify(*text) for text in texts]
     target = settings.target or {}
     is_target = [is_of_target(file, raw, target.get("path")) for file in columns["file"]]
-    sides = splits.assign_sides(columns["prompt"], is_target, held_out_in=settings.held_out_in, seed=settings.seed)
+    drawn = {"held_out_in": settings.held_out_in, "seed": settings.seed, "measured": measured}
+    sides = splits.assign_sides(columns["prompt"], is_target, **drawn)
     changes = splits.tell_changes(ids, list(_keys(columns)), before)
     rows = Rows(ids, splits.link_duplicates(ids), sides, columns["topic"], changes)
     if "topic" in target:

@@ -311,7 +311,7 @@ def check(rows: Rows, budget: Budget, picks: Picks, source: Path) -> Mapping[str
     kernel = scale(cut(pairs, names, source), "relu", names)
     return {
         "targets": len(targets),
-        "objective_share": share_of_all(kernel, picks.order),
+        "facility_location_share": share_of_all(kernel, picks.order),
         "random_share": share_of_random(kernel, budget, draws=DRAWS),
     }
 

@@ -14,11 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import tamis.language_model
+import tamis.pairs
 import tamis.templates
 import tamis.utility
 from tamis.language_model import Group, NonFiniteError, score_responses
+from tamis.pairs import KERNELS, fits
 from tamis.templates import Encoding, encode, join_instruction
-from tamis.utility import KERNELS, Missed, fits, gain, measure, missed
+from tamis.utility import Missed, gain, measure, missed
 from tasks import models, pairstore, schemas
 from tasks.artifacts import Provenance, digest, digest_code, digest_inputs, read_table, write_json, write_table
 from tasks.scorer import model_lock, scoring_model
@@ -63,7 +65,7 @@ class Pool:
     """The examples that stand in a pair, tokenised once."""
 
     ids: list[str]  # by row
-    sets: tamis.utility.Sets  # ground: the used pool; task: the target task; learnt: what an earlier version chose
+    sets: tamis.pairs.Sets  # ground: the used pool; task: the target task; learnt: what an earlier version chose
     encoding: Encoding
 
     @property
@@ -193,13 +195,13 @@ def choose_pairs(work: Shard, pool: Pool, vectors: Path, map: Map) -> tuple[np.n
     if settings.kernel not in KERNELS:
         raise ValueError(f"unknown kernel {settings.kernel!r}; known: {', '.join(KERNELS)}")
     if settings.kernel == "exact":
-        return tamis.utility.pairs_of_all(pool.sets), none, Counter()
+        return tamis.pairs.pairs_of_all(pool.sets), none, Counter()
     table = read_table(vectors)
     place = {name: row for row, name in enumerate(table["id"].to_pylist())}
     flat = np.asarray(table["embedding"].combine_chunks().flatten()).reshape(table.num_rows, -1)
     found = flat[[place[name] for name in pool.ids]]
     if settings.kernel == "neighbours":
-        return tamis.utility.pairs_of_neighbours(pool.sets, found, settings.neighbours), none, Counter()
+        return tamis.pairs.pairs_of_neighbours(pool.sets, found, settings.neighbours), none, Counter()
     return find_landmarks(work, pool, found, map)
 
 
@@ -208,17 +210,17 @@ def find_landmarks(work: Shard, pool: Pool, vectors: np.ndarray, map: Map) -> tu
     settings, ground = work.settings, pool.sets["ground"]
     count = len(ground) if settings.landmark_targets is None else min(settings.landmark_targets, len(ground))
     targets = np.random.default_rng(settings.seed).permutation(ground)[:count]
-    rounds, tried, scored = tamis.utility.plan_rounds(len(ground), settings.landmarks, count), [], Counter()
-    demos = ground[tamis.utility.spread(vectors[ground], rounds[0][0])]
+    rounds, tried, scored = tamis.pairs.plan_rounds(len(ground), settings.landmarks, count), [], Counter()
+    demos = ground[tamis.pairs.spread(vectors[ground], rounds[0][0])]
     for (_, answered), (fewer, _) in pairwise(rounds):
-        tried.append(tamis.utility.pair_all(targets[:answered], demos))
+        tried.append(tamis.pairs.pair_all(targets[:answered], demos))
         asked, _ = ask(pool, {"tried": tried[-1]}, work.model.max_tokens)
         scores, done = score_missing(work, asked, map)
-        demos, scored = demos[tamis.utility.favourites(_similar(scores, demos, settings), fewer)], scored + done
+        demos, scored = demos[tamis.pairs.favourites(_similar(scores, demos, settings), fewer)], scored + done
     others = {name: pool.sets[name] for name in ("task", "learnt")}
-    shown = {name: some[tamis.utility.spread(vectors[some], settings.landmarks)] for name, some in others.items()}
-    kernel = tamis.utility.pairs_of_landmarks(pool.sets, shown | {"ground": demos}, others | {"ground": targets})
-    return kernel, tamis.utility.unite([np.empty((0, 2), np.int64), *tried]), scored
+    shown = {name: some[tamis.pairs.spread(vectors[some], settings.landmarks)] for name, some in others.items()}
+    kernel = tamis.pairs.pairs_of_landmarks(pool.sets, shown | {"ground": demos}, others | {"ground": targets})
+    return kernel, tamis.pairs.unite([np.empty((0, 2), np.int64), *tried]), scored
 
 
 def _similar(scores: pa.Table, demos: np.ndarray, settings: UtilitySettings) -> np.ndarray:
@@ -238,7 +240,7 @@ def draw_check(pool: Pool, settings: UtilitySettings) -> np.ndarray:
     ground = pool.sets["ground"]
     count = 0 if settings.kernel == "exact" else min(settings.check_targets, len(ground))
     drawn = np.random.default_rng(settings.seed).choice(ground, count, replace=False)
-    return tamis.utility.unite([tamis.utility.pair_all(drawn, ground)])
+    return tamis.pairs.unite([tamis.pairs.pair_all(drawn, ground)])
 
 
 def ask(pool: Pool, wanted_for: Mapping[str, np.ndarray], max_tokens: int) -> tuple[pa.Table, pa.Table]:
@@ -251,7 +253,7 @@ def ask(pool: Pool, wanted_for: Mapping[str, np.ndarray], max_tokens: int) -> tu
     Raises:
         ValueError: a target that does not fit even alone.
     """
-    pairs, skipped = split_by_length(pool, tamis.utility.unite(wanted_for.values()), max_tokens)
+    pairs, skipped = split_by_length(pool, tamis.pairs.unite(wanted_for.values()), max_tokens)
     alone = np.column_stack([pool.targets, np.full(len(pool.targets), -1)])
     target, demo = (pa.array(column.astype(np.int32)) for column in np.concatenate([alone, pairs]).T)
     names = pa.array([*pool.ids, NOTHING])

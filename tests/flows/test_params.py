@@ -72,6 +72,14 @@ def test_another_profile_gives_other_values(tmp_path):
         ),
         ({"selection__epsilon": 1}, "selection.epsilon is 1; it is between 0 and 1"),
         ({"selection__nu": -0.5}, "selection.nu is -0.5; it must be at least 0"),
+        (
+            {"selection__objective": "mutual_information"},
+            "selection.objective is mutual_information but examples.target is null; name the target task's rows",
+        ),
+        (
+            {"utility__kernel": "landmarks", "utility__landmarks": 3, "selection__budget": {"count": 4}},
+            "selection.budget is count: 4, but kernel landmarks scores 3 demos",
+        ),
         ({"examples__target": {"topc": "git"}}, "examples.target has an unknown 'topc' (did you mean 'topic'?)"),
         (
             {"examples__target": {"rows": 3}},
@@ -165,7 +173,7 @@ def test_needs_are_the_files_and_values_that_dvc_lists(monkeypatch):
     files, values = params.needs("utility@v1")
     assert files[:2] == ["data/examples/version=v1/examples.parquet", "data/embedding/version=v1/embedding.parquet"]
     assert values["selection.rows_by"] == "delift"
-    assert values["profiles.demo.utility"] == {"neighbours": 8, "check_targets": 4}
+    assert values["profiles.demo.utility"] == {"neighbours": 8, "check_targets": 2}
 
 
 def test_needs_equal_what_dvc_resolves(monkeypatch):

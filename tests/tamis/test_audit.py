@@ -80,7 +80,7 @@ def test_what_was_learnt_and_forgotten_is_told_as_a_change_of_loss(gain, said):
     continual = {"previous": "v1", "stability": {"chosen": change}, "plasticity": {"full": change}}
     assert summarise({"arms": {}, "continual": continual}, {"pairs_scored": 0}, {}).notes == [
         f"v1's held-out rows: loss of chosen since v1 {said}",
-        f"new held-out rows: loss of full since v1 {said}",
+        f"its own held-out rows: loss of full since v1 {said}",
     ]
 
 

@@ -180,7 +180,7 @@ def test_every_row_of_two_versions_is_kept_edited_new_or_withdrawn_as_the_slow_r
     gone = find_withdrawn(ids, keys, before)
     assert [place for place, _ in gone] == [place for place, pair in enumerate(old) if pair not in new]
     for place, instead in gone:
-        same = [identify(*pair) for pair in new if pair[0] == old[place][0]]
+        same = [identify(*pair) for pair in new if pair[0] == old[place][0] and pair not in old]
         assert instead == (same[0] if same else None)
 
 
@@ -216,6 +216,8 @@ def test_a_target_row_with_the_prompt_of_a_held_out_row_is_refused():
     assert assign_sides(prompts[:1], [True], held_out_in=5, seed=0) == ["target"]
     with pytest.raises(SplitError, match=r"1 of 1 target rows have the prompt of a held-out row, first rows \[0\]"):
         assign_sides(prompts, [True, False, False], held_out_in=5, seed=0)
+    with pytest.raises(SplitError, match=r"1 of 1 target rows have the prompt of a held-out row, first rows \[1\]"):
+        assign_sides(["Bye", "Hi"], [False, True], held_out_in=5, seed=0, measured=["hi"])
 
 
 def test_shares_are_per_topic():

@@ -353,7 +353,7 @@ def test_the_choice_is_checked_on_targets_scored_with_every_demo(task):
     )  # six of twelve rows
     drawn = [exact[:, draw(budget, seed=seed)].max(axis=1).sum() / full for seed in range(5)]
     assert facts["checked"]["targets"] == 2
-    assert facts["checked"]["objective_share"] == pytest.approx(exact[:, places].max(axis=1).sum() / full)
+    assert facts["checked"]["facility_location_share"] == pytest.approx(exact[:, places].max(axis=1).sum() / full)
     assert facts["checked"]["random_share"] == pytest.approx(np.mean(drawn))
 
 

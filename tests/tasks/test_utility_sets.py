@@ -8,7 +8,7 @@ import pytest
 from toy_corpus import learn, row, write_examples, write_rows
 from toy_pairs import EXACT, embed, pairs_of, run
 
-from tamis.utility import spread
+from tamis.pairs import spread
 from tasks.artifacts import read_table
 
 NEIGHBOURS = replace(EXACT, kernel="neighbours", neighbours=1, check_targets=0)
