@@ -3,13 +3,19 @@
 import sys
 import threading
 import time
+from functools import partial
 
+import numpy as np
 import pytest
+import toy_corpus
+import toy_selection
 from prefect import flow
 from projects import GRAPHS, Project, drive_by_flow, importing_from
 
 from flows import dvcstate, pipeline
 from flows.stage import InputsChanged
+from tasks.artifacts import read_table
+from tasks.selection import SelectionSettings
 
 
 @pytest.fixture
@@ -192,3 +198,19 @@ def test_dask_workers_run_the_shards(server, small, monkeypatch):
         outcomes = pipeline.run(runner="dask", workers=1)
     assert [outcome.how for outcome in outcomes] == ["computed"] * 4
     assert small.status() == {}
+
+
+def test_the_partitions_of_a_choice_are_tasks_of_the_flow(server, tmp_path):
+    ids = toy_corpus.write_examples(tmp_path / "examples", pool=24)
+    toy_selection.write_utility(tmp_path / "utility", ids, np.random.default_rng(0).random((24, 24)).astype(np.float32))
+    settings = SelectionSettings(optimiser="partition", partitions=3, budget={"count": 4})
+    alone, _ = toy_selection.run(tmp_path, settings, out="alone")
+
+    @flow
+    def choose() -> None:
+        toy_selection.run(tmp_path, settings, out="flow", map=partial(pipeline.in_shards, label="selection@v1"))
+
+    state = choose(return_state=True)
+    runs = wait_for_task_runs(state.state_details.flow_run_id, 3)
+    assert [run.name.rsplit("-", 1)[0] for run in runs] == ["selection@v1 shard"] * 3
+    assert read_table(tmp_path / "flow/subset.parquet").to_pylist() == alone
