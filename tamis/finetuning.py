@@ -1,7 +1,7 @@
 """Finetuning: the rows of an arm, their order, the learning rate, and a step's rows as one packed sequence.
 
 Symbols: row = an example of the pool; step = one optimiser step, of `batch_rows` rows; an *arm* is one way to choose
-the rows that a model is trained on (`chosen` by selection, `random` at equal number, `full` pool); *replay* adds rows
+the rows that a model is trained on (`chosen` by selection, `random` at equal budget, `full` pool); *replay* adds rows
 of earlier versions to every arm alike. Rows of a step share one copy of the template's prefix and stand after it
 without padding, each blind to the others (`tamis.language_model`): the gradient is that of padded rows, at about 0.6 of
 their cost on short chats.
@@ -9,6 +9,7 @@ their cost on short chats.
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from tamis.budgets import Budget, count_by_topic, draw, narrow
 from tamis.language_model import Group, bucket_spans, plan_packs
 from tamis.templates import Encoding
 
@@ -24,19 +26,27 @@ ARMS = ("chosen", "random", "full")
 REPLAYS = {"none": (), "subset": ("learnt",), "all": ("learnt", "offered")}  # what is repeated, by `earlier`
 
 
-def pick_rows(arm: str, chosen: Bool[np.ndarray, " row"], seed: int) -> Int[np.ndarray, " pick"]:
-    """Return the rows that an arm trains on, ascending.
+def pick_rows(
+    arm: str, chosen: Bool[np.ndarray, " row"], *, budget: Budget, replayed: Int[np.ndarray, " again"], seed: int
+) -> Int[np.ndarray, " pick"]:
+    """Return the rows that an arm trains on besides replayed ones, ascending.
 
     Args:
-        arm: `chosen`; `random`: as many rows as are chosen, drawn without replacement; `full`: every row.
+        arm: `chosen`; `random`: rows drawn under the same budget, caps and floors as the choice; `full`: every row.
         chosen: which rows of the pool selection chose.
+        budget: what selection was allowed to spend on these rows; ignored by the other arms.
+        replayed: rows that every arm repeats, those from `len(chosen)` on not of the pool; ignored by the other arms.
         seed: of the draw; ignored by the other arms.
 
     Raises:
         ValueError: unknown arm; nothing is chosen while the arm depends on it.
 
-    >>> pick_rows("chosen", np.array([True, False, True]), seed=0).tolist()
+    >>> from tamis.budgets import resolve
+    >>> two = resolve({"count": 2}, topics=["a"] * 3, response_tokens=np.array([1, 1, 1]))
+    >>> pick_rows("chosen", np.array([True, False, True]), budget=two, replayed=np.array([0]), seed=0).tolist()
     [0, 2]
+    >>> pick_rows("random", np.array([True, True, False]), budget=two, replayed=np.array([0, 2]), seed=0).tolist()
+    [0, 1]
     """
     if arm not in ARMS:
         raise ValueError(f"unknown arm {arm!r}; known: {', '.join(ARMS)}")
@@ -49,7 +59,23 @@ def pick_rows(arm: str, chosen: Bool[np.ndarray, " row"], seed: int) -> Int[np.n
         )
     if arm == "chosen":
         return np.flatnonzero(chosen)
-    return np.sort(np.random.default_rng(seed).choice(len(chosen), size=int(chosen.sum()), replace=False))
+    return _draw_beside(chosen, budget, replayed, seed)
+
+
+def _draw_beside(chosen: np.ndarray, budget: Budget, replayed: np.ndarray, seed: int) -> np.ndarray:
+    """Return the rows of arm random, ascending, so that replay adds as little to it as to the chosen arm.
+
+    A chosen row that is replayed is in every arm: this one takes it over, with what it costs, and draws the rest from
+    rows that are not replayed. That the choice has such rows shows that what is left of the budget can be kept.
+    """
+    shared = np.intersect1d(np.flatnonzero(chosen), replayed)
+    outside = np.setdiff1d(np.arange(len(chosen)), replayed)
+    if not chosen[outside].any():
+        return shared
+    spent, taken = int(budget.costs[shared].sum()), count_by_topic(budget, shared.tolist())
+    floors, caps = np.maximum(budget.floors - taken, 0), budget.caps - taken
+    left = replace(budget, limit=budget.limit - spent, floors=floors, caps=caps)
+    return np.union1d(shared, outside[draw(narrow(left, outside), seed=seed)])
 
 
 def pick_replayed(replay: str, earlier: Sequence[str | None]) -> Int[np.ndarray, " pick"]:

@@ -25,6 +25,7 @@ import transformers
 from safetensors import SafetensorError
 
 from tamis import finetuning, language_model, templates
+from tamis.budgets import Budget, resolve
 from tasks import artifacts, models, schemas, trainer
 from tasks.artifacts import ArtifactError
 from tasks.trainer import Arm, FinetuningSettings, Recipe
@@ -40,6 +41,7 @@ class Pool:
 
     ids: list[str]
     chosen: np.ndarray  # bool, per row that an arm is drawn from
+    budget: Budget  # what selection was allowed to spend on these
     replayed: np.ndarray  # places of the rows that every arm repeats of earlier versions
     encoding: templates.Encoding
 
@@ -68,7 +70,7 @@ def write_finetuning(
         ArtifactError: an input is missing or does not fit the other, or the disk is full.
         TrainingError: settings that cannot be trained, or that are not those of the version before; a loss that is not
             finite.
-        ValueError: a row that is too long; an arm without rows.
+        ValueError: a row that is too long; an arm without rows; a budget that the pool cannot keep.
     """
     recipe = Recipe(model, settings, trainer.find_start(previous, model, settings))
     pool = read_pool(examples, subset, model, settings)
@@ -84,7 +86,7 @@ def write_finetuning(
 
 
 def read_pool(examples: Path, subset: Path, model: models.ModelChoice, settings: FinetuningSettings) -> Pool:
-    """Read and tokenise the pool; which rows are chosen comes from `subset`."""
+    """Read and tokenise the pool; which rows are chosen, and under which budget, comes from `subset`."""
     table = artifacts.read_table(examples / "examples.parquet", schemas.EXAMPLES)
     pool = [row for row in table.to_pylist() if row["split"] == "pool"]
     ground = [row for row in pool if row["used"]]
@@ -94,6 +96,7 @@ def read_pool(examples: Path, subset: Path, model: models.ModelChoice, settings:
             "version before has all of them, set examples.ground_set: all"
         )
     chosen = read_chosen(examples, subset, {row["id"] for row in ground})
+    budget = read_budget(subset / "subset.parquet", ground)
     known = [row for row in pool if row["duplicate_of"] is None]
     places = finetuning.pick_replayed(settings.replay, [row["earlier"] for row in known])
     again = {known[place]["id"] for place in places}
@@ -104,7 +107,7 @@ def read_pool(examples: Path, subset: Path, model: models.ModelChoice, settings:
     finetuning.refuse_long(encoding, [row["row"] for row in rows], model.max_tokens)
     picked = np.array([row["id"] in chosen for row in ground])
     replayed = np.flatnonzero([row["id"] in again for row in rows])
-    return Pool([row["id"] for row in rows], picked, replayed, encoding)
+    return Pool([row["id"] for row in rows], picked, budget, replayed, encoding)
 
 
 def read_chosen(examples: Path, subset: Path, ground: set[str]) -> set[str]:
@@ -120,11 +123,25 @@ def read_chosen(examples: Path, subset: Path, ground: set[str]) -> set[str]:
     return chosen
 
 
+def read_budget(subset: Path, ground: list[dict[str, Any]]) -> Budget:
+    """Return what selection was allowed to spend on the pool's used rows, as its table records it."""
+    asked = artifacts.provenance(subset)["parameters"]
+    missing = [f"selection.{name}" for name in ("budget", "caps", "floors") if name not in asked]
+    if missing:
+        raise ArtifactError(
+            f"{subset} does not record {len(missing)} of the 3 settings under which arm random is drawn: "
+            f"{', '.join(missing)}; make it again with `tamis run`"
+        )
+    tokens = np.array([row["response_tokens"] for row in ground], np.int64)
+    topics = [row["topic"] for row in ground]
+    return resolve(asked["budget"], topics=topics, response_tokens=tokens, caps=asked["caps"], floors=asked["floors"])
+
+
 def plan_arms(pool: Pool, recipe: Recipe) -> list[Arm]:
     """Return one arm per name and seed, in the order of `settings.arms`, replayed rows added to each."""
     arms = []
     for name, seed in ((name, seed) for name, seeds in recipe.settings.arms.items() for seed in seeds):
-        drawn = finetuning.pick_rows(name, pool.chosen, seed)
+        drawn = finetuning.pick_rows(name, pool.chosen, budget=pool.budget, replayed=pool.replayed, seed=seed)
         rows = np.union1d(drawn, pool.replayed)
         key = _key(name, seed, [pool.ids[row] for row in rows], recipe)
         arms.append(Arm(name, seed, rows, len(rows) - len(drawn), key))

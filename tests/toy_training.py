@@ -23,13 +23,14 @@ def make_world(folder: Path) -> Path:
     return folder
 
 
-def write_subset(folder: Path, ids: list[str], chosen: set[int]) -> None:
-    """Write `subset.parquet` with the ids at these places chosen."""
+def write_subset(folder: Path, ids: list[str], chosen: set[int], **settings) -> None:
+    """Write `subset.parquet` with the ids at these places chosen, under a budget of as many rows unless told else."""
+    asked = {"budget": {"count": len(chosen)}, "caps": {}, "floors": {}} | settings
     rows = [
         {"id": name, "topic": "t", "response_tokens": 3, "chosen": place in chosen} for place, name in enumerate(ids)
     ]
     table = pa.Table.from_pylist(rows, schema=schemas.SUBSET)
-    write_table(table, folder / "subset.parquet", Provenance("selection", "v1"))
+    write_table(table, folder / "subset.parquet", Provenance("selection", "v1", asked))
 
 
 def make_next(folder: Path, ground_set: str = "new") -> Path:

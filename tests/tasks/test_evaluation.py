@@ -76,7 +76,8 @@ def train(folder: Path, model: ModelChoice, settings: FinetuningSettings) -> Non
         {"id": name, "topic": "t", "response_tokens": 3, "chosen": place % 2 == 0} for place, name in enumerate(ids)
     ]
     subset = pa.Table.from_pylist(rows, schema=schemas.SUBSET)
-    write_table(subset, folder / "selection/subset.parquet", Provenance("selection", "v1"))
+    asked = {"budget": {"count": 4}, "caps": {}, "floors": {}}
+    write_table(subset, folder / "selection/subset.parquet", Provenance("selection", "v1", asked))
     write_rows(folder / "base/examples", [])
     (folder / "base/finetuning/arms").mkdir(parents=True)
     write_finetuning(
