@@ -11,16 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args, get_type_hints
 
 from flows import params
-from flows.rooms import folder, language
+from flows.rooms import ROOMS, folder, language
 from flows.sections import Params, Selection
-from flows.stage import fingerprint, say
-from flows.trials import Trial, attempt, conclude
+from flows.stage import fingerprint, refuse_edited, say, sources
+from flows.trials import Trial, attempt, conclude, digest
 
 SELECTORS = get_args(get_type_hints(Selection)["rows_by"])
-LOSSES = "losses.json"
 SCORING = ("embedding", "utility", "scores")  # stages whose cost is the selector's
 SEEDED = ("random", "deft_ucs")  # selectors whose choice depends on selection.seed
-BY_OBJECTIVE = ("delift", "embedding")  # those whose optimiser's may
 
 
 class CompareError(ValueError):
@@ -39,35 +37,77 @@ def compare(version: str, *, selectors: Sequence[str], budgets: Sequence[str], s
     """Compare selectors on a data version, write `data/comparison/version=<v>/`, and return a row per cell.
 
     Args:
-        version: from params.yaml; the version that it continues from must have been run.
+        version: from params.yaml; the version that it continues from must be up to date.
         selectors: words of selection.rows_by; `random` is added where it is missing.
         budgets: fractions of the pool (with a point, at most 1) or counts of rows.
         seeds: of training, and of what is drawn: 0 to seeds - 1.
 
     Raises:
-        CompareError: an unknown selector, a budget that is none, no seed.
+        CompareError: an unknown version or selector, a budget that is none, no seed, a stale version before.
+        RecordError: the raw data of a recorded version were rewritten.
+        InputsChanged: something was edited meanwhile.
     """
-    from tasks.comparison import write_comparison
-
-    values = params.read()
-    if version not in values.versions:
-        raise CompareError(f"there is no data version {version!r}; params.yaml has {', '.join(values.versions)}")
+    values = read(version)
+    loaded = sources(f"{name}@{version}" for name in ROOMS)  # no stage's module is imported yet
     cells = plan(selectors, budgets)
     if seeds < 1:
         raise CompareError(f"seeds is {seeds}; give at least 1")
-    examples = attempt("examples", version, values, {})
+    refuse_stale(version, values)
+    from tasks.comparison import write_comparison
+
+    examples = attempt("examples", version, values, {}, loaded)
     trials, base = [], []
     for place, cell in enumerate(cells, start=1):
         for seed in range(seeds):
             say(f"{cell.selector} at {cell.budget}, seed {seed} ({place} of {len(cells)} cells)")
-            found, base = run_cell(cell, seed, version, values, examples)
+            found, base = run_cell(cell, seed, values, examples, version=version, loaded=loaded)
             trials.append(found)
-    inputs = {name: value for name, value in fingerprint(f"examples@{version}").items() if "/" in name}
+    digests = fingerprint(f"examples@{version}")
+    inputs = {path: digests[path] for path in params.needs(f"examples@{version}")[0]}
     settings = {"resamples": values.evaluation.bootstrap, "confidence": values.evaluation.confidence}
     out = folder("comparison", version)
-    return write_comparison(
+    rows = write_comparison(
         trials, base, out=out, version=version, inputs=inputs, seed=values.evaluation.seed, **settings
     )
+    tell_resumed(rows)
+    return rows
+
+
+def read(version: str) -> Params:
+    """Return the parameters, where they have a version and the raw data of recorded ones are what they were."""
+    from flows.record import refuse_rewritten
+
+    values = params.read()
+    if version not in values.versions:
+        raise CompareError(f"there is no data version {version!r}; params.yaml has {', '.join(values.versions)}")
+    refuse_rewritten(values.versions)
+    return values
+
+
+def refuse_stale(version: str, values: Params) -> None:
+    """Raise CompareError where what a version continues from is not up to date; `base` always is."""
+    previous = values.versions[version].previous
+    if previous == params.BASE:
+        return
+    from flows import dvcstate
+
+    found = dvcstate.standings([previous])
+    stale = [f"{address} is {state} ({why})" for address, state, why in found if state != "fresh"]
+    if stale:
+        raise CompareError(
+            f"{version} continues from {previous}, of which {len(stale)} of {len(found)} stages are not up to date, "
+            f"first {'; '.join(stale[:3])}; bring them up to date: `tamis run {previous}`"
+        )
+
+
+def tell_resumed(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Say where seconds leave out what an interrupted attempt took."""
+    cells = [f"{row['selector']} at {row['budget']}" for row in rows if row["resumed"]]
+    if cells:
+        say(
+            f"seconds of {len(cells)} of {len(rows)} cells leave out what interrupted attempts took "
+            f"(column resumed), first {', '.join(cells[:3])}"
+        )
 
 
 def plan(selectors: Sequence[str], budgets: Sequence[str]) -> list[Cell]:
@@ -101,13 +141,14 @@ def read_budget(text: str) -> dict[str, int | float]:
     return budget
 
 
-def run_cell(cell: Cell, seed: int, version: str, values: Params, examples: Trial) -> tuple[Any, list[float]]:
+def run_cell(
+    cell: Cell, seed: int, values: Params, examples: Trial, *, version: str, loaded: Mapping[str, str]
+) -> tuple[Any, list[float]]:
     """Return what a selector reaches at a budget with a seed, and the losses of the base model."""
     from tasks.comparison import Trial as Compared
 
-    drawn = cell.selector in SEEDED or (
-        values.selection.optimiser != "lazy" and cell.selector in ("delift", "embedding")
-    )
+    optimised = cell.selector in params.BY_OBJECTIVE and values.selection.optimiser != "lazy"
+    drawn = cell.selector in SEEDED or optimised
     choice = {"rows_by": cell.selector, "budget": read_budget(cell.budget), "seed": seed if drawn else 0}
     arms = {"chosen": [seed]}
     values = replace(
@@ -117,8 +158,8 @@ def run_cell(cell: Cell, seed: int, version: str, values: Params, examples: Tria
     )
     done = {"examples": examples}
     for name in ("embedding", "utility", "scores", "selection", "finetuning"):
-        done[name] = attempt(name, version, values, done)
-    ids, losses, base = measure(values, done)
+        done[name] = attempt(name, version, values, done, loaded)
+    ids, losses, base = measure(values, version, done, loaded)
     chosen = json.loads((done["selection"].folder / "selection.json").read_text(encoding="utf-8"))
     return Compared(
         selector=cell.selector,
@@ -131,20 +172,25 @@ def run_cell(cell: Cell, seed: int, version: str, values: Params, examples: Tria
         scoring_seconds=sum(done[name].notes.get("scoring_seconds", 0.0) for name in SCORING),
         selecting_seconds=done["selection"].seconds,
         training_seconds=done["finetuning"].seconds,
+        resumed=[done[name].key for name in (*SCORING, "finetuning") if done[name].resumed],
     ), base
 
 
-def measure(values: Params, done: Mapping[str, Trial]) -> tuple[list[str], list[float], list[float]]:
+def measure(
+    values: Params, version: str, done: Mapping[str, Trial], loaded: Mapping[str, str]
+) -> tuple[list[str], list[float], list[float]]:
     """Return the held-out rows, the losses of the trained model on them, and those of the base model."""
     from tasks.evaluation import measure_losses
 
-    found = []
+    address, found = f"evaluation@{version}", []
+    name = f"losses-{digest(sources([address]))}.json"
     for home, arms in ((done["finetuning"].folder, done["finetuning"].folder), (done["examples"].folder, None)):
-        if not (home / LOSSES).exists():
+        if not (home / name).exists():
             model, template = language(values), values.utility.template
             record = measure_losses(examples=done["examples"].folder, arms=arms, model=model, template=template)
-            conclude(home / LOSSES, record)
-        found.append(json.loads((home / LOSSES).read_text(encoding="utf-8")))
+            refuse_edited(address, loaded)
+            conclude(home / name, record)
+        found.append(json.loads((home / name).read_text(encoding="utf-8")))
     (trained,) = found[0]["losses"].values()
     return found[0]["ids"], trained, found[1]["losses"]["base"]
 
@@ -153,13 +199,16 @@ def repeat(version: str, seeds: int = 5) -> list[dict[str, Any]]:
     """Return what becomes of repeated rows of a version that are left in the pool, per topic.
 
     Facility location over embeddings gains nothing from a row that it has already; random rows know nothing of that.
+    Which rows are new does not matter here, so no version before it is read.
     """
+    values = read(version)
+    loaded = sources(f"{name}@{version}" for name in ROOMS)  # no stage's module is imported yet
     from tasks.comparison import count_repeats
 
-    values = params.read()
+    alone = {version: replace(values.versions[version], previous=params.BASE)}
     everything = {"distinct": False, "ground_set": "all", "target": None, "pool_rows": None}
-    values = replace(values, examples=replace(values.examples, **everything))
-    examples = attempt("examples", version, values, {})
+    values = replace(values, versions=alone, examples=replace(values.examples, **everything))
+    examples = attempt("examples", version, values, {}, loaded)
     choices = [("embedding", 0), *(("random", seed) for seed in range(seeds))]
     folders = []
     for selector, seed in choices:
@@ -167,6 +216,6 @@ def repeat(version: str, seeds: int = 5) -> list[dict[str, Any]]:
         chosen = replace(values, selection=replace(values.selection, **choice))
         done = {"examples": examples}
         for name in ("embedding", "utility", "scores", "selection"):
-            done[name] = attempt(name, version, chosen, done)
+            done[name] = attempt(name, version, chosen, done, loaded)
         folders.append(done["selection"].folder)
     return count_repeats(examples.folder, folders[0], folders[1:])

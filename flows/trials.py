@@ -2,7 +2,8 @@
 
 A trial lies in `.cache/trials/<stage>/<key>`; the key digests all that dvc.yaml says the stage depends on (code, files,
 parameters) and the trials that it reads. So an interrupted comparison goes on where it was, and another one shares what
-they have in common. The stores of scored pairs, vectors and scores are those of the project.
+they have in common. The stores of scored pairs, vectors and scores are those of the project. A trial is concluded only
+if nothing that it depends on was edited meanwhile.
 """
 
 import hashlib
@@ -16,9 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flows import params
 from flows.rooms import CACHE, ROOMS, folder
 from flows.sections import Params
-from flows.stage import fingerprint, in_order
+from flows.stage import fingerprint, in_order, refuse_edited, refuse_moved
 
 TRIALS = CACHE / "trials"
 DONE = "done.json"
@@ -31,11 +33,11 @@ class Trial:
     key: str  # digest of all that it depends on
     folder: Path  # its artifacts
     seconds: float  # that it took, in the attempt that finished it
-    resumed: bool  # an earlier attempt was interrupted, whose seconds are not counted
+    resumed: bool  # an earlier attempt was interrupted; its seconds are not counted
     notes: Mapping[str, Any]  # what the room said
 
 
-def attempt(name: str, version: str, values: Params, upstream: Mapping[str, Trial]) -> Trial:
+def attempt(name: str, version: str, values: Params, upstream: Mapping[str, Trial], loaded: Mapping[str, str]) -> Trial:
     """Run a stage apart, unless that is done already.
 
     Args:
@@ -43,8 +45,13 @@ def attempt(name: str, version: str, values: Params, upstream: Mapping[str, Tria
         version: the data version.
         values: the parameters, which may differ from params.yaml.
         upstream: trials by stage; what is not among them is read from the project's artifacts.
+        loaded: the stages' sources when the process could first import them, of stage.sources.
+
+    Raises:
+        InputsChanged: a module was edited since, or something that the stage reads while it ran.
     """
-    key = digest(name, version, values, upstream)
+    facts = describe(name, version, values, upstream)
+    key = digest(facts)
     home = TRIALS / name / key
 
     def where(stage: str, of: str) -> Path:
@@ -53,15 +60,20 @@ def attempt(name: str, version: str, values: Params, upstream: Mapping[str, Tria
         return home if stage == name else upstream[stage].folder
 
     if not (home / DONE).exists():
+        address = f"{name}@{version}"
+        refuse_edited(address, loaded)  # now, too: it may run for hours
         from tasks.store import in_use
 
         resumed = home.exists()
         home.mkdir(parents=True, exist_ok=True)
-        start = time.monotonic()
         with in_use(CACHE):
-            notes = ROOMS[name](values, version, partial(in_order, label=f"{name}@{version}"), where) or {}
+            start = time.monotonic()
+            notes = ROOMS[name](values, version, partial(in_order, label=address), where) or {}
+            seconds = time.monotonic() - start
+        refuse_edited(address, loaded)
+        refuse_moved(address, facts, describe(name, version, values, upstream))
         shutil.rmtree(home / "scratch", ignore_errors=True)
-        conclude(home / DONE, {"seconds": time.monotonic() - start, "resumed": resumed, "notes": dict(notes)})
+        conclude(home / DONE, {"seconds": seconds, "resumed": resumed, "notes": dict(notes)})
     return Trial(key, home, **json.loads((home / DONE).read_text(encoding="utf-8")))
 
 
@@ -72,18 +84,23 @@ def conclude(path: Path, record: Mapping[str, Any]) -> None:
     write_json(record, path)
 
 
-def digest(name: str, version: str, values: Params, upstream: Mapping[str, Trial]) -> str:
-    """Return a digest of all that a trial depends on."""
-    own = re.compile(rf"data/(\w+)/version={re.escape(version)}/")
-    facts: dict[str, Any] = {"stage": name, "version": version}
-    for what, found in fingerprint(f"{name}@{version}").items():
-        made_by = own.match(what)
-        if made_by and made_by[1] in upstream:
-            facts[made_by[1]] = upstream[made_by[1]].key
-        elif "/" not in what:
-            facts[what] = _value(values, what)
-        else:
-            facts[what] = found
+def describe(name: str, version: str, values: Params, upstream: Mapping[str, Trial]) -> dict[str, Any]:
+    """Return all that a trial depends on, by name."""
+    address, previous = f"{name}@{version}", values.versions[version].previous
+    files, keys = params.needs(address)
+    found, written = fingerprint(address), params.read_versions()[version].previous
+    facts: dict[str, Any] = {"stage": name, "version": version, "previous": previous}
+    for path in files:
+        made = re.match(r"data/(\w+)/version=([^/]+)/", path)
+        if made and made[2] == version and made[1] in upstream:
+            facts[made[1]] = upstream[made[1]].key
+        elif not (made and made[2] == written != previous):  # what another version before made is not read
+            facts[path] = found[path]
+    return facts | {key: _value(values, key) for key in keys}
+
+
+def digest(facts: Mapping[str, Any]) -> str:
+    """Return a digest of facts by name."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 

@@ -37,6 +37,7 @@ class Trial:
     scoring_seconds: float
     selecting_seconds: float
     training_seconds: float
+    resumed: Sequence[str]  # keys of its scorings and trainings whose interrupted attempts these seconds leave out
 
 
 def write_comparison(
@@ -90,8 +91,9 @@ def describe(members: Sequence[Trial]) -> dict[str, Any]:
         for name in ("rows", "share", "scoring_seconds", "selecting_seconds", "training_seconds")
     }
     total = sum(means[name] for name in ("scoring_seconds", "selecting_seconds", "training_seconds"))
+    resumed = len({key for trial in members for key in trial.resumed})  # a scoring that seeds share counts once
     cell = {"selector": first.selector, "budget": first.budget, "seeds": len(members)}
-    return cell | means | {"rows": round(means["rows"]), "total_seconds": total}
+    return cell | means | {"rows": round(means["rows"]), "total_seconds": total, "resumed": resumed}
 
 
 def tabulate_losses(trials: Sequence[Trial]) -> pa.Table:

@@ -136,6 +136,7 @@ COMPARISON = pa.schema(
         pa.field("selecting_seconds", pa.float64(), nullable=False),  # mean over seeds
         pa.field("training_seconds", pa.float64(), nullable=False),  # likewise
         pa.field("total_seconds", pa.float64(), nullable=False),  # scoring, selecting and training
+        pa.field("resumed", pa.int32(), nullable=False),  # scorings and trainings less what interrupted attempts took
     ]
 )
 

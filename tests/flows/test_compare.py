@@ -3,12 +3,14 @@
 import contextlib
 import csv
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
-from projects import Project, copy_real, run_dvc, start_project
+from projects import GRAPHS, ROOT, Project, copy_real, run_dvc, start_project
 from typer.testing import CliRunner
 
-from flows import compare, trials
+from flows import compare, dvcstate, params, record, stage, trials
 from flows.cli import app
 
 ASKED = {"selectors": ["longest", "delift"], "budgets": ["4"], "seeds": 2}
@@ -30,6 +32,46 @@ def inside(project):
 @pytest.fixture
 def rows(inside):
     return compare.compare("v1", **ASKED)
+
+
+@pytest.fixture(scope="module")
+def continued(tmp_path_factory, toy_folder) -> Project:
+    """A project of two versions, before the first is run."""
+    root = tmp_path_factory.mktemp("continued") / "project"
+    copy_real(root, str(toy_folder))
+    project = start_project(root)
+    project.apply(GRAPHS["real"].version)
+    return project
+
+
+def run_stages(version):
+    """Run a version's stages as the flow does, without Prefect."""
+    for planned in dvcstate.plan([version]):
+        inputs = dvcstate.probe(planned.address).inputs
+        stage.run(*planned.address.split("@"))
+        dvcstate.record(planned.address, inputs)
+
+
+@contextlib.contextmanager
+def restored(path):
+    """Put a file back as it was, afterwards."""
+    before = path.read_text()
+    try:
+        yield path
+    finally:
+        path.write_text(before)
+
+
+def edit_after(patch, name, path):
+    """Let a file be edited as soon as a room is done."""
+    room = trials.ROOMS[name]
+
+    def work(*arguments):
+        found = room(*arguments)
+        path.write_text(path.read_text() + "# edited\n")
+        return found
+
+    patch.setattr(trials, "ROOMS", dict(trials.ROOMS) | {name: work})
 
 
 def attempts(project):
@@ -67,7 +109,9 @@ def test_a_second_comparison_runs_nothing_and_says_the_same(rows, inside, monkey
     assert compare.compare("v1", **ASKED) == rows
 
 
-def test_an_interrupted_comparison_goes_on_where_it_was(inside, monkeypatch):
+def test_an_interrupted_comparison_goes_on_where_it_was_and_tells_whose_seconds_are_not_whole(
+    inside, monkeypatch, capsys
+):
     rooms, trained = dict(trials.ROOMS), []
 
     def train(*arguments):
@@ -80,12 +124,85 @@ def test_an_interrupted_comparison_goes_on_where_it_was(inside, monkeypatch):
     asked = {"selectors": ["longest"], "budgets": ["5"], "seeds": 2}
     with pytest.raises(KeyboardInterrupt):
         compare.compare("v1", **asked)
-    assert len(compare.compare("v1", **asked)) == 2
+    found = {row["selector"]: row["resumed"] for row in compare.compare("v1", **asked)}
+    assert found == {"random": 1, "longest": 0}
+    told = "seconds of 1 of 2 cells leave out what interrupted attempts took (column resumed), first random at 5\n"
+    assert capsys.readouterr().err.endswith(told)
     assert trained == ["random", "random", "random", "longest", "longest"]
     halted = [
         json.loads(path.read_text())["resumed"] for path in inside.root.glob(".cache/trials/finetuning/*/done.json")
     ]
     assert halted.count(True) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "budget", "concluded"), [("selection", "10", 0), ("finetuning", "11", 1), ("evaluation", "12", 1)]
+)
+def test_code_that_was_edited_meanwhile_is_not_taken_for_what_ran(inside, monkeypatch, name, budget, concluded):
+    before, path = attempts(inside).get("selection", 0), inside.root / f"tasks/{name}.py"
+    edit_after(monkeypatch, "selection", path)
+    named = rf"^tasks/{name}\.py, of {name}@v1, was edited after this process started; its output is not recorded"
+    with restored(path), pytest.raises(stage.InputsChanged, match=named):
+        compare.compare("v1", selectors=["random"], budgets=[budget], seeds=1)
+    assert attempts(inside)["selection"] - before == concluded
+
+
+def test_a_file_that_moved_while_a_trial_read_it_is_refused_by_name(inside, monkeypatch):
+    read = inside.root / "data/finetuning/version=base/arms/.gitkeep"
+    edit_after(monkeypatch, "finetuning", read)
+    named = (
+        r"^1 of \d+ inputs of finetuning@v1 changed while it ran: data/finetuning/version=base/arms; its output is not"
+    )
+    with restored(read), pytest.raises(stage.InputsChanged, match=named):
+        compare.compare("v1", selectors=["random"], budgets=["9"], seeds=1)
+
+
+def test_losses_are_measured_again_where_the_code_that_measures_them_is_another(inside):
+    asked = {"selectors": ["random"], "budgets": ["6"], "seeds": 1}
+    compare.compare("v1", **asked)
+    before, trained = set(inside.root.glob(".cache/trials/*/*/losses-*.json")), attempts(inside)
+    with restored(inside.root / "tasks/evaluation.py") as path:
+        path.write_text(path.read_text() + "# a comment\n")
+        compare.compare("v1", **asked)
+    new = set(inside.root.glob(".cache/trials/*/*/losses-*.json")) - before
+    assert [path.parent.parent.name for path in sorted(new)] == ["examples", "finetuning"]
+    assert attempts(inside) == trained
+
+
+def test_a_version_is_compared_once_what_it_continues_from_is_up_to_date(continued, monkeypatch):
+    monkeypatch.chdir(continued.root)
+    asked = {"selectors": ["delift"], "budgets": ["4"], "seeds": 1}
+    stale = r"v2 continues from v1, of which 8 of 8 stages are not up to date, first examples@v1 .*`tamis run v1`"
+    with pytest.raises(compare.CompareError, match=stale):
+        compare.compare("v2", **asked)
+    run_stages("v1")
+    rows = compare.compare("v2", **asked)
+    assert [(row["selector"], row["rows"]) for row in rows] == [("random", 4), ("delift", 4)]
+    (trained,) = {
+        json.loads(path.read_text())["continues_from"]
+        for path in continued.root.glob(".cache/trials/finetuning/*/finetuning.json")
+    }
+    assert trained == "chosen-0"
+
+
+def test_without_the_version_before_a_trial_depends_on_none_of_its_artifacts(continued, monkeypatch):
+    monkeypatch.chdir(continued.root)
+    values = params.read()
+    alone = replace(values, versions={"v2": replace(values.versions["v2"], previous="base")})
+    after, apart = (trials.describe("examples", "v2", each, {}) for each in (values, alone))
+    assert (after.pop("previous"), apart.pop("previous")) == ("v1", "base")
+    gone = {"data/examples/version=v1/examples.parquet", "data/selection/version=v1/subset.parquet"}
+    assert apart == {name: value for name, value in after.items() if name not in gone}
+
+
+@pytest.mark.parametrize("run", [lambda: compare.compare("v1", **ASKED), lambda: compare.repeat("v1")])
+def test_raw_data_that_are_not_what_was_recorded_are_refused(inside, run):
+    inside.git("tag", "data-v1")
+    try:
+        with pytest.raises(record.RecordError, match="the tag data-v1 records no stage of v1"):
+            run()
+    finally:
+        inside.git("tag", "--delete", "data-v1")
 
 
 def test_the_projects_own_artifacts_and_state_are_left_alone(rows, inside):
@@ -136,3 +253,25 @@ def test_repeated_rows_that_are_left_in_are_kept_once_by_facility_location(insid
         path.unlink()
     assert (found["topic"], found["rows"], found["distinct"], found["kept"]) == ("again", 40, 1, 1)
     assert found["random"] > 5
+
+
+@pytest.mark.slow
+def test_of_a_corpus_whose_rows_were_repeated_by_accident_ten_are_kept_where_random_rows_keep_a_share(
+    tmp_path, monkeypatch
+):
+    project = copy_corpus(tmp_path / "project")
+    monkeypatch.chdir(project.root)
+    found = {row["topic"]: row for row in compare.repeat("v2")}["tech_support"]
+    assert found["rows"] > 700
+    assert found["kept"] <= 10
+    assert found["random"] > 50
+
+
+def copy_corpus(root) -> Project:
+    """Copy the project as it is: its parameters, its raw data, the models that they name."""
+    copy_real(root, "")
+    shutil.copy(ROOT / "params.yaml", root)
+    shutil.copytree(ROOT / "data/raw", root / "data/raw", dirs_exist_ok=True)
+    for path in root.glob("data/raw/*/toys.jsonl"):
+        path.unlink()
+    return start_project(root)

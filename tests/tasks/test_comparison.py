@@ -18,7 +18,17 @@ def make_trials(seed=0):
     easy = generator.normal(3, 0.5, len(IDS))
     return [
         Trial(
-            name, budget, run, round(100 * share), share, IDS, (easy + shift - share).tolist(), cost, 0.5, 100 * share
+            name,
+            budget,
+            run,
+            rows=round(100 * share),
+            share=share,
+            ids=IDS,
+            losses=(easy + shift - share).tolist(),
+            scoring_seconds=cost,
+            selecting_seconds=0.5,
+            training_seconds=100 * share,
+            resumed=["shared scoring", f"training {run}"] if (name, budget) == ("delift", "0.3") else [],
         )
         for name, shift, cost in (("delift", -0.1, 60.0), ("random", 0.0, 0.0))
         for budget, share in (("0.1", 0.1), ("0.3", 0.3))
@@ -46,6 +56,11 @@ def test_the_table_has_a_row_per_selector_and_budget_with_its_whole_cost(written
     assert delift["minus_random"] == pytest.approx(-0.1)
     assert rows == written
     assert provenance(tmp_path / "comparison.parquet")["parameters"]["selectors"] == ["delift", "random"]
+
+
+def test_a_cell_tells_how_many_of_its_scorings_and_trainings_were_resumed_each_once(written):
+    resumed = {(row["selector"], row["budget"]): row["resumed"] for row in written}
+    assert resumed == {("random", "0.1"): 0, ("random", "0.3"): 0, ("delift", "0.1"): 0, ("delift", "0.3"): 3}
 
 
 def test_every_loss_is_kept(written, tmp_path):
