@@ -1,0 +1,356 @@
+"""What room `gradients` stands on: the rows that it draws, the warm-up on some of them, v_new and v_prior.
+
+Every set is drawn by hashes of seed and id (`tamis.splits.sample`). Tensors are kept as safetensors in the scratch
+folder, one per parameter under its name in `named_parameters`, each file written whole and named by a digest of all
+that determines it; what is known beside the tensors stands in the header, as one JSON text under `tamis`. Tensors that
+are read lie on the disk until they are touched.
+"""
+
+import gc
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import pyarrow.compute as pc
+import safetensors.torch
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import tamis.batches
+import tamis.coverage
+import tamis.distillation
+import tamis.finetuning
+import tamis.gradients
+import tamis.interaction
+import tamis.language_model
+import tamis.templates
+from tamis.batches import Batch, plan_batches
+from tamis.distillation import preservation_gradient
+from tamis.examples import fold
+from tamis.finetuning import collate, final_loss, optimise, plan_steps, refuse_long, response_loss
+from tamis.gradients import GradientError, validation_gradient, verify_coverage
+from tamis.language_model import packed_attention, verify_packing
+from tamis.splits import sample
+from tamis.templates import Encoding, encode, join_instruction
+from tasks import models, schemas
+from tasks.artifacts import ArtifactError, digest_code, read_table, replacing
+from tasks.scorer import model_lock
+
+WARMUP_FRACTION = 0.1  # of the warm-up's steps over which the learning rate rises, as in finetuning
+HEADER = "tamis"
+LIBRARY = (tamis.batches, tamis.coverage, tamis.distillation, tamis.finetuning, tamis.gradients, tamis.interaction)
+SOURCES = (*LIBRARY, tamis.language_model, tamis.templates, sys.modules[__name__])
+CODE = digest_code(*SOURCES)  # what figures depend on, as imported
+
+
+@dataclass(frozen=True)
+class GradientsSettings:
+    """How rows and parameters are scored."""
+
+    order: str = "second"  # first | second: without | with the curvature term; one | two passes over the pool
+    confidence: str = "max_prob"  # max_prob | entropy_inv | uniform: how anchors weigh
+    tau: float = 2.0  # temperature of the distillation
+    lambda_new: float = 1.0  # weight of the target task in the direction
+    lambda_prior: float = 0.2  # weight of what is preserved
+    eta: float = 2e-5  # learning rate: peak of the warm-up's, and in the curvature term
+    curvature: str = "raw"  # raw | corrected: AdamW's second moments as they are | without their bias
+    warmup_share: float = 0.1  # of the pool's rows, that the warm-up trains on; a batch at least
+    anchor_share: float = 0.02  # of the pool's rows, whose answers are to be preserved; a batch at least
+    validation_share: float = 0.1  # of the pool's prompts, set apart where there is no target task
+    batch_rows: int = 8  # rows per optimiser step of the warm-up
+    shard_rows: int = 64  # rows between two writings of G, and per part of the store
+    pack_tokens: int = 2048  # tokens per forward-backward pass
+    seed: int = 0  # of the draws and of the warm-up's order
+    template: str = "chat"  # chat | delift
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The rows that are read, tokenised once; a set holds places among them, ascending."""
+
+    ids: list[str]
+    encoding: Encoding
+    pool: list[int]  # scored
+    validation: list[int]  # steer the choice; never in the pool
+    warmup: list[int]  # of the pool
+    anchors: list[int]  # of the pool
+    steered_by: str  # target | pool: where the validation rows are from
+    left_out: int  # used rows of the pool that have the prompt of a row of the target task
+
+
+class Files(NamedTuple):
+    """Tensors in the scratch folder."""
+
+    weights: Path  # of the warm-up
+    moments: Path  # exp_avg_sq
+    v_new: Path
+    v_prior: Path
+    total: Path  # G, of the first rows of the pool
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every shard shares, and its rows; small enough to travel to another process."""
+
+    source: Path  # the examples
+    digest: str  # their sha256, so that a worker never uses an older reading
+    files: Files
+    folder: Path  # of the store
+    model: models.ModelChoice
+    settings: GradientsSettings
+    places: tuple[int, ...] = ()  # of the second pass
+
+
+@lru_cache(maxsize=1)
+def read_sets(source: Path, digest: str, model: models.ModelChoice, settings: GradientsSettings) -> Sets:
+    """Read, draw and tokenise the rows, of which held-out ones are none; `digest` keys the cache.
+
+    Raises:
+        ValueError: no validation row; fewer anchors than a batch; a row that does not fit in the context whole.
+    """
+    table = read_table(source, schemas.EXAMPLES)
+    used = table.filter(pc.and_(table["used"], pc.not_equal(table["split"], "held_out"))).sort_by("row").to_pylist()
+    prompts = [join_instruction(row["instruction"], row["prompt"]) for row in used]
+    sides = assign(used, [fold(prompt) for prompt in prompts], settings)
+    kept = [place for place, side in enumerate(sides) if side]
+    rows, sides = [used[place] for place in kept], [sides[place] for place in kept]
+    pool, validation = ([place for place, side in enumerate(sides) if side == name] for name in ("pool", "validation"))
+    drawn = {name: draw(rows, pool, name, settings) for name in ("warmup", "anchors")}
+    asked, answers = [prompts[place] for place in kept], [row["response"] for row in rows]
+    encoding = encode(models.tokenizer(model), settings.template, asked, answers)
+    refuse_long(encoding, [row["row"] for row in rows], model.max_tokens)
+    steered_by = "target" if any(row["split"] == "target" for row in rows) else "pool"
+    ids, left_out = [row["id"] for row in rows], len(used) - len(kept)
+    return Sets(ids, encoding, pool, validation, **drawn, steered_by=steered_by, left_out=left_out)
+
+
+def assign(rows: Sequence[Mapping], prompts: Sequence[str], settings: GradientsSettings) -> list[str | None]:
+    """Return for each used row `validation`, `pool`, or None where its prompt is that of a row of the target task.
+
+    Validation rows are the target task's; where there are none, all rows of a share of the pool's prompts.
+
+    Raises:
+        ValueError: there are none.
+    """
+    is_target = [row["split"] == "target" for row in rows]
+    steering = {prompt for prompt, target in zip(prompts, is_target, strict=True) if target}
+    here = None if steering else "validation"
+    if not steering:
+        first: dict[str, Mapping] = {}
+        for row, prompt in zip(rows, prompts, strict=True):
+            first.setdefault(prompt, row)
+        count, topics = (
+            round(settings.validation_share * len(first)),
+            {row["id"]: row["topic"] for row in first.values()},
+        )
+        drawn = sample(topics, count, salt(settings.seed, "validation"))
+        steering = {prompt for prompt, row in first.items() if row["id"] in drawn}
+    if not steering:
+        raise ValueError(
+            f"0 validation rows: there is no target task, and gradients.validation_share = "
+            f"{settings.validation_share:g} of the pool's {len(rows)} used rows is none; set examples.target, or raise "
+            "that share"
+        )
+    sides = [here if prompt in steering else "pool" for prompt in prompts]
+    return ["validation" if target else side for target, side in zip(is_target, sides, strict=True)]
+
+
+def draw(rows: Sequence[Mapping], pool: Sequence[int], name: str, settings: GradientsSettings) -> list[int]:
+    """Return the places of the warm-up's rows or of the anchors: a share of the pool, a batch at least.
+
+    Raises:
+        ValueError: the pool has fewer rows than a batch.
+    """
+    if len(pool) < settings.batch_rows:
+        raise ValueError(
+            f"anchors fewer than a batch: the pool has {len(pool)} rows beside the validation rows, and "
+            f"gradients.batch_rows is {settings.batch_rows}; lower it, or give the pool more rows (examples.pool_rows)"
+        )
+    share = settings.warmup_share if name == "warmup" else settings.anchor_share
+    topics = {rows[place]["id"]: rows[place]["topic"] for place in pool}
+    drawn = sample(topics, max(settings.batch_rows, round(share * len(pool))), salt(settings.seed, name))
+    return [place for place in pool if rows[place]["id"] in drawn]
+
+
+def salt(seed: int, purpose: str) -> int:
+    """Return the seed of one purpose, so that draws for several are not of the same rows."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:6], "big")
+
+
+def plan_files(scratch: Path, sets: Sets, model: models.ModelChoice, settings: GradientsSettings) -> Files:
+    """Return where each file of tensors lies; how the work is cut is no part of its name."""
+    made = [models.model_digest(model), str(models.device(model)), settings.template, CODE]
+
+    def name(kind: str, places: Sequence[int], *facts: Any) -> Path:
+        ids = [sets.ids[place] for place in places]
+        return Path(scratch) / f"{kind}-{digest_facts([*made, ids, *facts])}.safetensors"
+
+    how = (settings.eta, settings.batch_rows, settings.seed)
+    start = name("weights", sets.warmup, *how)
+    return Files(
+        weights=start,
+        moments=name("moments", sets.warmup, *how),
+        v_new=name("v_new", sets.validation, start.name),
+        v_prior=name("v_prior", sets.anchors, start.name, settings.confidence, settings.tau),
+        total=name("G", sets.pool, start.name),
+    )
+
+
+def digest_facts(facts: Sequence[Any]) -> str:
+    """Return the name of what some facts determine."""
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def prepare(work: Work, sets: Sets) -> None:
+    """Make the warm-up, v_new and v_prior, those that are not there yet."""
+    files = work.files
+    with model_lock:
+        if not (files.weights.exists() and files.moments.exists()):
+            train(work, sets)
+        if not files.v_new.exists():
+            with timed(work, sets, sets.validation) as (network, batches, facts):
+                v_new = validation_gradient(network, batches)
+            write(v_new, files.v_new, facts)
+        if not files.v_prior.exists():
+            teacher, how = load(work.model), {"confidence": work.settings.confidence, "tau": work.settings.tau}
+            with timed(work, sets, sets.anchors) as (network, batches, facts):
+                found = preservation_gradient(network, teacher, batches, **how)
+            told = {"preservation_loss": found.loss, "mean_confidence": float(found.weights.mean())}
+            write(found.v_prior, files.v_prior, facts | told)
+
+
+def train(work: Work, sets: Sets) -> None:
+    """Train all weights of the base model on the warm-up's rows, once each; keep them and the second moments.
+
+    bfloat16 weights are trained, and their moments kept, in float32: in bfloat16 steps and decay are rounded away.
+
+    Raises:
+        ValueError: a parameter that cannot be covered; a loss that is not finite.
+    """
+    network = load(replace(work.model, dtype="float32"))
+    verify_coverage(network)  # now, too: a warm-up may take hours
+    start = perf_counter()
+    optimizer, losses = run_epoch(network, pick(sets, sets.warmup), work.settings)
+    facts = {"seconds": perf_counter() - start, "steps": len(losses), "loss": final_loss(losses)}
+    facts["beta2"] = float(optimizer.param_groups[0]["betas"][1])
+    named, dtype = dict(network.named_parameters()), models.DTYPES[work.model.dtype]
+    write({name: optimizer.state[weight]["exp_avg_sq"] for name, weight in named.items()}, work.files.moments, facts)
+    write({name: weight.detach().to(dtype) for name, weight in named.items()}, work.files.weights, facts)
+    del network, optimizer, named
+    gc.collect()  # optimiser and schedule hold each other
+
+
+def run_epoch(
+    network: PreTrainedModel, rows: Encoding, settings: GradientsSettings
+) -> tuple[torch.optim.Optimizer, list[float]]:
+    """Train on each row once, with the order, loss and schedule of finetuning; return the loss of every step."""
+    steps = plan_steps(len(rows.queries), settings.batch_rows, 1, settings.seed)
+    optimizer, schedule = optimise(network, len(steps), settings.eta, WARMUP_FRACTION)
+    device, losses = next(network.parameters()).device, []
+    with packed_attention(network):
+        for number, places in enumerate(steps, start=1):
+            queries, responses = ([side[place] for place in places] for side in (rows.queries, rows.responses))
+            inputs = collate(rows.base, queries, responses, device)
+            inputs = {name: one.to(device) if isinstance(one, Tensor) else one for name, one in inputs.items()}
+            labels = inputs.pop("labels")
+            loss = response_loss(network(**inputs, use_cache=False).logits, labels)
+            if not torch.isfinite(loss):
+                raise ValueError(
+                    f"the warm-up's loss is {float(loss.detach())} at step {number} of {len(steps)}; lower "
+                    "gradients.eta, or check the model's weights"
+                )
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            losses.append(float(loss.detach()))
+    return optimizer, losses
+
+
+@contextmanager
+def timed(work: Work, sets: Sets, places: Sequence[int]) -> Iterator[tuple[PreTrainedModel, list[Batch], dict]]:
+    """Yield the model at the checkpoint, batches of rows, and a dict that gets the seconds that the work took.
+
+    Raises:
+        ValueError: a gradient is not finite, with the ids of its rows.
+    """
+    network, rows, facts = load_trained(work.model, work.files.weights), pick(sets, places), {}
+    queries = [rows.base + query for query in rows.queries]
+    batches, start = plan_batches(queries, rows.responses, work.settings.pack_tokens), perf_counter()
+    try:
+        yield network, batches, facts
+    except GradientError as error:
+        ids = [sets.ids[places[example]] for example in error.examples]
+        raise ValueError(
+            f"{len(ids)} of {len(places)} rows have a gradient that is not finite, first ids {ids[:3]}; take them out "
+            "of the raw data, lower gradients.eta, or check the model's weights"
+        ) from error
+    facts["seconds"] = perf_counter() - start
+
+
+def pick(sets: Sets, places: Sequence[int]) -> Encoding:
+    """Return the encoding of some rows."""
+    whole = sets.encoding
+    queries, responses = ([side[place] for place in places] for side in (whole.queries, whole.responses))
+    return Encoding(whole.base, [], queries, responses)
+
+
+def load(choice: models.ModelChoice) -> PreTrainedModel:
+    """Return the language model, of its own: who changes or drops it touches nobody else's."""
+    network = models.language_model.__wrapped__(choice)  # past the cache
+    verify_packing(network)
+    return network
+
+
+@lru_cache(maxsize=1)
+def load_trained(choice: models.ModelChoice, weights: Path) -> PreTrainedModel:
+    """Return the model with a warm-up's weights, checked once to give the gradients that autograd gives."""
+    network, kept = load(choice), read(weights)[0]
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            weight.copy_(kept[name])
+    verify_coverage(network)
+    return network
+
+
+def write(tensors: Mapping[str, Tensor], path: Path, facts: Mapping[str, Any]) -> None:
+    """Write tensors and what is known of them, whole or not at all; equal content gives equal bytes.
+
+    Raises:
+        ArtifactError: the disk is full or refuses the write; what stood at `path` is untouched.
+    """
+    found = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as part:
+        try:
+            safetensors.torch.save_file(found, part, {HEADER: json.dumps(facts, sort_keys=True)})
+        except safetensors.SafetensorError as error:
+            raise ArtifactError(
+                f"{path} could not be written: {error}; nothing was left behind. Free space on that disk or move the "
+                "project, then run again"
+            ) from error
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return what `write` was given, on the CPU.
+
+    Raises:
+        ArtifactError: it is damaged.
+    """
+    try:
+        return safetensors.torch.load_file(path), read_facts(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}); delete it: what it held is computed again") from error
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return what is known of the tensors in a file."""
+    with safetensors.safe_open(path, "pt") as file:
+        return json.loads(file.metadata()[HEADER])

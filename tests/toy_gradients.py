@@ -1,0 +1,55 @@
+"""A small run of the room `gradients`, for its tests."""
+
+import json
+from dataclasses import replace
+
+from tasks import gradients
+from tasks.artifacts import read_table
+from tasks.gradients import GradientsSettings, write_gradients
+from tasks.groundwork import read_sets
+
+SMALL = GradientsSettings(
+    eta=1e-3,
+    curvature="corrected",
+    lambda_prior=0.5,
+    warmup_share=0.5,
+    anchor_share=0.3,
+    batch_rows=3,
+    shard_rows=4,
+    pack_tokens=120,
+)
+FIRST = replace(SMALL, order="first")
+
+
+def run(folder, model, settings=SMALL, *, out="out", scratch="scratch", store="store", map=map, **others):
+    return write_gradients(
+        examples=folder / "examples",
+        out=folder / out,
+        scratch=folder / scratch,
+        store=folder / store,
+        version="v1",
+        model=model,
+        settings=settings,
+        map=map,
+        **others,
+    )
+
+
+def sets_of(folder, model, settings=SMALL):
+    return read_sets.__wrapped__(folder / "examples/examples.parquet", "", model, settings)
+
+
+def scored(folder) -> list[float]:
+    return read_table(folder / "phi_data.parquet", gradients.PHI_DATA)["score"].to_pylist()
+
+
+def told(folder) -> dict:
+    return json.loads((folder / "gradients.json").read_text())
+
+
+def content(folder) -> tuple[bytes, bytes]:
+    return (folder / "phi_data.parquet").read_bytes(), (folder / "phi_param.safetensors").read_bytes()
+
+
+def counted(facts) -> list[int]:
+    return [facts[name] for name in ("rows_summed", "rows_scored", "shards")]
