@@ -203,3 +203,16 @@ def test_every_section_has_the_fields_of_its_rooms_settings(name):
     theirs = {field.name for field in fields(settings)}
     assert theirs - ours <= {"template"}
     assert ours - theirs == set()
+
+
+def test_selectors_are_the_same_words_wherever_they_are_told_apart():
+    from typing import get_args, get_type_hints
+
+    from flows import rooms
+    from tasks import scores, selection
+
+    known = set(get_args(get_type_hints(sections.Selection)["rows_by"]))
+    assert known == set(selection.SELECTORS) == {*scores.METHODS, *scores.UNSCORED}
+    assert set(selection.SIMILAR) == set(params.BY_OBJECTIVE)
+    assert set(selection.SCORED) == set(scores.METHODS)
+    assert {*rooms.BY_VECTORS, *rooms.BY_PAIRS} <= known
