@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from flows import cli
 
 REAL = GRAPHS["real"]
-RECIPES = {"demo": ".venv/bin/tamis run v1", "test": ".venv/bin/python -m pytest"}
+RECIPES = {"demo": ".venv/bin/tamis run ", "test": ".venv/bin/python -m pytest"}
 
 
 @pytest.fixture
