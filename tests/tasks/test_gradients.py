@@ -18,6 +18,8 @@ from tamis.finetuning import plan_steps, scale_rate
 from tasks import gradients, groundwork, models
 from tasks.artifacts import Provenance, provenance, read_table, write_table
 
+pytestmark = pytest.mark.slow  # a minute in all
+
 BETA2 = 0.999
 
 

@@ -13,6 +13,8 @@ from tamis.gradients import GradientError
 from tasks import gradients, groundwork, models
 from tasks.artifacts import ArtifactError, read_table
 
+pytestmark = pytest.mark.slow  # a minute in all
+
 
 @pytest.fixture
 def corpus(tmp_path):
