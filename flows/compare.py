@@ -7,7 +7,7 @@ then say how far each is from random rows, with intervals, and what it cost
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args, get_type_hints
 
 from flows import params
@@ -18,7 +18,6 @@ from flows.trials import Trial, attempt, conclude, digest
 
 SELECTORS = get_args(get_type_hints(Selection)["rows_by"])
 SCORING = ("embedding", "utility", "scores")  # stages whose cost is the selector's
-SEEDED = ("random", "deft_ucs")  # selectors whose choice depends on selection.seed
 
 
 class CompareError(ValueError):
@@ -146,15 +145,14 @@ def run_cell(
 ) -> tuple[Any, list[float]]:
     """Return what a selector reaches at a budget with a seed, and the losses of the base model."""
     from tasks.comparison import Trial as Compared
+    from tasks.selection import SelectionSettings, find_seed
 
-    optimised = cell.selector in params.BY_OBJECTIVE and values.selection.optimiser != "lazy"
-    drawn = cell.selector in SEEDED or optimised
-    choice = {"rows_by": cell.selector, "budget": read_budget(cell.budget), "seed": seed if drawn else 0}
-    arms = {"chosen": [seed]}
+    asked = replace(values.selection, rows_by=cell.selector, budget=read_budget(cell.budget), seed=seed)
+    drawn = find_seed(SelectionSettings(**asdict(asked)))  # without a draw all seeds share one choice
     values = replace(
         values,
-        selection=replace(values.selection, **choice),
-        finetuning=replace(values.finetuning, arms=arms, whole_model=False),
+        selection=replace(asked, seed=drawn or 0),
+        finetuning=replace(values.finetuning, arms={"chosen": [seed]}, whole_model=False),
     )
     done = {"examples": examples}
     for name in ("embedding", "utility", "scores", "selection", "finetuning"):

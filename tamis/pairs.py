@@ -53,19 +53,18 @@ def pairs_of_neighbours(sets: Sets, vectors: Float32[np.ndarray, "example width"
     return unite(found)
 
 
-def pairs_of_landmarks(sets: Sets, shown: Sets, answered: Sets) -> Pairs:
+def pairs_of_landmarks(shown: Sets, answered: Sets) -> Pairs:
     """Return, in every block, the pairs of a few targets and a few demos.
 
     Landmarks of the ground set answer themselves, too: of few targets, those that are landmarks would else favour
     themselves.
 
     Args:
-        sets: places of examples.
         shown: the landmarks of each set, some of its places.
         answered: the targets of ground set and task, some of their places.
 
     >>> sets = {"ground": np.arange(3), "task": np.array([3]), "learnt": np.arange(0)}
-    >>> pairs_of_landmarks(sets, sets | {"ground": np.array([2])}, sets | {"ground": np.array([0])}).tolist()
+    >>> pairs_of_landmarks(sets | {"ground": np.array([2])}, sets | {"ground": np.array([0])}).tolist()
     [[0, 2], [0, 3], [2, 2], [3, 2]]
     """
     own = _pair_up(shown["ground"], shown["ground"][:, None])

@@ -219,7 +219,7 @@ def find_landmarks(work: Shard, pool: Pool, vectors: np.ndarray, map: Map) -> tu
         demos, scored = demos[tamis.pairs.favourites(_similar(scores, demos, settings), fewer)], scored + done
     others = {name: pool.sets[name] for name in ("task", "learnt")}
     shown = {name: some[tamis.pairs.spread(vectors[some], settings.landmarks)] for name, some in others.items()}
-    kernel = tamis.pairs.pairs_of_landmarks(pool.sets, shown | {"ground": demos}, others | {"ground": targets})
+    kernel = tamis.pairs.pairs_of_landmarks(shown | {"ground": demos}, others | {"ground": targets})
     return kernel, tamis.pairs.unite([np.empty((0, 2), np.int64), *tried]), scored
 
 

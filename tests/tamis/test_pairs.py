@@ -90,7 +90,7 @@ def test_landmark_pairs_are_those_of_the_blocks_and_each_landmark_with_itself(gr
     slow = {(place, place) for place in shown[0]}
     for (ones, _), (_, others) in zip(blocks(*answered), blocks(*shown), strict=True):
         slow |= set(product(ones, others))
-    found = pairs_of_landmarks(sets(ground, task, learnt), sets(*shown), sets(*answered))
+    found = pairs_of_landmarks(sets(*shown), sets(*answered))
     assert found.tolist() == sorted(map(list, slow))
 
 
