@@ -257,30 +257,33 @@ def _likelihood(batch: Batch, sheet: Sheet) -> Criterion:
     return judge
 
 
-def verify_coverage(model: nn.Module, tolerance: float | None = None) -> None:
-    """Compare G of a few made-up tokens with autograd's, parameter by parameter; cost: eight short passes.
+def verify_coverage(model: nn.Module, tolerance: float | None = None, largest: int | None = None) -> None:
+    """Compare G of a few made-up tokens with autograd's, parameter by parameter; cost: eight short passes per group.
 
     A weight that the model uses without calling its module, or in two ways of which one is not seen, is found here and
-    not in the results. Memory: two gradients.
+    not in the results. Memory: two gradients of a group.
 
     Args:
         model: in eval mode.
         tolerance: largest |difference| over largest |entry| of a gradient; by dtype (`TOLERANCE`) where absent.
+        largest: entries of a group of parameters (`group_parameters`); None: all parameters at once.
 
     Raises:
         ValueError: naming the parameters whose gradients differ.
     """
     words = model.get_input_embeddings().weight.shape[0]
     made = [[(7 * step + 3 * place) % words for step in range(4 + place)] for place in range(4)]
-    G = accumulate(model, plan_batches(made, made[::-1], tokens=64)).G
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    plain = torch.autograd.grad(_plain_loss(model, made, made[::-1]), [*weights.values()])
+    found: dict[str, tuple[float, float]] = {}  # largest |difference| and |entry|
+    for names in [list(weights)] if largest is None else group_parameters(model, largest):
+        G = accumulate(model, plan_batches(made, made[::-1], tokens=64), keep=names).G
+        plain = torch.autograd.grad(_plain_loss(model, made, made[::-1]), [weights[name] for name in names])
+        for name, gradient in zip(names, plain, strict=True):
+            found[name] = float((G[name] - gradient).abs().max()), float(gradient.abs().max())
+        del G, plain  # before those of the next group
     allowed = TOLERANCE[next(model.parameters()).dtype] if tolerance is None else tolerance
-    least = allowed * max(float(gradient.abs().max()) for gradient in plain)  # key biases have 0, but for rounding
-    wrong = []
-    for name, gradient in zip(weights, plain, strict=True):
-        if not (G[name] - gradient).abs().max() <= allowed * max(float(gradient.abs().max()), least):
-            wrong.append(name)
+    least = allowed * max(size for _, size in found.values())  # key biases have 0, but for rounding
+    wrong = [name for name, (off, size) in found.items() if not off <= allowed * max(size, least)]
     if wrong:
         raise ValueError(
             f"{type(model).__name__}: {len(wrong)} of {len(weights)} gradients differ from autograd's by more than "

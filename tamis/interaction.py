@@ -16,6 +16,8 @@ from torch import Tensor
 
 CURVATURES = ("raw", "corrected")
 PIECE = 1 << 22  # entries that are taken to float64 at once
+SQUARES = ("v_new", "v_prior", "G", "u", "c", "first", "second")
+SUMS = ("entries", "phi_param", "u_G", "zeros_u", "zeros_phi_param", "new_prior", *SQUARES)
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,14 @@ def _parts(terms: Terms, G: Mapping[str, Tensor] | None) -> list[Mapping[str, Te
         raise ValueError(f"second order needs G and an eta above 0; G is {'given' if G else 'absent'}, eta {terms.eta}")
     parts = [terms.v_new, terms.v_prior, *([] if terms.c is None else [terms.c, G])]
     for part in parts[1:]:
-        lacking = sorted(set(terms.v_new) ^ set(part))
-        if lacking:
-            raise ValueError(f"{len(lacking)} parameters are in one term and not in another, first {lacking[:3]}")
+        _refuse_others(terms.v_new, part, "in one term and not in another")
     return parts
+
+
+def _refuse_others(one: Mapping[str, Tensor], other: Mapping[str, Tensor], where: str) -> None:
+    lacking = sorted(set(one) ^ set(other))
+    if lacking:
+        raise ValueError(f"{len(lacking)} parameters are {where}, first {lacking[:3]}")
 
 
 def _first(terms: Terms, name: str) -> Tensor:
@@ -114,72 +120,72 @@ def score_parameters(u: Mapping[str, Tensor], G: Mapping[str, Tensor]) -> dict[s
     >>> score_parameters({"w": torch.tensor([2.0])}, {"w": torch.tensor([-3.0])})["w"].tolist()
     [-6.0]
     """
-    lacking = sorted(set(u) ^ set(G))
-    if lacking:
-        raise ValueError(f"{len(lacking)} parameters are in u or G only, first {lacking[:3]}")
+    _refuse_others(u, G, "in u or G only")
     return {name: _wide(tensor) * G[name] for name, tensor in u.items()}
 
 
-def diagnose(
-    terms: Terms,
-    u: Mapping[str, Tensor],
-    G: Mapping[str, Tensor],
-    phi_data: Float[Tensor, " example"],
-    phi_param: Mapping[str, Tensor],
-    *,
-    threshold_param: float | None = None,
-    threshold_data: float | None = None,
-) -> dict[str, float]:
-    """Return what every run records: the law of rows and columns, zeros, ties, norms, and the second-order share.
-
-    Law: sum_n phi_data == sum_k phi_param == <u, G>; `law_residual` = the largest difference of two of these sums over
-    sum_n |phi_data[n]| (or the largest of them): about 1e-6 in float32, 1e-14 in float64. Sums are float64. Cost: a
-    few passes over each tensor.
+def measure(terms: Terms, u: Mapping[str, Tensor], G: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return sums over parameters that `diagnose` needs, in float64; those of groups of parameters add up.
 
     Args:
-        terms: that u was made of.
+        terms: that u was made of, of these parameters.
         u: direction, as `direction` gave it (eta factored out).
         G: sum of the pool's gradients.
+
+    Returns:
+        `entries`; `phi_param` and `u_G`: their sums; `zeros_u`, `zeros_phi_param`: counts of exact zeros; `v_new`,
+        `v_prior`, `G`, `u`, `c`, `first`, `second`: squared norms, of the last two of both terms of u; `new_prior`:
+        <v_new, v_prior>.
+
+    Raises:
+        ValueError: parameters that differ between terms, u and G.
+    """
+    _refuse_others(u, G, "in u or G only")
+    _refuse_others(u, _parts(terms, G)[0], "in u or its terms only")
+    found = dict.fromkeys(SUMS, 0.0)
+    for name in u:
+        (scores,) = score_parameters({name: u[name]}, {name: G[name]}).values()
+        v_new, v_prior = terms.v_new[name], terms.v_prior[name]
+        found["entries"] += scores.numel()
+        found["phi_param"] += sum(float(piece.sum()) for piece in _pieces(scores))
+        found["zeros_u"] += int((u[name] == 0).sum())
+        found["zeros_phi_param"] += int((scores == 0).sum())
+        found["u_G"] += _dot(u[name], G[name])
+        found["new_prior"] += _dot(v_new, v_prior)
+        squared = {"v_new": v_new, "v_prior": v_prior, "G": G[name], "u": u[name], "first": _first(terms, name)}
+        if terms.c is not None:
+            squared |= {"c": terms.c[name], "second": _second(terms, G, name)}
+        for key, tensor in squared.items():
+            found[key] += _dot(tensor, tensor)
+    return found
+
+
+def diagnose(sums: Mapping[str, float], phi_data: Float[Tensor, " example"]) -> dict[str, float]:
+    """Return what every run records: the law of rows and columns, zeros, norms, and the second-order share.
+
+    Law: sum_n phi_data == sum_k phi_param == <u, G>; `law_residual` = the largest difference of two of these sums over
+    sum_n |phi_data[n]| (or the largest of them): about 1e-6 in float32, 1e-14 in float64.
+
+    Args:
+        sums: of `measure`, over all parameters.
         phi_data: by example.
-        phi_param: by parameter name.
-        threshold_param: |phi_param| of the last entry that a mask holds; None: no ties are counted.
-        threshold_data: phi_data of the last example that is chosen; None: no ties are counted.
 
     Returns:
         `sum_phi_data`, `sum_phi_param`, `inner_u_G`, `law_residual`; `zeros_u`, `zeros_phi_param`, `zeros_phi_data`:
-        shares of exact zeros; `ties_param`, `ties_data`: shares at the threshold (0: one entry alone);
-        `second_over_first`: |second-order term| / |first-order term| in norm; `norm_v_new`, `norm_v_prior`, `norm_G`,
-        `norm_u` (and `norm_c`); `cosine_v_new_v_prior` (0 where one of them is 0).
+        shares of exact zeros; `second_over_first`: |second-order term| / |first-order term| in norm, 0 at first order;
+        `norm_v_new`, `norm_v_prior`, `norm_G`, `norm_u`, `norm_c` (0 at first order); `cosine_v_new_v_prior` (0 where
+        one of them is 0).
     """
-    rows, columns, inner = float(phi_data.sum(dtype=torch.float64)), _total(phi_param), _inner(u, G)
-    sums = (rows, columns, inner)
-    found = {"sum_phi_data": rows, "sum_phi_param": columns, "inner_u_G": inner}
-    size = max(float(phi_data.abs().sum(dtype=torch.float64)), *map(abs, sums))
-    found["law_residual"] = _ratio(max(sums) - min(sums), size)
-    data = {"phi_data": phi_data}
-    found |= {"zeros_u": _share(u, 0.0), "zeros_phi_param": _share(phi_param, 0.0), "zeros_phi_data": _share(data, 0.0)}
-    if threshold_param is not None:
-        found["ties_param"] = _ties(phi_param, threshold_param, -threshold_param)
-    if threshold_data is not None:
-        found["ties_data"] = _ties(data, threshold_data)
-    vectors = {"v_new": terms.v_new, "v_prior": terms.v_prior, "G": G, "u": u}
-    vectors |= {} if terms.c is None else {"c": terms.c}
-    norms = {f"norm_{name}": math.sqrt(_inner(vector, vector)) for name, vector in vectors.items()}
-    lengths = norms["norm_v_new"] * norms["norm_v_prior"]
-    cosine = _ratio(_inner(terms.v_new, terms.v_prior), lengths)
-    return {**found, **norms, "cosine_v_new_v_prior": cosine, "second_over_first": compare_orders(terms, G)}
-
-
-def compare_orders(terms: Terms, G: Mapping[str, Tensor]) -> float:
-    """Return |0.5 eta (c o G)| / |lambda_new v_new + lambda_prior v_prior|, in norm; 0 at first order."""
-    if terms.c is None:
-        return 0.0
-    _parts(terms, G)
-    first = second = 0.0
-    for name in terms.v_new:
-        first += _square(_first(terms, name))
-        second += _square(_second(terms, G, name))
-    return _ratio(math.sqrt(second), math.sqrt(first))
+    laws = float(phi_data.sum(dtype=torch.float64)), sums["phi_param"], sums["u_G"]
+    found = dict(zip(("sum_phi_data", "sum_phi_param", "inner_u_G"), laws, strict=True))
+    size = max(float(phi_data.abs().sum(dtype=torch.float64)), *map(abs, laws))
+    found["law_residual"] = _ratio(max(laws) - min(laws), size)
+    found |= {name: _ratio(sums[name], sums["entries"]) for name in ("zeros_u", "zeros_phi_param")}
+    found["zeros_phi_data"] = _ratio(float((phi_data == 0).sum()), float(len(phi_data)))
+    norms = {f"norm_{name}": math.sqrt(sums[name]) for name in ("v_new", "v_prior", "G", "u", "c")}
+    cosine = _ratio(sums["new_prior"], norms["norm_v_new"] * norms["norm_v_prior"])
+    share = _ratio(math.sqrt(sums["second"]), math.sqrt(sums["first"]))
+    return {**found, **norms, "cosine_v_new_v_prior": cosine, "second_over_first": share}
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -190,31 +196,10 @@ def _pieces(tensor: Tensor) -> Iterator[Tensor]:
     return (piece.double() for piece in tensor.reshape(-1).split(PIECE))
 
 
-def _total(tensors: Mapping[str, Tensor]) -> float:
-    return sum(float(piece.sum()) for tensor in tensors.values() for piece in _pieces(tensor))
-
-
-def _square(tensor: Tensor) -> float:
-    return sum(float(piece.square().sum()) for piece in _pieces(tensor))
-
-
-def _inner(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+def _dot(one: Tensor, other: Tensor) -> float:
     """Return <one, other> in float64."""
-    pairs = ((one[name], other[name]) for name in one)
-    return sum(float(a @ b) for left, right in pairs for a, b in zip(_pieces(left), _pieces(right), strict=True))
+    return sum(float(a @ b) for a, b in zip(_pieces(one), _pieces(other), strict=True))
 
 
 def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
-
-
-def _share(tensors: Mapping[str, Tensor], *values: float) -> float:
-    """Return the share of entries that are equal to one of some values."""
-    equal = sum(int((tensor == value).sum()) for tensor in tensors.values() for value in {*values})
-    return equal / sum(tensor.numel() for tensor in tensors.values())
-
-
-def _ties(tensors: Mapping[str, Tensor], *thresholds: float) -> float:
-    """Return the share of entries at a threshold, 0 where one entry stands there alone."""
-    share, entries = _share(tensors, *thresholds), sum(tensor.numel() for tensor in tensors.values())
-    return 0.0 if round(share * entries) <= 1 else share

@@ -1,16 +1,16 @@
 """What room `gradients` stands on: the rows that it draws, the warm-up on some of them, v_new and v_prior.
 
-Every set is drawn by hashes of seed and id (`tamis.splits.sample`). Tensors are kept as safetensors in the scratch
-folder, one per parameter under its name in `named_parameters`, each file written whole and named by a digest of all
-that determines it; what is known beside the tensors stands in the header, as one JSON text under `tamis`. Tensors that
-are read lie on the disk until they are touched.
+Every set is drawn by hashes of seed and id (`tamis.splits.sample`). Tensors are kept in the scratch folder, one per
+parameter under its name in `named_parameters`, each file written whole and named by a digest of all that determines it.
+Where memory is short, v_new, v_prior and what the room sums stand in a file per group of parameters, and are formed by
+a pass per group; the warm-up trains all weights at once.
 """
 
 import gc
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,7 +19,6 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import pyarrow.compute as pc
-import safetensors.torch
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -28,6 +27,7 @@ import tamis.batches
 import tamis.coverage
 import tamis.distillation
 import tamis.finetuning
+import tamis.fisher
 import tamis.gradients
 import tamis.interaction
 import tamis.language_model
@@ -36,18 +36,20 @@ from tamis.batches import Batch, plan_batches
 from tamis.distillation import preservation_gradient
 from tamis.examples import fold
 from tamis.finetuning import collate, final_loss, optimise, plan_steps, refuse_long, response_loss
-from tamis.gradients import GradientError, validation_gradient, verify_coverage
+from tamis.fisher import fisher_information
+from tamis.gradients import GradientError, group_parameters, validation_gradient, verify_coverage
 from tamis.language_model import packed_attention, verify_packing
 from tamis.splits import sample
 from tamis.templates import Encoding, encode, join_instruction
 from tasks import models, schemas
-from tasks.artifacts import ArtifactError, digest_code, read_table, replacing
+from tasks.artifacts import digest_code, read_table
 from tasks.scorer import model_lock
+from tasks.tensorfiles import read, write
 
 WARMUP_FRACTION = 0.1  # of the warm-up's steps over which the learning rate rises, as in finetuning
-HEADER = "tamis"
 LIBRARY = (tamis.batches, tamis.coverage, tamis.distillation, tamis.finetuning, tamis.gradients, tamis.interaction)
-SOURCES = (*LIBRARY, tamis.language_model, tamis.templates, sys.modules[__name__])
+SOURCES = (*LIBRARY, tamis.fisher, tamis.language_model, tamis.templates, sys.modules[__name__])
+DRAWN = {"dualsft": ("pool", "validation", "warmup", "anchors"), "fisher": ("pool", "fisher")}  # sets that each reads
 CODE = digest_code(*SOURCES)  # what figures depend on, as imported
 
 
@@ -68,6 +70,8 @@ class GradientsSettings:
     batch_rows: int = 8  # rows per optimiser step of the warm-up
     shard_rows: int = 64  # rows between two writings of G, and per part of the store
     pack_tokens: int = 2048  # tokens per forward-backward pass
+    block_parameters: int | None = None  # parameters whose sums are in memory at once, a tensor at least; None: all
+    fisher_rows: int = 64  # rows of the pool that Fisher information is averaged over
     seed: int = 0  # of the draws and of the warm-up's order
     template: str = "chat"  # chat | delift
 
@@ -82,23 +86,25 @@ class Sets:
     validation: list[int]  # steer the choice; never in the pool
     warmup: list[int]  # of the pool
     anchors: list[int]  # of the pool
+    fisher: list[int]  # of the pool
     steered_by: str  # target | pool: where the validation rows are from
     left_out: int  # used rows of the pool that have the prompt of a row of the target task
 
 
 class Files(NamedTuple):
-    """Tensors in the scratch folder."""
+    """Tensors in the scratch folder; all but the first two of one group of parameters."""
 
     weights: Path  # of the warm-up
     moments: Path  # exp_avg_sq
     v_new: Path
     v_prior: Path
     total: Path  # G, of the first rows of the pool
+    fisher: Path
 
 
 @dataclass(frozen=True)
 class Work:
-    """What every shard shares, and its rows; small enough to travel to another process."""
+    """What every shard of a group of parameters shares, and its rows; small enough to travel to another process."""
 
     source: Path  # the examples
     digest: str  # their sha256, so that a worker never uses an older reading
@@ -106,6 +112,7 @@ class Work:
     folder: Path  # of the store
     model: models.ModelChoice
     settings: GradientsSettings
+    names: tuple[str, ...] | None = None  # of the group's parameters; None: all
     places: tuple[int, ...] = ()  # of the second pass
 
 
@@ -123,7 +130,7 @@ def read_sets(source: Path, digest: str, model: models.ModelChoice, settings: Gr
     kept = [place for place, side in enumerate(sides) if side]
     rows, sides = [used[place] for place in kept], [sides[place] for place in kept]
     pool, validation = ([place for place, side in enumerate(sides) if side == name] for name in ("pool", "validation"))
-    drawn = {name: draw(rows, pool, name, settings) for name in ("warmup", "anchors")}
+    drawn = {name: draw(rows, pool, name, settings) for name in ("warmup", "anchors", "fisher")}
     asked, answers = [prompts[place] for place in kept], [row["response"] for row in rows]
     encoding = encode(models.tokenizer(model), settings.template, asked, answers)
     refuse_long(encoding, [row["row"] for row in rows], model.max_tokens)
@@ -164,7 +171,8 @@ def assign(rows: Sequence[Mapping], prompts: Sequence[str], settings: GradientsS
 
 
 def draw(rows: Sequence[Mapping], pool: Sequence[int], name: str, settings: GradientsSettings) -> list[int]:
-    """Return the places of the warm-up's rows or of the anchors: a share of the pool, a batch at least.
+    """Return the places of the warm-up's rows or of the anchors, a share of the pool and a batch at least, or of the
+    rows of Fisher information, so many or all.
 
     Raises:
         ValueError: the pool has fewer rows than a batch.
@@ -174,9 +182,10 @@ def draw(rows: Sequence[Mapping], pool: Sequence[int], name: str, settings: Grad
             f"anchors fewer than a batch: the pool has {len(pool)} rows beside the validation rows, and "
             f"gradients.batch_rows is {settings.batch_rows}; lower it, or give the pool more rows (examples.pool_rows)"
         )
-    share = settings.warmup_share if name == "warmup" else settings.anchor_share
+    shares = {"warmup": settings.warmup_share, "anchors": settings.anchor_share}
+    count = max(settings.batch_rows, round(shares[name] * len(pool))) if name in shares else settings.fisher_rows
     topics = {rows[place]["id"]: rows[place]["topic"] for place in pool}
-    drawn = sample(topics, max(settings.batch_rows, round(share * len(pool))), salt(settings.seed, name))
+    drawn = sample(topics, count, salt(settings.seed, name))
     return [place for place in pool if rows[place]["id"] in drawn]
 
 
@@ -185,22 +194,37 @@ def salt(seed: int, purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:6], "big")
 
 
-def plan_files(scratch: Path, sets: Sets, model: models.ModelChoice, settings: GradientsSettings) -> Files:
-    """Return where each file of tensors lies; how the work is cut is no part of its name."""
+def group(model: models.ModelChoice, settings: GradientsSettings) -> list[tuple[str, ...] | None]:
+    """Return the groups of parameters whose sums are in memory at once; one, None, where that is all of them."""
+    if settings.block_parameters is None:
+        return [None]
+    return [tuple(names) for names in group_parameters(load(model), settings.block_parameters)]
+
+
+def plan_files(
+    scratch: Path,
+    sets: Sets,
+    model: models.ModelChoice,
+    settings: GradientsSettings,
+    *,
+    names: Sequence[str] | None = None,
+) -> Files:
+    """Return where each file of tensors lies; how the rows are cut into shards is no part of its name."""
     made = [models.model_digest(model), str(models.device(model)), settings.template, CODE]
 
     def name(kind: str, places: Sequence[int], *facts: Any) -> Path:
         ids = [sets.ids[place] for place in places]
         return Path(scratch) / f"{kind}-{digest_facts([*made, ids, *facts])}.safetensors"
 
-    how = (settings.eta, settings.batch_rows, settings.seed)
+    how, part = (settings.eta, settings.batch_rows, settings.seed), () if names is None else (list(names),)
     start = name("weights", sets.warmup, *how)
     return Files(
         weights=start,
         moments=name("moments", sets.warmup, *how),
-        v_new=name("v_new", sets.validation, start.name),
-        v_prior=name("v_prior", sets.anchors, start.name, settings.confidence, settings.tau),
-        total=name("G", sets.pool, start.name),
+        v_new=name("v_new", sets.validation, start.name, *part),
+        v_prior=name("v_prior", sets.anchors, start.name, settings.confidence, settings.tau, *part),
+        total=name("G", sets.pool, start.name, *part),
+        fisher=name("fisher", sets.fisher, *part),
     )
 
 
@@ -210,21 +234,32 @@ def digest_facts(facts: Sequence[Any]) -> str:
 
 
 def prepare(work: Work, sets: Sets) -> None:
-    """Make the warm-up, v_new and v_prior, those that are not there yet."""
+    """Make the warm-up, and v_new and v_prior of a group of parameters, those that are not there yet."""
     files = work.files
     with model_lock:
         if not (files.weights.exists() and files.moments.exists()):
             train(work, sets)
         if not files.v_new.exists():
             with timed(work, sets, sets.validation) as (network, batches, facts):
-                v_new = validation_gradient(network, batches)
+                v_new = validation_gradient(network, batches, work.names)
             write(v_new, files.v_new, facts)
         if not files.v_prior.exists():
             teacher, how = load(work.model), {"confidence": work.settings.confidence, "tau": work.settings.tau}
             with timed(work, sets, sets.anchors) as (network, batches, facts):
-                found = preservation_gradient(network, teacher, batches, **how)
+                found = preservation_gradient(network, teacher, batches, **how, keep=work.names)
             told = {"preservation_loss": found.loss, "mean_confidence": float(found.weights.mean())}
             write(found.v_prior, files.v_prior, facts | told)
+
+
+def inform(work: Work, sets: Sets) -> int:
+    """Make Fisher information of a group of parameters, at the base model, where it is not there yet; return the rows
+    that were passed."""
+    if work.files.fisher.exists():
+        return 0
+    with model_lock, timed(work, sets, sets.fisher, warm=False) as (network, batches, facts):
+        found = fisher_information(network, batches, work.names)
+    write(found, work.files.fisher, facts)
+    return len(sets.fisher)
 
 
 def train(work: Work, sets: Sets) -> None:
@@ -236,7 +271,7 @@ def train(work: Work, sets: Sets) -> None:
         ValueError: a parameter that cannot be covered; a loss that is not finite.
     """
     network = load(replace(work.model, dtype="float32"))
-    verify_coverage(network)  # now, too: a warm-up may take hours
+    verify_coverage(network, largest=work.settings.block_parameters)  # now, too: a warm-up may take hours
     start = perf_counter()
     optimizer, losses = run_epoch(network, pick(sets, sets.warmup), work.settings)
     facts = {"seconds": perf_counter() - start, "steps": len(losses), "loss": final_loss(losses)}
@@ -276,13 +311,17 @@ def run_epoch(
 
 
 @contextmanager
-def timed(work: Work, sets: Sets, places: Sequence[int]) -> Iterator[tuple[PreTrainedModel, list[Batch], dict]]:
-    """Yield the model at the checkpoint, batches of rows, and a dict that gets the seconds that the work took.
+def timed(
+    work: Work, sets: Sets, places: Sequence[int], warm: bool = True
+) -> Iterator[tuple[PreTrainedModel, list[Batch], dict]]:
+    """Yield the model at the checkpoint (`warm`) or the base model, batches of rows, and a dict that gets the seconds
+    that the work took.
 
     Raises:
         ValueError: a gradient is not finite, with the ids of its rows.
     """
-    network, rows, facts = load_trained(work.model, work.files.weights), pick(sets, places), {}
+    weights = work.files.weights if warm else None
+    network, rows, facts = load_trained(work.model, weights, work.settings.block_parameters), pick(sets, places), {}
     queries = [rows.base + query for query in rows.queries]
     batches, start = plan_batches(queries, rows.responses, work.settings.pack_tokens), perf_counter()
     try:
@@ -311,46 +350,39 @@ def load(choice: models.ModelChoice) -> PreTrainedModel:
 
 
 @lru_cache(maxsize=1)
-def load_trained(choice: models.ModelChoice, weights: Path) -> PreTrainedModel:
-    """Return the model with a warm-up's weights, checked once to give the gradients that autograd gives."""
-    network, kept = load(choice), read(weights)[0]
-    with torch.no_grad():
-        for name, weight in network.named_parameters():
-            weight.copy_(kept[name])
-    verify_coverage(network)
+def load_trained(choice: models.ModelChoice, weights: Path | None, largest: int | None) -> PreTrainedModel:
+    """Return the model with a warm-up's weights, or its own, checked once to give the gradients that autograd gives."""
+    network = load(choice)
+    if weights is not None:
+        kept = read(weights)[0]
+        with torch.no_grad():
+            for name, weight in network.named_parameters():
+                weight.copy_(kept[name])
+    verify_coverage(network, largest=largest)
     return network
 
 
-def write(tensors: Mapping[str, Tensor], path: Path, facts: Mapping[str, Any]) -> None:
-    """Write tensors and what is known of them, whole or not at all; equal content gives equal bytes.
-
-    Raises:
-        ArtifactError: the disk is full or refuses the write; what stood at `path` is untouched.
-    """
-    found = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as part:
-        try:
-            safetensors.torch.save_file(found, part, {HEADER: json.dumps(facts, sort_keys=True)})
-        except safetensors.SafetensorError as error:
-            raise ArtifactError(
-                f"{path} could not be written: {error}; nothing was left behind. Free space on that disk or move the "
-                "project, then run again"
-            ) from error
+def describe_groundwork(works: Sequence[Work]) -> tuple[dict[str, Any], dict[str, float]]:
+    """Return what is known of the warm-up and of v_prior, and the seconds that they and v_new took."""
+    files = works[0].files
+    warmup, prior = ({**read(path, ())[1]} for path in (files.weights, files.v_prior))
+    seconds = {"warmup": round(warmup.pop("seconds"), 3)}
+    seconds |= {name: sum_seconds(works, name) for name in ("v_new", "v_prior")}
+    del prior["seconds"]
+    return {"warmup": warmup, **prior}, seconds
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return what `write` was given, on the CPU.
-
-    Raises:
-        ArtifactError: it is damaged.
-    """
-    try:
-        return safetensors.torch.load_file(path), read_facts(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}); delete it: what it held is computed again") from error
+def sum_seconds(works: Sequence[Work], kind: str) -> float:
+    """Return what a kind of file took, over all groups of parameters."""
+    return round(sum(read(getattr(work.files, kind), ())[1]["seconds"] for work in works), 3)
 
 
-def read_facts(path: Path) -> dict[str, Any]:
-    """Return what is known of the tensors in a file."""
-    with safetensors.safe_open(path, "pt") as file:
-        return json.loads(file.metadata()[HEADER])
+def describe_sets(sets: Sets, kinds: Iterable[str]) -> dict[str, Any]:
+    """Return how many rows each set has that some kinds of scores read, and how many two of them share."""
+    names = list(dict.fromkeys(name for kind in kinds for name in DRAWN[kind]))
+    members = {name: set(getattr(sets, name)) for name in names}
+    pairs = [(one, "pool") for one in ("warmup", "anchors", "validation", "fisher")]
+    pairs += [("warmup", "anchors"), ("validation", "warmup"), ("validation", "anchors")]
+    shared = {f"{one}_{other}": len(members[one] & members[other]) for one, other in pairs if {one, other} <= {*names}}
+    rows = {name: len(places) for name, places in members.items()} | {"left_out": sets.left_out}
+    return {"rows": rows, "overlaps": shared, "validation_from": sets.steered_by}

@@ -3,7 +3,9 @@
 import json
 from dataclasses import replace
 
-from tasks import gradients
+import torch
+
+from tasks import schemas
 from tasks.artifacts import read_table
 from tasks.gradients import GradientsSettings, write_gradients
 from tasks.groundwork import read_sets
@@ -21,7 +23,7 @@ SMALL = GradientsSettings(
 FIRST = replace(SMALL, order="first")
 
 
-def run(folder, model, settings=SMALL, *, out="out", scratch="scratch", store="store", map=map, **others):
+def run(folder, model, settings=SMALL, *, out="out", scratch="scratch", store="store", map=map, **by):
     return write_gradients(
         examples=folder / "examples",
         out=folder / out,
@@ -31,7 +33,7 @@ def run(folder, model, settings=SMALL, *, out="out", scratch="scratch", store="s
         model=model,
         settings=settings,
         map=map,
-        **others,
+        **{"rows_by": "dualsft", "mask_by": "dualsft"} | by,
     )
 
 
@@ -40,7 +42,7 @@ def sets_of(folder, model, settings=SMALL):
 
 
 def scored(folder) -> list[float]:
-    return read_table(folder / "phi_data.parquet", gradients.PHI_DATA)["score"].to_pylist()
+    return read_table(folder / "phi_data.parquet", schemas.PHI_DATA)["score"].to_pylist()
 
 
 def told(folder) -> dict:
@@ -53,3 +55,15 @@ def content(folder) -> tuple[bytes, bytes]:
 
 def counted(facts) -> list[int]:
     return [facts[name] for name in ("rows_summed", "rows_scored", "shards")]
+
+
+def logits_of(network, sets, place):
+    """Return the logits that predict a row's response, and the response, by one plain pass."""
+    before, answer = sets.encoding.base + sets.encoding.queries[place], sets.encoding.responses[place]
+    logits = network(input_ids=torch.tensor([before + answer]), use_cache=False).logits[0]
+    return logits[len(before) - 1 : -1], torch.tensor(answer)
+
+
+def slow_gradient(network, loss):
+    """Return a loss's gradient by parameter name, by autograd."""
+    return dict(zip(dict(network.named_parameters()), torch.autograd.grad(loss, [*network.parameters()]), strict=True))

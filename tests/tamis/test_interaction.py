@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tamis.interaction import Terms, compare_orders, correct_curvature, diagnose, direction, score_parameters
+from tamis.interaction import Terms, correct_curvature, diagnose, direction, measure, score_parameters
 
 
 def made(*seeds):
@@ -112,32 +112,37 @@ def test_scores_of_other_parameters_are_refused():
 
 
 def rows(count=6):
-    """Return gradients of examples, their sum, u, and the scores of both sides."""
+    """Return the terms, u, the sum of gradients of examples, and their scores."""
     terms = Terms(*made(0, 1))
     gradients = made(*range(10, 10 + count))
     G = {name: sum(one[name] for one in gradients) for name in ("a", "b")}
     u = direction(terms)
-    phi_data = torch.stack([sum((u[name] * one[name]).sum() for name in u) for one in gradients])
-    return terms, u, G, phi_data, score_parameters(u, G)
+    return terms, u, G, torch.stack([sum((u[name] * one[name]).sum() for name in u) for one in gradients])
+
+
+def found_of(terms, u, G, phi_data):
+    return diagnose(measure(terms, u, G), phi_data)
 
 
 def test_the_law_of_rows_and_columns_holds_and_is_recorded():
-    found = diagnose(*rows())
+    terms, u, G, phi_data = rows()
+    found = found_of(terms, u, G, phi_data)
+    assert found["sum_phi_param"] == pytest.approx(sum(flat(score_parameters(u, G))), rel=1e-12)
     assert found["sum_phi_data"] == pytest.approx(found["inner_u_G"], rel=1e-12)
     assert found["sum_phi_param"] == pytest.approx(found["inner_u_G"], rel=1e-12)
     assert found["law_residual"] < 1e-12
 
 
 def test_a_broken_law_is_seen():
-    terms, u, G, phi_data, phi_param = rows()
+    terms, u, G, phi_data = rows()
     phi_data[2] += 0.1 * float(phi_data.abs().sum())
-    assert diagnose(terms, u, G, phi_data, phi_param)["law_residual"] > 0.05
-    assert diagnose(terms, u, G, torch.zeros_like(phi_data), phi_param)["law_residual"] == pytest.approx(1.0)
+    assert found_of(terms, u, G, phi_data)["law_residual"] > 0.05
+    assert found_of(terms, u, G, torch.zeros_like(phi_data))["law_residual"] == pytest.approx(1.0)
 
 
 def test_norms_and_cosine_are_those_of_plain_sums():
-    terms, u, G, phi_data, phi_param = rows()
-    found = diagnose(terms, u, G, phi_data, phi_param)
+    terms, u, G, phi_data = rows()
+    found = found_of(terms, u, G, phi_data)
     new, prior = flat(terms.v_new), flat(terms.v_prior)
     length_new, length_prior = (sum(value**2 for value in vector) ** 0.5 for vector in (new, prior))
     inner = sum(one * other for one, other in zip(new, prior, strict=True))
@@ -148,33 +153,29 @@ def test_norms_and_cosine_are_those_of_plain_sums():
 
 
 def test_a_vector_of_zeros_has_cosine_0():
-    terms, u, G, phi_data, phi_param = rows()
+    terms, u, G, phi_data = rows()
     nothing = Terms(terms.v_new, {name: torch.zeros_like(tensor) for name, tensor in u.items()})
-    assert diagnose(nothing, u, G, phi_data, phi_param)["cosine_v_new_v_prior"] == 0.0
+    assert found_of(nothing, u, G, phi_data)["cosine_v_new_v_prior"] == 0.0
 
 
 def test_exact_zeros_are_counted():
-    terms, u, G, phi_data, phi_param = rows()
-    u["a"][0], phi_param["b"][:2], phi_data[0] = 0.0, 0.0, 0.0
-    found = diagnose(terms, u, G, phi_data, phi_param)
-    assert (found["zeros_u"], found["zeros_phi_param"]) == (4 / 17, 2 / 17)
+    terms, u, G, phi_data = rows()
+    u["a"][0], G["b"][:2], phi_data[0] = 0.0, 0.0, 0.0
+    found = found_of(terms, u, G, phi_data)
+    assert (found["zeros_u"], found["zeros_phi_param"]) == (4 / 17, 6 / 17)
     assert found["zeros_phi_data"] == 1 / 6
 
 
-def test_ties_at_the_threshold_are_counted_by_size():
-    terms, u, G, phi_data, phi_param = rows()
-    phi_param["a"][0] = torch.tensor([0.5, -0.5, 0.5, 0.7])
-    phi_data[:2] = 2.0
-    found = diagnose(terms, u, G, phi_data, phi_param, threshold_param=0.5, threshold_data=2.0)
-    assert (found["ties_param"], found["ties_data"]) == (3 / 17, 2 / 6)
-
-
-def test_one_entry_at_the_threshold_is_no_tie():
-    terms, u, G, phi_data, phi_param = rows()
-    phi_param["a"][0, 0] = -0.5
-    found = diagnose(terms, u, G, phi_data, phi_param, threshold_param=0.5)
-    assert found["ties_param"] == 0.0
-    assert "ties_data" not in found
+def test_sums_of_groups_of_parameters_add_up():
+    v_new, v_prior, G, root = made(0, 1, 2, 3)
+    whole = Terms(v_new, v_prior, c=squared(root), eta=0.01)
+    u, parts = direction(whole, G), []
+    for name in ("a", "b"):
+        new, prior, c, one, other = ({name: each[name]} for each in (v_new, v_prior, whole.c, u, G))
+        parts.append(measure(Terms(new, prior, c=c, eta=0.01), one, other))
+    wanted = measure(whole, u, G)
+    assert {key: parts[0][key] + parts[1][key] for key in wanted} == pytest.approx(wanted, rel=1e-12)
+    assert wanted["entries"] == 17
 
 
 def test_the_second_order_share_is_a_ratio_of_norms():
@@ -182,7 +183,17 @@ def test_the_second_order_share_is_a_ratio_of_norms():
     terms = Terms(v_new, v_prior, c=squared(root), eta=0.01)
     first = [n + 0.2 * p for n, p in zip(flat(v_new), flat(v_prior), strict=True)]
     second = [0.005 * r**2 * g for r, g in zip(flat(root), flat(G), strict=True)]
+    found = found_of(terms, direction(terms, G), G, torch.ones(2))
     wanted = (sum(value**2 for value in second) / sum(value**2 for value in first)) ** 0.5
-    assert compare_orders(terms, G) == pytest.approx(wanted)
-    assert compare_orders(Terms(v_new, v_prior), G) == 0.0
-    assert "norm_c" in diagnose(terms, direction(terms, G), G, torch.ones(2), score_parameters(v_new, G))
+    assert found["second_over_first"] == pytest.approx(wanted)
+    assert found["norm_c"] == pytest.approx(sum(value**4 for value in flat(root)) ** 0.5)
+    plain = Terms(v_new, v_prior)
+    assert found_of(plain, direction(plain), G, torch.ones(2))["second_over_first"] == 0.0
+
+
+def test_sums_over_other_parameters_are_refused():
+    terms, u, G, _ = rows()
+    for one in (terms.v_new, terms.v_prior):
+        del one["b"]
+    with pytest.raises(ValueError, match=r"1 parameters are in u or its terms only, first \['b'\]"):
+        measure(terms, u, G)

@@ -1,24 +1,21 @@
 """The room `gradients`: figures against plain autograd, crashes, artifacts."""
 
 import builtins
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import safetensors.torch
 import torch
 from toy_corpus import write_examples
-from toy_gradients import FIRST, SMALL, content, counted, run, scored, sets_of, told
+from toy_gradients import FIRST, SMALL, content, counted, logits_of, run, scored, sets_of, slow_gradient, told
 from transformers import AutoModelForCausalLM
 
 from tamis.finetuning import plan_steps, scale_rate
-from tasks import gradients, groundwork, models
-from tasks.artifacts import Provenance, provenance, read_table, write_table
-
-pytestmark = pytest.mark.slow  # a minute in all
+from tasks import gradients, groundwork, schemas
+from tasks.artifacts import read_facts, read_table
+from tasks.tensorfiles import read
 
 BETA2 = 0.999
 
@@ -37,17 +34,6 @@ def stop_after(shards: int, of: str):
             raise KeyboardInterrupt
 
     return interrupted
-
-
-def logits_of(network, sets, place):
-    """Return the logits that predict a row's response, and the response, by one plain pass."""
-    before, answer = sets.encoding.base + sets.encoding.queries[place], sets.encoding.responses[place]
-    logits = network(input_ids=torch.tensor([before + answer]), use_cache=False).logits[0]
-    return logits[len(before) - 1 : -1], torch.tensor(answer)
-
-
-def slow_gradient(network, loss):
-    return dict(zip(dict(network.named_parameters()), torch.autograd.grad(loss, [*network.parameters()]), strict=True))
 
 
 def slow_warm_up(network, sets, settings):
@@ -97,13 +83,13 @@ def slow_scores(model, sets, settings):
 
 
 @pytest.mark.parametrize("order", ["first", "second"])
-@pytest.mark.parametrize("curvature", ["raw", "corrected"])
+@pytest.mark.parametrize("curvature", [pytest.param("raw", marks=pytest.mark.slow), "corrected"])
 def test_figures_are_those_of_every_rows_own_gradient(corpus, toy, order, curvature):
     tmp_path, ids = corpus
     settings = replace(SMALL, order=order, curvature=curvature, eta=3e-2)
     run(tmp_path, toy, settings)
     phi_data, phi_param = slow_scores(toy, sets_of(tmp_path, toy, settings), settings)
-    table = read_table(tmp_path / "out/phi_data.parquet", gradients.PHI_DATA)
+    table = read_table(tmp_path / "out/phi_data.parquet", schemas.PHI_DATA)
     found = safetensors.torch.load_file(tmp_path / "out/phi_param.safetensors")
     assert table["id"].to_pylist() == ids
     assert set(table["order"].to_pylist()) == {order}
@@ -114,45 +100,28 @@ def test_figures_are_those_of_every_rows_own_gradient(corpus, toy, order, curvat
         assert (found[name] - wanted).abs().max() <= 5e-3 * wanted.abs().max(), name
 
 
+@pytest.mark.slow
 def test_the_checkpoint_is_that_of_plain_steps_of_adamw(corpus, toy):
     tmp_path, _ = corpus
     run(tmp_path, toy)
     network, sets = AutoModelForCausalLM.from_pretrained(toy.name).eval(), sets_of(tmp_path, toy)
     expected, steps = slow_warm_up(network, sets, SMALL)
-    moments, facts = groundwork.read(next((tmp_path / "scratch").glob("moments-*.safetensors")))
-    weights, _ = groundwork.read(next((tmp_path / "scratch").glob("weights-*.safetensors")))
+    moments, facts = read(next((tmp_path / "scratch").glob("moments-*.safetensors")))
+    weights, _ = read(next((tmp_path / "scratch").glob("weights-*.safetensors")))
     assert (facts["steps"], facts["beta2"]) == (steps, BETA2)
     for name, weight in network.named_parameters():
         assert (moments[name] - expected[name]).abs().max() <= 1e-4 * expected[name].max(), name
         assert (weights[name] - weight).abs().max() <= 0.1 * SMALL.eta, name
 
 
+@pytest.mark.slow
 def test_the_second_order_term_is_of_weight_in_these_tests(corpus, toy):
     tmp_path, _ = corpus
     run(tmp_path, toy, replace(SMALL, eta=3e-2))
     assert told(tmp_path / "out")["second_over_first"] > 0.01
 
 
-def test_the_law_of_rows_and_columns_is_recorded(corpus, toy):
-    tmp_path, _ = corpus
-    run(tmp_path, toy)
-    found = told(tmp_path / "out")
-    assert found["law_residual"] < 1e-5
-    assert found["sum_phi_data"] == pytest.approx(sum(scored(tmp_path / "out")))
-    assert {"norm_v_new", "norm_v_prior", "norm_c", "cosine_v_new_v_prior", "zeros_u"} <= found.keys()
-
-
-def test_a_part_of_another_run_breaks_the_law_and_is_refused(corpus, toy):
-    tmp_path, ids = corpus
-    run(tmp_path, toy)
-    part = next((tmp_path / "store").rglob("part-*.parquet"))
-    false = pa.table([ids[:4], [-9.0] * 4], schema=gradients.STORED)
-    write_table(false, part.parent / "part-0.parquet", Provenance("gradients", "store", {"seconds": 0.0}))
-    with pytest.raises(ValueError, match=rf"allowed are 0\.001: a part of {part.parent} or of .* is not of this run"):
-        run(tmp_path, toy, out="again")
-    assert not (tmp_path / "again").exists()
-
-
+@pytest.mark.slow
 def test_how_the_work_is_cut_is_no_part_of_the_figures(corpus, toy):
     tmp_path, _ = corpus
     run(tmp_path, toy)
@@ -162,8 +131,11 @@ def test_how_the_work_is_cut_is_no_part_of_the_figures(corpus, toy):
 
 @pytest.mark.parametrize(
     ("settings", "at", "left"),
-    [(FIRST, "add_shard", [6, 0, 2]), (SMALL, "add_shard", [6, 14, 6]), (SMALL, "score_shard", [0, 6, 2])],
-    ids=["first order", "second order, first pass", "second order, second pass"],
+    [
+        pytest.param(FIRST, "add_shard", [6, 0, 2], id="first order"),
+        pytest.param(SMALL, "add_shard", [6, 14, 6], id="second order, first pass", marks=pytest.mark.slow),
+        pytest.param(SMALL, "score_shard", [0, 6, 2], id="second order, second pass", marks=pytest.mark.slow),
+    ],
 )
 def test_a_crash_loses_one_shard_and_the_next_run_gives_the_same_bytes(corpus, toy, settings, at, left):
     tmp_path, _ = corpus
@@ -174,11 +146,12 @@ def test_a_crash_loses_one_shard_and_the_next_run_gives_the_same_bytes(corpus, t
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [FIRST, SMALL], ids=["first order", "second order"])
 def test_a_kill_before_a_shards_sum_is_kept_counts_none_twice(corpus, toy, settings, monkeypatch):
     tmp_path, _ = corpus
     run(tmp_path, toy, settings, out="whole", scratch="whole", store="apart")
-    whole, written = groundwork.write, []
+    whole, written = gradients.write, []
 
     def killed(tensors, path, facts):
         written.append(path.name[0])
@@ -188,7 +161,7 @@ def test_a_kill_before_a_shards_sum_is_kept_counts_none_twice(corpus, toy, setti
         whole(tensors, path, facts)
 
     with monkeypatch.context() as patch:
-        patch.setattr(groundwork, "write", killed)
+        patch.setattr(gradients, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, toy, settings)
     assert run(tmp_path, toy, settings)["rows_summed"] == 14 - 8
@@ -196,6 +169,7 @@ def test_a_kill_before_a_shards_sum_is_kept_counts_none_twice(corpus, toy, setti
     assert not [*(tmp_path / "scratch").glob("*.part")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["weights", "moments", "v_new", "v_prior", "G"])
 def test_what_scratch_has_lost_is_made_again_to_the_same_bytes(corpus, toy, lost):
     tmp_path, _ = corpus
@@ -205,6 +179,7 @@ def test_what_scratch_has_lost_is_made_again_to_the_same_bytes(corpus, toy, lost
     assert content(tmp_path / "again") == content(tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [FIRST, SMALL], ids=["first order", "second order"])
 def test_shards_that_run_at_once_give_the_same_bytes(corpus, toy, settings):
     tmp_path, _ = corpus
@@ -214,6 +189,7 @@ def test_shards_that_run_at_once_give_the_same_bytes(corpus, toy, settings):
     assert content(tmp_path / "other") == content(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_one_sum_of_gradients_is_kept_whatever_the_number_of_shards(corpus, toy):
     tmp_path, _ = corpus
     run(tmp_path, toy, replace(SMALL, shard_rows=1))
@@ -221,6 +197,7 @@ def test_one_sum_of_gradients_is_kept_whatever_the_number_of_shards(corpus, toy)
     assert kinds == ["G", "moments", "v_new", "v_prior", "weights"]
 
 
+@pytest.mark.slow
 def test_a_second_run_computes_nothing_and_gives_the_same_bytes(corpus, toy):
     tmp_path, _ = corpus
     first = run(tmp_path, toy)
@@ -232,6 +209,7 @@ def test_a_second_run_computes_nothing_and_gives_the_same_bytes(corpus, toy):
     assert (tmp_path / "again/gradients.json").read_bytes() == (tmp_path / "out/gradients.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_another_direction_does_not_sum_the_pool_again(corpus, toy):
     tmp_path, _ = corpus
     changed = replace(FIRST, lambda_prior=3.0)
@@ -241,32 +219,31 @@ def test_another_direction_does_not_sum_the_pool_again(corpus, toy):
     assert scored(tmp_path / "out") == pytest.approx(scored(tmp_path / "other"), rel=1e-4)
 
 
-def test_where_gradients_are_not_wanted_the_tables_are_empty_and_the_json_says_so(corpus, toy):
+def test_where_nothing_is_chosen_by_gradients_all_is_empty_and_the_json_says_why(corpus, toy):
     tmp_path, _ = corpus
-    facts = run(tmp_path, toy, wanted=False)
-    assert facts == {"rows_summed": 0, "rows_scored": 0, "shards": 0, "scoring_seconds": 0.0}
-    assert told(tmp_path / "out")["wanted"] is False
+    facts = run(tmp_path, toy, rows_by="delift", mask_by="magnitude")
+    assert set(facts.values()) == {0}
+    assert told(tmp_path / "out")["scores"] == {"rows": None, "parameters": None}
+    assert "neither rows nor parameters" in told(tmp_path / "out")["why"]
     assert scored(tmp_path / "out") == []
-    assert groundwork.read(tmp_path / "out/phi_param.safetensors")[0] == {}
+    assert read(tmp_path / "out/phi_param.safetensors")[0] == {}
+    assert read_facts(tmp_path / "out/phi_param.safetensors")["parameters"] == {"scores": None}
     assert not (tmp_path / "scratch").exists()
 
 
-def test_artifacts_and_store_say_what_they_are_made_of(corpus, toy):
+def test_what_is_not_chosen_by_gradients_does_not_change_the_bytes(corpus, toy):
     tmp_path, _ = corpus
-    run(tmp_path, toy)
-    record = provenance(tmp_path / "out/phi_data.parquet")
-    kept = groundwork.read_facts(tmp_path / "out/phi_param.safetensors")
-    assert record["parameters"]["model_digest"] == models.model_digest(toy)
-    assert "shard_rows" not in record["parameters"]
-    assert kept.items() <= record.items()
-    (about,) = (tmp_path / "store").rglob("*.json")
-    assert json.loads(about.read_text())["kind"] == "gradients"
+    run(tmp_path, toy, rows_by="delift", mask_by="none")
+    run(tmp_path, toy, rows_by="random", mask_by="magnitude", out="again")
+    assert content(tmp_path / "again") == content(tmp_path / "out")
 
 
-def test_phi_param_has_a_tensor_for_every_parameter_under_its_name(corpus, toy):
+@pytest.mark.slow
+def test_a_crash_in_fisher_information_leaves_all_else(corpus, toy, monkeypatch):
     tmp_path, _ = corpus
-    run(tmp_path, toy)
-    found = safetensors.torch.load_file(tmp_path / "out/phi_param.safetensors")
-    shapes = {name: weight.shape for name, weight in models.language_model(toy).named_parameters()}
-    assert {name: tensor.shape for name, tensor in found.items()} == shapes
-    assert told(tmp_path / "out")["parameters"] == sum(tensor.numel() for tensor in found.values())
+    with monkeypatch.context() as patch:
+        patch.setattr(groundwork, "fisher_information", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, toy, FIRST, mask_by="fisher")
+    again = run(tmp_path, toy, FIRST, mask_by="fisher")
+    assert (*counted(again), again["rows_squared"]) == (0, 0, 0, 14)

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-import safetensors.torch
 import torch
 from toy_corpus import row, write_examples, write_rows
 from toy_gradients import FIRST, SMALL, content, counted, run, scored, sets_of, told
@@ -12,8 +11,7 @@ from tamis.examples import identify
 from tamis.gradients import GradientError
 from tasks import gradients, groundwork, models
 from tasks.artifacts import ArtifactError, read_table
-
-pytestmark = pytest.mark.slow  # a minute in all
+from tasks.tensorfiles import read
 
 
 @pytest.fixture
@@ -45,6 +43,7 @@ def test_all_rows_of_a_prompt_are_on_one_side(tmp_path, toy):
     assert not sides[0] & sides[1]
 
 
+@pytest.mark.slow
 def test_pool_rows_with_a_prompt_of_the_target_task_are_left_out_and_counted(tmp_path, toy):
     rows = [row(place, "pool") for place in range(8)]
     rows += [answer(8, "target", "the  TASK", "yes"), answer(9, "pool", "The task", "no")]
@@ -54,6 +53,7 @@ def test_pool_rows_with_a_prompt_of_the_target_task_are_left_out_and_counted(tmp
     assert told(tmp_path / "out")["rows"]["left_out"] == 1
 
 
+@pytest.mark.slow
 def test_held_out_rows_are_not_read(corpus, toy):
     tmp_path, _ = corpus
     run(tmp_path, toy)
@@ -88,12 +88,21 @@ def test_draws_of_warm_up_and_anchors_are_not_of_the_same_rows(tmp_path, toy):
     assert 0 < len(set(sets.warmup) & set(sets.anchors)) < len(sets.anchors)
 
 
+@pytest.mark.parametrize(("asked", "rows"), [(5, 5), (99, 14)])
+def test_fisher_information_has_rows_of_the_pool_only(corpus, toy, asked, rows):
+    tmp_path, _ = corpus
+    sets = sets_of(tmp_path, toy, replace(SMALL, fisher_rows=asked))
+    assert len(sets.fisher) == rows
+    assert set(sets.fisher) <= set(sets.pool)
+
+
 def test_small_shares_are_raised_to_a_batch(corpus, toy):
     tmp_path, _ = corpus
     sets = sets_of(tmp_path, toy, replace(SMALL, warmup_share=0.01, anchor_share=0.01))
     assert (len(sets.warmup), len(sets.anchors)) == (3, 3)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_rows(corpus, toy):
     tmp_path, _ = corpus
     run(tmp_path, toy)
@@ -104,6 +113,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_rows(corpus, 
     assert (first.warmup, first.anchors) != (other.warmup, other.anchors)
 
 
+@pytest.mark.slow
 def test_a_run_touches_neither_the_global_generator_nor_the_model_that_others_use(corpus, toy):
     tmp_path, _ = corpus
     before = {name: tensor.clone() for name, tensor in models.language_model(toy).state_dict().items()}
@@ -145,17 +155,35 @@ def broken(*examples):
     ("settings", "module", "name", "place"),
     [
         (FIRST, gradients, "accumulate", "pool"),
-        (SMALL, gradients, "score_second", "pool"),
-        (SMALL, groundwork, "validation_gradient", "validation"),
-        (SMALL, groundwork, "preservation_gradient", "anchors"),
+        pytest.param(SMALL, gradients, "score_second", "pool", marks=pytest.mark.slow),
+        pytest.param(SMALL, groundwork, "validation_gradient", "validation", marks=pytest.mark.slow),
+        pytest.param(SMALL, groundwork, "preservation_gradient", "anchors", marks=pytest.mark.slow),
+        (replace(SMALL, fisher_rows=9), groundwork, "fisher_information", "fisher"),
     ],
 )
 def test_a_gradient_that_is_not_finite_names_its_row(corpus, toy, monkeypatch, settings, module, name, place):
     tmp_path, _ = corpus
-    sets = sets_of(tmp_path, toy, settings)
+    sets, kind = sets_of(tmp_path, toy, settings), "fisher" if place == "fisher" else "dualsft"
     monkeypatch.setattr(module, name, broken(2))
     with pytest.raises(ValueError, match=rf"1 of \d rows .* first ids \['{sets.ids[getattr(sets, place)[2]]}'\]"):
-        run(tmp_path, toy, settings)
+        run(tmp_path, toy, settings, rows_by="delift", mask_by=kind)
+
+
+def test_a_parameter_that_cannot_be_covered_is_refused_by_name_before_anything_is_trained(corpus, toy, monkeypatch):
+    tmp_path, _ = corpus
+    whole = groundwork.load
+
+    def load(choice):
+        network = whole(choice)
+        network.model.register_parameter("extra", torch.nn.Parameter(torch.zeros(3)))
+        return network
+
+    monkeypatch.setattr(groundwork, "load", load)
+    with pytest.raises(
+        ValueError, match=r"1 of \d+ trainable parameters cannot be covered, first model\.extra \(Llama"
+    ):
+        run(tmp_path, toy)
+    assert not (tmp_path / "scratch").exists()
 
 
 def test_a_warm_up_that_diverges_is_refused(corpus, toy, monkeypatch):
@@ -172,6 +200,8 @@ def test_a_warm_up_that_diverges_is_refused(corpus, toy, monkeypatch):
         ({"confidence": "margin"}, "gradients.confidence is 'margin'; it is one of max_prob, entropy_inv, uniform"),
         ({"curvature": "exact"}, "gradients.curvature is 'exact'; it is one of raw, corrected"),
         ({"eta": 0.0}, r"gradients.eta is 0\.0; it is above 0"),
+        ({"fisher_rows": 0}, "gradients.fisher_rows is 0; it is above 0"),
+        ({"block_parameters": 0}, "gradients.block_parameters is 0; it is above 0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(corpus, toy, change, why):
@@ -186,16 +216,18 @@ def test_float16_is_refused(corpus, toy):
         run(tmp_path, replace(toy, dtype="float16"))
 
 
+@pytest.mark.slow
 def test_weights_of_bfloat16_are_warmed_up_with_moments_of_float32(corpus, toy):
     tmp_path, ids = corpus
     run(tmp_path, replace(toy, dtype="bfloat16"))
-    kept = {path.name.split("-")[0]: groundwork.read(path)[0] for path in (tmp_path / "scratch").glob("*.safetensors")}
+    kept = {path.name.split("-")[0]: read(path)[0] for path in (tmp_path / "scratch").glob("*.safetensors")}
     kinds = {name: {str(tensor.dtype) for tensor in tensors.values()} for name, tensors in kept.items()}
     assert kinds.pop("weights") == {"torch.bfloat16"}
     assert kinds == {name: {"torch.float32"} for name in ("moments", "v_new", "v_prior", "G")}
     assert len(scored(tmp_path / "out")) == len(ids)
 
 
+@pytest.mark.slow
 def test_scratch_keeps_what_this_run_has_use_for(corpus, toy):
     tmp_path, _ = corpus
     run(tmp_path, toy)
@@ -206,6 +238,7 @@ def test_scratch_keeps_what_this_run_has_use_for(corpus, toy):
     assert len(after) == 2
 
 
+@pytest.mark.slow
 def test_a_damaged_file_of_scratch_is_named(corpus, toy):
     tmp_path, _ = corpus
     run(tmp_path, toy)
@@ -213,15 +246,3 @@ def test_a_damaged_file_of_scratch_is_named(corpus, toy):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ArtifactError, match=rf"{path} is damaged .*; delete it"):
         run(tmp_path, toy)
-
-
-def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise safetensors.SafetensorError("No space left on device")
-
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
-    with pytest.raises(
-        ArtifactError, match=r"v\.safetensors could not be written: No space left on device; nothing was"
-    ):
-        groundwork.write({"a": torch.zeros(2)}, tmp_path / "v.safetensors", {})
-    assert not [*tmp_path.iterdir()]
