@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import safetensors
 
 from tamis import __version__
 
@@ -133,13 +134,40 @@ def write_table(table: pa.Table, path: Path, provenance: Provenance) -> None:
     Raises:
         ArtifactError: the file cannot be written; what stood at `path` is untouched.
     """
-    record = {**asdict(provenance), "code": __version__, "rows": table.num_rows}
-    text = json.dumps(record, sort_keys=True, ensure_ascii=False)
+    write_tables([table], table.schema, path, provenance)
+
+
+def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path, provenance: Provenance) -> None:
+    """Write tables one after the other as `write_table` does, a row group each, holding one at a time.
+
+    Raises:
+        ArtifactError: the file cannot be written; what stood at `path` is untouched.
+    """
+    rows = 0
     with replacing(path) as part:
-        with pq.ParquetWriter(part, table.schema, compression="zstd") as writer:
-            writer.write_table(table)
+        with pq.ParquetWriter(part, schema, compression="zstd") as writer:
+            for table in tables:
+                writer.write_table(table)
+                rows += table.num_rows
+            record = {**asdict(provenance), "code": __version__, "rows": rows}
+            text = json.dumps(record, sort_keys=True, ensure_ascii=False)
             writer.add_key_value_metadata({"tamis": text, "tamis_digest": UNSEALED})
         _seal(part)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return what is known of the tensors in a safetensors file: the JSON text `tamis` in its header.
+
+    Raises:
+        ArtifactError: it is missing, is no such file, or carries no such text.
+    """
+    if not Path(path).exists():
+        raise ArtifactError(f"{path} is missing; run `tamis run` (or `dvc repro`) to make it")
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            return json.loads((file.metadata() or {})["tamis"])
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+        raise ArtifactError(f"{path} carries no readable record ({_line(error)}); {_way_out(path)}") from error
 
 
 def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:

@@ -18,8 +18,9 @@ from tasks import artifacts, schemas
 from tasks.questions import opened, stream
 
 SHOWN = 3  # of what is found, in an error
-BESIDE = ("embedding", "scores", "finetuning")  # stages that only the provenance of the others leads to
+BESIDE = ("embedding", "scores", "gradients", "finetuning")  # stages that only the provenance of the others leads to
 EXAMPLES = "examples.parquet"
+RECORDED = ("*.parquet", "*.safetensors", "finetuning.json")  # files of a folder that say what they were made from
 VIEWS = """
     CREATE TEMP VIEW pool AS SELECT * FROM examples WHERE used AND split = 'pool';
     CREATE TEMP VIEW target AS SELECT * FROM examples WHERE used AND split = 'target';
@@ -64,6 +65,16 @@ PROMISES = {
     "floors": """
         SELECT format('{}: {} rows, at least {}', topic, coalesce(rows, 0), least) FROM floors LEFT JOIN topics
         USING (topic) WHERE coalesce(rows, 0) < least""",
+    "mask": """
+        SELECT format('{}: {} entries in mask.parquet, counted as {}, and {} of {} in tensors.parquet', tensor,
+            coalesce(listed, 0), coalesce(counted, 0), coalesce(t.chosen, 0), coalesce(entries, 0))
+        FROM tensors t FULL JOIN (SELECT tensor, sum(len(columns))::BIGINT AS listed, sum(chosen)::BIGINT AS counted
+            FROM mask GROUP BY tensor) m USING (tensor)
+        WHERE t.chosen IS DISTINCT FROM coalesce(listed, 0) OR listed <> counted OR t.chosen > entries
+        UNION ALL SELECT format('{} of {} parameters, asked are {}', chosen, entries, most)
+        FROM mask_budget, (SELECT coalesce(sum(chosen), 0)::BIGINT AS chosen,
+            coalesce(sum(entries), 0)::BIGINT AS entries FROM tensors)
+        WHERE chosen <> most""",
     "evaluation": """
         WITH rows AS (SELECT arm, learner, coalesce(seed::VARCHAR, '') AS seed, held_out_of, id FROM evaluation),
         found AS (SELECT *, count(*) AS times FROM rows GROUP BY ALL),
@@ -119,18 +130,20 @@ def write_audit(
     caps: Mapping[str, int],
     floors: Mapping[str, int],
     held_out_share: float,
+    mask_by: str = "none",
+    mask_budget: Mapping[str, float] | None = None,
     raw: Path | None = None,
 ) -> None:
     """Check the promises of a version and write audit.parquet and audit.json.
 
-    The artifacts of `embedding`, `scores` and `finetuning` are found where they lie beside those of `examples`, and
-    traced, too.
+    The artifacts of `embedding`, `scores`, `gradients` and `finetuning` are found where they lie beside those of
+    `examples`, and traced, too.
 
     Args:
         previous_examples: folder of the examples artifact that this version continues from; it may hold no row. Its
             held-out rows are measured on again; what else this version was made from lies beside it.
         raw: file or folder of the raw rows; None: traced only if they lie in `raw/<version>` beside the stages.
-        budget, caps, floors: as selection was given them.
+        budget, caps, floors, mask_by, mask_budget: as selection was given them.
         held_out_share: topics with a lower share of held-out examples are named, as information.
 
     Raises:
@@ -139,6 +152,7 @@ def write_audit(
     """
     sources = read_sources(examples, previous_examples, utility, selection, evaluation)
     limits = tabulate_limits(sources["texts"], budget, caps, floors, held_out_share)
+    limits["mask_budget"] = limit_mask(sources["tensors"], mask_by, mask_budget or {})
     compared = pa.table({"version": [version], "previous": [previous_examples.name.removeprefix("version=")]})
     with opened({**sources, **limits, "compared": compared}) as connection:
         checks, changes = run_checks(connection), count_changes(connection)
@@ -150,6 +164,7 @@ def write_audit(
     checks.append(Check("provenance", True, found))
     refuse_broken(checks, version)
     parameters = {"budget": dict(budget), "caps": dict(caps), "floors": dict(floors), "held_out_share": held_out_share}
+    parameters |= {"mask_by": mask_by} | ({"mask_budget": dict(mask_budget or {})} if mask_by != "none" else {})
     made = artifacts.Provenance("audit", version, parameters, present)
     artifacts.write_table(tabulate(checks), out / "audit.parquet", made)
     artifacts.write_json(count_kept(checks) | {"changes": changes}, out / "audit.json")
@@ -168,6 +183,8 @@ def read_sources(
         examples / "withdrawn.parquet": schemas.WITHDRAWN,
         utility / "utility.parquet": schemas.UTILITY,
         selection / "subset.parquet": schemas.SUBSET,
+        selection / "mask.parquet": schemas.MASK,
+        selection / "tensors.parquet": schemas.TENSORS,
         evaluation / "evaluation.parquet": schemas.EVALUATION,
     }
     sources = {path.stem: stream([path], schema) for path, schema in files.items()}
@@ -201,6 +218,14 @@ def tabulate_limits(
     }
 
 
+def limit_mask(tensors: pads.Dataset, by: str, budget: Mapping[str, float]) -> pa.Table:
+    """Return how many parameters the mask must hold, as a table: none without one; else what its budget comes to."""
+    if by == "none":
+        return pa.table({"most": [0]})
+    entries = pc.sum(tensors.to_table(columns=["entries"])["entries"]).as_py()
+    return pa.table({"most": [max(1, limit_spending(budget, entries or 0)[1])]})
+
+
 def run_checks(connection: duckdb.DuckDBPyConnection) -> list[Check]:
     """Run every query, promises first."""
     connection.execute(VIEWS)
@@ -218,13 +243,16 @@ def count_changes(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, 
 
 
 def read_records(folders: Sequence[Path]) -> dict[Path, Mapping[str, Any]]:
-    """Return the provenance record of each file in these folders that carries one: tables, and the listing of arms."""
-    paths = sorted(path for folder in folders for path in [*folder.glob("*.parquet"), *folder.glob("finetuning.json")])
+    """Return the provenance record of each file in these folders that has one: tables, tensors, the arms' listing."""
+    paths = sorted(path for folder in folders for pattern in RECORDED for path in folder.glob(pattern))
     return {path: _read_record(path) for path in paths}
 
 
 def _read_record(path: Path) -> Mapping[str, Any]:
-    record = artifacts.provenance(path) if path.suffix == ".parquet" else json.loads(path.read_text(encoding="utf-8"))
+    if path.suffix == ".json":
+        record = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        record = artifacts.provenance(path) if path.suffix == ".parquet" else artifacts.read_facts(path)
     record = {"stage": path.stem, "version": None, "inputs": {}} | record
     return record | {"inputs": {_shorten(name): digest for name, digest in record["inputs"].items()}}
 

@@ -37,6 +37,7 @@ FACTS = {
     "examples": ({"examples"}, "SELECT * EXCLUDE (id) FROM examples WHERE id = $id ORDER BY version, row"),
     "withdrawn": ({"withdrawn"}, "SELECT * EXCLUDE (id) FROM withdrawn WHERE id = $id ORDER BY version"),
     "scores": ({"scores"}, "SELECT * EXCLUDE (id) FROM scores WHERE id = $id ORDER BY version"),
+    "gradients": ({"phi_data"}, "SELECT * EXCLUDE (id) FROM phi_data WHERE id = $id ORDER BY version"),
     "selection": (
         {"subset", "examples"},
         f"""SELECT s.* EXCLUDE (id, topic, response_tokens), e.prompt AS covering_prompt,

@@ -11,9 +11,10 @@ EXAMPLES = pa.schema(
         pa.field("instruction", pa.string()),
         pa.field("prompt", pa.string(), nullable=False),
         pa.field("response", pa.string(), nullable=False),
+        pa.field("tests", pa.string()),  # of a response that is code: statements that raise where it is wrong
         pa.field("prompt_tokens", pa.int32(), nullable=False),  # instruction and prompt
         pa.field("response_tokens", pa.int32(), nullable=False),  # with the end-of-turn token
-        pa.field("split", pa.string(), nullable=False),  # pool | target | held_out
+        pa.field("split", pa.string(), nullable=False),  # pool | target | held_out | general
         pa.field("change", pa.string(), nullable=False),  # kept | edited | new, against the version before
         pa.field("earlier", pa.string()),  # offered | learnt: in an earlier version's pool | chosen there; else null
         pa.field("duplicate_of", pa.int64()),  # row of the first example with the same text
@@ -87,6 +88,14 @@ SCORES = pa.schema(
     ]
 )
 
+PHI_DATA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),  # a row of the score pool, by row
+        pa.field("score", pa.float64(), nullable=False),  # <u / eta, g_n>; above 0: descent on it lowers the losses
+        pa.field("order", pa.string(), nullable=False),  # first | second: without | with the curvature term
+    ]
+)
+
 SUBSET = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -101,38 +110,73 @@ SUBSET = pa.schema(
     ]
 )
 
+MASK = pa.schema(  # rows of the model's tensors with at least one chosen entry
+    [
+        pa.field("tensor", pa.string(), nullable=False),  # in the model's order
+        pa.field("layer", pa.int32()),  # null outside of any
+        pa.field("module", pa.string(), nullable=False),  # q | k | v | o | gate | up | down | embedding | norm | ...
+        pa.field("row", pa.int64(), nullable=False),  # index along dimension 0; a vector is one row
+        pa.field("columns", pa.list_(pa.int32()), nullable=False),  # of the chosen entries: flat index within the row
+        pa.field("chosen", pa.int64(), nullable=False),  # how many these are
+        pa.field("least", pa.float64(), nullable=False),  # of their scores
+        pa.field("mean", pa.float64(), nullable=False),
+        pa.field("largest", pa.float64(), nullable=False),
+    ]
+)
+
+TENSORS = pa.schema(  # every tensor that the mask was cut from
+    [
+        pa.field("tensor", pa.string(), nullable=False),  # in the model's order
+        pa.field("layer", pa.int32()),  # null outside of any
+        pa.field("module", pa.string(), nullable=False),
+        pa.field("shape", pa.list_(pa.int64()), nullable=False),  # as it is stored
+        pa.field("entries", pa.int64(), nullable=False),
+        pa.field("chosen", pa.int64(), nullable=False),  # entries in the mask
+        pa.field("density", pa.float64(), nullable=False),  # their share, in [0, 1]
+        pa.field("threshold", pa.float64()),  # the least |score| (signed: score) of them; null where there are none
+    ]
+)
+
 EVALUATION = pa.schema(
     [
         pa.field("arm", pa.string(), nullable=False),  # base | previous | chosen | random | full
         pa.field("learner", pa.string(), nullable=False),  # finetuning | in_context; of base: none
         pa.field("seed", pa.int32()),
-        pa.field("held_out_of", pa.string(), nullable=False),  # the data version whose held-out row this is
+        pa.field("held_out_of", pa.string(), nullable=False),  # data version of this row; general: a general row
         pa.field("id", pa.string(), nullable=False),
         pa.field("topic", pa.string(), nullable=False),
         pa.field("response_tokens", pa.int32(), nullable=False),
         pa.field("loss", pa.float32(), nullable=False),  # mean negative log-likelihood, nats per response token
         pa.field("rouge_l", pa.float32(), nullable=False),  # F-measure in [0, 1]
         pa.field("similarity", pa.float32(), nullable=False),  # cosine of generated and reference answers
+        pa.field("correct", pa.bool_()),  # by the task metric; null without one, or where it cannot judge this row
+        pa.field("cut", pa.bool_(), nullable=False),  # the answer ended for want of tokens (evaluation.new_tokens)
         pa.field("generated", pa.string(), nullable=False),
     ]
 )
 
 COMPARISON = pa.schema(
     [
-        pa.field("selector", pa.string(), nullable=False),
+        pa.field("selector", pa.string(), nullable=False),  # all: every row of the pool
+        pa.field("mask", pa.string(), nullable=False),  # none: every parameter, or the method of params.yaml
         pa.field("budget", pa.string(), nullable=False),  # as it was asked for
         pa.field("seeds", pa.int32(), nullable=False),
         pa.field("rows", pa.int64(), nullable=False),  # trained on; the mean over seeds, rounded
         pa.field("share", pa.float64(), nullable=False),  # of the pool's rows
+        pa.field("parameters", pa.float64(), nullable=False),  # share of the model's that a mask chooses; 1 without
         pa.field("loss", pa.float64(), nullable=False),  # held out, nats per response token
         pa.field("low", pa.float64(), nullable=False),  # of its bootstrap interval
         pa.field("high", pa.float64(), nullable=False),
-        pa.field("minus_random", pa.float64(), nullable=False),  # below 0: better than random rows
+        pa.field("minus_random", pa.float64(), nullable=False),  # below 0: better than rows and mask chosen at random
         pa.field("minus_random_low", pa.float64(), nullable=False),
         pa.field("minus_random_high", pa.float64(), nullable=False),
-        pa.field(
-            "scoring_seconds", pa.float64(), nullable=False
-        ),  # of all that the selector reads, when it was computed
+        pa.field("plasticity", pa.float64(), nullable=False),  # loss of the base less this one; above 0: learnt
+        pa.field("plasticity_low", pa.float64(), nullable=False),
+        pa.field("plasticity_high", pa.float64(), nullable=False),
+        pa.field("stability", pa.float64()),  # the same on general rows, below 0: forgotten; null where there are none
+        pa.field("stability_low", pa.float64()),
+        pa.field("stability_high", pa.float64()),
+        pa.field("scoring_seconds", pa.float64(), nullable=False),  # of all that the choice reads, when computed
         pa.field("selecting_seconds", pa.float64(), nullable=False),  # mean over seeds
         pa.field("training_seconds", pa.float64(), nullable=False),  # likewise
         pa.field("total_seconds", pa.float64(), nullable=False),  # scoring, selecting and training
@@ -143,6 +187,7 @@ COMPARISON = pa.schema(
 COMPARED = pa.schema(  # what COMPARISON is made of
     [
         pa.field("selector", pa.string(), nullable=False),
+        pa.field("mask", pa.string(), nullable=False),
         pa.field("budget", pa.string(), nullable=False),
         pa.field("seed", pa.int32(), nullable=False),
         pa.field("id", pa.string(), nullable=False),  # a held-out row

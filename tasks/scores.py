@@ -46,7 +46,7 @@ from tasks.warmup import WarmupSettings
 ASKED = digest_code(tamis.language_model, tamis.probes, tamis.templates)  # what a figure depends on, as imported
 LEARNT = digest_code(tamis.finetuning, tamis.influence, tamis.language_model, tamis.probes, tamis.templates, warmup)
 STORED = pa.schema([("id", pa.string()), ("figures", pa.list_(pa.float32()))])
-UNSCORED = ("delift", "random", "longest", "embedding", "deft_ucs")  # selectors that need no score of a row
+UNSCORED = ("delift", "random", "longest", "embedding", "deft_ucs", "dualsft")  # selectors that sort by no score of it
 
 Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 

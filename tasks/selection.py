@@ -1,7 +1,8 @@
-"""Room `selection`: which rows of the pool are trained on, in which order, and what each of them covers.
+"""Room `selection`: which rows of the pool are trained on, in which order and what each covers, and which parameters.
 
 Under an order or lazy greedy a budget of rows (count or fraction) takes the first rows of what a larger one takes, with
-the same caps, too. Every other budget, and every other optimiser, is a run of its own on the same similarities.
+the same caps, too. Every other budget, and every other optimiser, is a run of its own on the same similarities. Rows
+and mask are chosen apart: each is written, and says what it was made from, whatever the other is.
 """
 
 from collections.abc import Mapping
@@ -13,31 +14,38 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tamis import cosines, objectives
+from tamis import objectives
 from tamis.baselines import order_deft_ucs, order_longest, order_scores
-from tamis.budgets import Budget, count_by_topic, draw, rank, resolve
-from tamis.kernels import Kernel, SparseKernel, gather, scale, scale_together
+from tamis.budgets import Budget, count_by_topic, draw, narrow, rank, resolve
+from tamis.kernels import SparseKernel, scale
 from tamis.objectives import Kernels, Objective
 from tamis.optimisers import Map, maximise, restrict, share_of_all, share_of_random
 from tamis.selection import Choice, evaluate
-from tasks import schemas
-from tasks.artifacts import Provenance, digest_inputs, provenance, read_table, write_json, write_table
+from tasks import models, schemas
+from tasks.artifacts import Provenance, digest, digest_inputs, write_json, write_table
+from tasks.masking import MaskRule, write_mask
+from tasks.similarities import (
+    Rows,
+    SelectionError,
+    compare_vectors,
+    cut,
+    read_pairs,
+    read_phi,
+    read_rows,
+    read_scores,
+    read_utility,
+    read_vectors,
+)
 
 SIMILAR = ("delift", "embedding")  # an objective over similarities is maximised
 SCORED = ("perplexity", "ifd", "selectit", "less")  # the largest score first
-SELECTORS = ("delift", "random", "longest", "embedding", "perplexity", "ifd", "selectit", "deft_ucs", "less")
-DENSE_ROWS = 8192  # of the pool, over embeddings: above, each row's nearest alone are compared
-NEAREST = 64
+SELECTORS = ("delift", "random", "longest", "embedding", "perplexity", "ifd", "selectit", "deft_ucs", "less", "dualsft")
 DRAWS = 5  # random choices that a choice is checked against
-
-
-class SelectionError(ValueError):
-    """The rows cannot be chosen as asked."""
 
 
 @dataclass(frozen=True)
 class SelectionSettings:
-    """How rows are chosen."""
+    """How rows, and the parameters that they train, are chosen."""
 
     rows_by: str = "delift"  # one of SELECTORS
     objective: str = "conditional_gain"  # of delift and embedding: that | facility_location | mutual_information
@@ -48,19 +56,15 @@ class SelectionSettings:
     optimiser: str = "lazy"  # lazy | stochastic | partition
     epsilon: float = 0.01  # stochastic: smaller looks at more rows per pick
     partitions: int = 4  # partition: parts of the pool that are chosen from apart
+    mask_by: str = "none"  # none | dualsft | fisher | magnitude | random: what scores parameters
+    mask_budget: Mapping[str, float] = field(default_factory=lambda: {"fraction": 0.1})  # count | fraction
+    mask_signed: bool = False  # take the largest score, not the largest absolute one
+    mask_layer_share: float = 0.2  # of the mask, divided equally over layers
+    mask_module_share: float = 0.2  # of the mask, divided equally over module groups
     budget: Mapping[str, float] = field(default_factory=lambda: {"fraction": 0.3})  # count | fraction | response_tokens
     caps: Mapping[str, int] = field(default_factory=dict)  # topic -> at most so many rows; "*": every topic not named
     floors: Mapping[str, int] = field(default_factory=dict)  # topic -> at least so many rows
-    seed: int = 0  # of a draw, of clusters, of the optimisers stochastic and partition
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The examples by what they are for."""
-
-    ground: pa.Table  # the used pool, by row: what may be chosen, and what is to be covered
-    target: list[str]  # ids of the target task
-    learnt: list[str]  # ids of what an earlier version chose, whether they may be chosen again or not
+    seed: int = 0  # of a draw, of clusters, of the optimisers stochastic and partition, of a mask at random
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Picks:
     objective: Objective | None = None
     covered_by: np.ndarray | None = None  # for each row of the pool the chosen row most similar to it; -1: none
     cover: np.ndarray | None = None  # that similarity
+    scores: np.ndarray | None = None  # of each row of the pool, where the largest come first; NaN: not to be chosen
 
 
 def write_selection(
@@ -80,26 +85,42 @@ def write_selection(
     embedding: Path,
     utility: Path,
     scores: Path,
+    gradients: Path,
     out: Path,
     version: str,
+    model: models.ModelChoice,
     settings: SelectionSettings,
     map: Map = map,
 ) -> None:
-    """Choose rows of the pool and write `subset.parquet`, a row for each of the pool, and `selection.json`."""
-    sources = list_sources(settings.rows_by, embedding, utility, scores)
-    rows = read_rows(examples / "examples.parquet")
+    """Choose rows and parameters; write `subset.parquet`, a row for each of the pool, the mask and `selection.json`.
+
+    Args:
+        gradients: folder of the scores that `dualsft` and `fisher` choose by; else it is not read.
+        model: that the mask is for; without a mask nothing of it is read.
+        map: runs the parts of the optimiser `partition`.
+
+    Raises:
+        SelectionError, BudgetError, KernelError, MaskError: what is asked for cannot be chosen; `subset.parquet` is
+            written only once all is known.
+    """
+    table = examples / "examples.parquet"
+    sources = list_sources(settings.rows_by, embedding, utility, scores, gradients)
+    rows = read_rows(table)
     budget = resolve_budget(rows.ground, settings)
 
-    picks = choose_rows(rows, budget, sources, settings, map=map)
+    picks = choose_rows(rows, budget, [*sources, table], settings, map=map)
     checked = check(rows, budget, picks, sources[-1]) if settings.rows_by == "delift" else None
 
-    inputs = digest_inputs(examples / "examples.parquet", *sources)
-    made = Provenance("selection", version, asdict(settings), inputs, find_seed(settings))
+    mask = write_mask(rule_of(settings), examples=table, gradients=gradients, out=out, version=version, model=model)
+    made = Provenance(
+        "selection", version, describe_rows(settings), digest_inputs(table, *sources), find_seed(settings)
+    )
     write_table(tabulate(rows.ground, picks), out / "subset.parquet", made)
-    write_json(describe(rows, budget, picks, settings) | {"checked": checked}, out / "selection.json")
+    found = describe(rows, budget, picks, settings)
+    write_json(found | {"checked": checked, "mask": mask}, out / "selection.json")
 
 
-def list_sources(rows_by: str, embedding: Path, utility: Path, scores: Path) -> list[Path]:
+def list_sources(rows_by: str, embedding: Path, utility: Path, scores: Path, gradients: Path) -> list[Path]:
     """Return the artifacts that a selector reads besides the examples.
 
     Raises:
@@ -111,25 +132,26 @@ def list_sources(rows_by: str, embedding: Path, utility: Path, scores: Path) -> 
         return [utility / "utility.parquet", utility / "checked.parquet"]
     if rows_by in ("embedding", "deft_ucs"):
         return [embedding / "embedding.parquet"]
+    if rows_by == "dualsft":
+        return [gradients / "phi_data.parquet"]
     return [scores / "scores.parquet"] if rows_by in SCORED else []
+
+
+def rule_of(settings: SelectionSettings) -> MaskRule:
+    """Return how parameters are chosen."""
+    shares = settings.mask_layer_share, settings.mask_module_share
+    return MaskRule(settings.mask_by, settings.mask_budget, settings.mask_signed, *shares, settings.seed)
+
+
+def describe_rows(settings: SelectionSettings) -> dict[str, Any]:
+    """Return what rows are chosen by: a change of the mask alone must leave the subset's bytes as they are."""
+    return {name: value for name, value in asdict(settings).items() if not name.startswith("mask_")}
 
 
 def find_seed(settings: SelectionSettings) -> int | None:
     """Return the seed of what is left to chance; None where nothing is."""
     drawn = settings.rows_by in ("random", "deft_ucs")
     return settings.seed if drawn or (settings.rows_by in SIMILAR and settings.optimiser != "lazy") else None
-
-
-def read_rows(source: Path) -> Rows:
-    """Return the used rows of the pool, those of the target task, and what an earlier version chose."""
-    table = read_table(source, schemas.EXAMPLES).sort_by("row")
-    pool, used = pc.equal(table["split"], "pool"), table["used"]
-    learnt = pc.and_(pc.equal(table["earlier"], "learnt"), pc.is_null(table["duplicate_of"]))
-    return Rows(
-        table.filter(pc.and_(used, pool)).select(["id", "topic", "response_tokens"]),
-        table.filter(pc.and_(used, pc.equal(table["split"], "target")))["id"].to_pylist(),
-        table.filter(pc.and_(pool, learnt))["id"].to_pylist(),
-    )
 
 
 def resolve_budget(ground: pa.Table, settings: SelectionSettings) -> Budget:
@@ -140,20 +162,41 @@ def resolve_budget(ground: pa.Table, settings: SelectionSettings) -> Budget:
 
 
 def choose_rows(rows: Rows, budget: Budget, sources: list[Path], settings: SelectionSettings, *, map: Map) -> Picks:
-    """Choose rows by the selector that is asked for, from its artifacts."""
-    rows_by, ids = settings.rows_by, rows.ground["id"].to_pylist()
+    """Choose rows by the selector that is asked for, from its artifacts; the last source are the examples."""
+    rows_by, ids, source = settings.rows_by, rows.ground["id"].to_pylist(), sources[0]
     if rows_by == "random":
         return Picks(draw(budget, seed=settings.seed))
-    if rows_by in SIMILAR:
-        read = read_utility if rows_by == "delift" else compare_vectors
-        return choose_similar(*read(sources[0], rows, settings), budget, settings, map=map)
+    if rows_by == "delift":
+        similar = read_utility(source, rows, settings.objective, settings.scaling)
+        return choose_similar(*similar, budget, settings, map=map)
+    if rows_by == "embedding":
+        return choose_similar(*compare_vectors(source, rows, settings.objective), budget, settings, map=map)
     if rows_by == "longest":
-        order = order_longest(rows.ground["response_tokens"].to_numpy())
-    elif rows_by == "deft_ucs":
-        order = order_deft_ucs(*read_vectors(sources[0], ids), None, settings.seed)
-    else:
-        order = order_scores(read_scores(sources[0], rows_by, ids))
-    return Picks(rank(budget, order))
+        return Picks(rank(budget, order_longest(rows.ground["response_tokens"].to_numpy())))
+    if rows_by == "deft_ucs":
+        return Picks(rank(budget, order_deft_ucs(*read_vectors(source, ids), None, settings.seed)))
+    if rows_by == "dualsft":
+        return choose_scored(read_phi(source, ids, digest(sources[-1])), budget)
+    scores = read_scores(source, rows_by, ids)
+    return Picks(rank(budget, order_scores(scores)), scores=scores)
+
+
+def choose_scored(scores: np.ndarray, budget: Budget) -> Picks:
+    """Choose the rows with the largest scores, of those that have one.
+
+    Raises:
+        SelectionError: the budget is larger than all of these.
+    """
+    there = np.flatnonzero(~np.isnan(scores))
+    room, unit = int(budget.costs[there].sum()), "response tokens" if budget.kind == "response_tokens" else "rows"
+    if budget.limit > room:
+        raise SelectionError(
+            f"selection.budget.{budget.kind} allows {budget.limit} {unit}, but only {len(there)} of {len(scores)} rows "
+            f"of the pool have phi_data and may be chosen ({room} {unit}): the others validate, or are left out; lower "
+            f"the budget to {room} {unit}, set examples.target, or lower gradients.validation_share"
+        )
+    order = rank(narrow(budget, there), order_scores(scores[there]))
+    return Picks(there[order], scores=scores)
 
 
 def choose_similar(
@@ -173,129 +216,6 @@ def choose_similar(
     )
     by, cover = objectives.cover(kernels.own, choice.order)
     return Picks(demos[choice.order], choice, objective, np.where(by < 0, -1, demos[by]), cover)
-
-
-def wanted_rows(rows: Rows, settings: SelectionSettings) -> tuple[list[str], list[str]]:
-    """Return the learnt ids and the target task's ids that the objective needs.
-
-    Raises:
-        SelectionError: mutual information without a target task.
-    """
-    if settings.objective == "mutual_information" and not rows.target:
-        raise SelectionError(
-            "selection.objective is mutual_information but no row is of the target task; set examples.target"
-        )
-    learnt = rows.learnt if settings.objective == "conditional_gain" else []
-    return learnt, rows.target if settings.objective == "mutual_information" else []
-
-
-def read_utility(source: Path, rows: Rows, settings: SelectionSettings) -> tuple[Kernels, np.ndarray]:
-    """Return the similarities that scored pairs stand for, dense where all are scored, and the rows that are demos.
-
-    Raises:
-        SelectionError: there is no pair of a kind that the objective needs, or a pair is of other examples.
-        KernelError: a value that no similarity can be.
-    """
-    learnt, target = wanted_rows(rows, settings)
-    ground, pairs = rows.ground["id"].to_pylist(), read_pairs(source, rows)
-    demos = np.arange(len(ground))
-    if provenance(source)["parameters"].get("kernel") == "landmarks":
-        demos = np.intersect1d(demos, find(pairs.filter(find(pairs["target_id"], ground) >= 0)["demo_id"], ground))
-    shown = [ground[demo] for demo in demos]
-    blocks = {"own": (ground, shown)}
-    if learnt:
-        blocks["learnt"] = (ground, learnt)
-    if target:
-        blocks |= {"queries": (target, shown), "asked": (ground, target)}
-    utilities = [cut(pairs, names, source) for names in blocks.values()]
-    similarities = scale_together(utilities, settings.scaling, list(blocks.values()))
-    return Kernels(**dict(zip(blocks, similarities, strict=True))), demos
-
-
-def read_pairs(source: Path, rows: Rows) -> pa.Table:
-    """Return scored pairs, the ids encoded, after checking that each is of these rows."""
-    table = read_table(source, schemas.UTILITY)
-    for place, name in enumerate(("target_id", "demo_id")):
-        table = table.set_column(place, name, table[name].dictionary_encode())
-    targets = [*rows.ground["id"].to_pylist(), *rows.target]
-    odd = (find(table["target_id"], targets) < 0) | (find(table["demo_id"], [*targets, *rows.learnt]) < 0)
-    if odd.any():
-        first = [(pair["target_id"], pair["demo_id"]) for pair in table.take(np.flatnonzero(odd)[:3]).to_pylist()]
-        raise SelectionError(
-            f"{odd.sum()} of {table.num_rows} pairs in {source} are not of the pool's {rows.ground.num_rows} used "
-            f"rows, {len(rows.learnt)} learnt ones and {len(rows.target)} of the target task, first pairs (target, "
-            f"demo) {first}; examples and utility are of two runs, make both: `tamis run`"
-        )
-    return table
-
-
-def find(column: pa.ChunkedArray, ids: list[str]) -> np.ndarray:
-    """Return the place of each id of an encoded column among `ids`; -1 where it is none of them."""
-    encoded = column.combine_chunks()
-    places = pc.index_in(encoded.dictionary, value_set=pa.array(ids, pa.string()))
-    return pc.fill_null(places, -1).to_numpy().astype(np.int64)[encoded.indices.to_numpy()]
-
-
-def cut(pairs: pa.Table, names: tuple[list[str], list[str]], source: Path) -> Kernel:
-    """Return the utilities of some targets and some demos."""
-    target, demo = (find(pairs[name], ids) for name, ids in zip(("target_id", "demo_id"), names, strict=True))
-    there = (target >= 0) & (demo >= 0)
-    if not there.any():
-        raise SelectionError(
-            f"{source} holds no pair of {len(names[0])} targets and {len(names[1])} demos that the objective needs; "
-            "make it again with selection.rows_by: delift (`tamis run`)"
-        )
-    values = pairs["utility"].to_numpy()[there]
-    return gather(target[there], demo[there], values, (len(names[0]), len(names[1])))
-
-
-def compare_vectors(source: Path, rows: Rows, settings: SelectionSettings) -> tuple[Kernels, np.ndarray]:
-    """Return similarities of embeddings, of what was learnt only each row's best, and the rows that are demos: all."""
-    learnt, target = wanted_rows(rows, settings)
-    ground = rows.ground["id"].to_pylist()
-    place = {name: row for row, name in enumerate(ground)}
-    inside = np.array([place[name] for name in learnt if name in place], np.int64)
-    own, task, outside = read_vectors(source, ground, target, [name for name in learnt if name not in place])
-    kernel = cosines.compare(own, own) if len(ground) <= DENSE_ROWS else cosines.compare_nearest(own, NEAREST)
-    kernels = Kernels(kernel)
-    if learnt:
-        best = np.maximum(objectives.cover(kernel, inside)[1], cosines.compare_best(own, outside))
-        kernels = Kernels(kernel, learnt=best[:, None])
-    elif target:
-        kernels = Kernels(kernel, queries=cosines.compare(task, own), asked=cosines.compare(own, task))
-    return kernels, np.arange(len(ground))
-
-
-def read_vectors(source: Path, *groups: list[str]) -> list[np.ndarray]:
-    """Return the embeddings of groups of ids, each in its order."""
-    table = read_table(source)
-    places = [look_up(table["id"], ids, source) for ids in groups]
-    flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return [flat.reshape(table.num_rows, -1)[some] for some in places]
-
-
-def read_scores(source: Path, selector: str, ids: list[str]) -> np.ndarray:
-    """Return the scores of these ids, in their order."""
-    table, made_for = read_table(source, schemas.SCORES), provenance(source)["parameters"].get("selector", selector)
-    if made_for != selector:
-        raise SelectionError(f"{source} holds scores of {made_for}, not of {selector}; make it again: `tamis run`")
-    return table["score"].to_numpy()[look_up(table["id"], ids, source)]
-
-
-def look_up(column: pa.ChunkedArray, ids: list[str], source: Path) -> np.ndarray:
-    """Return the place of each id in an artifact's column.
-
-    Raises:
-        SelectionError: some are not there.
-    """
-    places = pc.index_in(pa.array(ids, pa.string()), value_set=column.combine_chunks())
-    if places.null_count:
-        missing = [name for name, place in zip(ids, places.to_pylist(), strict=True) if place is None]
-        raise SelectionError(
-            f"{source} lacks {len(missing)} of {len(ids)} rows, first ids {missing[:3]}; it is of another run than the "
-            "examples, or of another selector: make both again (`tamis run`)"
-        )
-    return places.to_numpy().astype(np.int64)
 
 
 def check(rows: Rows, budget: Budget, picks: Picks, source: Path) -> Mapping[str, Any] | None:
@@ -343,18 +263,22 @@ def tabulate(ground: pa.Table, picks: Picks) -> pa.Table:
 def describe(rows: Rows, budget: Budget, picks: Picks, settings: SelectionSettings) -> dict[str, Any]:
     """Return what was chosen, in numbers; what needs similarities is null where there are none."""
     tokens, order = rows.ground["response_tokens"].to_numpy(), picks.order
-    return {
-        "selector": settings.rows_by,
-        "learnt_rows": len(rows.learnt),
-        "target_rows": len(rows.target),
-        "pool_rows": len(tokens),
-        "chosen_rows": len(order),
-        "chosen_fraction": len(order) / len(tokens),
-        "chosen_response_tokens": int(tokens[order].sum()),
-        "chosen_response_tokens_fraction": int(tokens[order].sum()) / max(1, int(tokens.sum())),
-        "budget": {"kind": budget.kind, "limit": budget.limit, "spent": int(budget.costs[order].sum())},
-        "topics": dict(zip(budget.topics, count_by_topic(budget, order.tolist()).tolist(), strict=True)),
-    } | describe_objective(picks, settings)
+    return (
+        {
+            "selector": settings.rows_by,
+            "learnt_rows": len(rows.learnt),
+            "target_rows": len(rows.target),
+            "pool_rows": len(tokens),
+            "chosen_rows": len(order),
+            "chosen_fraction": len(order) / len(tokens),
+            "chosen_response_tokens": int(tokens[order].sum()),
+            "chosen_response_tokens_fraction": int(tokens[order].sum()) / max(1, int(tokens.sum())),
+            "budget": {"kind": budget.kind, "limit": budget.limit, "spent": int(budget.costs[order].sum())},
+            "topics": dict(zip(budget.topics, count_by_topic(budget, order.tolist()).tolist(), strict=True)),
+        }
+        | describe_objective(picks, settings)
+        | describe_scores(picks)
+    )
 
 
 def describe_objective(picks: Picks, settings: SelectionSettings) -> dict[str, Any]:
@@ -375,6 +299,15 @@ def describe_objective(picks: Picks, settings: SelectionSettings) -> dict[str, A
         "zero_gain_picks": int((choice.gain == 0).sum()),
         "rows_covered_by_none": int((picks.covered_by < 0).sum()),
     }
+
+
+def describe_scores(picks: Picks) -> dict[str, int | None]:
+    """Return how many rows have no score, and how many are left out with the score of the last chosen one."""
+    scores, order = picks.scores, picks.order
+    if scores is None:
+        return {"not_scored": None, "ties_left": None}
+    ties = int((scores == scores[order[-1]]).sum() - (scores[order] == scores[order[-1]]).sum())
+    return {"not_scored": int(np.isnan(scores).sum()), "ties_left": ties}
 
 
 def _spread(values: np.ndarray, order: np.ndarray, rows: int) -> pa.Array:

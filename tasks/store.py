@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from tasks.artifacts import Provenance, check_part, provenance, write_json, write_table
 
-KINDS = ("pairs", "embeddings", "scores")
+KINDS = ("pairs", "embeddings", "scores", "gradients")
 LOCK = "store.lock"
 ABOUT = "store.json"
 PARTS = "part-*.parquet"

@@ -1,13 +1,16 @@
 """A small project's artifacts, for tests of the audit."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
+import safetensors.numpy
 import toy_corpus
 
-from tasks import audit, schemas
+from tamis import masks
+from tamis.layouts import locate
+from tasks import audit, masking, schemas
 from tasks.artifacts import Provenance, digest_inputs, read_table, write_json, write_table
 
 POOL, HELD_OUT = 6, 2
@@ -16,7 +19,13 @@ MADE_FROM = {
     "embedding": [EXAMPLES],
     "utility": [EXAMPLES, ("embedding", "embedding.parquet")],
     "scores": [EXAMPLES],
-    "selection": [EXAMPLES, ("utility", "utility.parquet"), ("scores", "scores.parquet")],
+    "gradients": [EXAMPLES],
+    "selection": [
+        EXAMPLES,
+        ("utility", "utility.parquet"),
+        ("scores", "scores.parquet"),
+        ("gradients", "phi_data.parquet"),
+    ],
     "finetuning": [EXAMPLES, SUBSET],
     "evaluation": [EXAMPLES, ("finetuning", "finetuning.json")],
 }
@@ -35,6 +44,9 @@ class World:
     evaluation: list[dict]
     before: list[dict]  # examples of the version before
     withdrawn: list[dict]  # of these, what is here no more
+    phi_data: list[dict]
+    mask: dict[str, list[int]] = field(default_factory=dict)  # flat indices by tensor
+    shapes: dict[str, tuple[int, int]] = field(default_factory=dict)  # of all tensors
     previous: str = "base"  # the version before
 
     def folder(self, stage: str, version: str = "v1") -> Path:
@@ -50,6 +62,7 @@ class World:
             made_from = [self.folder(place, version) / file for place, file in MADE_FROM.get(stage, [])]
             inputs = digest_inputs(*made_from) or {"raw/v1/toy.jsonl": "0"} | earlier
             self.write_rows(rows, schema, self.folder(stage, version) / f"{name}.parquet", inputs)
+        self.write_mask(version)
         gone = self.folder("examples", version) / "withdrawn.parquet"
         self.write_rows(self.withdrawn, schemas.WITHDRAWN, gone, {"raw/v1/toy.jsonl": "0"} | earlier)
         return self
@@ -61,9 +74,26 @@ class World:
             "embedding": ("embedding", self.embedding, schemas.embedding(2)),
             "utility": ("utility", self.utility, schemas.UTILITY),
             "scores": ("scores", self.scores, schemas.SCORES),
+            "gradients": ("phi_data", self.phi_data, schemas.PHI_DATA),
             "selection": ("subset", self.subset, schemas.SUBSET),
             "evaluation": ("evaluation", self.evaluation, schemas.EVALUATION),
         }
+
+    def write_mask(self, version: str) -> None:
+        """Write phi_param.safetensors, without tensors, and from it mask.parquet and tensors.parquet."""
+        source = self.folder("examples", version) / "examples.parquet"
+        phi_param = self.folder("gradients", version) / "phi_param.safetensors"
+        made = {"stage": "gradients", "version": version, "parameters": {}, "inputs": digest_inputs(source)}
+        safetensors.numpy.save_file({}, phi_param, {"tamis": json.dumps(made)})
+        cut = masks.Cut(self.shapes, {name: len(self.mask.get(name, [])) for name in self.shapes}, {}, False, 0, 0, 0)
+        rows = [row for name, flat in self.mask.items() for row in tabulate_mask(name, flat, self.shapes[name])]
+        tables = {
+            "mask": (rows, schemas.MASK),
+            "tensors": (masking.tabulate_tensors(cut, {}).to_pylist(), schemas.TENSORS),
+        }
+        for name, (table, schema) in tables.items():
+            path = self.folder("selection", version) / f"{name}.parquet"
+            self.write_rows(table, schema, path, digest_inputs(source, phi_param))
 
     def write_before(self) -> dict[str, str]:
         """Write examples and subset of the version before, and return their digests."""
@@ -120,14 +150,25 @@ def make_world(root: Path) -> World:
     ]
     embedding = [{"id": name, "embedding": [1.0, 0.0]} for name in ids]
     scores = [{"id": name, "score": float(place)} for place, name in enumerate(ids[:POOL])]
-    return World(root, examples, embedding, utility, scores, subset, evaluation, [], [])
+    phi_data = [{"id": name, "score": 1.0 - place, "order": "second"} for place, name in enumerate(ids[: POOL - 1])]
+    return World(root, examples, embedding, utility, scores, subset, evaluation, [], [], phi_data)
+
+
+def tabulate_mask(name: str, flat: list[int], shape: tuple[int, int]) -> list[dict]:
+    """Return the rows of a matrix's mask."""
+    layer, module = locate(name)
+    rows: dict[int, list[int]] = {}
+    for place in flat:
+        rows.setdefault(place // shape[1], []).append(place % shape[1])
+    common = {"tensor": name, "layer": layer, "module": module, "least": 0.5, "mean": 0.75, "largest": 1.0}
+    return [common | {"row": row, "columns": columns, "chosen": len(columns)} for row, columns in rows.items()]
 
 
 def answer(row: dict, arm: str, learner: str, seed: int | None, held_out_of: str = "v1") -> dict:
     """Return what a run said on a held-out row."""
     found = {name: row[name] for name in ("id", "topic", "response_tokens")}
     found |= {"arm": arm, "learner": learner, "seed": seed, "held_out_of": held_out_of}
-    return found | {"loss": 1.0, "rouge_l": 0.5, "similarity": 0.5, "generated": "so"}
+    return found | {"loss": 1.0, "rouge_l": 0.5, "similarity": 0.5, "cut": False, "generated": "so"}
 
 
 def withdraw(row: dict, edited_to: str | None = None) -> dict:

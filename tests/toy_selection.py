@@ -1,16 +1,21 @@
 """Small artifacts that the room `selection` reads, and a run of it."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import safetensors.torch
+import torch
 
 from tasks import schemas
-from tasks.artifacts import Provenance, read_table, write_table
+from tasks.artifacts import Provenance, digest_inputs, read_table, write_table
+from tasks.models import ModelChoice
 from tasks.selection import SelectionSettings, write_selection
 
 HALF = SelectionSettings(budget={"fraction": 0.5})
+NOWHERE = ModelChoice("nowhere")  # rows are chosen without it
 
 
 def write_utility(folder: Path, ids: list[str], matrix: np.ndarray, *, keep=None, more=(), kernel="exact", shuffle=0):
@@ -38,6 +43,25 @@ def write_scores(folder: Path, ids: list[str], score: list[float], selector: str
     write_table(table, folder / "scores.parquet", Provenance("scores", "v1", {"selector": selector}))
 
 
+def write_phi_data(folder: Path, ids: list[str], score: list[float], order: str | list[str] = "second"):
+    """Write phi_data of ids, made from the examples beside it."""
+    orders = [order] * len(ids) if isinstance(order, str) else order
+    table = pa.table([pa.array(ids, pa.string()), pa.array(score, pa.float64()), orders], schema=schemas.PHI_DATA)
+    write_table(table, folder / "gradients/phi_data.parquet", Provenance("gradients", "v1", {}, _made_from(folder)))
+
+
+def write_phi_param(folder: Path, tensors: dict[str, torch.Tensor], scores: str | None = "dualsft", **known):
+    """Write scores of parameters, made from the examples beside them."""
+    record = Provenance("gradients", "v1", {"scores": scores, **known}, _made_from(folder))
+    (folder / "gradients").mkdir(exist_ok=True)
+    header = {"tamis": json.dumps(asdict(record))}
+    safetensors.torch.save_file(tensors, folder / "gradients/phi_param.safetensors", header)
+
+
+def _made_from(folder: Path) -> dict[str, str]:
+    return digest_inputs(folder / "examples/examples.parquet")
+
+
 def write_embedding(folder: Path, ids: list[str], vectors: np.ndarray):
     """Write unit vectors of ids."""
     values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel(), pa.float32()), vectors.shape[1])
@@ -45,10 +69,12 @@ def write_embedding(folder: Path, ids: list[str], vectors: np.ndarray):
     write_table(table, folder / "embedding.parquet", Provenance("embedding", "v1"))
 
 
-def run(folder: Path, settings: SelectionSettings = HALF, out: str = "out", **more) -> tuple[list[dict], dict]:
+def run(
+    folder: Path, settings: SelectionSettings = HALF, out: str = "out", *, model: ModelChoice = NOWHERE, **more
+) -> tuple[list[dict], dict]:
     """Return the subset's rows and the metrics."""
-    sources = {name: folder / name for name in ("examples", "embedding", "utility", "scores")}
-    write_selection(**sources, out=folder / out, version="v1", settings=settings, **more)
+    sources = {name: folder / name for name in ("examples", "embedding", "utility", "scores", "gradients")}
+    write_selection(**sources, out=folder / out, version="v1", model=model, settings=settings, **more)
     subset = read_table(folder / out / "subset.parquet", schemas.SUBSET).to_pylist()
     return subset, json.loads((folder / out / "selection.json").read_text())
 

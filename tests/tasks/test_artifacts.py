@@ -25,6 +25,7 @@ from tasks.artifacts import (
     replacing,
     write_json,
     write_table,
+    write_tables,
     write_text,
 )
 
@@ -125,6 +126,24 @@ def test_a_null_where_none_may_be_is_refused_and_nothing_is_left(tmp_path):
     table = pa.table({"target_id": [None], "demo_id": ["a"], "utility": [1.0]}, schema=schemas.UTILITY)
     with pytest.raises(ValueError, match="Column 'target_id' is declared non-nullable but contains nulls"):
         write_table(table, tmp_path / "utility.parquet", MADE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tables_written_one_after_the_other_are_one_artifact(tmp_path):
+    parts = [pa.table([[name] * 3, [0.5] * 3], schema=schemas.SCORES) for name in "ab"]
+    write_tables(iter(parts), schemas.SCORES, tmp_path / "parts.parquet", Provenance("toy", "v1"))
+    assert read_table(tmp_path / "parts.parquet", schemas.SCORES) == pa.concat_tables(parts)
+    assert provenance(tmp_path / "parts.parquet")["rows"] == 6
+    assert pq.read_metadata(tmp_path / "parts.parquet").num_row_groups == 2
+
+
+def test_tables_that_end_in_a_failure_leave_nothing(tmp_path):
+    def fail():
+        yield pa.table([["a"], [0.5]], schema=schemas.SCORES)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_tables(fail(), schemas.SCORES, tmp_path / "parts.parquet", Provenance("toy", "v1"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -7,8 +7,8 @@ import pytest
 import toy_corpus
 from toy_project import POOL, World, answer, make_world, withdraw
 
-from tasks import audit
-from tasks.artifacts import ArtifactError, write_json
+from tasks import audit, schemas
+from tasks.artifacts import ArtifactError, provenance, read_table, write_json
 
 
 @pytest.fixture
@@ -19,12 +19,12 @@ def world(tmp_path) -> World:
 
 def test_kept_promises_are_written_down(world):
     table = world.write().check()
-    assert table["passed"].to_pylist() == [True] * 14
+    assert table["passed"].to_pylist() == [True] * 15
     assert dict(zip(table["check"].to_pylist(), table["detail"].to_pylist(), strict=True))["leakage"] == "none"
     written = json.loads((world.folder("audit") / "audit.json").read_text())
     none = {"rows": 0, "used": 0}
     assert written == {
-        "promises_kept": 11,
+        "promises_kept": 12,
         "coverage": ["greetings"],
         "held_out_share": ["greetings: 0.000"],
         "withdrawn_learnt": [],
@@ -52,7 +52,7 @@ def test_a_chosen_row_with_a_held_out_prompt_is_named(world):
     twin = world.examples[0]
     world.examples[POOL] |= {"prompt": f" {twin['prompt'].replace(' ', '  ')}", "id": "other"}
     world.evaluation[0]["id"] = world.evaluation[2]["id"] = "other"
-    with pytest.raises(audit.AuditError, match=rf"1 of 11 promises of v1 are broken: leakage: 1, first {twin['id']}"):
+    with pytest.raises(audit.AuditError, match=rf"1 of 12 promises of v1 are broken: leakage: 1, first {twin['id']}"):
         world.write().check()
 
 
@@ -65,14 +65,14 @@ def test_a_chosen_row_with_a_prompt_that_the_version_before_held_out_is_named(wo
 def test_a_learnt_row_with_a_held_out_prompt_is_named(world):
     taught = toy_corpus.learn(toy_corpus.row(POOL, "pool", used=False)) | {"id": "taught"}
     with pytest.raises(
-        audit.AuditError, match=r"1 of 11 promises .*: learnt: 1, first taught \(its prompt is held out"
+        audit.AuditError, match=r"1 of 12 promises .*: learnt: 1, first taught \(its prompt is held out"
     ):
         replace(world, examples=[*world.examples, taught]).write().check()
 
 
 def test_a_target_row_with_a_held_out_prompt_is_named(world):
     asked = toy_corpus.row(POOL, "target") | {"id": "asked"}
-    with pytest.raises(audit.AuditError, match=r"1 of 11 promises .*: target: 1, first asked \(its prompt is held out"):
+    with pytest.raises(audit.AuditError, match=r"1 of 12 promises .*: target: 1, first asked \(its prompt is held out"):
         replace(world, examples=[*world.examples, asked]).write().check()
 
 
@@ -116,7 +116,7 @@ def test_pairs_with_learnt_and_target_rows_are_kept(world, pair):
     [("learnt", "pool"), ("target", "learnt"), ("target", "target"), ("pool", "held_out"), ("held_out", "pool")],
 )
 def test_a_pair_that_no_objective_reads_is_named(world, pair):
-    with pytest.raises(audit.AuditError, match=r"1 of 11 promises of v1 are broken: pairs: 1"):
+    with pytest.raises(audit.AuditError, match=r"1 of 12 promises of v1 are broken: pairs: 1"):
         pair_up(world, *pair).write().check()
 
 
@@ -254,3 +254,45 @@ def test_a_summary_reads_metrics_and_notes(world):
 def test_a_summary_needs_an_evaluation(tmp_path):
     with pytest.raises(ArtifactError, match=r"metrics.json is missing; run `tamis run`"):
         audit.summarise(tmp_path, "v1")
+
+
+UP, NORM = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
+MASK = {"mask": {UP: [1, 6, 7, 8]}, "shapes": {UP: (4, 5), NORM: (1, 4)}}
+ASKED = {"mask_by": "dualsft", "mask_budget": {"fraction": 0.17}}  # 4 of 24
+
+
+def test_a_mask_within_its_budget_keeps_its_promise(world):
+    assert all(replace(world, **MASK).write().check(**ASKED)["passed"].to_pylist())
+    assert all(world.check(**ASKED | {"mask_budget": {"count": 4}})["passed"].to_pylist())
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ({"mask_by": "random", "mask_budget": {"count": 5}}, "mask: 1, first 4 of 24 parameters, asked are 5"),
+        ({"mask_by": "random", "mask_budget": {"fraction": 0.1}}, "mask: 1, first 4 of 24 parameters, asked are 2"),
+        ({}, "mask: 1, first 4 of 24 parameters, asked are 0"),
+    ],
+)
+def test_a_mask_of_another_budget_is_named(world, asked, text):
+    with pytest.raises(audit.AuditError, match=text):
+        replace(world, **MASK).write().check(**asked)
+
+
+def test_a_mask_that_was_asked_for_and_is_empty_is_named(world):
+    with pytest.raises(audit.AuditError, match="mask: 1, first 0 of 0 parameters, asked are 1"):
+        world.write().check(**ASKED)
+
+
+def test_rows_of_a_mask_that_its_tensors_do_not_count_are_named(world):
+    path = replace(world, **MASK).write().folder("selection") / "mask.parquet"
+    made, rows = provenance(path), read_table(path, schemas.MASK).to_pylist()
+    inputs = made["inputs"]
+    rows[0]["columns"].append(3)
+    world.write_rows([*rows, rows[0] | {"tensor": "stray", "chosen": 2, "columns": [0, 1]}], schemas.MASK, path, inputs)
+    text = (
+        f"mask: 2, first {UP}: 5 entries in mask.parquet, counted as 4, and 4 of 20 in tensors.parquet, stray: 2 "
+        "entries in mask.parquet, counted as 2, and 0 of 0 in tensors.parquet"
+    )
+    with pytest.raises(audit.AuditError, match=text):
+        world.check(**ASKED)

@@ -4,10 +4,20 @@ import json
 from pathlib import Path
 
 import pytest
+import safetensors.numpy
 from toy_project import World, make_world
 
 from tasks import audit
-from tasks.artifacts import Provenance, digest_inputs, provenance, read_table, write_json, write_table
+from tasks.artifacts import (
+    ArtifactError,
+    Provenance,
+    digest_inputs,
+    provenance,
+    read_facts,
+    read_table,
+    write_json,
+    write_table,
+)
 
 
 @pytest.fixture
@@ -19,9 +29,7 @@ def world(tmp_path) -> World:
 def test_an_artifact_made_from_other_examples_is_named(world):
     world.write()
     remake(world.folder("examples") / "examples.parquet", parameters={"seed": 1})
-    text = (
-        "provenance: 6, first embedding.parquet was made from another examples/version=v1/examples.parquet than the one"
-    )
+    text = "provenance: 10, first embedding.parquet was made from another examples/version=v1/examples.parquet than"
     with pytest.raises(audit.AuditError, match=text):
         world.check()
 
@@ -40,6 +48,7 @@ def remake(path: Path, parameters: dict, inputs: dict | None = None) -> None:
         ("embedding/version=v1/embedding.parquet", "utility.parquet"),
         ("utility/version=v1/utility.parquet", "subset.parquet"),
         ("scores/version=v1/scores.parquet", "subset.parquet"),
+        ("gradients/version=v1/phi_data.parquet", "subset.parquet"),
     ],
 )
 def test_an_artifact_swapped_for_that_of_another_run_is_named(world, swapped, follower):
@@ -47,6 +56,30 @@ def test_an_artifact_swapped_for_that_of_another_run_is_named(world, swapped, fo
     remake(path, parameters={"seed": 1})
     text = f"provenance: 1, first {follower} was made from another {swapped} than the one there is"
     with pytest.raises(audit.AuditError, match=text):
+        world.check()
+
+
+def test_scores_of_parameters_swapped_for_those_of_another_run_are_named(world):
+    path = world.write().folder("gradients") / "phi_param.safetensors"
+    record = read_facts(path) | {"parameters": {"seed": 1}}
+    safetensors.numpy.save_file({}, path, {"tamis": json.dumps(record)})
+    text = "provenance: 2, first mask.parquet was made from another gradients/version=v1/phi_param.safetensors than the"
+    with pytest.raises(audit.AuditError, match=text):
+        world.check()
+
+
+def test_scores_of_parameters_made_from_other_examples_are_named(world):
+    path = world.write().folder("gradients") / "phi_param.safetensors"
+    record = read_facts(path) | {"inputs": {"examples/version=v1/examples.parquet": "0" * 64}}
+    safetensors.numpy.save_file({}, path, {"tamis": json.dumps(record)})
+    with pytest.raises(audit.AuditError, match=r"phi_param.safetensors was made from another examples/version=v1/exa"):
+        world.check()
+
+
+def test_scores_of_parameters_without_a_record_are_refused(world):
+    path = world.write().folder("gradients") / "phi_param.safetensors"
+    safetensors.numpy.save_file({}, path)
+    with pytest.raises(ArtifactError, match=r"phi_param.safetensors carries no readable record"):
         world.check()
 
 

@@ -21,7 +21,18 @@ def world(tmp_path) -> World:
     return make_world(tmp_path)
 
 
-VIEWS = ("embedding", "evaluation", "examples", "scores", "subset", "utility", "withdrawn")
+VIEWS = (
+    "embedding",
+    "evaluation",
+    "examples",
+    "mask",
+    "phi_data",
+    "scores",
+    "subset",
+    "tensors",
+    "utility",
+    "withdrawn",
+)
 
 
 def flip_a_byte(path: Path) -> None:
@@ -80,7 +91,7 @@ REFUSED = {
     "SELECT 1; COPY examples TO '{out}'": "SELECT, COPY is not answered",
     "": "nothing is not answered",
     "SELEKT 1": "syntax error",
-    "SELECT nothing FROM examples": "reads these views and nothing else: embedding, evaluation, examples, scores, sub",
+    "SELECT nothing FROM examples": "reads these views and nothing else: embedding, evaluation, examples, mask, phi_d",
 }
 
 
@@ -153,7 +164,7 @@ def test_show_lists_every_row_of_a_duplicate(world):
 
 def test_show_works_on_examples_alone(world):
     world.write()
-    for stage in ("embedding", "utility", "scores", "selection", "evaluation"):
+    for stage in ("embedding", "utility", "scores", "gradients", "selection", "evaluation"):
         shutil.rmtree(world.root / "data" / stage)
     assert list(questions.show(world.root, world.examples[0]["id"])) == ["id", "examples", "withdrawn"]
 
@@ -166,3 +177,60 @@ def test_an_unknown_or_ambiguous_id_gets_suggestions(world):
         questions.show(world.root, "5 + 5")
     with pytest.raises(questions.QuestionError, match=r"several examples begin with '': .*give more digits"):
         questions.show(world.root, "")
+
+
+UP, WTE, NORM = "model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight", "model.norm.weight"
+SHAPES = {WTE: (3, 4), UP: (4, 5), NORM: (1, 4)}
+
+
+@pytest.fixture
+def masked(world) -> World:
+    """Two versions with masks, and base, which has none."""
+    replace(world, mask={WTE: [0, 3, 9], UP: [1, 6, 7, 8]}, shapes=SHAPES).write()
+    replace(world, mask={WTE: [0, 1, 9], UP: [15]}, shapes=SHAPES).write("v2")
+    return world
+
+
+def test_density_by_layer_and_module_can_be_asked(masked):
+    sql = """
+        SELECT layer, module, sum(chosen) / sum(entries) AS density FROM tensors WHERE version = 'v1'
+        GROUP BY layer, module ORDER BY layer, module"""
+    assert questions.query(masked.root, sql)[1] == [(1, "up", 0.2), (None, "embedding", 0.25), (None, "norm", 0.0)]
+
+
+def test_the_overlap_of_two_versions_masks_can_be_asked(masked):
+    sql = """
+        WITH shared AS (
+            SELECT tensor, sum(len(list_intersect(a.columns, b.columns))) AS shared
+            FROM mask a JOIN mask b USING (tensor, row) WHERE a.version = 'v1' AND b.version = 'v2' GROUP BY tensor)
+        SELECT tensor, a.chosen, b.chosen, coalesce(shared, 0) AS shared,
+            coalesce(shared, 0) / (a.chosen + b.chosen - coalesce(shared, 0)) AS jaccard
+        FROM tensors a JOIN tensors b USING (tensor) LEFT JOIN shared USING (tensor)
+        WHERE a.version = 'v1' AND b.version = 'v2' AND a.chosen + b.chosen > 0 ORDER BY tensor"""
+    assert questions.query(masked.root, sql)[1] == [(WTE, 3, 3, 2, 0.5), (UP, 4, 1, 0, 0.0)]
+
+
+def test_the_rows_of_a_tensor_with_most_chosen_entries_can_be_asked(masked):
+    sql = f"""
+        SELECT row, chosen, columns FROM mask WHERE version = 'v1' AND tensor = '{UP}'
+        ORDER BY chosen DESC, row LIMIT 2"""
+    assert questions.query(masked.root, sql)[1] == [(1, 3, [1, 2, 3]), (0, 1, [1])]
+
+
+def test_phi_data_can_be_asked_beside_what_delift_chose(masked):
+    sql = """
+        SELECT id, score, rank, gain FROM phi_data JOIN subset USING (version, id) WHERE version = 'v1'
+        ORDER BY score DESC LIMIT 3"""
+    ids = [row["id"] for row in masked.examples]
+    assert questions.query(masked.root, sql)[1] == [
+        (ids[0], 1.0, 0, None),
+        (ids[1], 0.0, 1, None),
+        (ids[2], -1.0, None, None),
+    ]
+
+
+def test_show_tells_phi_data_where_there_is_some(masked):
+    ids = [row["id"] for row in masked.examples]
+    told = {"score": 0.0, "order": "second"}
+    assert questions.show(masked.root, ids[1])["gradients"] == [told | {"version": name} for name in ("v1", "v2")]
+    assert questions.show(masked.root, ids[POOL - 1])["gradients"] == []

@@ -12,7 +12,7 @@ from tamis.baselines import order_deft_ucs
 from tamis.budgets import BudgetError, draw, resolve
 from tamis.kernels import KernelError
 from tamis.selection import OptimiserError
-from tasks import schemas, selection
+from tasks import schemas, selection, similarities
 from tasks.artifacts import Provenance, provenance, write_table
 from tasks.selection import SelectionError
 
@@ -209,8 +209,8 @@ def test_floors_that_landmarks_cannot_meet_are_named(landmarks):
 @pytest.mark.parametrize(("world", "objective"), [("learnt", "conditional_gain"), ("task", "mutual_information")])
 def test_a_large_pool_is_compared_with_its_nearest_rows_only(world, objective, request, monkeypatch):
     folder, ids = request.getfixturevalue(world)
-    monkeypatch.setattr(selection, "DENSE_ROWS", 11)
-    monkeypatch.setattr(selection, "NEAREST", 3)
+    monkeypatch.setattr(similarities, "DENSE_ROWS", 11)
+    monkeypatch.setattr(similarities, "NEAREST", 3)
     subset, facts = run(folder, replace(HALF, rows_by="embedding", objective=objective))
     cosines = relu(VECTORS @ VECTORS.T)
     own = np.where(cosines[:12, :12] >= np.sort(cosines[:12, :12], axis=1)[:, [-4]], cosines[:12, :12], 0)

@@ -3,10 +3,14 @@
 from dataclasses import replace
 
 import pytest
+import toy_gradients
 import toy_pairs
 from toy_corpus import write_examples
 from toy_selection import chosen, run
 
+from tasks import schemas
+from tasks.artifacts import read_table
+from tasks.masking import BY_GRADIENTS, read_mask
 from tasks.selection import SelectionSettings
 from tasks.utility import UtilitySettings
 
@@ -46,3 +50,14 @@ def test_a_budget_above_the_landmarks_of_the_room_utility_is_refused(rooms, toy)
     toy_pairs.run(rooms, toy, KERNELS["landmarks"], out="utility")
     with pytest.raises(ValueError, match=r"allows 5 rows, but only 4 landmarks of 8 rows are scored as demos"):
         run(rooms, replace(THREE, budget={"count": 5}))
+
+
+@pytest.mark.parametrize("mask_by", BY_GRADIENTS)
+def test_scores_of_rows_and_parameters_are_read_as_gradients_writes_them(tmp_path, toy, mask_by):
+    write_examples(tmp_path / "examples", pool=14, held_out=2)
+    toy_gradients.run(tmp_path, toy, out="gradients", mask_by=mask_by)
+    subset, facts = run(tmp_path, replace(THREE, rows_by="dualsft", mask_by=mask_by), model=toy)
+    phi = read_table(tmp_path / "gradients/phi_data.parquet", schemas.PHI_DATA).to_pylist()
+    assert chosen(subset) == [row["id"] for row in sorted(phi, key=lambda row: -row["score"])[:3]]
+    assert facts["not_scored"] == 14 - len(phi) > 0
+    assert sum(map(len, read_mask(tmp_path / "out", toy).values())) == facts["mask"]["chosen"]
