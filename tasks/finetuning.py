@@ -8,12 +8,9 @@ twice; whole models, being large, leave scratch once published.
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +19,18 @@ import numpy as np
 import peft
 import torch
 import transformers
-from safetensors import SafetensorError
 
-from tamis import finetuning, language_model, templates
+from tamis import finetuning, language_model, layouts, masks, restricted, templates
 from tamis.budgets import Budget, resolve
-from tasks import artifacts, models, schemas, trainer
+from tasks import artifacts, deltas, masking, models, rescoring, schemas, trainer
 from tasks.artifacts import ArtifactError
+from tasks.deltas import replacing_folder
+from tasks.groundwork import GradientsSettings
 from tasks.trainer import Arm, FinetuningSettings, Recipe
 
 LIBRARIES = (torch, transformers, peft, accelerate)  # another release of one of them starts an arm anew
 MODULES = (finetuning, language_model, templates, models, trainer)
-SOURCES = (__file__, *(module.__file__ for module in MODULES))
+MASKED = (restricted, layouts, masks, deltas, masking, rescoring)  # of method masked alone
 
 
 @dataclass(frozen=True)
@@ -56,29 +54,36 @@ def write_finetuning(
     version: str,
     model: models.ModelChoice,
     settings: FinetuningSettings,
+    gradients: GradientsSettings | None = None,
 ) -> Mapping[str, Any]:
     """Train every arm of `settings.arms`, write `arms/`, `curve.csv` and `finetuning.json`, say what this run did.
 
     Args:
         examples: folder of the examples artifact; the arms train on its used rows of the pool, and on replayed ones.
-        subset: folder of the selection artifact, which says what is chosen.
+        subset: folder of the selection artifact, which says what is chosen; its mask is read by method masked alone.
         previous: folder of this artifact of the version that this one continues from; its `arms/` may be empty.
         out: folder of this artifact.
         scratch: folder for checkpoints and finished arms, this version's own; keeps adapters for the next run.
+        gradients: what a mask is cut anew by; read where `settings.rescore_every` is set.
 
     Raises:
         ArtifactError: an input is missing or does not fit the other, or the disk is full.
         TrainingError: settings that cannot be trained, or that are not those of the version before; a loss that is not
             finite.
-        ValueError: a row that is too long; an arm without rows; a budget that the pool cannot keep.
+        ValueError: a row that is too long; an arm without rows; a budget that the pool cannot keep; a mask of another
+            model.
     """
+    source, files = examples / "examples.parquet", ["subset.parquet"]
     recipe = Recipe(model, settings, trainer.find_start(previous, model, settings))
+    if settings.method == "masked":
+        restriction = rescoring.read_restriction(source, subset, model, settings.rescore_every, gradients)
+        recipe, files = replace(recipe, restriction=restriction), [*files, "mask.parquet"]
     pool = read_pool(examples, subset, model, settings)
     arms = plan_arms(pool, recipe)
     clear(scratch, keep={arm.key for arm in arms})
     found = sum((scratch / arm.key / "finished").exists() for arm in arms)
     homes = {arm.label: finish_arm(arm, pool, scratch / arm.key, recipe) for arm in arms}
-    inputs = artifacts.digest_inputs(examples / "examples.parquet", subset / "subset.parquet")
+    inputs = artifacts.digest_inputs(source, *(subset / file for file in files))
     inputs |= recipe.start.digest if recipe.start else {}
     publish(homes, out, {"version": version, "inputs": inputs} | describe_start(recipe))
     clear(scratch, keep={arm.key for arm in arms if not trainer.is_whole(arm, settings)})
@@ -143,8 +148,8 @@ def plan_arms(pool: Pool, recipe: Recipe) -> list[Arm]:
     for name, seed in ((name, seed) for name, seeds in recipe.settings.arms.items() for seed in seeds):
         drawn = finetuning.pick_rows(name, pool.chosen, budget=pool.budget, replayed=pool.replayed, seed=seed)
         rows = np.union1d(drawn, pool.replayed)
-        key = _key(name, seed, [pool.ids[row] for row in rows], recipe)
-        arms.append(Arm(name, seed, rows, len(rows) - len(drawn), key))
+        ids = tuple(pool.ids[row] for row in rows)
+        arms.append(Arm(name, seed, rows, ids, len(rows) - len(drawn), _key(name, seed, ids, recipe)))
     return arms
 
 
@@ -163,12 +168,12 @@ def finish_arm(arm: Arm, pool: Pool, home: Path, recipe: Recipe) -> Path:
     finished = home / "finished"
     if not finished.exists():
         try:
-            network, losses = trainer.train(arm, pool.encoding, home / "checkpoints", recipe)
+            trained = trainer.train(arm, pool.encoding, home / "checkpoints", recipe)
             with replacing_folder(finished) as part:
-                trainer.save(network, part / "weights", arm, recipe)
-                artifacts.write_json([pool.ids[row] for row in arm.rows], part / "weights/rows.json")
-                record = finetuning.describe(pool.encoding, arm.rows, losses, recipe.settings.epochs)
-                artifacts.write_json(record | {"replayed": arm.replayed}, part / "log.json")
+                facts = trainer.save(trained, part / "weights", arm, recipe)
+                artifacts.write_json(arm.ids, part / "weights/rows.json")
+                record = finetuning.describe(pool.encoding, arm.rows, trained.losses, recipe.settings.epochs)
+                artifacts.write_json(record | {"replayed": arm.replayed} | facts, part / "log.json")
         except Exception as error:
             error.add_note(f"arm {arm.label}; the next run goes on from what {home.parent} holds")
             raise
@@ -198,42 +203,17 @@ def publish(homes: Mapping[str, Path], out: Path, made: Mapping[str, Any]) -> No
     artifacts.write_json({**made, "arms": arms}, out / "finetuning.json")
 
 
-@contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path` that takes its place on success and is removed on any failure.
-
-    Raises:
-        ArtifactError: the disk is full or refuses the write; `path` is then as it was before.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{path.name}.*.part"):  # a kill left it
-        shutil.rmtree(stale)
-    part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
-    try:
-        yield part
-        for inside in (part, *part.rglob("*")):
-            os.chmod(inside, 0o755 if inside.is_dir() else 0o644)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(part, path)
-    except (OSError, SafetensorError) as error:
-        raise ArtifactError(
-            f"{path} could not be written: {getattr(error, 'strerror', None) or error}; nothing was left behind. "
-            "Free space on that disk or move the project, then run again"
-        ) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _key(name: str, seed: int, ids: list[str], recipe: Recipe) -> str:
-    """Return a digest of all that determines an arm: its rows, model, start, settings, our code and the libraries."""
-    model, start = recipe.model, recipe.start
+def _key(name: str, seed: int, ids: Sequence[str], recipe: Recipe) -> str:
+    """Return a digest of all that determines an arm: rows, model, start, mask, settings, our code and the libraries."""
+    model, start, restriction = recipe.model, recipe.start, recipe.restriction
+    sources = [__file__, *(str(module.__file__) for module in (*MODULES, *(MASKED if restriction else ())))]
     facts = {
         **{key: value for key, value in asdict(recipe.settings).items() if key not in ("arms", "replay")},
         "arm": (name, seed, ids),
         "model": (models.model_digest(model), str(models.device(model)), model.dtype, model.name, model.revision),
         "start": start.digest if start else None,
-        "sources": [artifacts.digest(Path(source)) for source in SOURCES],
+        "restriction": restriction.describe() if restriction else None,
+        "sources": [artifacts.digest(Path(source)) for source in sources],
         "libraries": [library.__version__ for library in LIBRARIES],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,16 +1,14 @@
 """One arm trained by `transformers.Trainer`, from the base model or from the model of the version before.
 
-An adapter always stands on the base model alone: a version that continues from another goes on training the same
-adapter (or, with method full, the same weights), with a fresh optimiser and schedule. What the Trainer writes with
-torch.save (optimiser, random state) stays in the folder of checkpoints.
+An adapter, and a delta, always stands on the base model alone: a version that continues from another goes on training
+the same adapter (or, with methods full and masked, the same weights), with a fresh optimiser and schedule. What the
+Trainer writes with torch.save (optimiser, random state) stays in the folder of checkpoints.
 """
 
 import gc
 import json
 import math
-import re
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,9 +23,10 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import ProgressCallback
 
-from tamis import finetuning, language_model, templates
-from tasks import artifacts, models
+from tamis import finetuning, language_model, restricted, templates
+from tasks import artifacts, deltas, models, rescoring
 from tasks.artifacts import ArtifactError
+from tasks.rescoring import Inside, Rescorer, Restriction
 
 
 class TrainingError(ValueError):
@@ -39,7 +38,7 @@ class FinetuningSettings:
     """How every arm is trained."""
 
     arms: Mapping[str, Sequence[int]]  # arm (chosen | random | full) -> seeds
-    method: str = "lora"  # lora | full: adapters on all linear layers but the head | all weights
+    method: str = "lora"  # lora | full | masked: adapters on all linear layers but the head | all weights | a mask's
     replay: str = "none"  # none | subset | all: what arms repeat of earlier versions: | chosen rows | all rows
     epochs: int = 1  # passes over the arm's rows
     learning_rate: float = 2e-4  # peak
@@ -49,6 +48,7 @@ class FinetuningSettings:
     lora_alpha: int = 32  # their scale times their rank
     save_steps: int = 20  # optimiser steps between checkpoints
     whole_model: bool = False  # write `chosen` as a whole Hugging Face folder, too
+    rescore_every: int | None = None  # masked by dualsft: optimiser steps between two cuts of the mask
     template: str = "chat"  # chat | delift
 
 
@@ -68,6 +68,7 @@ class Recipe:
     model: models.ModelChoice  # the base
     settings: FinetuningSettings
     start: Start | None = None  # None: training starts from the base
+    restriction: Restriction | None = None  # of method masked
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Arm:
     name: str  # chosen | random | full
     seed: int  # of fresh adapters, the order of rows and, for random, the draw
     rows: np.ndarray  # places in the pool
+    ids: tuple[str, ...]  # of these rows
     replayed: int  # rows among them that replay has added
     key: str  # digest of all that determines the result
 
@@ -84,6 +86,15 @@ class Arm:
     def label(self) -> str:
         """Return the name of its folder."""
         return f"{self.name}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training made."""
+
+    network: Any  # a model, or adapters in one
+    losses: list[float]  # of every step
+    inside: Inside | None = None  # of method masked
 
 
 def find_start(previous: Path, model: models.ModelChoice, settings: FinetuningSettings) -> Start | None:
@@ -119,85 +130,121 @@ def find_start(previous: Path, model: models.ModelChoice, settings: FinetuningSe
 
 def refuse_other(folder: Path, model: models.ModelChoice, settings: FinetuningSettings) -> None:
     """Raise TrainingError where an arm of the version before cannot be trained on under these settings."""
-    path = folder / "adapter_config.json"
-    method, kind = ("lora", "an adapter") if path.exists() else ("full", "a whole model")
+    method, kind = deltas.identify(folder)
     again = "or make that version again: `tamis run`"
     if method != settings.method:
         raise TrainingError(
             f"{folder} is {kind} and finetuning.method is {settings.method}; a version goes on in the way of the one "
             f"before: set finetuning.method: {method}, {again}"
         )
-    theirs = json.loads(path.read_text()) if method == "lora" else {}
+    wrong = []
+    if method == "lora":
+        wrong = list_changes(json.loads((folder / deltas.ADAPTER).read_text()), model, settings)
+    if method == "masked":
+        wrong = deltas.differences(artifacts.read_facts(folder / deltas.DELTA), model)
+    if wrong:
+        what = "adapter is" if method == "lora" else "base's parameters are"
+        raise TrainingError(
+            f"{folder} was trained with {', '.join(wrong)}; the same {what} trained on: set this back, {again}"
+        )
+
+
+def list_changes(theirs: Mapping[str, Any], model: models.ModelChoice, settings: FinetuningSettings) -> list[str]:
+    """Return how settings differ from those of an adapter, as `finetuning.lora_rank: 16, not 8`."""
     ours = {
         "r": ("finetuning.lora_rank", settings.lora_rank),
         "lora_alpha": ("finetuning.lora_alpha", settings.lora_alpha),
         "base_model_name_or_path": ("models.language", model.name),
         "revision": ("models.language_revision", model.revision),
     }
-    wrong = [
+    return [
         f"{name}: {theirs[key]}, not {value}" for key, (name, value) in ours.items() if theirs.get(key, value) != value
     ]
-    if wrong:
-        raise TrainingError(
-            f"{folder} was trained with {', '.join(wrong)}; the same adapter is trained on: set this back, {again}"
-        )
 
 
-def train(arm: Arm, encoding: templates.Encoding, checkpoints: Path, recipe: Recipe) -> tuple[Any, list[float]]:
-    """Train one arm, from its last whole checkpoint on; return the network and the loss of every step.
+def train(arm: Arm, encoding: templates.Encoding, checkpoints: Path, recipe: Recipe) -> Trained:
+    """Train one arm, from its last whole checkpoint on.
 
     The Trainer is handed one item per optimiser step (that step's rows), so that the order of rows is ours and survives
     a restart; its own length-grouped order is drawn from the global generator and differs after one.
     """
-    settings = recipe.settings
+    settings, last = recipe.settings, last_checkpoint(checkpoints)
     steps = finetuning.plan_steps(len(arm.rows), settings.batch_rows, settings.epochs, arm.seed)
     base, network = load(arm.seed, recipe)
     device = next(base.parameters()).device
+    inside, callbacks = restrict(base, arm, encoding, checkpoints, recipe)
 
     def collate(items: Sequence[np.ndarray]) -> dict[str, Any]:
-        queries, responses = (
-            [ids[row] for row in arm.rows[items[0]]] for ids in (encoding.queries, encoding.responses)
-        )
-        return finetuning.collate(encoding.base, queries, responses, device)
+        rows = pick(encoding, arm.rows[items[0]])
+        return finetuning.collate(rows.base, rows.queries, rows.responses, device)
 
-    with saving(arm.label, checkpoints), language_model.packed_attention(base), _quiet():
+    with saving(arm.label, checkpoints), language_model.packed_attention(base), deltas.quiet_peft(), models.quiet():
         trainer = Trainer(
             model=network,
             args=_arguments(arm.seed, checkpoints, device, settings),
             data_collator=collate,
             train_dataset=steps,
             compute_loss_func=lambda outputs, labels, **_: finetuning.response_loss(outputs.logits, labels),
-            optimizers=finetuning.optimise(network, len(steps), settings.learning_rate, settings.warmup_fraction),
+            callbacks=callbacks,
+            optimizers=_optimise(network, inside, len(steps), settings),
         )
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ArmProgress(arm.label))
-        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-    return network, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        trainer.train(resume_from_checkpoint=last and str(last))
+    return Trained(network, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], inside)
+
+
+def pick(encoding: templates.Encoding, rows: Sequence[int]) -> templates.Encoding:
+    """Return the encoding of some rows."""
+    queries, responses = ([ids[row] for row in rows] for ids in (encoding.queries, encoding.responses))
+    return templates.Encoding(encoding.base, [], queries, responses)
 
 
 def load(seed: int, recipe: Recipe) -> tuple[PreTrainedModel, torch.nn.Module]:
     """Return a model and what is trained of it: the same, or adapters in it (float32 beside half weights).
 
-    With method full it is the base or the start; adapters in the base are fresh ones, or those of the start.
+    With method full it is the base or the start, with method masked the base or the base with the delta of the start;
+    adapters in the base are fresh ones, or those of the start.
     """
     model, settings, start = recipe.model, recipe.settings, recipe.start
     whole = settings.method == "full"
-    if whole and model.dtype == "float16":
-        raise TrainingError("float16 weights cannot be trained in full (updates underflow); set models.dtype: bfloat16")
+    if settings.method != "lora" and model.dtype == "float16":
+        how = "in full" if whole else "inside a mask"
+        raise TrainingError(f"float16 weights cannot be trained {how} (updates underflow); set models.dtype: bfloat16")
     gc.collect()  # the arm before, which its Trainer holds in cycles
     from_start = replace(model, name=str(start.folder), revision=None) if start and whole else model
     base = models.language_model.__wrapped__(from_start)  # past the cache: training changes it
     language_model.verify_packing(base)
-    if whole:
+    if settings.method == "masked" and start:
+        deltas.apply(base, start.folder, model)
+    if settings.method != "lora":
         return base, base
     set_seed(seed)
     config = peft.LoraConfig(
         r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    with _quiet():
+    with deltas.quiet_peft():
         if start:
             return base, peft.PeftModel.from_pretrained(base, start.folder, is_trainable=True)
         return base, peft.get_peft_model(base, config)
+
+
+def restrict(
+    base: PreTrainedModel, arm: Arm, encoding: templates.Encoding, checkpoints: Path, recipe: Recipe
+) -> tuple[Inside | None, list[Rescorer]]:
+    """Restrict a model to the mask that its last checkpoint has, or to the first one, and return what cuts it anew.
+
+    With the other methods nothing is done.
+    """
+    restriction, last = recipe.restriction, last_checkpoint(checkpoints)
+    if restriction is None:
+        return None, []
+    kept = rescoring.recall(checkpoints, _step_of(last)) if last else None
+    inside = rescoring.begin(base, restriction.mask, recipe.settings.learning_rate, kept)
+    if restriction.scoring is None:
+        return inside, []
+    rows = pick(encoding, arm.rows)
+    return inside, [Rescorer(inside, restriction.scoring, rows=rows, ids=arm.ids, checkpoints=checkpoints)]
 
 
 @contextmanager
@@ -246,7 +293,7 @@ class ArmProgress(ProgressCallback):
         self.training_bar.set_postfix(loss=f"{loss:.3f}")
 
 
-def last_checkpoint(checkpoints: Path) -> str | None:
+def last_checkpoint(checkpoints: Path) -> Path | None:
     """Return the newest whole checkpoint, or None; one that a kill cut short is removed.
 
     The Trainer writes `trainer_state.json` last, so a checkpoint with a readable one is whole.
@@ -257,22 +304,39 @@ def last_checkpoint(checkpoints: Path) -> str | None:
             found[json.loads((path / "trainer_state.json").read_text())["global_step"]] = path
         except (OSError, ValueError, KeyError):
             shutil.rmtree(path)
-    return str(found[max(found)]) if found else None
+    return found[max(found)] if found else None
 
 
-def save(network: torch.nn.Module, folder: Path, arm: Arm, recipe: Recipe) -> None:
-    """Write adapters, and the merged model where it is asked for; or all weights."""
-    if recipe.settings.method == "full":
-        return _save_whole(network, folder, recipe.model)
-    _save_adapters(network, folder, recipe.model)
+def save(trained: Trained, folder: Path, arm: Arm, recipe: Recipe) -> dict[str, Any]:
+    """Write adapters or a delta, and the merged model where it is asked for; or all weights.
+
+    Returns:
+        What is recorded of an arm of method masked; of the others nothing.
+    """
+    network, model, method = trained.network, recipe.model, recipe.settings.method
+    if method == "full":
+        deltas.save_whole(network, folder, model)
+        return {}
+    facts = {}
+    if method == "lora":
+        _save_adapters(network, folder, model)
+    else:
+        facts = _save_delta(trained, folder, arm, recipe)
     if is_whole(arm, recipe.settings):
-        _save_whole(network.merge_and_unload(), folder / "model", recipe.model)
-    return None
+        deltas.save_whole(network.merge_and_unload() if method == "lora" else network, folder / "model", model)
+    return facts
 
 
 def is_whole(arm: Arm, settings: FinetuningSettings) -> bool:
     """Return whether a whole model is written for an arm."""
     return settings.method == "full" or (settings.whole_model and arm.name == "chosen")
+
+
+def _optimise(network: torch.nn.Module, inside: Inside | None, steps: int, settings: FinetuningSettings) -> tuple:
+    """Return the optimiser of what is trained, and the schedule of its learning rate."""
+    if inside:
+        return inside.optimizer, inside.schedule(steps, settings.warmup_fraction)
+    return finetuning.optimise(network, steps, settings.learning_rate, settings.warmup_fraction)
 
 
 def _arguments(seed: int, checkpoints: Path, device: torch.device, settings: FinetuningSettings) -> TrainingArguments:
@@ -309,15 +373,22 @@ def _save_adapters(network: peft.PeftModel, folder: Path, model: models.ModelCho
     artifacts.write_json(config | named, folder / "adapter_config.json")
 
 
-def _save_whole(network: PreTrainedModel, folder: Path, model: models.ModelChoice) -> None:
-    network.config.use_cache = True  # the Trainer turns it off
-    network.save_pretrained(folder)
-    models.tokenizer(model).save_pretrained(folder)
+def _save_delta(trained: Trained, folder: Path, arm: Arm, recipe: Recipe) -> dict[str, Any]:
+    """Write what training moved, and what the start's delta holds, relative to the base; return what is recorded.
+
+    The base is read again, on the CPU, once training is over and gradients are dropped: training itself needs no copy
+    of it, and no entry outside of the delta may differ from it by a bit.
+    """
+    folder.mkdir()
+    inside, start = trained.inside, recipe.start
+    entries = inside.trained
+    if start:
+        entries = rescoring.unite(entries, deltas.read_delta(start.folder)[0].indices)
+    base = models.language_model.__wrapped__(replace(recipe.model, device="cpu"))
+    delta = restricted.extract_delta(trained.network, dict(base.named_parameters()), entries)
+    size = deltas.write_delta(delta, folder, recipe.model, {"arm": arm.name, "seed": arm.seed})
+    return inside.measure() | {"delta_entries": deltas.count_entries(delta), "delta_bytes": size}
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep deprecations inside peft and transformers, which nobody here can act on, from the user's terminal."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=re.escape("`is_gradient_checkpointing` is deprecated"))
-        yield
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])

@@ -1,14 +1,19 @@
 """A small world in which arms are trained, for tests of finetuning and evaluation."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
+import torch
+from safetensors.torch import save_file
 from toy_corpus import learn, row, write_examples, write_rows
 
-from tasks import schemas, trainer
-from tasks.artifacts import Provenance, write_table
+from tasks import masking, models, schemas, trainer
+from tasks.artifacts import Provenance, digest_inputs, write_table
 from tasks.evaluation import EvaluationSettings, write_evaluation
 from tasks.finetuning import write_finetuning
+from tasks.groundwork import GradientsSettings
 from tasks.trainer import ArmProgress, FinetuningSettings
 
 ROWS, HELD_OUT = 12, 3
@@ -33,6 +38,24 @@ def write_subset(folder: Path, ids: list[str], chosen: set[int], **settings) -> 
     write_table(table, folder / "subset.parquet", Provenance("selection", "v1", asked))
 
 
+def write_mask(
+    folder: Path, model, by: str = "random", fraction: float = 0.1, seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """Write the mask of a world, by random scores whatever it says that it is by, and return it."""
+    source, examples = folder / "gradients/phi_param.safetensors", folder / "examples/examples.parquet"
+    rule = masking.MaskRule(by, {"fraction": fraction}, signed=False, layer_share=0.2, module_share=0.2, seed=seed)
+    source.parent.mkdir(exist_ok=True)
+    asked = {"scores": by, "model_digest": models.model_digest(model)}
+    record = json.dumps(asdict(Provenance("gradients", "v1", asked, digest_inputs(examples))))
+    shapes = masking.list_shapes(dict(models.language_model(model).named_parameters()))
+    scores = {name: torch.from_numpy(masking.draw(name, shape, seed)) for name, shape in shapes.items()}
+    save_file(scores, source, {"tamis": record})
+    masking.write_mask(
+        rule, examples=examples, gradients=source.parent, out=folder / "selection", version="v1", model=model
+    )
+    return {name: torch.from_numpy(places) for name, places in masking.read_mask(folder / "selection", model).items()}
+
+
 def make_next(folder: Path, ground_set: str = "new") -> Path:
     """Write the version after `make_world`'s: its pool, kept, then a repeated row of it and eight new rows; held out
     are the last of the rows before, kept, and two new ones. Four new rows are chosen."""
@@ -48,13 +71,22 @@ def make_next(folder: Path, ground_set: str = "new") -> Path:
     return folder
 
 
-def run(world: Path, model, settings: FinetuningSettings, out: str = "out", previous: Path | None = None) -> Path:
+def run(
+    world: Path, model, settings: FinetuningSettings, out: str = "out", previous: Path | None = None, **more
+) -> Path:
     """Train and return the artifact's folder."""
-    write(world, model, settings, out, previous)
+    write(world, model, settings, out, previous, **more)
     return world / out
 
 
-def write(world: Path, model, settings: FinetuningSettings, out: str = "out", previous: Path | None = None) -> dict:
+def write(
+    world: Path,
+    model,
+    settings: FinetuningSettings,
+    out: str = "out",
+    previous: Path | None = None,
+    gradients: GradientsSettings | None = None,
+) -> dict:
     """Train and return what the run says of itself."""
     return write_finetuning(
         examples=world / "examples",
@@ -65,6 +97,7 @@ def write(world: Path, model, settings: FinetuningSettings, out: str = "out", pr
         version="v1",
         model=model,
         settings=settings,
+        gradients=gradients,
     )
 
 
