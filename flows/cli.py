@@ -156,17 +156,22 @@ def show(context: typer.Context, id: Annotated[str, typer.Argument(help="An exam
 @spoken
 def compare(
     context: typer.Context,
+    *,
     version: Annotated[str, typer.Argument(help="The data version.")] = "v1",
     selectors: Annotated[
-        str, typer.Option(help="Words of selection.rows_by, with commas; random is added.")
+        str, typer.Option(help="Words of selection.rows_by, or all, with commas; random is added.")
     ] = "delift",
+    masks: Annotated[
+        str, typer.Option(help="Words of selection.mask_by, with commas; none, random and selector all are added.")
+    ] = "none",
     budgets: Annotated[str, typer.Option(help="Fractions of the pool, or counts of rows.")] = "0.1,0.3",
     seeds: Annotated[int, typer.Option(min=1, help="Trainings per selector and budget.")] = 3,
 ) -> None:
-    """Compare selectors at equal budgets: held-out loss with intervals, and cost; goes on where it stopped."""
+    """Compare selectors and masks at equal budgets: loss with intervals, and cost; goes on where it stopped."""
     from flows.compare import compare as run_all
 
-    rows = run_all(version, selectors=selectors.split(","), budgets=budgets.split(","), seeds=seeds)
+    words = {"selectors": selectors.split(","), "budgets": budgets.split(","), "masks": masks.split(",")}
+    rows = run_all(version, **words, seeds=seeds)
     show_rows(list(rows[0]), [[_round(value) for value in row.values()] for row in rows])
     picture = f"data/comparison/version={version}/comparison.png"
     typer.echo(f"look further: {picture} · tamis sql 'FROM comparison' · dvc plots show", err=True)
@@ -185,6 +190,22 @@ def repeats(context: typer.Context, version: Annotated[str, typer.Argument(help=
     show_rows(
         ["topic", "rows", "distinct", "kept by facility location", "kept at random"], [[*row.values()] for row in rows]
     )
+
+
+@app.command()
+@spoken
+def merge(
+    context: typer.Context,
+    version: Annotated[str, typer.Argument(help="The data version.")],
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; it must not hold anything.")],
+    arm: Annotated[str, typer.Option(help="The trained arm and its seed.")] = "chosen-0",
+) -> None:
+    """Write a trained arm as a whole model folder that transformers loads: the base with its delta or adapters."""
+    from flows import rooms
+    from tasks import deltas
+
+    deltas.merge(rooms.folder("finetuning", version) / "arms" / arm, rooms.language(params.read()), folder)
+    typer.echo(f"{arm} of {version} stands in {folder}", err=True)
 
 
 @app.command()

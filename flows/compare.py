@@ -1,8 +1,11 @@
-"""Selectors side by side: every one at every budget with every seed, random rows always among them.
+"""Selectors and masks side by side: every pair at every budget with every seed, random ones always among them.
 
-for each selector, budget and seed:
-    score what the selector reads, choose rows, train on them, measure the held-out losses
-then say how far each is from random rows, with intervals, and what it cost
+for each selector, mask, budget and seed:
+    score what both read, choose rows and parameters, train these on those, measure the held-out losses
+then say how far each is from chance, with intervals, and what it cost
+
+With masks there are three variants: rows alone (mask none), parameters alone (selector all), and both; a budget given
+as a fraction is then spent on each. Without a mask all weights are trained, so that all cells train in the same way.
 """
 
 import json
@@ -17,7 +20,10 @@ from flows.stage import fingerprint, refuse_edited, say, sources
 from flows.trials import Trial, attempt, conclude, digest
 
 SELECTORS = get_args(get_type_hints(Selection)["rows_by"])
-SCORING = ("embedding", "utility", "scores")  # stages whose cost is the selector's
+MASKS = get_args(get_type_hints(Selection)["mask_by"])
+ALL, RANDOM, NONE = "all", "random", "none"  # every row of the pool; chance; every parameter
+SCORING = ("embedding", "utility", "scores", "gradients")  # stages whose cost is that of the choice
+TRIED = (*SCORING, "selection", "finetuning")
 
 
 class CompareError(ValueError):
@@ -26,48 +32,60 @@ class CompareError(ValueError):
 
 @dataclass(frozen=True)
 class Cell:
-    """What is compared: a selector at a budget."""
+    """What is compared."""
 
     selector: str
+    mask: str
     budget: str  # as it was written: 0.1, 48
 
+    def __str__(self) -> str:
+        """Return its name for people.
 
-def compare(version: str, *, selectors: Sequence[str], budgets: Sequence[str], seeds: int) -> list[dict[str, Any]]:
-    """Compare selectors on a data version, write `data/comparison/version=<v>/`, and return a row per cell.
+        >>> str(Cell("delift", "none", "0.1")), str(Cell("all", "fisher", "0.1"))
+        ('delift at 0.1', 'all in fisher mask at 0.1')
+        """
+        return f"{self.selector}{'' if self.mask == NONE else f' in {self.mask} mask'} at {self.budget}"
+
+
+def compare(
+    version: str, *, selectors: Sequence[str], budgets: Sequence[str], seeds: int, masks: Sequence[str] = (NONE,)
+) -> list[dict[str, Any]]:
+    """Compare selectors and masks on a data version, write `data/comparison/version=<v>/`, and return a row per cell.
 
     Args:
         version: from params.yaml; the version that it continues from must be up to date.
-        selectors: words of selection.rows_by; `random` is added where it is missing.
-        budgets: fractions of the pool (with a point, at most 1) or counts of rows.
+        selectors: words of selection.rows_by, or `all`; `random` is added where it is missing.
+        budgets: fractions of the pool (with a point, at most 1) and of the parameters, or counts of rows.
         seeds: of training, and of what is drawn: 0 to seeds - 1.
+        masks: words of selection.mask_by; with any but `none`, `none` and `random` are added, and selector `all`.
 
     Raises:
-        CompareError: an unknown version or selector, a budget that is none, no seed, a stale version before.
+        CompareError: an unknown version, selector or mask, a budget that is none, no seed, a stale version before.
         RecordError: the raw data of a recorded version were rewritten.
         InputsChanged: something was edited meanwhile.
     """
     values = read(version)
     loaded = sources(f"{name}@{version}" for name in ROOMS)  # no stage's module is imported yet
-    cells = plan(selectors, budgets)
+    cells = plan(selectors, budgets, masks)
     if seeds < 1:
         raise CompareError(f"seeds is {seeds}; give at least 1")
     refuse_stale(version, values)
     from tasks.comparison import write_comparison
 
     examples = attempt("examples", version, values, {}, loaded)
-    trials, base = [], []
+    masked = any(cell.mask != NONE for cell in cells)
+    trials, base = [], {}
     for place, cell in enumerate(cells, start=1):
         for seed in range(seeds):
-            say(f"{cell.selector} at {cell.budget}, seed {seed} ({place} of {len(cells)} cells)")
-            found, base = run_cell(cell, seed, values, examples, version=version, loaded=loaded)
+            say(f"{cell}, seed {seed} ({place} of {len(cells)} cells)")
+            found, base = run_cell(cell, seed, values, examples, version=version, loaded=loaded, masked=masked)
             trials.append(found)
     digests = fingerprint(f"examples@{version}")
     inputs = {path: digests[path] for path in params.needs(f"examples@{version}")[0]}
     settings = {"resamples": values.evaluation.bootstrap, "confidence": values.evaluation.confidence}
-    out = folder("comparison", version)
-    rows = write_comparison(
-        trials, base, out=out, version=version, inputs=inputs, seed=values.evaluation.seed, **settings
-    )
+    settings |= {"out": folder("comparison", version), "version": version, "inputs": inputs}
+    losses = base["losses"], base["general_losses"]
+    rows = write_comparison(trials, *losses, seed=values.evaluation.seed, **settings)
     tell_resumed(rows)
     return rows
 
@@ -101,7 +119,7 @@ def refuse_stale(version: str, values: Params) -> None:
 
 def tell_resumed(rows: Sequence[Mapping[str, Any]]) -> None:
     """Say where seconds leave out what an interrupted attempt took."""
-    cells = [f"{row['selector']} at {row['budget']}" for row in rows if row["resumed"]]
+    cells = [str(Cell(row["selector"], row["mask"], row["budget"])) for row in rows if row["resumed"]]
     if cells:
         say(
             f"seconds of {len(cells)} of {len(rows)} cells leave out what interrupted attempts took "
@@ -109,19 +127,30 @@ def tell_resumed(rows: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def plan(selectors: Sequence[str], budgets: Sequence[str]) -> list[Cell]:
-    """Return the cells, random rows first at every budget.
+def plan(selectors: Sequence[str], budgets: Sequence[str], masks: Sequence[str] = (NONE,)) -> list[Cell]:
+    """Return the cells, random rows first at every budget, each with every mask.
 
-    >>> [(cell.selector, cell.budget) for cell in plan(["longest"], ["0.1"])]
-    [('random', '0.1'), ('longest', '0.1')]
+    >>> [str(cell) for cell in plan(["longest"], ["0.1"])]
+    ['random at 0.1', 'longest at 0.1']
+    >>> len(plan(["longest"], ["0.1"], ["fisher"]))  # random, all, longest; none, random, fisher
+    9
     """
-    unknown = [name for name in selectors if name not in SELECTORS]
-    if unknown:
-        raise CompareError(f"unknown selector {unknown[0]!r}; known: {', '.join(SELECTORS)}")
+    for what, given, known in (("selector", selectors, (*SELECTORS, ALL)), ("mask", masks, MASKS)):
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise CompareError(f"unknown {what} {unknown[0]!r}; known: {', '.join(known)}")
     if not budgets:
         raise CompareError("no budget is given; give fractions of the pool such as 0.1,0.3, or counts of rows")
-    names = dict.fromkeys(["random", *selectors])
-    return [Cell(name, budget) for budget in dict.fromkeys(budgets) for name in names if read_budget(budget)]
+    masked = set(masks) > {NONE} or NONE not in masks
+    names = dict.fromkeys([RANDOM, *([ALL] if masked else []), *selectors])
+    within = dict.fromkeys([NONE, *([RANDOM, *masks] if masked else [])])
+    return [
+        Cell(name, mask, budget)
+        for budget in dict.fromkeys(budgets)
+        for name in names
+        for mask in within
+        if read_budget(budget)
+    ]
 
 
 def read_budget(text: str) -> dict[str, int | float]:
@@ -140,33 +169,46 @@ def read_budget(text: str) -> dict[str, int | float]:
     return budget
 
 
-def run_cell(
-    cell: Cell, seed: int, values: Params, examples: Trial, *, version: str, loaded: Mapping[str, str]
-) -> tuple[Any, list[float]]:
-    """Return what a selector reaches at a budget with a seed, and the losses of the base model."""
-    from tasks.comparison import Trial as Compared
+def ask(cell: Cell, seed: int, values: Params) -> Params:
+    """Return the parameters of a cell's trials; what is drawn by chance has the seed of the training."""
     from tasks.selection import SelectionSettings, find_seed
 
-    asked = replace(values.selection, rows_by=cell.selector, budget=read_budget(cell.budget), seed=seed)
-    drawn = find_seed(SelectionSettings(**asdict(asked)))  # without a draw all seeds share one choice
-    values = replace(
-        values,
-        selection=replace(asked, seed=drawn or 0),
-        finetuning=replace(values.finetuning, arms={"chosen": [seed]}, whole_model=False),
-    )
+    budget, chosen = read_budget(cell.budget), values.selection
+    everything = {"rows_by": RANDOM, "budget": {"fraction": 1.0}, "caps": {}, "floors": {}}
+    rows = everything if cell.selector == ALL else {"rows_by": cell.selector, "budget": budget}
+    share = budget if "fraction" in budget else chosen.mask_budget
+    asked = replace(chosen, **rows, mask_by=cell.mask, mask_budget=share, seed=seed)
+    drawn = cell.mask == RANDOM or (cell.selector != ALL and find_seed(SelectionSettings(**asdict(asked))) is not None)
+    return replace(values, selection=replace(asked, seed=seed if drawn else 0))  # without a draw seeds share a choice
+
+
+def run_cell(
+    cell: Cell, seed: int, values: Params, examples: Trial, *, version: str, loaded: Mapping[str, str], masked: bool
+) -> tuple[Any, dict[str, list[float]]]:
+    """Return what a cell reaches with a seed, and the losses of the base model."""
+    from tasks.comparison import Cell as Place
+    from tasks.comparison import Trial as Compared
+
+    method = "masked" if cell.mask != NONE else "full" if masked else values.finetuning.method
+    training = {"arms": {"chosen": [seed]}, "whole_model": False, "method": method}
+    if cell.mask != "dualsft":
+        training["rescore_every"] = None
+    values = replace(ask(cell, seed, values), finetuning=replace(values.finetuning, **training))
     done = {"examples": examples}
-    for name in ("embedding", "utility", "scores", "selection", "finetuning"):
+    for name in TRIED:
         done[name] = attempt(name, version, values, done, loaded)
-    ids, losses, base = measure(values, version, done, loaded)
+    trained, base = measure(values, version, done, loaded)
     chosen = json.loads((done["selection"].folder / "selection.json").read_text(encoding="utf-8"))
+    mask = chosen["mask"]
     return Compared(
-        selector=cell.selector,
-        budget=cell.budget,
+        cell=Place(cell.selector, cell.mask, cell.budget),
         seed=seed,
         rows=chosen["chosen_rows"],
         share=chosen["chosen_fraction"],
-        ids=ids,
-        losses=losses,
+        parameters=mask["chosen"] / mask["entries"] if cell.mask != NONE else 1.0,
+        ids=trained["ids"],
+        losses=trained["losses"],
+        general_losses=trained["general_losses"],
         scoring_seconds=sum(done[name].notes.get("scoring_seconds", 0.0) for name in SCORING),
         selecting_seconds=done["selection"].seconds,
         training_seconds=done["finetuning"].seconds,
@@ -176,8 +218,8 @@ def run_cell(
 
 def measure(
     values: Params, version: str, done: Mapping[str, Trial], loaded: Mapping[str, str]
-) -> tuple[list[str], list[float], list[float]]:
-    """Return the held-out rows, the losses of the trained model on them, and those of the base model."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the held-out rows and the losses on them and on the general rows, of the trained model and of the base."""
     from tasks.evaluation import measure_losses
 
     address, found = f"evaluation@{version}", []
@@ -188,9 +230,10 @@ def measure(
             record = measure_losses(examples=done["examples"].folder, arms=arms, model=model, template=template)
             refuse_edited(address, loaded)
             conclude(home / name, record)
-        found.append(json.loads((home / name).read_text(encoding="utf-8")))
-    (trained,) = found[0]["losses"].values()
-    return found[0]["ids"], trained, found[1]["losses"]["base"]
+        record = json.loads((home / name).read_text(encoding="utf-8"))
+        ((_, losses),), general = record["losses"].items(), [*record["general_losses"].values()]
+        found.append({"ids": record["ids"], "losses": losses, "general_losses": general[0] if general else []})
+    return found[0], found[1]
 
 
 def repeat(version: str, seeds: int = 5) -> list[dict[str, Any]]:
@@ -211,9 +254,9 @@ def repeat(version: str, seeds: int = 5) -> list[dict[str, Any]]:
     folders = []
     for selector, seed in choices:
         choice = {"rows_by": selector, "objective": "facility_location", "caps": {}, "floors": {}, "seed": seed}
-        chosen = replace(values, selection=replace(values.selection, **choice))
+        chosen = replace(values, selection=replace(values.selection, **choice, mask_by=NONE))
         done = {"examples": examples}
-        for name in ("embedding", "utility", "scores", "selection"):
+        for name in (*SCORING, "selection"):
             done[name] = attempt(name, version, chosen, done, loaded)
         folders.append(done["selection"].folder)
     return count_repeats(examples.folder, folders[0], folders[1:])

@@ -6,13 +6,13 @@ name, before anything runs. It also reads the parts of dvc.yaml that say which f
 
 import re
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from flows.checks import ParamsError, check, hint, refuse_unknown
 from flows.sections import Number, Params, Version
 
 BASE = "base"  # what a first version continues from: the base model, and empty artifacts that stand in git
@@ -21,45 +21,6 @@ SHARED = {  # values that another stage reads, too
     "utility.template": "examples, finetuning and evaluation",
     "utility.kernel": "embedding",
 }
-TARGETS = ("topic", "path")
-BY_OBJECTIVE = ("delift", "embedding")  # selectors that have an objective
-ARMS = ("chosen", "random", "full")
-AT_LEAST = {
-    "models.max_tokens": 1,
-    "examples.held_out_in": 2,
-    "examples.pool_rows": 1,
-    "examples.held_out_rows": 1,
-    "embedding.batch_rows": 1,
-    "embedding.max_tokens": 1,
-    "utility.neighbours": 1,
-    "utility.landmarks": 1,
-    "utility.landmark_targets": 1,
-    "utility.check_targets": 0,
-    "utility.shard_pairs": 1,
-    "utility.pack_tokens": 1,
-    "scores.shard_rows": 1,
-    "scores.pack_tokens": 1,
-    "scores.less_dimensions": 1,
-    "scores.less_epochs": 1,
-    "scores.less_batch_rows": 1,
-    "scores.less_lora_rank": 1,
-    "selection.partitions": 1,
-    "selection.eta": 0,
-    "selection.nu": 0,
-    "finetuning.epochs": 1,
-    "finetuning.batch_rows": 1,
-    "finetuning.lora_rank": 1,
-    "finetuning.lora_alpha": 1,
-    "finetuning.save_steps": 1,
-    "evaluation.new_tokens": 1,
-    "evaluation.demos": 0,
-    "evaluation.bootstrap": 1,
-}
-SHARES = ("scores.less_warmup_share", "finetuning.warmup_fraction", "evaluation.confidence", "audit.held_out_share")
-
-
-class ParamsError(ValueError):
-    """params.yaml cannot be used as it is written."""
 
 
 def read(path: Path = Path("params.yaml")) -> Params:
@@ -70,7 +31,7 @@ def read(path: Path = Path("params.yaml")) -> Params:
     """
     raw = _load(path)
     kinds = get_type_hints(Params)
-    _known(raw, [*kinds, "profiles"], path.name)
+    refuse_unknown(raw, [*kinds, "profiles"], path.name)
     _complete(raw, [*kinds, "profiles"], path.name)
     override = _profile(raw)
     sections = {
@@ -78,11 +39,7 @@ def read(path: Path = Path("params.yaml")) -> Params:
         for name, kind in kinds.items()
         if name not in ("profile", "versions")
     }
-    _check_ranges(sections)
-    _check_budget(sections["selection"].budget)
-    _check_target(sections["examples"].target)
-    _check_objective(sections)
-    _check_arms(sections["finetuning"].arms)
+    check(sections)
     return Params(profile=raw["profile"], versions=_versions(raw["versions"]), **sections)
 
 
@@ -107,7 +64,7 @@ def needs(address: str, root: Path = Path(".")) -> tuple[list[str], dict[str, An
     stages = _load(root / "dvc.yaml")["stages"]
     if name not in stages or key not in raw["versions"]:
         known = [f"{stage}@{version}" for version in raw["versions"] for stage in stages]
-        raise ParamsError(f"there is no stage {address}{_hint(address, known)}; known: {', '.join(known)}")
+        raise ParamsError(f"there is no stage {address}{hint(address, known)}; known: {', '.join(known)}")
     entry = stages[name]["do"]
     context = {**raw, "key": key, "item": raw["versions"][key]}
 
@@ -146,10 +103,10 @@ def _profile(raw: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     profiles = _mapping(raw["profiles"], "profiles")
     name = raw["profile"]
     if name not in profiles:
-        raise ParamsError(f"unknown profile {name!r}{_hint(name, profiles)}; known: {', '.join(profiles)}")
+        raise ParamsError(f"unknown profile {name!r}{hint(name, profiles)}; known: {', '.join(profiles)}")
     where = f"profiles.{name}"
     sections = _mapping(profiles[name], where)
-    _known(sections, TRACKED, where)
+    refuse_unknown(sections, TRACKED, where)
     _complete(sections, TRACKED, where)
     chosen = {section: _mapping(values, f"{where}.{section}") for section, values in sections.items()}
     for dotted, readers in SHARED.items():
@@ -162,7 +119,7 @@ def _profile(raw: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _section(kind: type, values: Mapping[str, Any], name: str) -> Any:
     """Return a section as its dataclass, each value of its type."""
     kinds = get_type_hints(kind)
-    _known(values, kinds, name)
+    refuse_unknown(values, kinds, name)
     _complete(values, kinds, name)
     for key, value in values.items():
         if not _fits(value, kinds[key]):
@@ -191,7 +148,7 @@ def _check_previous(name: str, previous: str, versions: Mapping[str, Version]) -
         if previous not in versions:
             others = [*(known for known in versions if known != path[-1]), BASE]
             raise ParamsError(
-                f"versions.{path[-1]} continues from {previous!r}{_hint(previous, others)}, which is not "
+                f"versions.{path[-1]} continues from {previous!r}{hint(previous, others)}, which is not "
                 f"there; give one of {', '.join(others)}"
             )
         if previous in path:
@@ -204,102 +161,11 @@ def _check_previous(name: str, previous: str, versions: Mapping[str, Version]) -
         previous = versions[previous].previous
 
 
-def _check_ranges(sections: Mapping[str, Any]) -> None:
-    values = {f"{name}.{key}": value for name, section in sections.items() for key, value in vars(section).items()}
-    for name, least in AT_LEAST.items():
-        if values[name] is not None and values[name] < least:
-            raise ParamsError(f"{name} is {values[name]}; it must be at least {least}")
-    for name in SHARES:
-        if not 0 <= values[name] < 1:
-            raise ParamsError(f"{name} is {values[name]}; it is a fraction, at least 0 and below 1")
-    if not 0 < values["selection.epsilon"] < 1:
-        raise ParamsError(f"selection.epsilon is {values['selection.epsilon']}; it is between 0 and 1")
-    for name in ("scores.less_learning_rate", "finetuning.learning_rate"):
-        if not values[name] > 0:
-            raise ParamsError(f"{name} is {values[name]}; it must be above 0")
-    for name, counts in (("caps", values["selection.caps"]), ("floors", values["selection.floors"])):
-        for topic, count in counts.items():
-            if count < 0:
-                raise ParamsError(f"selection.{name}.{topic} is {count}; rows are counted from 0")
-
-
-def _check_budget(budget: Mapping[str, Number]) -> None:
-    kinds = ("count", "fraction", "response_tokens")
-    _known(budget, kinds, "selection.budget")
-    if len(budget) != 1:
-        raise ParamsError(f"selection.budget has {len(budget)} kinds ({dict(budget)}); give one of {', '.join(kinds)}")
-    ((kind, value),) = budget.items()
-    if not value > 0:
-        raise ParamsError(f"selection.budget is {kind}: {value}, which chooses nothing; it must be above 0")
-    if kind == "fraction" and value > 1:
-        raise ParamsError(f"selection.budget is fraction: {value}, over 100% of the pool; 0.3 stands for 30%")
-    if kind != "fraction" and not isinstance(value, int):
-        raise ParamsError(f"selection.budget is {kind}: {value}; it must be a whole number")
-
-
-def _check_target(target: Mapping[str, Any] | None) -> None:
-    if target is None:
-        return
-    _known(target, (*TARGETS, "rows"), "examples.target")
-    given = [key for key in TARGETS if key in target]
-    if len(given) != 1 or not isinstance(target[given[0]], str):
-        raise ParamsError(
-            f"examples.target is {dict(target)}; give the target task's rows by topic: NAME (rows of the pool) or by "
-            "path: NAME (a file or folder inside the version's raw folder), or null"
-        )
-    rows = target.get("rows")
-    if rows is not None and ("path" in target or not isinstance(rows, int) or rows < 1):
-        raise ParamsError(
-            f"examples.target.rows is {rows!r}; with topic it is at least 1 or null for all; with path all are taken"
-        )
-
-
-def _check_objective(sections: Mapping[str, Any]) -> None:
-    """Refuse what selection would refuse after hours of scoring."""
-    chosen, count = sections["selection"], sections["selection"].budget.get("count", 0)
-    aim = chosen.rows_by in BY_OBJECTIVE and chosen.objective == "mutual_information"
-    if aim and sections["examples"].target is None:
-        raise ParamsError(
-            "selection.objective is mutual_information but examples.target is null; name the target task's rows, such "
-            "as {topic: NAME, rows: 32}"
-        )
-    utility = sections["utility"]
-    if chosen.rows_by == "delift" and utility.kernel == "landmarks" and count > utility.landmarks:
-        raise ParamsError(
-            f"selection.budget is count: {count}, but kernel landmarks scores {utility.landmarks} demos, and no others "
-            "can be chosen; raise utility.landmarks or lower the budget"
-        )
-
-
-def _check_arms(arms: Mapping[str, list[int]]) -> None:
-    _known(arms, ARMS, "finetuning.arms")
-    for arm, seeds in arms.items():
-        if not seeds or len(set(seeds)) < len(seeds):
-            raise ParamsError(f"finetuning.arms.{arm} is {seeds}; give a list of different seeds, such as [0]")
-    missing = [arm for arm in ARMS if arm not in arms]
-    if missing:
-        raise ParamsError(
-            f"finetuning.arms lacks {', '.join(missing)}: results stand beside random rows and the full pool; "
-            f"give each its seeds, such as {missing[0]}: [0]"
-        )
-
-
-def _known(values: Mapping[str, Any], names: Any, where: str) -> None:
-    for key in values:
-        if key not in names:
-            raise ParamsError(f"{where} has an unknown {key!r}{_hint(key, names)}; known: {', '.join(names)}")
-
-
 def _complete(values: Mapping[str, Any], names: Any, where: str) -> None:
     missing = [name for name in names if name not in values]
     if missing:
         way = " (an empty one is written {})" if where.startswith("profiles.") else ""
         raise ParamsError(f"{where} lacks {', '.join(missing)}; add {'it' if len(missing) == 1 else 'them'}{way}")
-
-
-def _hint(name: Any, names: Any) -> str:
-    close = get_close_matches(str(name), [str(known) for known in names], n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -340,7 +206,7 @@ def _parts(kind: Any) -> Iterator[str]:
 
 def _advice(value: Any, kind: Any) -> str:
     if get_origin(kind) is Literal:
-        return _hint(value, get_args(kind))
+        return hint(value, get_args(kind))
     if isinstance(value, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value, re.IGNORECASE):
         return " (YAML reads 2e-4 as text; write 2.0e-4)"
     return ""

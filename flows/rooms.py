@@ -98,8 +98,27 @@ def make_scores(values: Params, version: str, map: Map, where: Where = folder) -
     )
 
 
+def make_gradients(values: Params, version: str, map: Map, where: Where = folder) -> Notes:
+    """Score rows and parameters by gradients."""
+    from tasks.gradients import write_gradients
+
+    out = where("gradients", version)
+    return write_gradients(
+        examples=where("examples", version),
+        out=out,
+        scratch=CACHE / "warmup" / version if out == folder("gradients", version) else out / "scratch",
+        store=CACHE / "gradients",
+        version=version,
+        model=language(values),
+        settings=_gradients(values),
+        rows_by=values.selection.rows_by,
+        mask_by=values.selection.mask_by,
+        map=map,
+    )
+
+
 def make_selection(values: Params, version: str, map: Map, where: Where = folder) -> Notes:
-    """Choose rows."""
+    """Choose rows and parameters."""
     from tasks.selection import SelectionSettings, write_selection
 
     return write_selection(
@@ -107,8 +126,10 @@ def make_selection(values: Params, version: str, map: Map, where: Where = folder
         embedding=where("embedding", version),
         utility=where("utility", version),
         scores=where("scores", version),
+        gradients=where("gradients", version),
         out=where("selection", version),
         version=version,
+        model=language(values),
         settings=SelectionSettings(**asdict(values.selection)),
         map=map,
     )
@@ -128,6 +149,7 @@ def make_finetuning(values: Params, version: str, map: Map, where: Where = folde
         version=version,
         model=language(values),
         settings=FinetuningSettings(**asdict(values.finetuning), template=values.utility.template),
+        gradients=_gradients(values),
     )
 
 
@@ -168,16 +190,24 @@ def make_audit(values: Params, version: str, map: Map, where: Where = folder) ->
         budget=values.selection.budget,
         caps=values.selection.caps,
         floors=values.selection.floors,
+        mask_by=values.selection.mask_by,
+        mask_budget=values.selection.mask_budget,
         held_out_share=values.audit.held_out_share,
     )
 
 
 def name_current(values: Params) -> set[str]:
     """Return the digests of the models and the code that the stores' figures are made with now."""
-    from tasks import embedding, models, scores, utility
+    from tasks import embedding, groundwork, models, scores, utility
 
-    codes = {utility.CODE, embedding.CODE, *(method.code for method in scores.METHODS.values())}
+    codes = {utility.CODE, embedding.CODE, groundwork.CODE, *(method.code for method in scores.METHODS.values())}
     return codes | {models.model_digest(language(values)), models.model_digest(_encoder(values))}
+
+
+def _gradients(values: Params) -> Any:
+    from tasks.groundwork import GradientsSettings
+
+    return GradientsSettings(**asdict(values.gradients), template=values.utility.template)
 
 
 def language(values: Params) -> Any:
@@ -208,6 +238,7 @@ ROOMS: Mapping[str, Callable[..., Notes]] = {
     "embedding": make_embedding,
     "utility": make_utility,
     "scores": make_scores,
+    "gradients": make_gradients,
     "selection": make_selection,
     "finetuning": make_finetuning,
     "evaluation": make_evaluation,

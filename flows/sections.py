@@ -40,6 +40,7 @@ class Examples:
     distinct: bool  # false leaves duplicates in, each under an id of its own
     ground_set: Literal["new", "all"]  # what may be chosen: new and edited rows, or those of the version before, too
     target: Mapping[str, str | int | None] | None  # the target task's rows, by topic or path
+    general: Text  # file or folder inside the raw folder: held-out rows of what must not be forgotten
     seed: int  # of the split and of the samples
     pool_rows: int | None  # rows sampled from the pool; null is all
     held_out_rows: int | None  # rows sampled from the held-out rows; null is all
@@ -85,11 +86,33 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Gradients:
+    """How rows and parameters are scored by gradients."""
+
+    order: Literal["first", "second"]  # without or with the curvature term
+    confidence: Literal["max_prob", "entropy_inv", "uniform"]  # how anchors weigh
+    tau: Number  # temperature of the distillation
+    lambda_new: Number  # weight of the target task in the direction
+    lambda_prior: Number  # weight of what is preserved
+    eta: Number  # learning rate
+    curvature: Literal["raw", "corrected"]  # AdamW's second moments, with or without their bias
+    warmup_share: Number  # of the pool's rows
+    anchor_share: Number  # of the pool's rows
+    validation_share: Number  # of the pool's prompts, where there is no target task
+    batch_rows: int  # rows per optimiser step of the warm-up
+    shard_rows: int  # rows per part of the store
+    pack_tokens: int  # tokens per forward-backward pass
+    block_parameters: int | None  # parameters whose sums are in memory at once; null is all
+    fisher_rows: int  # rows that Fisher information is averaged over
+    seed: int  # of the draws and of the warm-up's order
+
+
+@dataclass(frozen=True)
 class Selection:
-    """How rows are chosen."""
+    """How rows, and the parameters that they train, are chosen."""
 
     rows_by: Literal[
-        "delift", "random", "longest", "embedding", "perplexity", "ifd", "selectit", "deft_ucs", "less"
+        "delift", "random", "longest", "embedding", "perplexity", "ifd", "selectit", "deft_ucs", "less", "dualsft"
     ]  # the selector
     objective: Literal["conditional_gain", "facility_location", "mutual_information"]  # of delift and embedding
     information: Literal["saturated", "additive", "queries"]  # the form of mutual information
@@ -102,14 +125,19 @@ class Selection:
     optimiser: Literal["lazy", "stochastic", "partition"]  # of the objective
     epsilon: Number  # of the stochastic optimiser: smaller looks at more rows
     partitions: int  # of the partition optimiser
-    seed: int  # of selectors random and deft_ucs, of optimisers stochastic and partition
+    mask_by: Literal["none", "dualsft", "fisher", "magnitude", "random"]  # what scores parameters
+    mask_budget: Mapping[str, Number]  # one of count, fraction: of the model's parameters
+    mask_signed: bool  # the largest score, or the largest absolute score
+    mask_layer_share: Number  # of the mask, divided equally over layers
+    mask_module_share: Number  # of the mask, divided equally over module groups
+    seed: int  # of selectors random and deft_ucs, of optimisers stochastic and partition, of mask_by random
 
 
 @dataclass(frozen=True)
 class Finetuning:
     """How every arm is trained."""
 
-    method: Literal["lora", "full"]  # adapters, or all weights
+    method: Literal["lora", "full", "masked"]  # adapters, all weights, or those inside the mask
     arms: Mapping[str, list[int]]  # arm -> seeds
     replay: Literal["none", "subset", "all"]  # rows of earlier versions that every arm trains on, too
     epochs: int  # passes over the arm's rows
@@ -120,6 +148,7 @@ class Finetuning:
     lora_alpha: int  # their scale times their rank
     save_steps: int  # optimiser steps between checkpoints
     whole_model: bool  # write `chosen` as a whole model folder, too
+    rescore_every: int | None  # optimiser steps between two cuts of the mask; null keeps the first
 
 
 @dataclass(frozen=True)
@@ -128,6 +157,7 @@ class Evaluation:
 
     new_tokens: int  # tokens generated per held-out row
     demos: int  # demonstrations per held-out row of the in-context learner
+    task_metric: Literal["none", "exact_match", "pass_at_1"]  # right or wrong, beside the loss
     bootstrap: int  # resamples of the held-out rows
     confidence: Number  # of the intervals
     seed: int  # of the resamples
@@ -151,6 +181,7 @@ class Params:
     embedding: Embedding
     utility: Utility
     scores: Scores
+    gradients: Gradients
     selection: Selection
     finetuning: Finetuning
     evaluation: Evaluation

@@ -1,4 +1,4 @@
-"""The comparison of selectors as artifacts: tables, a curve for `dvc plots`, and a picture."""
+"""The comparison of selectors and masks as artifacts: tables, a curve for `dvc plots`, and a picture."""
 
 import csv
 import io
@@ -12,28 +12,29 @@ import numpy as np
 import pyarrow as pa
 from matplotlib.figure import Figure
 
-from tamis.comparison import Cell, compare
+from tamis.comparison import NONE, RANDOM, Cell, Measured, compare
 from tasks import artifacts, schemas
 
 COLOURS = matplotlib.colormaps["tab10"].colors
 PLOT = """# `dvc plots show` finds this
 plots:
-  - comparison.csv: {{template: selectors, x: share, y: loss, title: "{version}: held-out loss by selector"}}
+  - comparison.csv: {{template: selectors, x: share, y: loss, title: "{version}: held-out loss"}}
 """
 CURVE = ("selector", "budget", "share", "loss", "low", "high", "total_seconds")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A selector at a budget with a seed: what was chosen, what that cost, and how the trained model did."""
+    """A cell with a seed: what was chosen, what that cost, and how the trained model did."""
 
-    selector: str
-    budget: str
+    cell: Cell
     seed: int
     rows: int  # trained on
     share: float  # of the pool's rows
+    parameters: float  # share of the model's that was trained
     ids: Sequence[str]  # held-out rows
     losses: Sequence[float]  # on them, nats per response token
+    general_losses: Sequence[float]  # on the general rows, likewise; empty where there are none
     scoring_seconds: float
     selecting_seconds: float
     training_seconds: float
@@ -43,6 +44,7 @@ class Trial:
 def write_comparison(
     trials: Sequence[Trial],
     base: Sequence[float],
+    general_base: Sequence[float],
     *,
     out: Path,
     version: str,
@@ -54,25 +56,27 @@ def write_comparison(
     """Write comparison.parquet, compared.parquet, comparison.csv (with its plot) and .png; return the first as rows.
 
     Args:
-        trials: every selector and budget with the same number of seeds, `random` among the selectors.
-        base: the untrained model's losses on the held-out rows, for the picture.
+        trials: every cell with the same number of seeds, chance beside each of them.
+        base, general_base: the untrained model's losses on the held-out rows and on the general ones.
         out: folder of the artifacts.
         inputs: digests of what the trials read.
         resamples, confidence, seed: of the intervals.
     """
     cells: dict[Cell, list[Trial]] = {}
     for trial in trials:
-        cells.setdefault((trial.selector, trial.budget), []).append(trial)
-    losses = {cell: np.array([trial.losses for trial in members]) for cell, members in cells.items()}
+        cells.setdefault(trial.cell, []).append(trial)
+    held_out = gather(cells, "losses", base)
+    general = gather(cells, "general_losses", general_base) if len(general_base) else None
     generator = np.random.default_rng(seed)
-    found = compare(losses, resamples=resamples, confidence=confidence, generator=generator)
+    found = compare(held_out, general, resamples=resamples, confidence=confidence, generator=generator)
     rows = [describe(members) | asdict(found[cell]) for cell, members in cells.items()]
-    rows.sort(key=lambda row: (row["share"], row["selector"] != "random", row["loss"]))
+    rows.sort(key=lambda row: (row["share"], row["selector"] != RANDOM, row["mask"] != NONE, row["loss"]))
 
     asked = {
         "resamples": resamples,
         "confidence": confidence,
-        "selectors": sorted({trial.selector for trial in trials}),
+        "selectors": sorted({cell.selector for cell in cells}),
+        "masks": sorted({cell.mask for cell in cells}),
     }
     made = artifacts.Provenance("comparison", version, asked, inputs, seed)
     artifacts.write_table(pa.Table.from_pylist(rows, schema=schemas.COMPARISON), out / "comparison.parquet", made)
@@ -83,23 +87,29 @@ def write_comparison(
     return rows
 
 
+def gather(cells: Mapping[Cell, Sequence[Trial]], name: str, base: Sequence[float]) -> Measured:
+    """Return the losses of all cells on one set of rows."""
+    losses = {cell: np.array([getattr(trial, name) for trial in members]) for cell, members in cells.items()}
+    return Measured(losses, np.array(base))
+
+
 def describe(members: Sequence[Trial]) -> dict[str, Any]:
     """Return what a cell's trials amount to, besides their losses."""
     first = members[0]
     means = {
         name: float(np.mean([getattr(trial, name) for trial in members]))
-        for name in ("rows", "share", "scoring_seconds", "selecting_seconds", "training_seconds")
+        for name in ("rows", "share", "parameters", "scoring_seconds", "selecting_seconds", "training_seconds")
     }
     total = sum(means[name] for name in ("scoring_seconds", "selecting_seconds", "training_seconds"))
     resumed = len({key for trial in members for key in trial.resumed})  # a scoring that seeds share counts once
-    cell = {"selector": first.selector, "budget": first.budget, "seeds": len(members)}
-    return cell | means | {"rows": round(means["rows"]), "total_seconds": total, "resumed": resumed}
+    counts = {"rows": round(means["rows"]), "total_seconds": total, "resumed": resumed}
+    return {**first.cell._asdict(), "seeds": len(members)} | means | counts
 
 
 def tabulate_losses(trials: Sequence[Trial]) -> pa.Table:
     """Return the loss of every trial on every held-out row."""
     rows = [
-        {"selector": trial.selector, "budget": trial.budget, "seed": trial.seed, "id": each, "loss": loss}
+        {**trial.cell._asdict(), "seed": trial.seed, "id": each, "loss": loss}
         for trial in trials
         for each, loss in zip(trial.ids, trial.losses, strict=True)
     ]
@@ -107,27 +117,36 @@ def tabulate_losses(trials: Sequence[Trial]) -> pa.Table:
 
 
 def tabulate_curve(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows as CSV for `dvc plots`: loss over share of the pool, a line per selector."""
+    """Return the rows as CSV for `dvc plots`: loss over share of the pool, a line per selector and mask."""
     text = io.StringIO()
     writer = csv.DictWriter(text, CURVE, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows([{**row, "selector": name_line(row)} for row in rows])
     return text.getvalue()
+
+
+def name_line(row: Mapping[str, Any]) -> str:
+    """Return what a row's line is called.
+
+    >>> name_line({"selector": "delift", "mask": "fisher"}), name_line({"selector": "delift", "mask": "none"})
+    ('delift in fisher mask', 'delift')
+    """
+    return row["selector"] if row["mask"] == NONE else f"{row['selector']} in {row['mask']} mask"
 
 
 def draw(rows: Sequence[Mapping[str, Any]], base: float, path: Path) -> None:
     """Write the picture: held-out loss over the share of the pool, with intervals, random rows in black."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    names = sorted({row["selector"] for row in rows}, key=lambda name: (name != "random", name))
+    names = sorted({name_line(row) for row in rows}, key=lambda name: (name != RANDOM, name))
     spread = 0.006 * max(row["share"] for row in rows)  # so that intervals do not hide each other
     for place, name in enumerate(names):
-        own = sorted((row for row in rows if row["selector"] == name), key=lambda row: row["share"])
+        own = sorted((row for row in rows if name_line(row) == name), key=lambda row: row["share"])
         shares = [row["share"] + (place - (len(names) - 1) / 2) * spread for row in own]
         heights = [row["loss"] for row in own]
         reach = [[row["loss"] - row["low"] for row in own], [row["high"] - row["loss"] for row in own]]
-        colour = "black" if name == "random" else COLOURS[(place - 1) % len(COLOURS)]
-        style = {"color": colour, "linewidth": 2.2 if name == "random" else 1.4, "marker": "o", "markersize": 4}
+        colour = "black" if name == RANDOM else COLOURS[(place - 1) % len(COLOURS)]
+        style = {"color": colour, "linewidth": 2.2 if name == RANDOM else 1.4, "marker": "o", "markersize": 4}
         axes.errorbar(shares, heights, yerr=reach, capsize=3, elinewidth=0.8, label=name, **style)
     axes.axhline(base, color="grey", linestyle="--", linewidth=1, label="base model")
     axes.set_xlabel("share of the pool that is trained on")

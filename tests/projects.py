@@ -228,7 +228,17 @@ GRAPHS = {
         make=copy_small,
     ),
     "real": Graph(
-        stages=("examples", "embedding", "utility", "scores", "selection", "finetuning", "evaluation", "audit"),
+        stages=(
+            "examples",
+            "embedding",
+            "utility",
+            "scores",
+            "gradients",
+            "selection",
+            "finetuning",
+            "evaluation",
+            "audit",
+        ),
         late=Change("params.yaml", "bootstrap: 50", "bootstrap: 60", ("evaluation@v1", "audit@v1")),
         failing=Change(
             "params.yaml",

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("examples", "embedding", "utility", "scores", "selection", "finetuning", "evaluation", "audit")
+STAGES = ("examples", "embedding", "utility", "scores", "gradients", "selection", "finetuning", "evaluation", "audit")
 HELPERS = {
     "artifacts",
     "schemas",
@@ -25,7 +25,14 @@ HELPERS = {
     "warmup",
     "scorer",
     "groundwork",
-    "gradients",  # a room that no graph runs yet
+    "masking",
+    "runs",
+    "sandbox",
+    "verdicts",
+    "deltas",
+    "rescoring",
+    "similarities",
+    "tensorfiles",
 }
 STANDARD = set(__import__("sys").stdlib_module_names)
 

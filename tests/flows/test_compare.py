@@ -172,7 +172,7 @@ def test_losses_are_measured_again_where_the_code_that_measures_them_is_another(
 def test_a_version_is_compared_once_what_it_continues_from_is_up_to_date(continued, monkeypatch):
     monkeypatch.chdir(continued.root)
     asked = {"selectors": ["delift"], "budgets": ["4"], "seeds": 1}
-    stale = r"v2 continues from v1, of which 8 of 8 stages are not up to date, first examples@v1 .*`tamis run v1`"
+    stale = r"v2 continues from v1, of which 9 of 9 stages are not up to date, first examples@v1 .*`tamis run v1`"
     with pytest.raises(compare.CompareError, match=stale):
         compare.compare("v2", **asked)
     run_stages("v1")
@@ -225,6 +225,7 @@ def test_a_comparison_is_asked_in_sql_and_plotted_by_dvc(rows, inside):
     ("changes", "text"),
     [
         ({"selectors": ["longst"]}, "unknown selector 'longst'; known: delift, random, longest"),
+        ({"masks": ["fischer"]}, "unknown mask 'fischer'; known: none, dualsft, fisher, magnitude, random"),
         ({"budgets": []}, "no budget is given"),
         ({"budgets": ["1.5"]}, "'1.5' is no budget"),
         ({"budgets": ["0"]}, "'0' is no budget"),
@@ -253,6 +254,28 @@ def test_repeated_rows_that_are_left_in_are_kept_once_by_facility_location(insid
         path.unlink()
     assert (found["topic"], found["rows"], found["distinct"], found["kept"]) == ("again", 40, 1, 1)
     assert found["random"] > 5
+
+
+@pytest.mark.slow
+def test_rows_alone_parameters_alone_and_both_stand_beside_chance(inside):
+    found = compare.compare("v1", selectors=["dualsft"], masks=["dualsft"], budgets=["0.3"], seeds=1)
+    cells = {(row["selector"], row["mask"]): row for row in found}
+    assert set(cells) == {
+        (rows, mask) for rows in ("random", "all", "dualsft") for mask in ("none", "random", "dualsft")
+    }
+    for (selector, mask), row in cells.items():
+        assert row["share"] == pytest.approx(1.0 if selector == "all" else 0.3)
+        assert row["parameters"] == pytest.approx(1.0 if mask == "none" else 0.3, abs=0.001)
+        assert row["plasticity_low"] <= row["plasticity"] <= row["plasticity_high"]
+        assert (row["scoring_seconds"] > 0) == ("dualsft" in (selector, mask))
+    assert cells["dualsft", "dualsft"]["minus_random"] == pytest.approx(
+        cells["dualsft", "dualsft"]["loss"] - cells["random", "random"]["loss"]
+    )
+    methods = {
+        json.loads(path.read_text())["method"]
+        for path in inside.root.glob(".cache/trials/finetuning/*/finetuning.json")
+    }
+    assert {"masked", "full"} <= methods
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows import params, sections
+from flows import checks, params, sections
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,7 +64,7 @@ def test_another_profile_gives_other_values(tmp_path):
         (
             {"selection__rows_by": "delft"},
             "selection.rows_by must be delift or random or longest or embedding or perplexity or ifd or selectit or "
-            "deft_ucs or less, got 'delft' (did you mean 'delift'?)",
+            "deft_ucs or less or dualsft, got 'delft' (did you mean 'delift'?)",
         ),
         (
             {"selection__optimiser": "greedy"},
@@ -88,8 +88,34 @@ def test_another_profile_gives_other_values(tmp_path):
         ({"examples__target": {"topic": "git", "path": "git"}}, "give the target task's rows by topic: NAME"),
         ({"examples__target": {"topic": "git", "rows": 0}}, "examples.target.rows is 0; with topic it is at least 1"),
         ({"examples__target": {"path": "git", "rows": 9}}, "with path all are taken"),
-        ({"finetuning__method": "qlora"}, "finetuning.method must be lora or full, got 'qlora' (did you mean 'lora'?)"),
+        ({"finetuning__method": "qlora"}, "finetuning.method must be lora or full or masked, got 'qlora' (did you"),
         ({"profiles__demo__utility__neighbours": 0}, "utility.neighbours is 0; it must be at least 1"),
+        (
+            {"selection__mask_by": "dualsft"},
+            "finetuning.method is lora and selection.mask_by is dualsft; method masked trains what mask_by chooses",
+        ),
+        ({"finetuning__method": "masked"}, "finetuning.method is masked and selection.mask_by is none; method masked"),
+        ({"finetuning__rescore_every": 5}, "rescore_every is 5 and selection.mask_by is none; only a mask by dualsft"),
+        (
+            {"selection__mask_budget": {"fraction": 0}},
+            "mask_budget is fraction: 0, which trains no parameter",
+        ),
+        ({"selection__mask_budget": {"fraction": 2}}, "fraction: 2, over 100% of the parameters; 0.1 is 10%"),
+        ({"selection__mask_budget": {"count": 0.5}}, "selection.mask_budget is count: 0.5; it must be a whole number"),
+        ({"selection__mask_budget": {}}, "selection.mask_budget has 0 kinds ({}); give count or fraction"),
+        ({"selection__mask_budget": {"rows": 3}}, "selection.mask_budget has an unknown 'rows'"),
+        (
+            {"selection__mask_layer_share": 0.7, "selection__mask_module_share": 0.4},
+            "selection.mask_layer_share is 0.7 and mask_module_share 0.4; each is at least 0, and together",
+        ),
+        ({"selection__mask_layer_share": -0.1}, "selection.mask_layer_share is -0.1 and mask_module_share 0.2"),
+        ({"gradients__tau": 0}, "gradients.tau is 0; it must be above 0"),
+        ({"gradients__anchor_share": 1}, "gradients.anchor_share is 1; it is a fraction, at least 0 and below 1"),
+        ({"gradients__fisher_rows": 0}, "gradients.fisher_rows is 0; it must be at least 1"),
+        (
+            {"selection__rows_by": "dualsft", "models__dtype": "float16"},
+            "models.dtype is float16, in which gradients and second moments underflow to 0; set bfloat16 or float32",
+        ),
         ({"utility__pack_tokens": "many"}, "utility.pack_tokens must be a whole number, got 'many'"),
         (
             {"utility__neighbors": 4},
@@ -194,7 +220,9 @@ def test_unknown_stage_is_refused_with_those_that_exist(address, monkeypatch):
         params.needs(address)
 
 
-@pytest.mark.parametrize("name", ["examples", "utility", "scores", "selection", "finetuning", "evaluation"])
+@pytest.mark.parametrize(
+    "name", ["examples", "utility", "scores", "gradients", "selection", "finetuning", "evaluation"]
+)
 def test_every_section_has_the_fields_of_its_rooms_settings(name):
     from importlib import import_module
 
@@ -209,10 +237,13 @@ def test_selectors_are_the_same_words_wherever_they_are_told_apart():
     from typing import get_args, get_type_hints
 
     from flows import rooms
-    from tasks import scores, selection
+    from tasks import masking, scores, selection
 
     known = set(get_args(get_type_hints(sections.Selection)["rows_by"]))
     assert known == set(selection.SELECTORS) == {*scores.METHODS, *scores.UNSCORED}
-    assert set(selection.SIMILAR) == set(params.BY_OBJECTIVE)
+    assert set(selection.SIMILAR) == set(checks.BY_OBJECTIVE)
     assert set(selection.SCORED) == set(scores.METHODS)
     assert {*rooms.BY_VECTORS, *rooms.BY_PAIRS} <= known
+    masks = set(get_args(get_type_hints(sections.Selection)["mask_by"]))
+    assert masks == set(masking.MASKS)
+    assert set(checks.BY_GRADIENTS) <= known | masks

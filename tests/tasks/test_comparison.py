@@ -1,6 +1,7 @@
 """A comparison's tables, curve and picture."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from matplotlib.image import imread
 
 from tasks import schemas
 from tasks.artifacts import provenance, read_table
-from tasks.comparison import Trial, write_comparison
+from tasks.comparison import Cell, Trial, write_comparison
 
 IDS = [f"{place:032x}" for place in range(12)]
 
@@ -18,13 +19,14 @@ def make_trials(seed=0):
     easy = generator.normal(3, 0.5, len(IDS))
     return [
         Trial(
-            name,
-            budget,
+            Cell(name, "none", budget),
             run,
             rows=round(100 * share),
             share=share,
+            parameters=1.0,
             ids=IDS,
             losses=(easy + shift - share).tolist(),
+            general_losses=(easy[:4] + 1.0).tolist(),
             scoring_seconds=cost,
             selecting_seconds=0.5,
             training_seconds=100 * share,
@@ -39,7 +41,7 @@ def make_trials(seed=0):
 @pytest.fixture
 def written(tmp_path):
     settings = {"inputs": {"a": "b"}, "resamples": 50, "confidence": 0.9, "seed": 0}
-    return write_comparison(make_trials(), [4.0] * len(IDS), out=tmp_path, version="v1", **settings)
+    return write_comparison(make_trials(), [4.0] * len(IDS), [3.5] * 4, out=tmp_path, version="v1", **settings)
 
 
 def test_the_table_has_a_row_per_selector_and_budget_with_its_whole_cost(written, tmp_path):
@@ -54,6 +56,9 @@ def test_the_table_has_a_row_per_selector_and_budget_with_its_whole_cost(written
     assert (delift["rows"], delift["seeds"], delift["share"]) == (10, 2, 0.1)
     assert delift["total_seconds"] == pytest.approx(60.0 + 0.5 + 10.0)
     assert delift["minus_random"] == pytest.approx(-0.1)
+    assert delift["plasticity"] == pytest.approx(4.0 - delift["loss"])
+    assert delift["stability"] == pytest.approx(2.5 - np.mean(make_trials()[0].general_losses) + 1.0)
+    assert (delift["mask"], delift["parameters"]) == ("none", 1.0)
     assert rows == written
     assert provenance(tmp_path / "comparison.parquet")["parameters"]["selectors"] == ["delift", "random"]
 
@@ -85,5 +90,26 @@ def test_the_picture_can_be_looked_at_and_is_the_same_each_time(written, tmp_pat
     assert pixels.shape == (600, 960, 4)
     assert len(np.unique(pixels.reshape(-1, 4), axis=0)) > 20
     settings = {"inputs": {"a": "b"}, "resamples": 50, "confidence": 0.9, "seed": 0}
-    write_comparison(make_trials(), [4.0] * len(IDS), out=tmp_path, version="v1", **settings)
+    write_comparison(make_trials(), [4.0] * len(IDS), [3.5] * 4, out=tmp_path, version="v1", **settings)
     assert (tmp_path / "comparison.png").read_bytes() == first
+
+
+def test_without_general_rows_nothing_is_said_of_stability(tmp_path):
+    trials = [replace(trial, general_losses=[]) for trial in make_trials()]
+    settings = {"inputs": {"a": "b"}, "resamples": 50, "confidence": 0.9, "seed": 0}
+    rows = write_comparison(trials, [4.0] * len(IDS), [], out=tmp_path, version="v1", **settings)
+    assert {row["stability"] for row in rows} == {None}
+
+
+def test_rows_alone_parameters_alone_and_both_have_lines_of_their_own(tmp_path):
+    trials = [
+        replace(trial, cell=Cell(name, mask, trial.cell.budget))
+        for name in ("all", "random")
+        for mask in ("none", "random")
+        for trial in make_trials()[:4]
+    ]
+    settings = {"inputs": {"a": "b"}, "resamples": 50, "confidence": 0.9, "seed": 0}
+    write_comparison(trials, [4.0] * len(IDS), [3.5] * 4, out=tmp_path, version="v1", **settings)
+    with open(tmp_path / "comparison.csv", newline="") as file:
+        lines = {row["selector"] for row in csv.DictReader(file)}
+    assert lines == {"all", "random", "all in random mask", "random in random mask"}
