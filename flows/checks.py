@@ -74,6 +74,11 @@ def check(sections: Mapping[str, Any]) -> None:
     _check_ranges(sections)
     _check_budget(sections["selection"].budget)
     _check_target(sections["examples"].target)
+    if sections["evaluation"].task_metric == "pass_at_1" and "tests" not in sections["examples"].fields:
+        raise ParamsError(
+            "evaluation.task_metric is pass_at_1 but examples.fields names no tests; name the field that holds each "
+            "row's tests, such as tests: test_list"
+        )
     _check_objective(sections)
     _check_mask(sections)
     _check_arms(sections["finetuning"].arms)

@@ -16,6 +16,7 @@ from flows.checks import ParamsError, check, hint, refuse_unknown
 from flows.sections import Number, Params, Version
 
 BASE = "base"  # what a first version continues from: the base model, and empty artifacts that stand in git
+GENERAL = "general"  # what evaluation calls rows of examples.general, beside the versions' held-out rows
 TRACKED = ("examples", "utility", "finetuning", "evaluation")  # what dvc.yaml tracks of a profile
 SHARED = {  # values that another stage reads, too
     "utility.template": "examples, finetuning and evaluation",
@@ -134,8 +135,9 @@ def _versions(raw: Any) -> dict[str, Version]:
     }
     if not versions:
         raise ParamsError("versions is empty; add one, such as v1: {raw: data/raw/v1, previous: base}")
-    if BASE in versions:
-        raise ParamsError(f"versions names {BASE!r}, which stands for what was before any version; give another name")
+    for name, what in ((BASE, "what was before any version"), (GENERAL, "rows of examples.general")):
+        if name in versions:
+            raise ParamsError(f"versions names {name!r}, which stands for {what}; give another name")
     for name, version in versions.items():
         _check_previous(name, version.previous, versions)
     return versions

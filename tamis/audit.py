@@ -54,7 +54,8 @@ def summarise(metrics: Mapping[str, Any], utility: Mapping[str, Any], audit: Map
     Args:
         metrics: of the evaluation: `arms` (of each rows, seeds, loss, loss_low, loss_high, loss_by_seed) and
             `differences` (loss, low, high); maybe `in_context`, with `differences` and `demos`; maybe `continual`:
-            `previous`, and `stability` and `plasticity` of arms (loss, low, high).
+            `previous`, and `stability` and `plasticity` of arms (loss, low, high); maybe `general`: `rows`, and the
+            same two; maybe `task_metric` and `floor`, with `correct` (and its interval) and `cut_answers` of arms.
         utility: `pairs_scored`, and `why` where nothing was to be scored.
         audit: lists of topics: `coverage`, `held_out_share`; `changes`: kept, edited, new and withdrawn `rows`;
             `withdrawn_learnt`: rows; empty where the audit has not run.
@@ -74,7 +75,9 @@ def _note(metrics: Mapping[str, Any], utility: Mapping[str, Any], audit: Mapping
     shown = metrics.get("in_context", {"differences": {}})
     wanted = {name: found for name, found in shown["differences"].items() if name in IN_CONTEXT}
     notes += [f"in context, {shown['demos']} demos: {_compare(name, found)}" for name, found in wanted.items()]
+    notes += _tell_task(metrics) + _tell_task(shown, f"in context, {shown.get('demos')} demos: ")
     notes += _tell_changes(metrics["continual"]) if "continual" in metrics else []
+    notes += _tell_general(metrics["general"]) if "general" in metrics else []
     notes += [f"no pairs: {utility['why']}"] if "why" in utility else []
     notes += _tell_rows(audit)
     for name, what in (("coverage", "without a chosen row"), ("held_out_share", "with a low held-out share")):
@@ -98,13 +101,38 @@ def _tell_rows(audit: Mapping[str, Any]) -> list[str]:
 def _tell_changes(continual: Mapping[str, Any]) -> list[str]:
     """Return a note per arm on what it forgot of the version before, then on what it learnt of the new one."""
     previous, notes = continual["previous"], []
-    for measured, held_out in (("stability", f"{previous}'s held-out rows"), ("plasticity", "its own held-out rows")):
-        for name, gain in continual[measured].items():
-            change, low, high = (0 - gain[key] for key in ("loss", "high", "low"))
-            verdict = "learnt" if high < 0 else "forgotten" if low > 0 else "no clear change"
-            notes.append(
-                f"{held_out}: loss of {name} since {previous} {change:+.4f} ({low:+.4f} to {high:+.4f}): {verdict}"
-            )
+    for measured, rows in (("stability", f"{previous}'s held-out rows"), ("plasticity", "its own held-out rows")):
+        notes += [_tell_gain(rows, name, previous, gain) for name, gain in continual[measured].items()]
+    return notes
+
+
+def _tell_general(general: Mapping[str, Any]) -> list[str]:
+    """Return a note per arm on what it forgot that nobody trains on."""
+    rows = f"{general['rows']} general rows"
+    return [_tell_gain(rows, name, "the base", gain) for name, gain in general["stability"].items()]
+
+
+def _tell_gain(rows: str, name: str, start: str, gain: Mapping[str, float]) -> str:
+    change, low, high = (0 - gain[key] for key in ("loss", "high", "low"))
+    verdict = "learnt" if high < 0 else "forgotten" if low > 0 else "no clear change"
+    return f"{rows}: loss of {name} since {start} {change:+.4f} ({low:+.4f} to {high:+.4f}): {verdict}"
+
+
+def _tell_task(metrics: Mapping[str, Any], where: str = "") -> list[str]:
+    """Return a note per arm on how many answers were right, or one where none was in any arm."""
+    if "task_metric" not in metrics:
+        return []
+    if metrics["floor"]:
+        rows = metrics["held_out_rows"]
+        return [
+            f"{where}{metrics['task_metric']}: no arm answered any of {rows} held-out rows right (a floor of 0), so it "
+            "tells nothing of the arms"
+        ]
+    notes = []
+    for name, arm in metrics["arms"].items():
+        cut = f"; {arm['cut_answers']:.0%} of its answers were cut at evaluation.new_tokens"
+        share = f"{arm['correct']:.3f} ({arm['correct_low']:.3f} to {arm['correct_high']:.3f})"
+        notes.append(f"{where}{metrics['task_metric']} of {name}: {share}{cut if arm['cut_answers'] else ''}")
     return notes
 
 

@@ -2,7 +2,8 @@
 
 Symbols: row = a held-out example; run = an arm and a seed (`base` and `previous`, the model that training started from,
 have none); measure = a number per run and row: `loss` (mean negative log-likelihood of its response, nats per token),
-`rouge_l`, `similarity`. An arm with several seeds counts as the mean of its seeds. Its intervals say how much the
+`rouge_l`, `similarity` and, where a task metric tells, `correct` (1: the answer is right, else 0), whose mean is a
+share of the rows, in [0, 1]. An arm with several seeds counts as the mean of its seeds. Its intervals say how much the
 choice of rows and of seeds matters; those of an arm with one seed, and of `base`, can say it of the rows only.
 """
 
@@ -14,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 MEASURES = ("loss", "rouge_l", "similarity")
+CORRECT = "correct"
 ORDER = ("chosen", "random", "full", "previous", "base")  # an earlier arm minus a later one
 
 
@@ -119,12 +121,13 @@ def perplexity(loss: Float[np.ndarray, " row"], tokens: Float[np.ndarray, " row"
 def summarise(
     arms: Mapping[str, Float[np.ndarray, "seed row measure"]],
     tokens: Float[np.ndarray, " row"],
+    measures: Sequence[str] = MEASURES,
     *,
     resamples: int,
     confidence: float,
     generator: np.random.Generator,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Return every arm's measures and every pair's difference in loss, each with its bootstrap interval.
+    """Return every arm's measures and every pair's differences, each with its bootstrap interval.
 
     Means are over seeds and rows, whatever a row's length. Every resample draws rows once, for all arms, and then seeds
     for each arm that has several; means and differences of arms are taken from these draws.
@@ -134,60 +137,67 @@ def summarise(
     the table in Owen 2007, "The pigeonhole bootstrap". With one seed per arm this is Efron's bootstrap of the rows.
 
     Args:
-        arms: arm -> `MEASURES` per seed and row.
+        arms: arm -> `measures` per seed and row.
         tokens: response tokens of each row.
+        measures: names of the measures, the loss first.
         resamples: bootstrap resamples.
         confidence: of the intervals, in (0, 1).
         generator: draws the rows of all resamples, then the seeds, arm after arm.
 
     Returns:
         `arms`: name -> `loss`, `loss_low`, `loss_high`, likewise for the other measures, and `perplexity`;
-        `differences`: `one-other` -> `loss`, `low`, `high`; below 0: the first arm's loss is lower.
+        `differences`: `one-other` -> `loss`, `low`, `high`; below 0: the first arm's loss is lower; and, where
+        answers are right or wrong, `correct`, `correct_low`, `correct_high`; above 0: the first arm has more right.
     """
     drawn = resample_arms(arms, resamples, generator)
     found: dict[str, dict[str, float]] = {}
     for name, runs in arms.items():
         found[name] = {"perplexity": perplexity(runs[:, :, 0].mean(axis=0), tokens)}
         means, bounds = runs.mean(axis=(0, 1)).tolist(), percentile_intervals(drawn[name], confidence).tolist()
-        for measure, mean, (low, high) in zip(MEASURES, means, bounds, strict=True):
+        for measure, mean, (low, high) in zip(measures, means, bounds, strict=True):
             found[name] |= {measure: mean, f"{measure}_low": low, f"{measure}_high": high}
     differences = {}
     for one, other in combinations([name for name in ORDER if name in arms], 2):
-        ((low, high),) = percentile_intervals(drawn[one][:, :1] - drawn[other][:, :1], confidence).tolist()
-        differences[f"{one}-{other}"] = {"loss": found[one]["loss"] - found[other]["loss"], "low": low, "high": high}
+        bounds = percentile_intervals(drawn[one] - drawn[other], confidence).tolist()
+        change = {"loss": found[one]["loss"] - found[other]["loss"], "low": bounds[0][0], "high": bounds[0][1]}
+        if CORRECT in measures:
+            low, high = bounds[measures.index(CORRECT)]
+            more = found[one][CORRECT] - found[other][CORRECT]
+            change |= {CORRECT: more, f"{CORRECT}_low": low, f"{CORRECT}_high": high}
+        differences[f"{one}-{other}"] = change
     return {"arms": found, "differences": differences}
 
 
 def measure_gains(
     arms: Mapping[str, Float[np.ndarray, "seed row measure"]],
+    start: str,
     *,
     resamples: int,
     confidence: float,
     generator: np.random.Generator,
 ) -> dict[str, dict[str, float]]:
-    """Return how much lower every trained arm's loss is than that of the model that it started from.
+    """Return how much lower every trained arm's loss is than that of a model that it has come from.
 
-    gain(a) = mean over seeds and rows of loss[start] - loss[a], nats per token, with start = `previous`, or `base`
-    where there is none: above 0 the arm has learnt, below 0 it has forgotten. On held-out rows of the version trained
-    on this is its *plasticity*, on those of the version before its *stability*. Rows and seeds are resampled as in
-    `summarise`.
+    gain(a) = mean over seeds and rows of loss[start] - loss[a], nats per token: above 0 the arm has learnt, below 0 it
+    has forgotten. On held-out rows of the version trained on this is its *plasticity*; on rows of the version before,
+    or of a general set, its *stability*. Rows and seeds are resampled as in `summarise`.
 
     **Source**: backward transfer, Lopez-Paz and Ranzato 2017 (arXiv 1706.08840), section 2. Differs: a loss instead of
-    an accuracy, and one earlier version instead of the mean over all.
+    an accuracy, and one earlier version, or general rows, instead of the mean over all tasks.
 
     Args:
-        arms: arm -> `MEASURES` per seed and row.
+        arms: arm -> measures per seed and row, the loss first.
+        start: `base`, or `previous`.
         resamples: bootstrap resamples.
         confidence: of the intervals, in (0, 1).
         generator: draws the rows of all resamples, then the seeds, arm after arm.
 
     Returns:
-        Every arm but `base` and `previous` -> `loss` (the gain), and its interval `low`, `high`.
+        Every arm but `base` and the start -> `loss` (the gain), and its interval `low`, `high`.
     """
-    start = "previous" if "previous" in arms else "base"
     drawn = resample_arms(arms, resamples, generator)
     found = {}
-    for name in (name for name in arms if name not in ("base", "previous")):
+    for name in (name for name in arms if name not in ("base", start)):
         ((low, high),) = percentile_intervals(drawn[start][:, :1] - drawn[name][:, :1], confidence).tolist()
         gain = float(arms[start][:, :, 0].mean() - arms[name][:, :, 0].mean())
         found[name] = {"loss": gain, "low": low, "high": high}

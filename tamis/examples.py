@@ -1,7 +1,7 @@
 """Rows become examples, each with an id.
 
 Symbols: an example has an instruction (maybe none), a prompt and a response; its id is the digest of their normalised
-text.
+text. Tests of a response that is code may stand beside it; they are not part of the id.
 """
 
 import hashlib
@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 ID_DIGITS = 32  # hexadecimal: 128 bits
-PARTS = ("topic", "source", "instruction", "prompt", "response")
-OPTIONAL = ("source", "instruction")
+PARTS = ("topic", "source", "instruction", "prompt", "response", "tests")
+OPTIONAL = ("source", "instruction", "tests")
 CHATS = (["user", "assistant"], ["system", "user", "assistant"])
 
 
@@ -67,7 +67,8 @@ def parse_row(row: Any, fields: Mapping[str, str], stem: str) -> dict[str, str |
         stem: the topic where none is mapped.
 
     Returns:
-        Text of topic, source, instruction, prompt and response; None for an optional part that is absent or empty.
+        Text of topic, source, instruction, prompt, response and tests; None for an optional part that is absent or
+        empty. Tests may be a list of texts in the file and are then joined, one per line.
 
     Raises:
         RowError: not an object; a field that is missing, empty, no text or no Unicode; a chat of several exchanges.
@@ -83,7 +84,9 @@ def parse_row(row: Any, fields: Mapping[str, str], stem: str) -> dict[str, str |
         raise RowError(f"missing field {fields[absent[0]]!r}: nothing for the {absent[0]}")
     if "messages" in found:
         found |= _read_chat(found.pop("messages"))
-    parts = {"topic": stem, "source": None, "instruction": None, **found}
+    parts = {"topic": stem, **dict.fromkeys(OPTIONAL), **found}
+    if isinstance(parts["tests"], list) and all(isinstance(test, str) for test in parts["tests"]):
+        parts["tests"] = "\n".join(parts["tests"])
     return {part: _check_text(part, parts[part]) for part in PARTS}
 
 

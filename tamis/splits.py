@@ -1,17 +1,17 @@
-"""Sides of examples: the pool, the target task, the held-out rows; which are used, and what a version changes.
+"""Sides of examples: pool, target task, held-out and general rows; which are used, and what a version changes.
 
 Functions of text and seed, not of the rows' order: hashes, not random generators, decide what is held out and what is
 sampled, so that a row keeps its place when others come and go.
 """
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tamis.examples import fold
 
-POOL, TARGET, HELD_OUT = "pool", "target", "held_out"
+POOL, TARGET, HELD_OUT, GENERAL = "pool", "target", "held_out", "general"
 GROUND_SETS = ("new", "all")
 
 
@@ -25,7 +25,7 @@ class Rows:
 
     ids: Sequence[str]
     first: Sequence[int | None]  # place of the first row with the same id; None at that row itself
-    sides: Sequence[str]  # pool | target | held_out
+    sides: Sequence[str]  # pool | target | held_out | general
     topics: Sequence[str]
     changes: Sequence[str]  # kept | edited | new
 
@@ -130,13 +130,13 @@ def sample(topics: Mapping[str, str], rows: int | None, seed: int) -> set[str]:
 
 
 def assign_sides(
-    prompts: Sequence[str], is_target: Sequence[bool], *, held_out_in: int, seed: int, measured: Iterable[str] = ()
+    prompts: Sequence[str], given: Sequence[str | None], *, held_out_in: int, seed: int, measured: Iterable[str] = ()
 ) -> list[str]:
-    """Return the side of each row: `target` where it is marked so, else `held_out` or `pool` by its prompt.
+    """Return the side of each row: the one it was given, else `held_out` or `pool` by its prompt.
 
     Args:
         prompts: of every row.
-        is_target: rows that were given as the target task's.
+        given: `target` or `general` of rows from files of the target task or the general set, None of the others.
         held_out_in: one prompt in so many is held out (`is_held_out`).
         seed: of the split.
         measured: prompts that the version before is measured on, which are measured on again.
@@ -144,21 +144,50 @@ def assign_sides(
     Raises:
         SplitError: a target row has the prompt of a held-out row.
 
-    >>> assign_sides(["Hi", "What is history?"], [True, False], held_out_in=5, seed=0)
-    ['target', 'held_out']
+    >>> assign_sides(["Hi", "What is history?", "2 + 2"], ["target", None, "general"], held_out_in=5, seed=0)
+    ['target', 'held_out', 'general']
     """
-    held_out = [is_held_out(prompt, seed=seed, held_out_in=held_out_in) for prompt in prompts]
+    drawn = [HELD_OUT if is_held_out(prompt, seed=seed, held_out_in=held_out_in) else POOL for prompt in prompts]
+    sides = [side or other for side, other in zip(given, drawn, strict=True)]
     asked = {fold(prompt) for prompt in measured}
-    asked |= {fold(prompt) for prompt, out, task in zip(prompts, held_out, is_target, strict=True) if out and not task}
-    places = [place for place, task in enumerate(is_target) if task and fold(prompts[place]) in asked]
+    asked |= {fold(prompt) for prompt, side in zip(prompts, sides, strict=True) if side == HELD_OUT}
+    places = [place for place, side in enumerate(sides) if side == TARGET and fold(prompts[place]) in asked]
     if places:
         raise SplitError(
-            f"{len(places)} of {sum(is_target)} target rows have the prompt of a held-out row, first rows {places[:3]} "
-            f"({prompts[places[0]][:60]!r}): what is measured on must not steer the choice; take them out of the "
-            "target set (examples.target), or choose another examples.seed"
+            f"{len(places)} of {sides.count(TARGET)} target rows have the prompt of a held-out row, first rows "
+            f"{places[:3]} ({prompts[places[0]][:60]!r}): what is measured on must not steer the choice; take them "
+            "out of the target set (examples.target), or choose another examples.seed"
         )
-    sides = [HELD_OUT if out else POOL for out in held_out]
-    return [TARGET if task else side for side, task in zip(sides, is_target, strict=True)]
+    return sides
+
+
+def refuse_shared(prompts: Sequence[str], sides: Sequence[str], taught: Iterable[str] = ()) -> None:
+    """Check that no general row has the prompt of a row on another side, or of one that an earlier version chose.
+
+    What tells of forgetting must be neither trained on nor steer the choice, and is measured on once.
+
+    Args:
+        prompts: of every row.
+        sides: of every row (`assign_sides`, `set_apart`).
+        taught: prompts of examples that earlier versions chose.
+
+    Raises:
+        SplitError: how many general rows do, with rows of which sides, and the first.
+
+    >>> refuse_shared(["Hi", "Bye"], ["pool", "general"])
+    """
+    where = {fold(prompt): "earlier subset" for prompt in taught}
+    where |= {fold(prompt): side for prompt, side in zip(prompts, sides, strict=True) if side != GENERAL}
+    general = [place for place, side in enumerate(sides) if side == GENERAL]
+    places = [place for place in general if fold(prompts[place]) in where]
+    if places:
+        counts = Counter(where[fold(prompts[place])] for place in places)
+        found = ", ".join(f"{count} of the {side}" for side, count in sorted(counts.items()))
+        raise SplitError(
+            f"{len(places)} of {len(general)} general rows have the prompt of another row ({found}), first rows "
+            f"{places[:3]} ({prompts[places[0]][:60]!r}): what must not be forgotten is not trained on, nor measured "
+            "twice; take them out of the general set (examples.general), or the others out of the raw files"
+        )
 
 
 def set_apart(rows: Rows, topic: str, count: int | None, seed: int) -> list[str]:
@@ -192,7 +221,8 @@ def mark_used(
     """Return for each row why later stages do not use it, None where they do.
 
     Repetitions are not used unless `distinct` is false; of the pool, rows `kept` from the version before are not used
-    with ground set `new`; then pool and held-out rows are sampled. The target task's rows are all used.
+    with ground set `new`; then pool and held-out rows are sampled. Rows of the target task and
+    of the general set are all used.
 
     Args:
         ground_set: new | all.

@@ -30,7 +30,7 @@ VIEWS = """
     CREATE TEMP VIEW topics AS
         SELECT topic, count(chosen.id) AS rows FROM pool LEFT JOIN chosen USING (topic, id) GROUP BY topic;
     CREATE TEMP VIEW chosen_ids AS SELECT id FROM subset WHERE chosen;
-    CREATE TEMP VIEW measured AS SELECT prompt FROM texts WHERE split = 'held_out'
+    CREATE TEMP VIEW measured AS SELECT prompt FROM texts WHERE split IN ('held_out', 'general')
         UNION SELECT prompt FROM texts_before WHERE split = 'held_out';
 """
 
@@ -80,8 +80,10 @@ PROMISES = {
         found AS (SELECT *, count(*) AS times FROM rows GROUP BY ALL),
         runs AS (SELECT arm, learner, seed, version AS held_out_of FROM rows, compared
             UNION SELECT arm, learner, seed, previous FROM rows, compared
-            WHERE held_out_of <> version AND learner <> 'in_context'),
+            WHERE held_out_of NOT IN (version, 'general') AND learner <> 'in_context'
+            UNION SELECT arm, learner, seed, 'general' FROM rows WHERE learner <> 'in_context'),
         held_out AS (SELECT version AS held_out_of, id FROM texts, compared WHERE used AND split = 'held_out'
+            UNION SELECT 'general', id FROM texts WHERE used AND split = 'general'
             UNION SELECT previous, id FROM texts_before, compared WHERE used AND split = 'held_out'),
         asked AS (SELECT *, true AS asked FROM runs JOIN held_out USING (held_out_of))
         SELECT concat_ws(' ', arm, learner, seed, id, 'of', held_out_of, coalesce(times, 0), 'times',
@@ -94,7 +96,8 @@ INFORMATION = {
     "coverage": "SELECT topic FROM topics WHERE rows = 0",
     "held_out_share": """
         SELECT format('{}: {:.3f}', topic, share) FROM (SELECT topic, avg((split = 'held_out')::INT) AS share
-        FROM examples WHERE duplicate_of IS NULL GROUP BY topic) WHERE share < (SELECT share FROM least)""",
+        FROM examples WHERE duplicate_of IS NULL AND split <> 'general' GROUP BY topic)
+        WHERE share < (SELECT share FROM least)""",
     "withdrawn_learnt": """
         SELECT concat_ws(' ', id, topic, '"' || regexp_replace(left(prompt, 40), '\\s+', ' ', 'g') || '"',
             'edited to ' || edited_to) FROM withdrawn WHERE earlier = 'learnt'""",

@@ -16,9 +16,10 @@ from tamis.examples import PARTS, check_fields, identify
 from tamis.splits import Before, Rows
 from tamis.templates import count_overhead, join_instruction
 from tasks import artifacts, models, schemas
-from tasks.rawfiles import READ, SHOWN, ExamplesError, Reading, is_of_target, list_files, read_rows, reject, show
+from tasks.rawfiles import READ, SHOWN, ExamplesError, Reading, is_inside, list_files, read_rows, reject, show
 
 BATCH = 1024  # rows per call of the tokenizer
+SIDES = (splits.POOL, splits.TARGET, splits.HELD_OUT, splits.GENERAL)
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class ExamplesSettings:
     distinct: bool = True  # false leaves repetitions in use, each under an id of its own
     ground_set: str = "new"  # new | all: use of the pool what the version before did not have | everything
     target: Mapping[str, Any] | None = None  # the target task: topic (of the pool) or path (inside raw); rows
+    general: str | None = None  # file or folder inside raw: rows of what must not be forgotten
     seed: int = 0  # of the split and of the samples
     pool_rows: int | None = None  # sampled from the pool; None for all
     held_out_rows: int | None = None  # likewise from the held-out side
@@ -42,7 +44,7 @@ class Division:
 
     ids: list[str]
     first: list[int | None]  # place of the first row with the same text; None at that row itself
-    sides: list[str]  # pool | target | held_out
+    sides: list[str]  # pool | target | held_out | general
     changes: list[str]  # kept | edited | new
     earlier: list[str | None]  # offered | learnt
     because: list[str | None]  # why it is not used; None: it is
@@ -76,17 +78,17 @@ def write_examples(
 
     Raises:
         ExamplesError: no data, an unknown field, bad rows under `stop`, an empty side, a single example.
-        SplitError: the target task has no rows, or one with the prompt of a held-out row.
+        SplitError: the target task has no rows, or one with the prompt of a held-out row; a general row has the
+            prompt of another row, or of one that an earlier version chose.
     """
     check_fields(settings.fields)
-    files, ignored = list_files(raw, (settings.target or {}).get("path"))
+    files, ignored = list_files(raw, name_apart(settings))
     reading = read_rows(files, settings.fields)
     tokens = count_tokens(reading, model, template)
     refuse_bad_rows(reading, settings.on_bad_row)
 
     before = read_before(previous_examples, previous_subset)
-    measured = [row["prompt"] for row in before if row["used"] and row["split"] == splits.HELD_OUT]
-    division = divide(reading.columns, make_before(before), measured, settings, Path(raw))
+    division = divide(reading.columns, before, settings, Path(raw))
     refuse_empty_sides(division, settings)
     old = previous_examples / "examples.parquet", previous_subset / "subset.parquet"
     made = _trace([*files.values(), *old], version, model, template, settings)
@@ -96,6 +98,12 @@ def write_examples(
     artifacts.write_table(gone, out / "withdrawn.parquet", made)
     counts = measure(division, reading, held_out_share) | {"ignored_files": ignored}
     artifacts.write_json(counts | count_changes(division, gone), out / "examples.json")
+
+
+def name_apart(settings: ExamplesSettings) -> dict[str, str]:
+    """Return the parameters that name a file or folder inside the raw folder, and what they name."""
+    found = {"examples.target.path": (settings.target or {}).get("path"), "examples.general": settings.general}
+    return {parameter: name for parameter, name in found.items() if name is not None}
 
 
 def read_before(examples: Path, subset: Path) -> list[dict[str, Any]]:
@@ -119,23 +127,27 @@ def make_before(rows: list[dict[str, Any]]) -> Before:
 
 
 def divide(
-    columns: Mapping[str, list], before: Before, measured: list[str], settings: ExamplesSettings, raw: Path
+    columns: Mapping[str, list], earlier: list[dict[str, Any]], settings: ExamplesSettings, raw: Path
 ) -> Division:
     """Give each row its id, its side, what is new about it, and whether later stages use it.
 
-    Prompts that the version before is `measured` on are kept out of the target task.
+    Prompts that the version before is measured on are kept out of the target task, those that `earlier` versions chose
+    out of the general set.
     """
+    before = make_before(earlier)
+    measured = [row["prompt"] for row in earlier if row["used"] and row["split"] == splits.HELD_OUT]
     texts = zip(columns["prompt"], columns["response"], columns["instruction"], strict=True)
     ids = [identify(*text) for text in texts]
     target = settings.target or {}
-    is_target = [is_of_target(file, raw, target.get("path")) for file in columns["file"]]
+    given = [tell_given(file, raw, settings) for file in columns["file"]]
     drawn = {"held_out_in": settings.held_out_in, "seed": settings.seed, "measured": measured}
-    sides = splits.assign_sides(columns["prompt"], is_target, **drawn)
+    sides = splits.assign_sides(columns["prompt"], given, **drawn)
     changes = splits.tell_changes(ids, list(_keys(columns)), before)
     rows = Rows(ids, splits.link_duplicates(ids), sides, columns["topic"], changes)
     if "topic" in target:
         sides = splits.set_apart(rows, target["topic"], target.get("rows"), settings.seed)
         rows = Rows(ids, rows.first, sides, rows.topics, changes)
+    splits.refuse_shared(columns["prompt"], sides, [row["prompt"] for row in earlier if row["earlier"] == "learnt"])
     because = splits.mark_used(
         rows,
         ground_set=settings.ground_set,
@@ -146,6 +158,13 @@ def divide(
     )
     named = ids if settings.distinct else splits.number_repetitions(ids)
     return Division(named, list(rows.first), list(sides), changes, splits.tell_earlier(ids, before), because)
+
+
+def tell_given(file: str, raw: Path, settings: ExamplesSettings) -> str | None:
+    """Return the side that a parameter gives to a file's rows; None: it depends on their prompts."""
+    sides = {"examples.target.path": splits.TARGET, "examples.general": splits.GENERAL}
+    named = (sides[parameter] for parameter, name in name_apart(settings).items() if is_inside(file, raw, name))
+    return next(named, None)
 
 
 def count_tokens(reading: Reading, model: models.ModelChoice, template: str) -> dict[str, list[int]]:
@@ -199,7 +218,8 @@ def refuse_empty_sides(division: Division, settings: ExamplesSettings) -> None:
     """Check that there is something to choose from, and something to measure on.
 
     Raises:
-        ExamplesError: fewer than two used examples in the pool, none held out, or no row of a target task asked for.
+        ExamplesError: fewer than two used examples in the pool, none held out, or no row of a target task or a general
+            set asked for.
     """
     held_out, pool = division.count(splits.HELD_OUT), division.count(splits.POOL)
     found = f"{len(division.ids)} rows, {division.first.count(None)} distinct"
@@ -223,20 +243,24 @@ def refuse_empty_sides(division: Division, settings: ExamplesSettings) -> None:
         raise ExamplesError(
             f"examples.target is {dict(settings.target)} and gives no row ({found}); name other rows, or set it to null"
         )
+    if settings.general is not None and not division.count(splits.GENERAL):
+        raise ExamplesError(
+            f"examples.general is {settings.general!r} and gives no row ({found}); name other rows, or set it to null"
+        )
 
 
 def measure(division: Division, reading: Reading, held_out_share: float) -> dict[str, Any]:
-    """Return the counts that examples.json holds; shares are of distinct examples, before sampling."""
+    """Return the counts that examples.json holds; shares are of distinct examples but general ones, before sampling."""
     distinct = [link is None for link in division.first]
     topics = list(compress(reading.columns["topic"], distinct))
-    held_out = [side == splits.HELD_OUT for side in compress(division.sides, distinct)]
-    shares = splits.share_held_out(zip(topics, held_out, strict=True))
+    placed = zip(topics, compress(division.sides, distinct), strict=True)
+    shares = splits.share_held_out((topic, side == splits.HELD_OUT) for topic, side in placed if side != splits.GENERAL)
     return {
         "rows": reading.rows,
         "rejects": len(reading.rejects),
         "distinct": len(topics),
         "duplicates": len(division.ids) - len(topics),
-        "used": {side: division.count(side) for side in (splits.POOL, splits.TARGET, splits.HELD_OUT)},
+        "used": {side: division.count(side) for side in SIDES},
         "topics": dict(sorted(Counter(topics).items())),
         "held_out_share": shares,
         "topics_below": [topic for topic, share in shares.items() if share < held_out_share],

@@ -18,6 +18,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
@@ -124,7 +125,8 @@ def read_sets(source: Path, digest: str, model: models.ModelChoice, settings: Gr
         ValueError: no validation row; fewer anchors than a batch; a row that does not fit in the context whole.
     """
     table = read_table(source, schemas.EXAMPLES)
-    used = table.filter(pc.and_(table["used"], pc.not_equal(table["split"], "held_out"))).sort_by("row").to_pylist()
+    read = pc.is_in(table["split"], value_set=pa.array(["pool", "target"]))
+    used = table.filter(pc.and_(table["used"], read)).sort_by("row").to_pylist()
     prompts = [join_instruction(row["instruction"], row["prompt"]) for row in used]
     sides = assign(used, [fold(prompt) for prompt in prompts], settings)
     kept = [place for place, side in enumerate(sides) if side]

@@ -51,51 +51,57 @@ class Reading:
     rows: int = 0  # good and bad
 
 
-def list_files(raw: Path, target: str | None = None) -> tuple[dict[str, Path], list[str]]:
+def list_files(raw: Path, apart: Mapping[str, str]) -> tuple[dict[str, Path], list[str]]:
     """Return the data files and `datasets` folders of a raw path by their names in artifacts, and what else is there.
 
     Args:
         raw: one file, or a folder whose data files are read by name.
-        target: a file or folder inside `raw` that holds the target task's rows; its files come first.
+        apart: parameter -> the file or folder inside `raw` that it names (`name_apart`); these files come first.
 
     Raises:
-        ExamplesError: a path does not exist, or holds no data.
+        ExamplesError: a path does not exist, or holds no data; two parameters name the same file.
     """
     raw = Path(raw)
     if not raw.exists():
         raise ExamplesError(f"{raw} does not exist; set versions.<version>.raw to a file or a folder with data files")
-    given = {} if target is None else _list_target(raw, target)
+    named = {parameter: _list_apart(raw, parameter, name) for parameter, name in apart.items()}
+    given = {name: path for files in named.values() for name, path in files.items()}
+    twice = sorted(name for name in given if sum(name in files for files in named.values()) > 1)
+    if twice:
+        raise ExamplesError(
+            f"{len(twice)} of {len(given)} files are named by {' and '.join(apart)}, first {twice[0]}; a row is of one"
+        )
     if _is_data(raw):
         return {raw.name: raw}, []
     inside = sorted(path for path in raw.iterdir() if not path.name.startswith(".")) if raw.is_dir() else [raw]
     found = {f"{raw.name}/{path.name}": path for path in inside if _is_data(path)}
-    others = [path.name for path in inside if not _is_data(path) and path.name != target]
+    others = [path.name for path in inside if not _is_data(path) and path.name not in apart.values()]
     if not found:
         holds = f"only {', '.join(others[:SHOWN])}" if others else "nothing"
         raise ExamplesError(f"{raw} holds {holds}; read are {', '.join(FORMATS)} and folders saved by `datasets`")
     return given | found, others
 
 
-def is_of_target(file: str, raw: Path, target: str | None) -> bool:
-    """Return whether a file, by its name in artifacts, is the target task's or lies in its folder.
+def is_inside(file: str, raw: Path, name: str) -> bool:
+    """Return whether a file, by its name in artifacts, is what a parameter names in the raw folder, or lies in it.
 
-    >>> is_of_target("v1/task/git.jsonl", Path("data/raw/v1"), "task")
+    >>> is_inside("v1/task/git.jsonl", Path("data/raw/v1"), "task")
     True
     """
-    place = f"{Path(raw).name}/{target}"
-    return target is not None and (file == place or file.startswith(f"{place}/"))
+    place = f"{Path(raw).name}/{name}"
+    return file == place or file.startswith(f"{place}/")
 
 
-def _list_target(raw: Path, target: str) -> dict[str, Path]:
-    place = raw / target
-    if PurePath(target).is_absolute() or ".." in PurePath(target).parts or not place.exists():
+def _list_apart(raw: Path, parameter: str, name: str) -> dict[str, Path]:
+    place = raw / name
+    if PurePath(name).is_absolute() or ".." in PurePath(name).parts or not place.exists():
         raise ExamplesError(
-            f"examples.target.path is {target!r} and {raw} has no such file or folder; put the target task's rows there"
+            f"{parameter} is {name!r} and {raw} has no such file or folder; put its rows there, or set it to null"
         )
     inside = [place] if _is_data(place) else sorted(place.iterdir()) if place.is_dir() else []
     found = {f"{raw.name}/{path.relative_to(raw)}": path for path in inside if _is_data(path)}
     if not found:
-        raise ExamplesError(f"{place} holds no rows of a target task; read are {', '.join(FORMATS)}")
+        raise ExamplesError(f"{place} holds no rows for {parameter}; read are {', '.join(FORMATS)}")
     return found
 
 

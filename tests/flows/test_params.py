@@ -143,6 +143,8 @@ def test_another_profile_gives_other_values(tmp_path):
             "versions.v1 continues from itself: v1 -> v1; the first version's previous is base",
         ),
         ({"versions__v1__previous": "v2"}, "versions.v2 continues from v1: v1 -> v2 -> v1; the first version's"),
+        ({"versions__general": {"raw": "a", "previous": "v1"}}, "versions names 'general', which stands for rows of"),
+        ({"evaluation__task_metric": "pass_at_1"}, "task_metric is pass_at_1 but examples.fields names no tests; name"),
         ({"versions__base": {"raw": "a", "previous": "v1"}}, "versions names 'base', which stands for what was before"),
         ({"versions__v2": {"raw": "a"}}, "versions.v2 lacks previous; add it"),
         ({"finetuning__arms": {"chosen": 0}}, "finetuning.arms must be `name: a list of whole numbers` pairs"),

@@ -84,6 +84,39 @@ def test_what_was_learnt_and_forgotten_is_told_as_a_change_of_loss(gain, said):
     ]
 
 
+def test_what_was_forgotten_of_general_rows_is_told():
+    change = {"loss": -0.012, "low": -0.02, "high": -0.004}
+    general = {"rows": 25, "stability": {"chosen": change}, "plasticity": {"chosen": change}}
+    assert summarise({"arms": {}, "general": general}, {"pairs_scored": 0}, {}).notes == [
+        "25 general rows: loss of chosen since the base +0.0120 (+0.0040 to +0.0200): forgotten"
+    ]
+
+
+def make_arm(correct, cut=0.0):
+    shares = {"correct": correct, "correct_low": correct - 0.125, "correct_high": correct + 0.125}
+    return (
+        {"rows": 3, "loss": 1.0, "loss_low": 0.9, "loss_high": 1.1, "seeds": 1, "loss_by_seed": {}}
+        | shares
+        | {"cut_answers": cut}
+    )
+
+
+def test_how_many_answers_are_right_is_told_per_arm_with_those_that_were_cut():
+    arms = {"base": make_arm(0.125), "chosen": make_arm(0.25, 0.5)}
+    metrics = {"arms": arms, "task_metric": "exact_match", "floor": False, "held_out_rows": 8}
+    assert summarise(metrics, {"pairs_scored": 0}, {}).notes == [
+        "exact_match of base: 0.125 (0.000 to 0.250)",
+        "exact_match of chosen: 0.250 (0.125 to 0.375); 50% of its answers were cut at evaluation.new_tokens",
+    ]
+
+
+def test_a_floor_of_zero_is_told_as_such():
+    metrics = {"arms": {"base": make_arm(0.0)}, "task_metric": "pass_at_1", "floor": True, "held_out_rows": 40}
+    assert summarise(metrics, {"pairs_scored": 0}, {}).notes == [
+        "pass_at_1: no arm answered any of 40 held-out rows right (a floor of 0), so it tells nothing of the arms"
+    ]
+
+
 def test_what_a_version_changed_and_withdrew_is_told():
     counts = {"kept": {"rows": 1400, "used": 0}, "new": {"rows": 3, "used": 2}, "withdrawn": {"rows": 1, "used": 0}}
     audit = {"changes": counts, "withdrawn_learnt": ["ab12 (food): 'why?'"]}

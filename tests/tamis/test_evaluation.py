@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from tamis.evaluation import (
+    CORRECT,
+    MEASURES,
     bootstrap_means,
     cosines,
     measure_gains,
@@ -222,8 +224,8 @@ def test_summary_names_the_pairs_that_are_there():
     assert list(summary(arms)["differences"]) == ["chosen-full", "chosen-base", "full-base"]
 
 
-def gains(arms, seed: int = 0):
-    return measure_gains(arms, resamples=40, confidence=0.9, generator=generator(seed))
+def gains(arms, seed: int = 0, start: str = "base"):
+    return measure_gains(arms, start, resamples=40, confidence=0.9, generator=generator(seed))
 
 
 @pytest.mark.parametrize("start", ["previous", "base"])
@@ -231,7 +233,7 @@ def test_gains_are_those_of_the_slow_loop(start):
     arms = arms_of_seeds() | ({"previous": generator(8).uniform(size=(1, 7, 3))} if start == "previous" else {})
     drawn = oracles.resampled_arms(arms, 40, 5)
     changes = [before[0] - after[0] for before, after in zip(drawn[start], drawn["chosen"], strict=True)]
-    found = gains(arms, 5)
+    found = gains(arms, 5, start)
     assert list(found) == ["chosen"]
     assert found["chosen"]["loss"] == pytest.approx(arms[start][0, :, 0].mean() - arms["chosen"][:, :, 0].mean())
     assert found["chosen"]["low"] == pytest.approx(oracles.percentile(changes, 0.05))
@@ -249,7 +251,53 @@ def test_gain_is_the_difference_of_the_start_and_the_arm():
 
 def test_an_arm_that_has_not_moved_gains_exactly_nothing():
     arms = some_arms()
-    assert gains(arms | {"previous": arms["chosen"]})["chosen"] == {"loss": 0, "low": 0, "high": 0}
+    assert gains(arms | {"previous": arms["chosen"]}, start="previous")["chosen"] == {"loss": 0, "low": 0, "high": 0}
+
+
+def test_the_model_before_may_be_measured_against_the_base_like_any_arm():
+    arms = arms_of_seeds() | {"previous": generator(8).uniform(size=(1, 7, 3))}
+    found = gains(arms)
+    assert list(found) == ["chosen", "previous"]
+    assert found["previous"]["loss"] == pytest.approx((arms["base"] - arms["previous"])[0, :, 0].mean())
+
+
+def judged_arms() -> dict[str, np.ndarray]:
+    """Arms with a fourth measure, which is 0 or 1."""
+    arms = arms_of_seeds() | {"random": generator(9).uniform(size=(2, 7, 3))}
+    right = {
+        name: generator(place).integers(2, size=(*runs.shape[:2], 1)) for place, (name, runs) in enumerate(arms.items())
+    }
+    return {name: np.concatenate([runs, right[name]], axis=2) for name, runs in arms.items()}
+
+
+def judged_summary(arms, seed: int = 0):
+    measures = (*MEASURES, CORRECT)
+    return summarise(arms, np.ones(7), measures, resamples=40, confidence=0.9, generator=generator(seed))
+
+
+def test_right_answers_are_a_share_with_the_interval_of_the_slow_loop():
+    arms = judged_arms()
+    found, drawn = judged_summary(arms, 5), oracles.resampled_arms(arms, 40, 5)
+    for name, runs in arms.items():
+        shares = [one[3] for one in drawn[name]]
+        assert found["arms"][name]["correct"] == pytest.approx(runs[:, :, 3].mean())
+        assert found["arms"][name]["correct_low"] == pytest.approx(oracles.percentile(shares, 0.05))
+        assert found["arms"][name]["correct_high"] == pytest.approx(oracles.percentile(shares, 0.95))
+    changes = [one[3] - other[3] for one, other in zip(drawn["chosen"], drawn["random"], strict=True)]
+    difference = found["differences"]["chosen-random"]
+    assert difference["correct"] == pytest.approx(arms["chosen"][:, :, 3].mean() - arms["random"][:, :, 3].mean())
+    assert difference["correct_low"] == pytest.approx(oracles.percentile(changes, 0.05))
+    assert difference["correct_high"] == pytest.approx(oracles.percentile(changes, 0.95))
+
+
+def test_another_measure_leaves_the_figures_of_the_others_alone():
+    arms = judged_arms()
+    plain = {name: runs[:, :, :3] for name, runs in arms.items()}
+    more = judged_summary(arms)
+    less = summarise(plain, np.ones(7), resamples=40, confidence=0.9, generator=generator())
+    for part, found in less.items():
+        for name, numbers in found.items():
+            assert numbers == {key: value for key, value in more[part][name].items() if "correct" not in key}
 
 
 def test_gains_are_fixed_by_their_seed():

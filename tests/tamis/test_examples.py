@@ -92,6 +92,7 @@ def test_a_row_gives_its_mapped_parts():
         "instruction": "Be kind.",
         "prompt": "Hi",
         "response": "Hello",
+        "tests": None,
     }
 
 
@@ -99,6 +100,22 @@ def test_a_row_gives_its_mapped_parts():
 def test_an_optional_part_may_be_absent_or_empty(nothing):
     row = {"prompt": "Hi", "response": "Hello", **nothing}
     assert parse_row(row, PLAIN | {"instruction": "i"}, "stem")["instruction"] is None
+
+
+@pytest.mark.parametrize(
+    ("tests", "expected"),
+    [(["assert f(1)", "assert f(2)\r\n"], "assert f(1)\nassert f(2)"), ("assert f(1)", "assert f(1)"), ([], None)],
+)
+def test_tests_are_a_text_or_a_list_of_lines(tests, expected):
+    row = {"prompt": "Hi", "response": "Hello", "t": tests}
+    assert parse_row(row, PLAIN | {"tests": "t"}, "stem")["tests"] == expected
+
+
+@pytest.mark.parametrize(("tests", "kind"), [([1], "list"), ({"a": "b"}, "dict")])
+def test_tests_that_are_no_text_are_refused(tests, kind):
+    row = {"prompt": "Hi", "response": "Hello", "t": tests}
+    with pytest.raises(RowError, match=f"^not text: the tests is {kind}$"):
+        parse_row(row, PLAIN | {"tests": "t"}, "stem")
 
 
 def chat(*roles):

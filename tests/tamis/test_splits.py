@@ -21,6 +21,7 @@ from tamis.splits import (
     link_duplicates,
     mark_used,
     number_repetitions,
+    refuse_shared,
     sample,
     set_apart,
     share_held_out,
@@ -115,7 +116,7 @@ def rows_of(pairs, seed=0, changes=None):
     """Return rows of prompt and response, each prompt a topic of its own, half of the prompts held out."""
     prompts = [prompt for prompt, _ in pairs]
     ids = [identify(*pair) for pair in pairs]
-    sides = assign_sides(prompts, [False] * len(pairs), held_out_in=2, seed=seed)
+    sides = assign_sides(prompts, [None] * len(pairs), held_out_in=2, seed=seed)
     return Rows(ids, link_duplicates(ids), sides, prompts, changes or ["new"] * len(pairs))
 
 
@@ -213,11 +214,31 @@ def test_a_target_task_without_enough_rows_is_refused(topic, count):
 
 def test_a_target_row_with_the_prompt_of_a_held_out_row_is_refused():
     prompts = ["What is history?", "what is  history?", "Hi"]
-    assert assign_sides(prompts[:1], [True], held_out_in=5, seed=0) == ["target"]
+    assert assign_sides(prompts[:1], ["target"], held_out_in=5, seed=0) == ["target"]
     with pytest.raises(SplitError, match=r"1 of 1 target rows have the prompt of a held-out row, first rows \[0\]"):
-        assign_sides(prompts, [True, False, False], held_out_in=5, seed=0)
+        assign_sides(prompts, ["target", None, None], held_out_in=5, seed=0)
     with pytest.raises(SplitError, match=r"1 of 1 target rows have the prompt of a held-out row, first rows \[1\]"):
-        assign_sides(["Bye", "Hi"], [False, True], held_out_in=5, seed=0, measured=["hi"])
+        assign_sides(["Bye", "Hi"], [None, "target"], held_out_in=5, seed=0, measured=["hi"])
+
+
+@pytest.mark.parametrize("side", ["pool", "target", "held_out"])
+def test_a_general_row_with_the_prompt_of_another_row_is_refused(side):
+    prompts, sides = ["Hi", "Bye", " bye", "hi"], ["general", side, "general", "general"]
+    refuse_shared(["Hi", "Bye", "hi"], ["general", side, "general"])
+    text = rf"1 of 3 general rows have the prompt of another row \(1 of the {side}\), first rows \[2\] \(' bye'\)"
+    with pytest.raises(SplitError, match=text):
+        refuse_shared(prompts, sides)
+
+
+def test_a_general_row_with_a_prompt_that_an_earlier_version_chose_is_refused():
+    text = r"2 of 2 general rows .* \(1 of the earlier subset, 1 of the pool\), first rows \[1, 2\]"
+    with pytest.raises(SplitError, match=text):
+        refuse_shared(["Hi", "Bye", "hi"], ["pool", "general", "general"], taught=["BYE"])
+
+
+def test_general_rows_are_all_used_but_repetitions():
+    rows = Rows(["1", "2", "1"], [None, None, 0], ["general"] * 3, ["a"] * 3, ["kept"] * 3)
+    assert use(rows, pool_rows=0, held_out_rows=0) == [None, None, "duplicate"]
 
 
 def test_shares_are_per_topic():

@@ -170,6 +170,26 @@ def test_held_out_rows_of_the_version_before_are_asked_of_the_runs_that_answered
         world.write().check()
 
 
+def test_general_rows_are_asked_of_trained_runs_and_of_the_base(world):
+    rows = [toy_corpus.row(place, "general") for place in (30, 31)]
+    asked = (("base", "none", None), ("chosen", "finetuning", 0))
+    answers = [answer(row, *run, "general") for run in asked for row in rows]
+    world = replace(world, examples=[*world.examples, *rows], evaluation=[*world.evaluation, *answers])
+    assert all(world.write().check()["passed"].to_pylist())
+    world.evaluation.remove(answers[3])
+    text = rf"evaluation: 1, first chosen finetuning 0 {rows[1]['id']} of general 0 times"
+    with pytest.raises(audit.AuditError, match=text):
+        world.write().check()
+
+
+def test_a_chosen_row_with_a_general_prompt_is_named(world):
+    chosen = next(row for row in world.examples if row["id"] == world.subset[0]["id"])
+    general = toy_corpus.row(30, "general", used=False) | {"prompt": chosen["prompt"]}
+    world.examples.append(general)
+    with pytest.raises(audit.AuditError, match=rf"leakage: 1, first {chosen['id']} \(held out, or its prompt is\)"):
+        world.write().check()
+
+
 @pytest.mark.parametrize(("learner", "version"), [("in_context", "v0"), ("finetuning", "v7")])
 def test_an_answer_that_nobody_asked_for_is_named(world, learner, version):
     (before,) = rows = [toy_corpus.row(20, "held_out")]

@@ -22,6 +22,7 @@ from transformers.utils import logging
 from tasks import evaluation, schemas
 from tasks.artifacts import ArtifactError, Provenance, read_table, write_table
 from tasks.evaluation import (
+    Answers,
     EvaluationError,
     EvaluationSettings,
     Run,
@@ -130,6 +131,10 @@ def rows_of(table: pa.Table, label: str) -> list[dict]:
     return [row for row in table.to_pylist() if row["arm"] == name and (not seed or row["seed"] == int(seed))]
 
 
+def answer(said: list[str]) -> Answers:
+    return Answers(Run("base"), [1.0] * HELD_OUT, said, [False] * HELD_OUT)
+
+
 def test_table_has_a_row_per_run_and_held_out_row(world):
     table = table_of(world)
     runs = list(dict.fromkeys((row["arm"], row["seed"]) for row in table.to_pylist()))
@@ -156,6 +161,7 @@ def test_answers_are_the_most_likely_tokens_one_by_one(world, toy, toy_folder, l
     for place, row in enumerate(rows_of(table_of(world), label)):
         ids = oracles.greedy_answer(network, encoding.base + encoding.queries[place], SETTINGS.new_tokens, end)
         assert row["generated"] == tokenizer.decode(ids, skip_special_tokens=True).strip()
+        assert row["cut"] is (ids[-1] != end)
 
 
 @pytest.fixture
@@ -207,7 +213,7 @@ def test_training_lowers_the_held_out_loss_of_the_toy_world(world):
 def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence(world, toy):
     held_out = held_out_of(world, toy)
     said = ["8! what 16", "", "10", "Is it 20!", "24"]
-    table = measure([(Run("base"), [1.0] * HELD_OUT, said)], held_out, toy)
+    table = measure([answer(said)], [None] * HELD_OUT, held_out, toy)
     for row, reference, text in zip(table.to_pylist(), held_out.rows, said, strict=True):
         one, other = (re.findall(r"[a-z0-9]+", part.lower()) for part in (reference["response"], text))
         common = oracles.longest_common(one, other)
@@ -217,7 +223,7 @@ def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence(world, toy):
 def test_reference_as_an_answer_is_perfect_and_silence_is_nothing(world, toy):
     held_out = held_out_of(world, toy)
     said = [row["response"] for row in held_out.rows[:-1]] + [""]
-    table = measure([(Run("base"), [1.0] * HELD_OUT, said)], held_out, toy).to_pydict()
+    table = measure([answer(said)], [None] * HELD_OUT, held_out, toy).to_pydict()
     assert table["similarity"] == pytest.approx([1.0] * (HELD_OUT - 1) + [0.0])
     assert table["rouge_l"] == pytest.approx([1.0] * (HELD_OUT - 1) + [0.0])
 
@@ -237,6 +243,13 @@ def test_metrics_are_means_over_rows_with_seeds_averaged_first(world):
         "full": (8, 1),
     }
     assert found["held_out_rows"] == HELD_OUT
+
+
+def test_metrics_say_how_many_answers_were_cut(world):
+    found, table = json.loads((world / "evaluation/metrics.json").read_text()), table_of(world)
+    for arm, measures in found["arms"].items():
+        cut = table.filter(pc.field("arm") == arm)["cut"].to_pylist()
+        assert measures["cut_answers"] == pytest.approx(sum(cut) / len(cut))
 
 
 def test_intervals_of_an_arm_with_several_seeds_cover_the_seeds(world, toy):
@@ -297,7 +310,7 @@ def test_losses_alone_are_those_of_the_evaluation(world, toy):
 
 def test_no_held_out_rows_is_an_error(copy, toy):
     write_examples(copy / "examples", pool=8, held_out=0)
-    with pytest.raises(EvaluationError, match=r"0 of 8 rows are held out, .*lower examples.held_out_in"):
+    with pytest.raises(EvaluationError, match=r"0 of 8 used rows are held out, .*lower examples.held_out_in"):
         run(copy, toy)
 
 

@@ -36,6 +36,7 @@ def test_rows_become_examples(make, tmp_path):
         "instruction": None,
         "prompt": "what is 0 + 0?",
         "response": "it is 0",
+        "tests": None,
         "prompt_tokens": 14,
         "response_tokens": 8,
         "split": "held_out" if held_out else "pool",
@@ -55,6 +56,14 @@ def test_an_instruction_counts_among_the_prompts_tokens(make):
     table = make([row | {"i": "Add."} for row in ROWS], fields=FIELDS | {"instruction": "i"})
     assert table["instruction"].to_pylist() == ["Add."] * 24
     assert table["prompt_tokens"][0].as_py() == len("Add.\n\nwhat is 0 + 0?")
+
+
+def test_tests_stand_beside_a_response_and_are_no_part_of_its_id(make):
+    plain = make(ROWS)
+    table = make([row | {"t": ["assert f(1)", "assert f(2)"]} for row in ROWS], fields=FIELDS | {"tests": "t"})
+    assert table["tests"].to_pylist() == ["assert f(1)\nassert f(2)"] * 24
+    assert table["id"].equals(plain["id"])
+    assert table["response_tokens"].equals(plain["response_tokens"])
 
 
 def test_provenance_names_the_raw_files_and_no_folder_of_this_machine(make, tmp_path, toy):
@@ -140,7 +149,7 @@ def test_what_is_not_sampled_stays_and_says_so(make, tmp_path):
         ("held_out", True): 2,
     }
     assert {row["unused_because"] for row in table if not row["used"]} == {"not sampled"}
-    assert read_metrics(tmp_path)["used"] == {"pool": 4, "target": 0, "held_out": 2}
+    assert read_metrics(tmp_path)["used"] == {"pool": 4, "target": 0, "held_out": 2, "general": 0}
 
 
 def test_low_held_out_shares_are_named(make, tmp_path):
@@ -173,7 +182,7 @@ def test_the_sample_data_is_all_there_and_as_it_was(make, tmp_path, toy, version
         ids = [row["id"] for row in found if row["topic"] == topic]
         assert (len(ids), len(set(ids))) == (total, distinct)
     assert all(row["file"] == f"{version}/{row['topic']}.jsonl" for row in found)
-    assert read_metrics(tmp_path)["used"] == {"pool": 160, "target": 0, "held_out": 40}
+    assert read_metrics(tmp_path)["used"] == {"pool": 160, "target": 0, "held_out": 40, "general": 0}
     assert read_metrics(tmp_path)["topics_below"] == ["greetings", "health", "humor"]
     counted = re.findall(r"^    all +(\d+)", (ROOT / "data/raw/NOTICE").read_text(), flags=re.MULTILINE)
     assert str(rows) in counted

@@ -124,7 +124,7 @@ def test_a_target_row_with_the_prompt_of_a_held_out_row_is_refused(make, tmp_pat
         ({"topic": "toy", "rows": 99}, SplitError, "asks for 99 rows of topic 'toy' and the pool has 1"),
         ({"path": "nowhere"}, ExamplesError, "examples.target.path is 'nowhere' and .* has no such file or folder"),
         ({"path": "../v1"}, ExamplesError, r"examples.target.path is '\.\./v1'"),
-        ({"path": "empty"}, ExamplesError, "empty holds no rows of a target task"),
+        ({"path": "empty"}, ExamplesError, "empty holds no rows for examples.target.path"),
         ({"path": "blank.jsonl"}, ExamplesError, "gives no row"),
     ],
 )
@@ -133,6 +133,66 @@ def test_an_empty_target_task_is_refused(make, tmp_path, target, error, text):
     (tmp_path / "raw/v1/blank.jsonl").write_text("\n")
     with pytest.raises(error, match=text):
         make(ROWS, target=target)
+
+
+FOREIGN = [{"prompt": f"capital of {name}?", "response": name[::-1]} for name in ("Peru", "Chad", "Fiji")]
+
+
+def write_general(folder, rows, name="known/facts.jsonl"):
+    path = folder / "raw/v1" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(dump(rows))
+
+
+@pytest.mark.parametrize("name", ["known", "known/facts.jsonl", "facts.jsonl"])
+def test_general_rows_are_used_and_on_no_other_side(make, tmp_path, name):
+    write_general(tmp_path, [*FOREIGN, FOREIGN[0]], "facts.jsonl" if name == "facts.jsonl" else "known/facts.jsonl")
+    rows = make(ROWS, general=name, pool_rows=4, held_out_rows=2).to_pylist()
+    general = [row for row in rows if row["split"] == "general"]
+    assert [row["prompt"] for row in general] == [row["prompt"] for row in [*FOREIGN, FOREIGN[0]]]
+    assert [row["unused_because"] for row in general] == [None, None, None, "duplicate"]
+    assert {row["prompt"] for row in rows if row["split"] != "general"} == {row["prompt"] for row in ROWS}
+    found = read_metrics(tmp_path)
+    assert found["used"] == {"pool": 4, "target": 0, "held_out": 2, "general": 3}
+    assert "facts" not in found["held_out_share"]
+
+
+def test_the_general_set_leaves_the_other_rows_alone(make, tmp_path):
+    write_general(tmp_path, FOREIGN)
+    plain, with_it = (make(ROWS, general=general, pool_rows=4) for general in (None, "known"))
+    columns = ["id", "split", "used", "unused_because", "change"]
+    assert with_it.slice(len(FOREIGN)).select(columns).equals(plain.select(columns))
+
+
+def test_a_general_row_that_may_be_trained_on_is_refused(make, tmp_path):
+    write_general(tmp_path, [*FOREIGN, POOL[0] | {"response": "another"}])
+    text = r"1 of 4 general rows have the prompt of another row \(1 of the pool\), first rows \[3\]"
+    with pytest.raises(SplitError, match=text):
+        make(ROWS, general="known")
+
+
+def test_a_general_row_that_the_version_before_chose_is_refused(follow, tmp_path):
+    write_general(tmp_path, [POOL[0]])
+    with pytest.raises(SplitError, match=r"1 of 1 general rows .* \(1 of the earlier subset\)"):
+        follow(ROWS, [row for row in ROWS if row != POOL[0]], general="known", ground_set="all")
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ({"general": "nowhere"}, "examples.general is 'nowhere' and .* has no such file or folder; put its rows there"),
+        ({"general": "blank.jsonl"}, "examples.general is 'blank.jsonl' and gives no row"),
+        (
+            {"general": "known", "target": {"path": "known/facts.jsonl"}},
+            "1 of 1 files are named by examples.target.path and examples.general, first v1/known/facts.jsonl",
+        ),
+    ],
+)
+def test_an_empty_or_doubtful_general_set_is_refused(make, tmp_path, asked, text):
+    write_general(tmp_path, FOREIGN)
+    (tmp_path / "raw/v1/blank.jsonl").write_text("\n")
+    with pytest.raises(ExamplesError, match=text):
+        make(ROWS, **asked)
 
 
 def test_repetitions_left_in_have_ids_of_their_own(make, tmp_path):

@@ -53,6 +53,13 @@ def test_pool_rows_with_a_prompt_of_the_target_task_are_left_out_and_counted(tmp
     assert told(tmp_path / "out")["rows"]["left_out"] == 1
 
 
+def test_general_rows_are_neither_scored_nor_trained_on_nor_preserved(tmp_path, toy):
+    write_examples(tmp_path / "examples", pool=20, held_out=2, general=5)
+    sets = sets_of(tmp_path, toy)
+    rows = read_table(tmp_path / "examples/examples.parquet").to_pylist()
+    assert set(sets.ids) == {one["id"] for one in rows if one["split"] == "pool"}
+
+
 @pytest.mark.slow
 def test_held_out_rows_are_not_read(corpus, toy):
     tmp_path, _ = corpus
