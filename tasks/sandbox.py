@@ -1,15 +1,21 @@
-"""Runs code that a model wrote, and its tests, in a process of its own with little time and memory and no network.
+"""Runs code that a model wrote, and its tests, in a process of its own: little time and memory, no network, no others.
 
 Run as a program (`python -I -S sandbox.py LIMITS`) this file is that process: it takes its own rights away before it
-reads any code, which it then executes, and says that the tests passed by a token that it gets only after them. Code can
-still read what the user can; the content of files it can change in an empty folder only, where the kernel has Landlock.
+reads any code, then executes it and its tests, and says that both ran to their end by a token that it reads after them.
+
+What holds is meant against mistakes and ordinary misbehaviour: code sees and signals no other process, starts none,
+opens no socket, and changes no file but in an empty folder in memory, which ends with it. It can read what the user can
+(and write to a named pipe of theirs). It is no examination of cheats: the token is within reach of code that looks for
+it, which can so pass tests that it fails.
 """
 
 import ctypes
 import json
 import os
 import secrets
+import select
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -23,17 +29,28 @@ from typing import Any
 
 READY, REFUSED = b"+", b"-"  # first byte that the process writes
 NOBODY = 65534
-NEW_USER, NEW_NET = 0x10000000, 0x40000000  # flags of unshare(2)
-DIE_WITH_PARENT, NO_NEW_PRIVILEGES = 1, 38  # options of prctl(2)
-RESTRICT, ADD_RULE, CREATE = 446, 445, 444  # system calls of Landlock, on every architecture
-WRITES = 0b111_1111_1111_0010  # rights of its third version that change files: write, remove, make, refer, truncate
+NAMESPACES = 0x20000 | 0x8000000 | 0x10000000 | 0x20000000 | 0x40000000  # unshare(2): mounts, IPC, users, PIDs, network
+DIE_WITH_PARENT, FILTER_CALLS, NO_NEW_PRIVILEGES = 1, 22, 38  # options of prctl(2)
+SET_MOUNTS, RECURSIVE, HERE = 442, 0x8000, -100  # mount_setattr(2), the same number on every architecture
+CLOSED, PRIVATE = 0b111, 1 << 18  # its attributes: read-only, no rights of owners, no devices; nothing passed on
+PLAIN = 0b1110  # mount(2): no rights of owners, no devices, no programs
+FOLDER, ROOM = b"/proc", b"size=16m,nr_inodes=4096,mode=700"  # what stands there shows other processes
+CAPABILITIES = 0x20080522  # version of capset(2)
+CALLS = {  # machine -> its number in filters, and the system calls refused: socket, clone, fork, vfork, prctl, unshare
+    "x86_64": (0xC000003E, (41, 56, 57, 58, 157, 272)),
+    "aarch64": (0xC00000B7, (198, 220, 167, 97)),
+}
+EVERYWHERE = (425, 435)  # io_uring_setup, which makes calls past the filter, and clone3
+LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06  # instructions of filters
+ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050001, 0x80000000  # what they return; the second is "not permitted"
+OTHER_CALLS = 0x40000000  # from here on the same calls have other numbers (x32)
 BESIDE = 8  # programs run at once, at most
 WAY_OUT = (
-    "set evaluation.task_metric: none, or run it on Linux, in a container or not, where user namespaces are allowed: "
-    "where `unshare -rn true` works"
+    "set evaluation.task_metric: none, or run it on Linux (5.12 or later, x86_64 or aarch64), in a container or not, "
+    "where user namespaces are allowed: where `unshare -rmpinf true` works"
 )
 PROBE = """
-import math, re, socket, threading
+import math, os, re, socket, threading
 def fails(action):
     try:
         action()
@@ -41,9 +58,11 @@ def fails(action):
         return True
 """
 PROBE_TESTS = """
-assert fails(threading.Thread(target=print).start)
-assert fails(lambda: socket.create_connection(("192.0.2.1", 9), 1))
-"""  # no thread, so no process either, and no network
+assert fails(threading.Thread(target=print).start) and fails(os.fork)
+assert fails(socket.socket) and fails(lambda: socket.socket(socket.AF_UNIX))
+assert os.getppid() in (0, os.getpid()) and os.getpgrp() == os.getpid() and fails(lambda: os.kill(-1, 0))
+assert fails(lambda: open(outside, "a")) and fails(lambda: os.chmod(outside, 0o600)) and not os.listdir()
+"""
 
 
 class SandboxError(ValueError):
@@ -81,35 +100,37 @@ def run_tests(programs: Sequence[tuple[str, str]], limits: Limits = LIMITS) -> l
 
 
 def refuse_open() -> None:
-    """Check that a harmless program passes its tests where it is kept from other processes and the network.
+    """Check that a harmless program passes its tests where it is kept from processes, sockets, and files outside.
 
     Raises:
         SandboxError: naming what the system refuses, and the way out.
     """
-    if not _run((PROBE, PROBE_TESTS), LIMITS):
-        raise SandboxError(
-            f"code that a model wrote would not be kept from the network or from starting processes here; {WAY_OUT}"
-        )
+    with tempfile.NamedTemporaryFile() as outside:
+        if not _run((f"outside = {outside.name!r}{PROBE}", PROBE_TESTS), LIMITS):
+            raise SandboxError(
+                "code that a model wrote would not be kept from the network, from files, from other processes or from "
+                f"starting them here; {WAY_OUT}"
+            )
 
 
 def _run(program: tuple[str, str], limits: Limits) -> bool:
     """Return whether a code passes its tests."""
     text, token = json.dumps(program).encode(), secrets.token_hex(16).encode()
-    given = len(text).to_bytes(8) + text + token
     python = os.path.realpath(sys.executable)  # without the packages of a virtual environment
     command = [python, "-I", "-S", __file__, json.dumps(asdict(limits))]
-    asked: dict[str, Any] = {"env": {}, "start_new_session": True}
-    asked |= dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with tempfile.TemporaryDirectory() as folder, subprocess.Popen(command, cwd=folder, **asked) as process:
+    asked: dict[str, Any] = {"env": {}, "start_new_session": True, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **asked) as process:
         try:
-            said, complaint = process.communicate(given, timeout=limits.wall_seconds)
-        except subprocess.TimeoutExpired:
-            return False
+            with suppress(BrokenPipeError), process.stdin as way:
+                way.write(len(text).to_bytes(8) + text + token)
+            said = process.stdout.read(len(READY + token))  # code may say more
+            if not said.startswith(READY):  # no code has run
+                said += process.stdout.read()
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
     if not said.startswith(READY):
-        why = (said.removeprefix(REFUSED) or complaint or b"it says nothing").decode(errors="replace").strip()
+        why = said.removeprefix(REFUSED).decode(errors="replace").strip()
+        why = why or f"it says nothing within {limits.wall_seconds:g} s"
         raise SandboxError(f"code that a model wrote cannot be kept apart here: {why.splitlines()[-1]}; {WAY_OUT}")
     return said == READY + token
 
@@ -117,9 +138,14 @@ def _run(program: tuple[str, str], limits: Limits) -> bool:
 def _serve(limits: Limits) -> None:
     """Give up rights, take code and tests from the standard input, run them, and write the token that follows them."""
     given, said = os.dup(0), os.dup(1)
-    empty = os.open(os.devnull, os.O_RDWR)
     try:
-        _confine(limits)
+        libc = ctypes.CDLL(None, use_errno=True)
+        _part(libc)
+        if child := os.fork():
+            _watch(child, limits.wall_seconds)
+            return
+        empty = os.open(os.devnull, os.O_RDWR)  # by its own mounts, so that it is closed with them to other rights
+        _confine(libc, limits)
     except (OSError, ValueError, AttributeError, ImportError) as error:
         os.write(said, REFUSED + str(error).encode())
         return
@@ -142,47 +168,66 @@ def _read(place: int, size: int) -> bytes:
     return found
 
 
-def _confine(limits: Limits) -> None:
-    """Take away the network, writing, other processes, and what goes beyond the limits, for good."""
+def _ask(what: str, failed: int) -> None:
+    if failed:
+        raise OSError(f"the system refuses {what}: {os.strerror(ctypes.get_errno())}")
+
+
+def _part(libc: ctypes.CDLL) -> None:
+    """Enter namespaces of its own with this user as their only one; the next process is the first that they know."""
+    maps = {"setgroups": "deny", "uid_map": f"{NOBODY} {os.geteuid()} 1", "gid_map": f"{NOBODY} {os.getegid()} 1"}
+    _ask("namespaces of its own", libc.unshare(NAMESPACES))
+    _ask("ending with its parent", libc.prctl(DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0))
+    for name, text in maps.items():
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+
+
+def _watch(child: int, seconds: float) -> None:
+    """End a child that has not ended in time."""
+    select.select([os.pidfd_open(child)], [], [], seconds)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def _confine(libc: ctypes.CDLL, limits: Limits) -> None:
+    """Take away writing, other processes, sockets, and what goes beyond the limits, for good."""
     import resource  # no such module where there is no such limit
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    if os.getuid() == 0:
-        with suppress(OSError):  # nobody has no user here
-            os.setreuid(NOBODY, -1)  # no limit on processes holds for root
-    for what, done in (
-        ("a network namespace of its own", partial(libc.unshare, NEW_USER | NEW_NET)),
-        ("giving up privileges", partial(libc.prctl, NO_NEW_PRIVILEGES, 1, 0, 0, 0)),
-        ("ending with its parent", partial(libc.prctl, DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0)),
-    ):
-        if done():
-            raise OSError(f"the system refuses {what}: {os.strerror(ctypes.get_errno())}")
-    _forbid_writing(libc)
+    os.setsid()  # nobody else in its group
+    closed = struct.pack("4Q", CLOSED, 0, PRIVATE, 0)
+    _ask("files that stay as they are", libc.syscall(SET_MOUNTS, HERE, b"/", RECURSIVE, closed, len(closed)))
+    _ask("a folder in memory", libc.mount(b"tmpfs", FOLDER, b"tmpfs", PLAIN, ROOM))
+    os.chdir(FOLDER)
     most = {
         resource.RLIMIT_CPU: limits.cpu_seconds,
         resource.RLIMIT_AS: limits.memory_bytes,
         resource.RLIMIT_FSIZE: limits.file_bytes,
         resource.RLIMIT_NOFILE: limits.files,
         resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_NPROC: 0,
     }
     for name, value in most.items():
         resource.setrlimit(name, (value, value))
+    _ask("giving up capabilities", libc.capset(struct.pack("Ii", CAPABILITIES, 0), bytes(24)))
+    _ask("giving up privileges", libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0))
+    _ask("ending with its parent", libc.prctl(DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0))
+    _filter_calls(libc)
 
 
-def _forbid_writing(libc: ctypes.CDLL) -> None:
-    """Let files be changed in the current folder only, where the kernel can do so."""
-    version = libc.syscall(CREATE, None, 0, 1)
-    if version < 3:
-        return
-    handled = ctypes.c_uint64(WRITES)
-    rules = libc.syscall(CREATE, ctypes.byref(handled), 8, 0)
-    here = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
-    beneath = ctypes.create_string_buffer(WRITES.to_bytes(8, sys.byteorder) + here.to_bytes(4, sys.byteorder), 12)
-    if libc.syscall(ADD_RULE, rules, 1, beneath, 0) or libc.syscall(RESTRICT, rules, 0):
-        raise OSError(f"the system refuses a folder of its own: {os.strerror(ctypes.get_errno())}")
-    os.close(here)
-    os.close(rules)
+def _filter_calls(libc: ctypes.CDLL) -> None:
+    """Refuse sockets, other processes, and what undoes that, whatever these are called by."""
+    machine = os.uname().machine
+    if machine not in CALLS:
+        raise OSError(f"no filter of system calls is known for {machine}, only for {' and '.join(CALLS)}")
+    architecture, calls = CALLS[machine]
+    calls += EVERYWHERE
+    left = len(calls)
+    lines = [(LOAD, 0, 0, 4), (EQUAL, 0, left + 4, architecture), (LOAD, 0, 0, 0), (AT_LEAST, left + 1, 0, OTHER_CALLS)]
+    lines += [(EQUAL, left - place, 0, call) for place, call in enumerate(calls)]
+    lines += [(RETURN, 0, 0, what) for what in (ALLOW, REFUSE, KILL)]
+    text = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in lines))
+    program = struct.pack("HP", len(lines), ctypes.addressof(text))
+    _ask("a filter of system calls", libc.prctl(FILTER_CALLS, 2, program, 0, 0))
 
 
 if __name__ == "__main__":
