@@ -58,7 +58,6 @@ SHARES = (
     "audit.held_out_share",
 )
 ABOVE_ZERO = ("scores.less_learning_rate", "gradients.eta", "gradients.tau", "finetuning.learning_rate")
-BY_GRADIENTS = ("dualsft", "fisher")  # words of rows_by and mask_by that gradients score
 
 
 class ParamsError(ValueError):
@@ -81,6 +80,7 @@ def check(sections: Mapping[str, Any]) -> None:
         )
     _check_objective(sections)
     _check_mask(sections)
+    _check_gradients(sections)
     _check_arms(sections["finetuning"].arms)
 
 
@@ -171,9 +171,27 @@ def _check_mask(sections: Mapping[str, Any]) -> None:
             f"finetuning.rescore_every is {training.rescore_every} and selection.mask_by is {chosen.mask_by}; only a "
             "mask by dualsft is cut anew: set rescore_every: null"
         )
-    if sections["models"].dtype == "float16" and {chosen.rows_by, chosen.mask_by} & set(BY_GRADIENTS):
+
+
+def _check_gradients(sections: Mapping[str, Any]) -> None:
+    """Refuse gradients that underflow, have nothing to steer by, or score fewer rows than are to be chosen."""
+    chosen, asked = sections["selection"], {sections["selection"].rows_by, sections["selection"].mask_by}
+    if sections["models"].dtype == "float16" and (asked & {"dualsft", "fisher"} or chosen.mask_by != "none"):
         raise ParamsError(
             "models.dtype is float16, in which gradients and second moments underflow to 0; set bfloat16 or float32"
+        )
+    if sections["examples"].target is not None or not asked & {"dualsft", "fisher"}:
+        return
+    share, fraction = sections["gradients"].validation_share, chosen.budget.get("fraction", 0)
+    if not share > 0:
+        raise ParamsError(
+            f"gradients.validation_share is {share} and examples.target is null, so there is no validation row to "
+            "steer by; raise that share or name the target task's rows"
+        )
+    if chosen.rows_by == "dualsft" and fraction > 1 - share:
+        raise ParamsError(
+            f"selection.budget is fraction: {fraction} and gradients.validation_share {share}: dualsft scores the "
+            "pool without the validation rows; lower one of them or name the target task's rows (examples.target)"
         )
 
 

@@ -164,7 +164,9 @@ def compare(
     masks: Annotated[
         str, typer.Option(help="Words of selection.mask_by, with commas; none, random and selector all are added.")
     ] = "none",
-    budgets: Annotated[str, typer.Option(help="Fractions of the pool, or counts of rows.")] = "0.1,0.3",
+    budgets: Annotated[
+        str, typer.Option(help="Fractions of the pool and of the parameters, or counts of rows.")
+    ] = "0.1,0.3",
     seeds: Annotated[int, typer.Option(min=1, help="Trainings per selector and budget.")] = 3,
 ) -> None:
     """Compare selectors and masks at equal budgets: loss with intervals, and cost; goes on where it stopped."""

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args, get_type_hints
 
 from flows import params
+from flows.checks import check
 from flows.rooms import ROOMS, folder, language
 from flows.sections import Params, Selection
 from flows.stage import fingerprint, refuse_edited, say, sources
@@ -72,14 +73,16 @@ def compare(
     refuse_stale(version, values)
     from tasks.comparison import write_comparison
 
-    examples = attempt("examples", version, values, {}, loaded)
     masked = any(cell.mask != NONE for cell in cells)
+    if masked:
+        refuse_other_method(version, values)
+    asked = [(cell, ask(cell, seed, values, masked)) for cell in cells for seed in range(seeds)]
+    examples = attempt("examples", version, values, {}, loaded)
     trials, base = [], {}
-    for place, cell in enumerate(cells, start=1):
-        for seed in range(seeds):
-            say(f"{cell}, seed {seed} ({place} of {len(cells)} cells)")
-            found, base = run_cell(cell, seed, values, examples, version=version, loaded=loaded, masked=masked)
-            trials.append(found)
+    for place, (cell, each) in enumerate(asked, start=1):
+        say(f"{cell}, seed {each.finetuning.arms['chosen'][0]} ({place} of {len(asked)} trainings)")
+        found, base = run_cell(cell, each, examples, version=version, loaded=loaded)
+        trials.append(found)
     digests = fingerprint(f"examples@{version}")
     inputs = {path: digests[path] for path in params.needs(f"examples@{version}")[0]}
     settings = {"resamples": values.evaluation.bootstrap, "confidence": values.evaluation.confidence}
@@ -114,6 +117,21 @@ def refuse_stale(version: str, values: Params) -> None:
         raise CompareError(
             f"{version} continues from {previous}, of which {len(stale)} of {len(found)} stages are not up to date, "
             f"first {'; '.join(stale[:3])}; bring them up to date: `tamis run {previous}`"
+        )
+
+
+def refuse_other_method(version: str, values: Params) -> None:
+    """Raise CompareError where a mask cannot go on from the model that a version continues from."""
+    previous = values.versions[version].previous
+    if previous == params.BASE:
+        return
+    path = folder("finetuning", previous) / "finetuning.json"
+    method = json.loads(path.read_text(encoding="utf-8"))["method"]
+    if method != "masked":
+        raise CompareError(
+            f"{version} continues from {previous}, whose arms are of method {method}, and a mask goes on from a masked "
+            "arm or from the base; compare masks on a first version, or make that version again with "
+            "finetuning.method: masked"
         )
 
 
@@ -169,31 +187,46 @@ def read_budget(text: str) -> dict[str, int | float]:
     return budget
 
 
-def ask(cell: Cell, seed: int, values: Params) -> Params:
-    """Return the parameters of a cell's trials; what is drawn by chance has the seed of the training."""
+def ask(cell: Cell, seed: int, values: Params, masked: bool) -> Params:
+    """Return the parameters of a cell's trials; what is drawn by chance has the seed of the training.
+
+    Args:
+        cell: what is compared.
+        seed: of training, and of what is drawn.
+        values: params.yaml.
+        masked: there are cells with masks; those without one train all weights then.
+
+    Raises:
+        ParamsError: the cell's parameters contradict each other.
+    """
     from tasks.selection import SelectionSettings, find_seed
 
-    budget, chosen = read_budget(cell.budget), values.selection
+    budget, rows = read_budget(cell.budget), {"rows_by": cell.selector}
     everything = {"rows_by": RANDOM, "budget": {"fraction": 1.0}, "caps": {}, "floors": {}}
-    rows = everything if cell.selector == ALL else {"rows_by": cell.selector, "budget": budget}
-    share = budget if "fraction" in budget else chosen.mask_budget
-    asked = replace(chosen, **rows, mask_by=cell.mask, mask_budget=share, seed=seed)
+    rows = everything if cell.selector == ALL else rows | {"budget": budget}
+    mask = {"mask_budget": budget} if cell.mask != NONE and "fraction" in budget else {}
+    asked = replace(values.selection, **rows, **mask, mask_by=cell.mask, seed=seed)
     drawn = cell.mask == RANDOM or (cell.selector != ALL and find_seed(SelectionSettings(**asdict(asked))) is not None)
-    return replace(values, selection=replace(asked, seed=seed if drawn else 0))  # without a draw seeds share a choice
+    method = "masked" if cell.mask != NONE else "full" if masked else values.finetuning.method
+    training = {"arms": {**values.finetuning.arms, "chosen": [seed]}, "whole_model": False, "method": method}
+    if cell.mask != "dualsft":
+        training["rescore_every"] = None
+    found = replace(
+        values,
+        selection=replace(asked, seed=seed if drawn else 0),  # without a draw all seeds share one choice
+        finetuning=replace(values.finetuning, **training),
+    )
+    check(vars(found))
+    return replace(found, finetuning=replace(found.finetuning, arms={"chosen": [seed]}))
 
 
 def run_cell(
-    cell: Cell, seed: int, values: Params, examples: Trial, *, version: str, loaded: Mapping[str, str], masked: bool
+    cell: Cell, values: Params, examples: Trial, *, version: str, loaded: Mapping[str, str]
 ) -> tuple[Any, dict[str, list[float]]]:
     """Return what a cell reaches with a seed, and the losses of the base model."""
     from tasks.comparison import Cell as Place
     from tasks.comparison import Trial as Compared
 
-    method = "masked" if cell.mask != NONE else "full" if masked else values.finetuning.method
-    training = {"arms": {"chosen": [seed]}, "whole_model": False, "method": method}
-    if cell.mask != "dualsft":
-        training["rescore_every"] = None
-    values = replace(ask(cell, seed, values), finetuning=replace(values.finetuning, **training))
     done = {"examples": examples}
     for name in TRIED:
         done[name] = attempt(name, version, values, done, loaded)
@@ -202,13 +235,15 @@ def run_cell(
     mask = chosen["mask"]
     return Compared(
         cell=Place(cell.selector, cell.mask, cell.budget),
-        seed=seed,
+        seed=values.finetuning.arms["chosen"][0],
         rows=chosen["chosen_rows"],
         share=chosen["chosen_fraction"],
         parameters=mask["chosen"] / mask["entries"] if cell.mask != NONE else 1.0,
         ids=trained["ids"],
         losses=trained["losses"],
+        general_ids=trained["general_ids"],
         general_losses=trained["general_losses"],
+        correct=trained["correct"],
         scoring_seconds=sum(done[name].notes.get("scoring_seconds", 0.0) for name in SCORING),
         selecting_seconds=done["selection"].seconds,
         training_seconds=done["finetuning"].seconds,
@@ -223,16 +258,18 @@ def measure(
     from tasks.evaluation import measure_losses
 
     address, found = f"evaluation@{version}", []
-    name = f"losses-{digest(sources([address]))}.json"
+    asked = {"metric": values.evaluation.task_metric, "new_tokens": values.evaluation.new_tokens}
+    asked |= {"new_tokens": 0} if asked["metric"] == "none" else {}
+    name = f"losses-{digest({'sources': sources([address]), **asked})}.json"
     for home, arms in ((done["finetuning"].folder, done["finetuning"].folder), (done["examples"].folder, None)):
         if not (home / name).exists():
-            model, template = language(values), values.utility.template
-            record = measure_losses(examples=done["examples"].folder, arms=arms, model=model, template=template)
+            asked |= {"model": language(values), "template": values.utility.template}
+            record = measure_losses(examples=done["examples"].folder, arms=arms, **asked)
             refuse_edited(address, loaded)
             conclude(home / name, record)
         record = json.loads((home / name).read_text(encoding="utf-8"))
-        ((_, losses),), general = record["losses"].items(), [*record["general_losses"].values()]
-        found.append({"ids": record["ids"], "losses": losses, "general_losses": general[0] if general else []})
+        only = {key: next(iter(record[key].values()), []) for key in ("losses", "general_losses", "correct")}
+        found.append({"ids": record["ids"], "general_ids": record["general_ids"]} | only)
     return found[0], found[1]
 
 

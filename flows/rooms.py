@@ -102,11 +102,11 @@ def make_gradients(values: Params, version: str, map: Map, where: Where = folder
     """Score rows and parameters by gradients."""
     from tasks.gradients import write_gradients
 
-    out = where("gradients", version)
+    examples = where("examples", version)
     return write_gradients(
-        examples=where("examples", version),
-        out=out,
-        scratch=CACHE / "warmup" / version if out == folder("gradients", version) else out / "scratch",
+        examples=examples,
+        out=where("gradients", version),
+        scratch=CACHE / "warmup" / examples.name,  # of the same rows: trials that differ in selection share it
         store=CACHE / "gradients",
         version=version,
         model=language(values),

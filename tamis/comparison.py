@@ -58,11 +58,15 @@ class Standing:
     stability: float | None  # the same on general rows; below 0: forgotten; None where there are none
     stability_low: float | None
     stability_high: float | None
+    correct: float | None  # share of held-out rows that are answered right; None without a task metric
+    correct_low: float | None
+    correct_high: float | None
 
 
 def compare(
     held_out: Measured,
     general: Measured | None = None,
+    correct: Mapping[Cell, Float[np.ndarray, "seed row"]] | None = None,
     *,
     resamples: int,
     confidence: float,
@@ -77,9 +81,10 @@ def compare(
     Args:
         held_out: of the target task.
         general: of what must not be forgotten; None where it is not asked.
+        correct: 1 where a held-out row is answered right, else 0; None without a task metric.
         resamples: bootstrap resamples.
         confidence: of the intervals, in (0, 1).
-        generator: draws rows, then each cell's seeds; those of `general` come last.
+        generator: draws rows, then each cell's seeds; those of `general` and `correct` come last.
 
     Raises:
         ValueError: a cell without chance beside it.
@@ -94,7 +99,9 @@ def compare(
         first = ["/".join(cell) for cell in alone[:3]]
         raise ValueError(f"{len(alone)} of {len(held_out.losses)} cells have no random one beside them, first {first}")
     drawn, base = _draw(held_out, resamples, generator)
-    asked = None if general is None else (general, *_draw(general, resamples, generator))
+    kept = _gain(general, resamples, confidence, generator) if general else {}
+    right = _share(correct, resamples, confidence, generator) if correct else {}
+    unknown = (None,) * 3
     found = {}
     for cell, runs in held_out.losses.items():
         own, chance = drawn[cell], drawn[cell.chance]
@@ -102,8 +109,8 @@ def compare(
         mean = float(runs.mean())
         gain = float(held_out.base.mean()) - mean
         beside = mean - float(held_out.losses[cell.chance].mean())
-        kept = (None,) * 3 if asked is None else _keep(cell, *asked, confidence)
-        found[cell] = Standing(mean, *bounds[0], beside, *bounds[1], gain, *bounds[2], *kept)
+        more = (*kept.get(cell, unknown), *right.get(cell, unknown))
+        found[cell] = Standing(mean, *bounds[0], beside, *bounds[1], gain, *bounds[2], *more)
     return found
 
 
@@ -116,9 +123,24 @@ def _draw(
     return {cell: drawn["/".join(cell)][:, 0] for cell in measured.losses}, drawn["base"][:, 0]
 
 
-def _keep(
-    cell: Cell, general: Measured, drawn: Mapping[Cell, np.ndarray], base: np.ndarray, confidence: float
-) -> tuple[float, float, float]:
-    """Return the gain on general rows and its interval."""
-    ((low, high),) = percentile_intervals((base - drawn[cell])[:, None], confidence).tolist()
-    return float(general.base.mean() - general.losses[cell].mean()), low, high
+def _gain(
+    general: Measured, resamples: int, confidence: float, generator: np.random.Generator
+) -> dict[Cell, tuple[float, float, float]]:
+    """Return every cell's gain on general rows and its interval."""
+    (drawn, base), found = _draw(general, resamples, generator), {}
+    for cell, runs in general.losses.items():
+        ((low, high),) = percentile_intervals((base - drawn[cell])[:, None], confidence).tolist()
+        found[cell] = float(general.base.mean() - runs.mean()), low, high
+    return found
+
+
+def _share(
+    correct: Mapping[Cell, np.ndarray], resamples: int, confidence: float, generator: np.random.Generator
+) -> dict[Cell, tuple[float, float, float]]:
+    """Return every cell's share of right answers and its interval."""
+    arms = {"/".join(cell): runs[:, :, None] for cell, runs in correct.items()}
+    drawn, found = resample_arms(arms, resamples, generator), {}
+    for cell, runs in correct.items():
+        ((low, high),) = percentile_intervals(drawn["/".join(cell)][:, :1], confidence).tolist()
+        found[cell] = float(runs.mean()), low, high
+    return found

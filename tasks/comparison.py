@@ -34,7 +34,9 @@ class Trial:
     parameters: float  # share of the model's that was trained
     ids: Sequence[str]  # held-out rows
     losses: Sequence[float]  # on them, nats per response token
+    general_ids: Sequence[str]  # rows of what must not be forgotten
     general_losses: Sequence[float]  # on the general rows, likewise; empty where there are none
+    correct: Sequence[bool]  # held-out rows that are answered right; empty without a task metric
     scoring_seconds: float
     selecting_seconds: float
     training_seconds: float
@@ -65,10 +67,11 @@ def write_comparison(
     cells: dict[Cell, list[Trial]] = {}
     for trial in trials:
         cells.setdefault(trial.cell, []).append(trial)
-    held_out = gather(cells, "losses", base)
-    general = gather(cells, "general_losses", general_base) if len(general_base) else None
+    held_out = Measured(gather(cells, "losses"), np.array(base))
+    general = Measured(gather(cells, "general_losses"), np.array(general_base)) if len(general_base) else None
+    right = gather(cells, "correct") if trials[0].correct else None
     generator = np.random.default_rng(seed)
-    found = compare(held_out, general, resamples=resamples, confidence=confidence, generator=generator)
+    found = compare(held_out, general, right, resamples=resamples, confidence=confidence, generator=generator)
     rows = [describe(members) | asdict(found[cell]) for cell, members in cells.items()]
     rows.sort(key=lambda row: (row["share"], row["selector"] != RANDOM, row["mask"] != NONE, row["loss"]))
 
@@ -87,10 +90,9 @@ def write_comparison(
     return rows
 
 
-def gather(cells: Mapping[Cell, Sequence[Trial]], name: str, base: Sequence[float]) -> Measured:
-    """Return the losses of all cells on one set of rows."""
-    losses = {cell: np.array([getattr(trial, name) for trial in members]) for cell, members in cells.items()}
-    return Measured(losses, np.array(base))
+def gather(cells: Mapping[Cell, Sequence[Trial]], name: str) -> dict[Cell, np.ndarray]:
+    """Return what is known of every cell on the same rows, an array [seed, row] each."""
+    return {cell: np.array([getattr(trial, name) for trial in members], float) for cell, members in cells.items()}
 
 
 def describe(members: Sequence[Trial]) -> dict[str, Any]:
@@ -107,12 +109,14 @@ def describe(members: Sequence[Trial]) -> dict[str, Any]:
 
 
 def tabulate_losses(trials: Sequence[Trial]) -> pa.Table:
-    """Return the loss of every trial on every held-out row."""
-    rows = [
-        {**trial.cell._asdict(), "seed": trial.seed, "id": each, "loss": loss}
-        for trial in trials
-        for each, loss in zip(trial.ids, trial.losses, strict=True)
-    ]
+    """Return the loss of every trial on every held-out and every general row."""
+    rows = []
+    for trial in trials:
+        correct = trial.correct or [None] * len(trial.ids)
+        sides = [("held_out", *row) for row in zip(trial.ids, trial.losses, correct, strict=True)]
+        sides += [("general", *row, None) for row in zip(trial.general_ids, trial.general_losses, strict=True)]
+        names = ("split", "id", "loss", "correct")
+        rows += [{**trial.cell._asdict(), "seed": trial.seed} | dict(zip(names, row, strict=True)) for row in sides]
     return pa.Table.from_pylist(rows, schema=schemas.COMPARED)
 
 

@@ -108,7 +108,7 @@ def write_evaluation(
     expected = read_expected(held_out, settings.task_metric)
     runs = read_runs(arms, previous_arms)
     runs += show_rows(runs, examples, held_out, conditions) if settings.demos else []
-    table = measure(list(answer_all(runs, held_out, conditions)), expected, held_out, embedding_model)
+    table = measure(list(answer_all(runs, held_out, model, settings.new_tokens)), expected, held_out, embedding_model)
     files = [folder / "examples.parquet" for folder in (examples, previous_examples)]
     inputs = artifacts.digest_inputs(*files, arms / "finetuning.json")
     parameters = {**asdict(settings), "template": template, "model": models.model_digest(model)}
@@ -117,18 +117,30 @@ def write_evaluation(
     artifacts.write_json(summarise(table, runs, held_out, settings), out / "metrics.json")
 
 
-def measure_losses(*, examples: Path, arms: Path | None, model: models.ModelChoice, template: str) -> dict[str, Any]:
+def measure_losses(
+    *,
+    examples: Path,
+    arms: Path | None,
+    model: models.ModelChoice,
+    template: str,
+    metric: str = "none",
+    new_tokens: int,
+) -> dict[str, Any]:
     """Return the `ids` of the held-out rows and every run's `losses` on them; of the base, where `arms` is None.
 
-    Likewise `general_ids` and `general_losses`, which are empty where there are no general rows.
+    Likewise `general_ids` and `general_losses`, which are empty where there are no general rows; and whether each
+    held-out row is answered right, `correct`, which is empty without a task metric: only then answers are generated.
     """
     held_out = read_held_out({"": examples}, model, template)
+    expected = read_expected(held_out, metric)
     runs = [run for run in read_runs(arms, None) if run.learner == TRAINED] if arms else [Run("base")]
-    base, losses = models.language_model.__wrapped__(model), {}  # past the cache: adapters go onto it
-    for run in runs:
-        with loaded(run, base, model) as network:
-            losses[run.label] = score(network, held_out.encoding, held_out.rows, run)
-    found: dict[str, Any] = {}
+    answers = list(answer_all(runs, held_out, model, new_tokens if metric != "none" else 0))
+    losses, found = {each.run.label: each.losses for each in answers}, {"correct": {}}
+    if metric != "none":
+        right = judge([each.texts for each in answers], expected)
+        own = held_out.of[held_out.version]
+        for each in answers:
+            found["correct"][each.run.label] = [right[each.texts[place], expected[place]] for place in own]
     for prefix, places in (("", held_out.of[held_out.version]), ("general_", held_out.of.get(GENERAL, []))):
         found[f"{prefix}ids"] = [held_out.rows[place]["id"] for place in places]
         found[f"{prefix}losses"] = {name: [each[place] for place in places] for name, each in losses.items() if places}
@@ -156,17 +168,21 @@ def show_rows(runs: Sequence[Run], examples: Path, held_out: HeldOut, conditions
     return list(found.values())
 
 
-def answer_all(runs: Sequence[Run], held_out: HeldOut, conditions: Conditions) -> Iterator[Answers]:
-    """Yield every run's losses and answers, with a bar per run on stderr: a step for the losses, then one per batch."""
-    base = models.language_model.__wrapped__(conditions.model)  # past the cache: adapters go onto it
-    tokenizer, new_tokens = models.tokenizer(conditions.model), conditions.settings.new_tokens
+def answer_all(runs: Sequence[Run], held_out: HeldOut, model: models.ModelChoice, new_tokens: int) -> Iterator[Answers]:
+    """Yield every run's losses and answers, with a bar per run on stderr: a step for the losses, then one per batch.
+
+    With `new_tokens` 0 nothing is generated, and every answer is empty.
+    """
+    base = models.language_model.__wrapped__(model)  # past the cache: adapters go onto it
+    tokenizer = models.tokenizer(model)
     for run in runs:
         encoding = run.encoding or held_out.encoding
         sizes = [len(encoding.base) + len(query) for query in encoding.queries]
-        batches = evaluation.plan_batches(sizes, new_tokens, ANSWER_TOKENS)
+        batches = evaluation.plan_batches(sizes, new_tokens, ANSWER_TOKENS) if new_tokens else []
         bar = logging.tqdm(total=1 + len(batches), desc=f"evaluation of {run.label}")
-        with bar, loaded(run, base, conditions.model) as network:
-            losses, said = score(network, encoding, held_out.rows, run), {}
+        with bar, loaded(run, base, model) as network:
+            losses = score(network, encoding, held_out.rows, run)
+            said = {} if new_tokens else dict.fromkeys(range(len(sizes)), ("", False))
             bar.update()
             for places in batches:
                 said |= zip(places, generate(network, tokenizer, encoding, places, new_tokens), strict=True)

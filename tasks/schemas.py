@@ -176,6 +176,9 @@ COMPARISON = pa.schema(
         pa.field("stability", pa.float64()),  # the same on general rows, below 0: forgotten; null where there are none
         pa.field("stability_low", pa.float64()),
         pa.field("stability_high", pa.float64()),
+        pa.field("correct", pa.float64()),  # share of held-out rows answered right; null without a task metric
+        pa.field("correct_low", pa.float64()),
+        pa.field("correct_high", pa.float64()),
         pa.field("scoring_seconds", pa.float64(), nullable=False),  # of all that the choice reads, when computed
         pa.field("selecting_seconds", pa.float64(), nullable=False),  # mean over seeds
         pa.field("training_seconds", pa.float64(), nullable=False),  # likewise
@@ -190,8 +193,10 @@ COMPARED = pa.schema(  # what COMPARISON is made of
         pa.field("mask", pa.string(), nullable=False),
         pa.field("budget", pa.string(), nullable=False),
         pa.field("seed", pa.int32(), nullable=False),
-        pa.field("id", pa.string(), nullable=False),  # a held-out row
+        pa.field("split", pa.string(), nullable=False),  # held_out | general
+        pa.field("id", pa.string(), nullable=False),
         pa.field("loss", pa.float32(), nullable=False),
+        pa.field("correct", pa.bool_()),  # null without a task metric
     ]
 )
 

@@ -106,7 +106,7 @@ def test_stages_are_the_graph_in_order(project):
     heading, *found = rows_of(tamis("stages"))
     assert heading == ["stage", "makes", "reads"]
     assert [row[0] for row in found] == REAL.all()
-    assert found[4][2] == "embedding@v1, examples@v1, scores@v1, utility@v1"
+    assert found[5][2] == "embedding@v1, examples@v1, gradients@v1, scores@v1, utility@v1"
 
 
 @pytest.mark.parametrize(

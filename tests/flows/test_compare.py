@@ -185,6 +185,25 @@ def test_a_version_is_compared_once_what_it_continues_from_is_up_to_date(continu
     assert trained == "chosen-0"
 
 
+@pytest.mark.slow
+def test_masks_go_on_from_a_version_that_was_trained_inside_one(tmp_path, toy_folder, monkeypatch):
+    copy_real(tmp_path / "project", str(toy_folder))
+    project = start_project(tmp_path / "project")
+    project.apply(GRAPHS["real"].version)
+    monkeypatch.chdir(project.root)
+    asked = {"selectors": ["random"], "masks": ["magnitude"], "budgets": ["0.3"], "seeds": 1}
+    run_stages("v1")
+    refused = r"v2 continues from v1, whose arms are of method lora, and a mask goes on from a masked arm or from the"
+    with pytest.raises(compare.CompareError, match=refused):
+        compare.compare("v2", **asked)
+    project.edit("params.yaml", "mask_by: none", "mask_by: magnitude")
+    project.edit("params.yaml", "method: lora", "method: masked")
+    run_stages("v1")
+    rows = compare.compare("v2", **asked)
+    assert len(rows) == 6
+    assert {row["parameters"] for row in rows if row["mask"] == "none"} == {1.0}
+
+
 def test_without_the_version_before_a_trial_depends_on_none_of_its_artifacts(continued, monkeypatch):
     monkeypatch.chdir(continued.root)
     values = params.read()

@@ -109,6 +109,14 @@ def test_another_profile_gives_other_values(tmp_path):
             "selection.mask_layer_share is 0.7 and mask_module_share 0.4; each is at least 0, and together",
         ),
         ({"selection__mask_layer_share": -0.1}, "selection.mask_layer_share is -0.1 and mask_module_share 0.2"),
+        (
+            {"selection__rows_by": "dualsft", "gradients__validation_share": 0},
+            "gradients.validation_share is 0 and examples.target is null, so there is no validation row to steer by",
+        ),
+        (
+            {"selection__rows_by": "dualsft", "selection__budget": {"fraction": 0.95}},
+            "selection.budget is fraction: 0.95 and gradients.validation_share 0.1: dualsft scores the pool without",
+        ),
         ({"gradients__tau": 0}, "gradients.tau is 0; it must be above 0"),
         ({"gradients__anchor_share": 1}, "gradients.anchor_share is 1; it is a fraction, at least 0 and below 1"),
         ({"gradients__fisher_rows": 0}, "gradients.fisher_rows is 0; it must be at least 1"),
@@ -248,4 +256,3 @@ def test_selectors_are_the_same_words_wherever_they_are_told_apart():
     assert {*rooms.BY_VECTORS, *rooms.BY_PAIRS} <= known
     masks = set(get_args(get_type_hints(sections.Selection)["mask_by"]))
     assert masks == set(masking.MASKS)
-    assert set(checks.BY_GRADIENTS) <= known | masks

@@ -65,6 +65,17 @@ def test_rows_and_parameters_that_are_chosen_stand_beside_those_that_chance_choo
     assert Cell(*cell, "0.1").chance == Cell(*chance, "0.1")
 
 
+def test_the_share_of_right_answers_is_that_of_the_slow_loop():
+    held_out = make_losses()
+    right = {cell: (runs < 3).astype(float) for cell, runs in held_out.losses.items()}
+    generator = np.random.default_rng(0)
+    found = compare(held_out, correct=right, resamples=400, confidence=0.95, generator=generator)
+    for cell, one in found.items():
+        assert one.correct == pytest.approx(slow_mean(right[cell]))
+        assert one.correct_low < one.correct < one.correct_high
+    assert found[Cell("good", "none", "0.1")].correct_low > found[Cell("random", "none", "0.1")].correct
+
+
 def test_a_paired_difference_is_known_better_than_the_losses_themselves():
     found = standings(make_losses())[Cell("good", "none", "0.1")]
     assert found.minus_random_high < -0.4

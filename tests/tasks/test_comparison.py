@@ -26,7 +26,9 @@ def make_trials(seed=0):
             parameters=1.0,
             ids=IDS,
             losses=(easy + shift - share).tolist(),
+            general_ids=IDS[:4],
             general_losses=(easy[:4] + 1.0).tolist(),
+            correct=[place % 3 == 0 for place in range(len(IDS))],
             scoring_seconds=cost,
             selecting_seconds=0.5,
             training_seconds=100 * share,
@@ -59,6 +61,8 @@ def test_the_table_has_a_row_per_selector_and_budget_with_its_whole_cost(written
     assert delift["plasticity"] == pytest.approx(4.0 - delift["loss"])
     assert delift["stability"] == pytest.approx(2.5 - np.mean(make_trials()[0].general_losses) + 1.0)
     assert (delift["mask"], delift["parameters"]) == ("none", 1.0)
+    assert delift["correct"] == pytest.approx(1 / 3)
+    assert delift["correct_low"] < 1 / 3 < delift["correct_high"]
     assert rows == written
     assert provenance(tmp_path / "comparison.parquet")["parameters"]["selectors"] == ["delift", "random"]
 
@@ -70,7 +74,7 @@ def test_a_cell_tells_how_many_of_its_scorings_and_trainings_were_resumed_each_o
 
 def test_every_loss_is_kept(written, tmp_path):
     table = read_table(tmp_path / "compared.parquet", schemas.COMPARED)
-    assert table.num_rows == 2 * 2 * 2 * len(IDS)
+    assert table.num_rows == 2 * 2 * 2 * (len(IDS) + 4)
     first = make_trials()[0]
     found = [row["loss"] for row in table.to_pylist()[: len(IDS)]]
     assert found == pytest.approx(first.losses, abs=1e-6)
@@ -95,10 +99,18 @@ def test_the_picture_can_be_looked_at_and_is_the_same_each_time(written, tmp_pat
 
 
 def test_without_general_rows_nothing_is_said_of_stability(tmp_path):
-    trials = [replace(trial, general_losses=[]) for trial in make_trials()]
+    trials = [replace(trial, general_ids=[], general_losses=[]) for trial in make_trials()]
     settings = {"inputs": {"a": "b"}, "resamples": 50, "confidence": 0.9, "seed": 0}
     rows = write_comparison(trials, [4.0] * len(IDS), [], out=tmp_path, version="v1", **settings)
     assert {row["stability"] for row in rows} == {None}
+
+
+def test_without_a_task_metric_nothing_is_said_of_right_answers(tmp_path):
+    trials = [replace(trial, correct=[]) for trial in make_trials()]
+    settings = {"inputs": {"a": "b"}, "resamples": 50, "confidence": 0.9, "seed": 0}
+    rows = write_comparison(trials, [4.0] * len(IDS), [], out=tmp_path, version="v1", **settings)
+    assert {row["correct"] for row in rows} == {None}
+    assert read_table(tmp_path / "compared.parquet")["correct"].null_count == 2 * 2 * 2 * (len(IDS) + 4)
 
 
 def test_rows_alone_parameters_alone_and_both_have_lines_of_their_own(tmp_path):

@@ -299,13 +299,21 @@ def test_fully_trained_arms_and_the_delift_template_are_evaluated(tmp_path, toy)
 
 
 def test_losses_alone_are_those_of_the_evaluation(world, toy):
-    table, places = table_of(world), {"examples": world / "examples", "model": toy, "template": "chat"}
+    table, places = table_of(world), {"examples": world / "examples", "model": toy, "template": "chat", "new_tokens": 4}
     found = measure_losses(arms=world / "finetuning", **places) | {"base": measure_losses(arms=None, **places)}
     assert list(found["losses"]) == ["chosen-0", "random-0", "random-1", "full-0"]
     for label, losses in {**found["losses"], **found["base"]["losses"]}.items():
         rows = rows_of(table, label)
         assert [row["id"] for row in rows] == found["ids"] == found["base"]["ids"]
         assert losses == pytest.approx([row["loss"] for row in rows], rel=1e-6)
+
+
+def test_right_answers_alone_are_told_where_a_task_metric_is_asked(world, toy, monkeypatch):
+    monkeypatch.setattr(evaluation, "generate", lambda *asked: [("it is 18", False)] * len(asked[3]))
+    places = {"examples": world / "examples", "model": toy, "template": "chat", "new_tokens": 4}
+    found = measure_losses(arms=None, **places, metric="exact_match")
+    assert found["correct"] == {"base": [False, True, False, False, False]}  # 8 + 8, 9 + 9, ...
+    assert measure_losses(arms=None, **places)["correct"] == {}
 
 
 def test_no_held_out_rows_is_an_error(copy, toy):

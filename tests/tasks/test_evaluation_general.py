@@ -127,7 +127,9 @@ def test_general_rows_leave_all_other_figures_alone(home, copy, model):
 
 
 def test_losses_alone_are_those_of_the_evaluation_with_those_on_general_rows_apart(home, model):
-    found = measure_losses(arms=home / "v1/out", examples=home / "v1/examples", model=model, template="chat")
+    found = measure_losses(
+        arms=home / "v1/out", examples=home / "v1/examples", model=model, template="chat", new_tokens=4
+    )
     assert list(found["losses"]) == list(found["general_losses"]) == ["chosen-0", "random-0", "random-1"]
     for prefix, version in (("", "v1"), ("general_", "general")):
         for label, losses in found[f"{prefix}losses"].items():
@@ -139,7 +141,7 @@ def test_losses_alone_are_those_of_the_evaluation_with_those_on_general_rows_apa
 
 def test_losses_alone_have_none_on_general_rows_where_there_are_none(copy, model):
     write_examples(copy / "v1/examples", pool=ROWS, held_out=HELD_OUT)
-    found = measure_losses(arms=None, examples=copy / "v1/examples", model=model, template="chat")
+    found = measure_losses(arms=None, examples=copy / "v1/examples", model=model, template="chat", new_tokens=4)
     assert (found["general_ids"], found["general_losses"]) == ([], {})
     assert len(found["losses"]["base"]) == HELD_OUT
 

@@ -244,7 +244,7 @@ def test_the_artifact_says_where_it_comes_from(corpus, toy):
 
 
 def test_an_unknown_selector_is_refused_with_the_known_ones(corpus, toy):
-    known = "deft_ucs, delift, embedding, ifd"
+    known = "deft_ucs, delift, dualsft, embedding, ifd"
     with pytest.raises(ValueError, match=rf"unknown selector 'best' \(selection\.rows_by\); known: {known}"):
         run(corpus[0], toy, "best")
 
