@@ -1,8 +1,8 @@
-"""Batches of whole sequences for forward-backward passes: packed without padding, or padded on the right.
+"""Batches of whole sequences for forward-backward passes, packed without padding.
 
 A row is query + response, the template's prefix being part of the query: a prefix that rows share would mix their
-gradients. In a pack each row is blind to the others (`tamis.language_model`); padding stands behind the causal mask and
-has no loss, so it needs no mask of its own. Both give the gradients of rows that are run one by one.
+gradients. In a pack each row is blind to the others (`tamis.language_model`): its gradients are those of rows that are
+run one by one.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,6 @@ class Batch:
     examples: list[int]  # places of the rows in the pool
     queries: list[list[int]]  # whole: with the template's prefix
     responses: list[list[int]]
-    padded: bool = False  # False: packed
 
 
 @dataclass(frozen=True)
@@ -31,23 +30,20 @@ class Sheet:
     """A batch as tensors on the model's device."""
 
     inputs: dict[str, Any]  # of the model's base
-    owner: Int[Tensor, " token"]  # each token's row in the batch; the count of rows: padding
+    owner: Int[Tensor, " token"]  # each token's row in the batch
     places: Int[Tensor, " kept"]  # tokens that predict a response token
     labels: Int[Tensor, " kept"]  # what they predict
     answers: Int[Tensor, " kept"]  # each one's row in the batch
     sizes: Int[Tensor, " row"]  # response tokens of each row
 
 
-def plan_batches(
-    queries: Sequence[list[int]], responses: Sequence[list[int]], tokens: int, padded: bool = False
-) -> list[Batch]:
+def plan_batches(queries: Sequence[list[int]], responses: Sequence[list[int]], tokens: int) -> list[Batch]:
     """Return batches that hold every row once, shortest first, so that neighbours are of about equal length.
 
     Args:
         queries: per row, with the template's prefix, at least one token each.
         responses: per row, ending with the end-of-turn token, at least one token each.
-        tokens: that a batch may have, padding counted; a longer row is a batch of its own.
-        padded: whether rows are padded to one length instead of packed.
+        tokens: that a batch may have; a longer row is a batch of its own.
 
     Raises:
         ValueError: no row; an empty query or response, with the first places.
@@ -60,13 +56,12 @@ def plan_batches(
     found: list[list[int]] = []
     filled = 0
     for row in sorted(range(len(lengths)), key=lambda row: (lengths[row], row)):
-        needed = lengths[row] * (len(found[-1]) + 1) if padded and found else filled + lengths[row]
-        if not found or needed > tokens:
+        if not found or filled + lengths[row] > tokens:
             found.append([])
-            needed = lengths[row]
+            filled = 0
         found[-1].append(row)
-        filled = needed
-    return [Batch(rows, [queries[row] for row in rows], [responses[row] for row in rows], padded) for rows in found]
+        filled += lengths[row]
+    return [Batch(rows, [queries[row] for row in rows], [responses[row] for row in rows]) for rows in found]
 
 
 def _check(queries: Sequence[list[int]], responses: Sequence[list[int]]) -> None:
@@ -84,31 +79,24 @@ def _check(queries: Sequence[list[int]], responses: Sequence[list[int]]) -> None
 def split(batch: Batch) -> list[Batch]:
     """Return a batch's rows as batches of one."""
     rows = zip(batch.examples, batch.queries, batch.responses, strict=True)
-    return [Batch([example], [query], [response], batch.padded) for example, query, response in rows]
+    return [Batch([example], [query], [response]) for example, query, response in rows]
 
 
 def lay_out(batch: Batch, model: nn.Module) -> Sheet:
     """Return a batch as a model's arguments, the tokens that enter the loss, and whose each token is."""
     rows = [query + response for query, response in zip(batch.queries, batch.responses, strict=True)]
     lengths = [len(row) for row in rows]
-    step = max(lengths) if batch.padded else 0
-    starts = [row * step if step else sum(lengths[:row]) for row in range(len(rows))]
-    total = step * len(rows) if step else sum(lengths)
-    tokens, owner = torch.zeros(total, dtype=torch.long), torch.full((total,), len(rows))
-    positions = torch.zeros(total, dtype=torch.long)
-    for number, (start, row) in enumerate(zip(starts, rows, strict=True)):
-        tokens[start : start + len(row)] = torch.tensor(row)
-        owner[start : start + len(row)] = number
-        positions[start : start + (step or len(row))] = torch.arange(step or len(row))
+    starts = [sum(lengths[:row]) for row in range(len(rows))]
+    tokens = torch.tensor([token for row in rows for token in row])
+    owner = torch.arange(len(rows)).repeat_interleave(torch.tensor(lengths))
+    positions = torch.cat([torch.arange(length) for length in lengths])
     sizes = torch.tensor([len(response) for response in batch.responses])
     ends = torch.tensor([start + length for start, length in zip(starts, lengths, strict=True)])
     places = torch.cat([torch.arange(end - size, end) for end, size in zip(ends, sizes, strict=True)]) - 1
-    shape = (len(rows), step) if step else (1, total)
     device = next(model.parameters()).device
-    inputs = {"input_ids": tokens.view(shape).to(device), "position_ids": positions.view(shape).to(device)}
-    if not batch.padded:
-        spans = [Span(start, length, 0, 0) for start, length in zip(starts, lengths, strict=True)]
-        inputs["pack"] = [ready(bucket, model) for bucket in bucket_spans(spans, device)]
+    spans = [Span(start, length, 0, 0) for start, length in zip(starts, lengths, strict=True)]
+    inputs: dict[str, Any] = {"input_ids": tokens[None].to(device), "position_ids": positions[None].to(device)}
+    inputs["pack"] = [ready(bucket, model) for bucket in bucket_spans(spans, device)]
     answers = torch.arange(len(rows)).repeat_interleave(sizes)
     kept = (places, tokens[places + 1], answers, sizes)
     return Sheet({**inputs, "use_cache": False}, owner.to(device), *(one.to(device) for one in kept))

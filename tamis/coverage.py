@@ -249,9 +249,9 @@ class Tally:
         self.lowest: Cover | None = None
 
     def open(self, examples: int, owner: Int[Tensor, " token"]) -> None:
-        """Begin a batch: one score per example, and a last one that padding falls into."""
+        """Begin a batch: one score per example."""
         self.owner = owner
-        self.scores = torch.zeros(examples + 1, dtype=torch.float64, device=owner.device)
+        self.scores = torch.zeros(examples, dtype=torch.float64, device=owner.device)
 
     def wants(self, cover: Cover) -> bool:
         """Return whether a module has a parameter that is scored or summed."""

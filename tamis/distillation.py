@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from tamis.batches import Batch, Sheet, lay_out
 from tamis.coverage import Tally, cover
-from tamis.gradients import CHUNK, Criterion, attention_of, backpropagate, start_sums
+from tamis.gradients import CHUNK, Criterion, backpropagate, start_sums
+from tamis.language_model import packed_attention
 
 CONFIDENCES = ("max_prob", "entropy_inv", "uniform")
 
@@ -117,7 +118,7 @@ def _check(model: nn.Module, teacher: nn.Module, batches: Sequence[Batch], confi
 def _hidden(teacher: nn.Module, batch: Batch) -> Float[Tensor, "kept width"]:
     """Return what the teacher's head gets at the tokens that predict a response token."""
     sheet = lay_out(batch, teacher)
-    with attention_of(teacher, batch), torch.no_grad():
+    with packed_attention(teacher), torch.no_grad():
         return teacher.base_model(**sheet.inputs).last_hidden_state.flatten(0, 1)[sheet.places]
 
 

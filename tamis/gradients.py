@@ -10,7 +10,7 @@ without a copy and without the dense gradient of an embedding.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -204,17 +204,12 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             weight.requires_grad_(True)
 
 
-def attention_of(model: nn.Module, batch: Batch) -> AbstractContextManager:
-    """Return the context in which a batch is run: packed attention, or the model's own."""
-    return nullcontext() if batch.padded else packed_attention(model)
-
-
 def _run(model: nn.Module, batch: Batch, criterion: Opener, tally: Tally) -> tuple[Tensor, Tensor]:
     """Run one batch forward and backward; return its scores and losses by row."""
     sheet = lay_out(batch, model)
     rows = len(batch.examples)
     tally.open(rows, sheet.owner)
-    with attention_of(model, batch):
+    with packed_attention(model):
         hidden = model.base_model(**sheet.inputs).last_hidden_state
     kept = hidden.flatten(0, 1)[sheet.places]
     losses = torch.zeros(rows, dtype=torch.float64, device=kept.device)
@@ -231,7 +226,7 @@ def _run(model: nn.Module, batch: Batch, criterion: Opener, tally: Tally) -> tup
         found.append(leaf.grad)
     if kept.requires_grad:
         kept.backward(torch.cat(found, dim=1)[0])
-    return tally.scores[:rows], losses
+    return tally.scores, losses
 
 
 def _blame(model: nn.Module, batch: Batch, criterion: Opener, tally: Tally) -> list[int]:

@@ -103,11 +103,12 @@ class RestrictedAdamW(torch.optim.Optimizer):
         numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
         named, saved = self.named(), state_dict["state"]
         found = dict(zip(named, (saved.get(number) for number in numbers), strict=False))
-        _refuse_other_indices({name: self.state.get(parameter) for name, parameter in named.items()}, found)
+        ours = {name: self.state.get(parameter) for name, parameter in named.items()}
+        _refuse_other_indices(ours, found)
         super().load_state_dict({**state_dict, "state": {}})
         for name, parameter in named.items():
             if found[name]:
-                self.state[parameter] = _copy(found[name], parameter.device)
+                self.state[parameter] = _copy(found[name], ours[name]["indices"], parameter.device)
 
 
 @dataclass(frozen=True)
@@ -209,18 +210,6 @@ def extract_delta(model: nn.Module, before: Mapping[str, Tensor], mask: Mask) ->
     return Delta(_shapes(now), indices, values)
 
 
-def apply_delta(base: Mapping[str, Tensor], delta: Delta) -> dict[str, Tensor]:
-    """Return a base's tensors with a delta's values in them; those without are the base's own, not copies.
-
-    Raises:
-        MaskError: the base has other names, shapes or types than the model that the delta was made from.
-    """
-    refuse_other(_shapes(base), delta.shapes, "delta")
-    _refuse_other_types(base, delta.values, "delta")
-    patched = {name: _patch(base[name], delta.indices[name], delta.values[name]) for name in delta.values}
-    return {**base, **patched}
-
-
 def _beside(parameter: Tensor, indices: np.ndarray | Tensor) -> Tensor:
     """Return indices on the device of their tensor, in the smallest type that holds them."""
     kind = index_type(tuple(parameter.shape))
@@ -246,7 +235,7 @@ def _carry(before: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Ten
     """Return the new state with what entries had that were chosen before; each entry has its own step from then on."""
     old, new = before["indices"], state["indices"]
     if torch.equal(old, new):
-        return before
+        return {**before, "indices": new}  # the tensor that hooks hold, too
     places = torch.searchsorted(old, new).clamp(max=len(old) - 1)
     stays = old[places] == new
     state["step"] = torch.zeros(len(new), device=new.device)
@@ -278,9 +267,12 @@ def _move(parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any]) ->
     flat[indices] = values.to(flat.dtype)
 
 
-def _copy(state: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Return a copy of a saved state, a common step on the CPU and all else beside the weights."""
-    return {key: value.to(device if value.dim() else "cpu", copy=True) for key, value in state.items()}
+def _copy(state: Mapping[str, Tensor], indices: Tensor, device: torch.device) -> dict[str, Tensor]:
+    """Return a copy of a saved state, a common step on the CPU, all else beside the weights; its indices are those at
+    hand, which are equal and which hooks hold, too."""
+    found = {key: value for key, value in state.items() if key != "indices"}
+    moved = {key: value.to(device if value.dim() else "cpu", copy=True) for key, value in found.items()}
+    return {"indices": indices, **moved}
 
 
 def _refuse_other_indices(ours: Mapping[str, Any], saved: Mapping[str, Any]) -> None:

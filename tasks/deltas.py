@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import peft
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
@@ -31,6 +30,7 @@ from tasks.artifacts import ArtifactError, read_facts
 
 DELTA = "delta.safetensors"
 ADAPTER = "adapter_config.json"
+RESTORE = "restore it with `dvc checkout` or make it again with `tamis run`"
 NAMED = {"name": "models.language", "revision": "models.language_revision", "dtype": "models.dtype"}
 
 
@@ -59,12 +59,7 @@ def read_delta(folder: Path) -> tuple[Delta, dict[str, Any]]:
         ArtifactError: it is missing or damaged.
     """
     header = read_facts(folder / DELTA)
-    try:
-        tensors = safetensors.torch.load_file(folder / DELTA)
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(
-            f"{folder / DELTA} is damaged ({error}); restore it with `dvc checkout` or make it again with `tamis run`"
-        ) from error
+    tensors, _ = tensorfiles.read(folder / DELTA, way_out=RESTORE)
     indices, values = (
         {name.removesuffix(kind): tensor for name, tensor in tensors.items() if name.endswith(kind)}
         for kind in (".indices", ".values")

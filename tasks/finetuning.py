@@ -29,8 +29,8 @@ from tasks.groundwork import GradientsSettings
 from tasks.trainer import Arm, FinetuningSettings, Recipe
 
 LIBRARIES = (torch, transformers, peft, accelerate)  # another release of one of them starts an arm anew
-MODULES = (finetuning, language_model, templates, models, trainer)
-MASKED = (restricted, layouts, masks, deltas, masking, rescoring)  # of method masked alone
+MODULES = (finetuning, language_model, templates, models, deltas, trainer)
+MASKED = (restricted, layouts, masks, masking, rescoring)  # of method masked alone
 
 
 @dataclass(frozen=True)

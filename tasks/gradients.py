@@ -207,7 +207,8 @@ def sum_gradients(work: Work, sets: Sets, map: Map) -> dict[str, int]:
 def add_shard(work: Work) -> int:
     """Add the next rows of the pool to G and return their number; at first order phi_data is of the same pass.
 
-    One at a time, in any process: who has the lock takes the shard that is next.
+    One at a time, in any process: who has the lock takes the shard that is next. Cost, beside the pass: G, as large as
+    the group in float32, is read and written whole, so that small `shard_rows` are slow for large models.
     """
     sets, path = read_sets(work.source, work.digest, work.model, work.settings), work.files.total
     with alone(path), model_lock:
@@ -215,6 +216,7 @@ def add_shard(work: Work) -> int:
         places = sets.pool[known["rows"] :][: work.settings.shard_rows]
         u = read_direction(work) if work.settings.order == "first" else None
         G = {name: tensor.to(models.device(work.model), copy=True) for name, tensor in kept.items()}
+        del kept  # one G is in memory during the pass
         with groundwork.timed(work, sets, places) as (network, batches, facts):
             found = accumulate(network, batches, u, keep=work.names, G=G or None)
         if u is not None:

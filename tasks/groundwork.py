@@ -10,6 +10,7 @@ import gc
 import hashlib
 import json
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,15 +25,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-import tamis.batches
-import tamis.coverage
-import tamis.distillation
-import tamis.finetuning
-import tamis.fisher
-import tamis.gradients
-import tamis.interaction
-import tamis.language_model
-import tamis.templates
+from tamis import batches, coverage, distillation, finetuning, fisher, gradients, interaction, language_model, templates
 from tamis.batches import Batch, plan_batches
 from tamis.distillation import preservation_gradient
 from tamis.examples import fold
@@ -48,10 +41,10 @@ from tasks.scorer import model_lock
 from tasks.tensorfiles import read, write
 
 WARMUP_FRACTION = 0.1  # of the warm-up's steps over which the learning rate rises, as in finetuning
-LIBRARY = (tamis.batches, tamis.coverage, tamis.distillation, tamis.finetuning, tamis.gradients, tamis.interaction)
-SOURCES = (*LIBRARY, tamis.fisher, tamis.language_model, tamis.templates, sys.modules[__name__])
+LEAST_MOVED = 0.5  # share of entries that the checkpoint of a warm-up moves; below, a narrow one is told of
+SOURCES = (batches, coverage, distillation, finetuning, fisher, gradients, interaction, language_model, templates)
 DRAWN = {"dualsft": ("pool", "validation", "warmup", "anchors"), "fisher": ("pool", "fisher")}  # sets that each reads
-CODE = digest_code(*SOURCES)  # what figures depend on, as imported
+CODE = digest_code(*SOURCES, sys.modules[__name__])  # what figures depend on, as imported
 
 
 @dataclass(frozen=True)
@@ -69,7 +62,7 @@ class GradientsSettings:
     anchor_share: float = 0.02  # of the pool's rows, whose answers are to be preserved; a batch at least
     validation_share: float = 0.1  # of the pool's prompts, set apart where there is no target task
     batch_rows: int = 8  # rows per optimiser step of the warm-up
-    shard_rows: int = 64  # rows between two writings of G, and per part of the store
+    shard_rows: int = 64  # rows between two writings of G, which is read and written whole, and per part of the store
     pack_tokens: int = 2048  # tokens per forward-backward pass
     block_parameters: int | None = None  # parameters whose sums are in memory at once, a tensor at least; None: all
     fisher_rows: int = 64  # rows of the pool that Fisher information is averaged over
@@ -156,10 +149,8 @@ def assign(rows: Sequence[Mapping], prompts: Sequence[str], settings: GradientsS
         first: dict[str, Mapping] = {}
         for row, prompt in zip(rows, prompts, strict=True):
             first.setdefault(prompt, row)
-        count, topics = (
-            round(settings.validation_share * len(first)),
-            {row["id"]: row["topic"] for row in first.values()},
-        )
+        count = round(settings.validation_share * len(first))
+        topics = {row["id"]: row["topic"] for row in first.values()}
         drawn = sample(topics, count, salt(settings.seed, "validation"))
         steering = {prompt for prompt, row in first.items() if row["id"] in drawn}
     if not steering:
@@ -280,9 +271,24 @@ def train(work: Work, sets: Sets) -> None:
     facts["beta2"] = float(optimizer.param_groups[0]["betas"][1])
     named, dtype = dict(network.named_parameters()), models.DTYPES[work.model.dtype]
     write({name: optimizer.state[weight]["exp_avg_sq"] for name, weight in named.items()}, work.files.moments, facts)
-    write({name: weight.detach().to(dtype) for name, weight in named.items()}, work.files.weights, facts)
+    weights = {name: weight.detach().to(dtype) for name, weight in named.items()}
     del network, optimizer, named
     gc.collect()  # optimiser and schedule hold each other
+    write(weights, work.files.weights, facts | {"moved": measure_moved(weights, work.model)})
+
+
+def measure_moved(weights: Mapping[str, Tensor], model: models.ModelChoice) -> float:
+    """Return the share of entries that a checkpoint moved; warn where rounding to bfloat16 has undone most moves."""
+    base = dict(models.language_model.__wrapped__(model).named_parameters())
+    moved = sum(int((weights[name] != weight).sum()) for name, weight in base.items())
+    share = moved / sum(weight.numel() for weight in base.values())
+    if model.dtype == "bfloat16" and share < LEAST_MOVED:
+        warnings.warn(
+            f"the warm-up moved {share:.1%} of all entries, others were rounded back: at bfloat16 its checkpoint is "
+            "nearly the base model; raise gradients.eta or set models.dtype: float32",
+            stacklevel=2,
+        )
+    return share
 
 
 def run_epoch(

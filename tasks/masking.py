@@ -101,9 +101,10 @@ def open_scores(rule: MaskRule, source: Path, examples: Path, model: models.Mode
     """Return the shapes of the model's tensors, in its order, and what reads the scores of one.
 
     dualsft and fisher: from `phi_param.safetensors`; magnitude: |w| of the base model; random: uniform in [0, 1), by
-    seed and name. A tied head stands once.
+    seed and name. A tied head stands once. Weights are read for magnitude alone.
     """
-    weights = dict(models.language_model(model).named_parameters())
+    network = models.language_model(model) if rule.by == "magnitude" else models.skeleton(model)
+    weights = dict(network.named_parameters())
     shapes = list_shapes(weights)
     if rule.by == "magnitude":
         return shapes, lambda name: weights[name].detach().float().abs().cpu().numpy()
@@ -288,7 +289,7 @@ def refuse_other_model(plan: MaskPlan, model: models.ModelChoice, path: Path) ->
     """Refuse a model that the mask was not cut for; its tensors are looked at only where its digest differs."""
     known = models.model_digest(model)
     if known != plan.model_digest:
-        shapes = list_shapes(dict(models.language_model(model).named_parameters()))
+        shapes = list_shapes(dict(models.skeleton(model).named_parameters()))
         refuse_other(shapes, plan.shapes, f"mask {path}")
         refuse_digest(known, plan.model_digest, f"mask {path}")
 

@@ -107,6 +107,13 @@ def language_model(choice: ModelChoice) -> PreTrainedModel:
     return model.to(device(choice)).eval()
 
 
+def skeleton(choice: ModelChoice) -> PreTrainedModel:
+    """Return the causal language model without weights, on no device: parameters have names and shapes alone."""
+    config = AutoConfig.from_pretrained(folder(choice), trust_remote_code=False)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
 @lru_cache(maxsize=1)
 def embedder(choice: ModelChoice) -> PreTrainedModel:
     """Return the text encoder in eval mode, on its device."""

@@ -8,10 +8,11 @@ one.
 """
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,17 @@ class Restriction:
     mask: Mapping[str, np.ndarray]  # flat indices, ascending, by name
     scoring: Scoring | None = None  # None: this mask to the end
 
-    def describe(self) -> dict[str, Any]:
-        """Return what of it determines a training."""
+    @cached_property
+    def digest(self) -> str:
+        """Return that of the mask; all arms share it."""
         total = hashlib.sha256()
         for name in sorted(self.mask):
             total.update(name.encode() + self.mask[name].astype("<i8").tobytes())
-        return {"mask": total.hexdigest(), "scoring": _describe(self.scoring) if self.scoring else None}
+        return total.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what of it determines a training."""
+        return {"mask": self.digest, "scoring": _describe(self.scoring) if self.scoring else None}
 
 
 @dataclass(frozen=True)
@@ -162,11 +168,21 @@ class Rescorer(TrainerCallback):
     """Cuts the mask anew every so many optimiser steps, but for the last, and keeps it beside the checkpoints."""
 
     def __init__(
-        self, inside: Inside, scoring: Scoring, *, rows: Encoding, ids: Sequence[str], checkpoints: Path
+        self, inside: Inside, scoring: Scoring, *, label: str, rows: Encoding, ids: Sequence[str], checkpoints: Path
     ) -> None:
         self.inside, self.scoring, self.checkpoints = inside, scoring, checkpoints
-        self.rows, self.ids = rows, ids
+        self.label, self.rows, self.ids = label, rows, ids
         self.attention = inside.network.config._attn_implementation  # the model's own; training packs rows
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        """Warn where the training is too short for a new cut."""
+        if self.scoring.every >= state.max_steps:
+            warnings.warn(
+                f"finetuning.rescore_every is {self.scoring.every} and arm {self.label} takes {state.max_steps} "
+                "optimiser steps, so its mask is never cut anew; lower it, raise finetuning.epochs, or set "
+                "rescore_every: null",
+                stacklevel=2,
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         """Cut the mask anew after a step; a checkpoint of this step is written afterwards."""
@@ -236,7 +252,7 @@ def keep(inside: Inside, checkpoints: Path, step: int) -> None:
 
 def recall(checkpoints: Path, step: int) -> Kept | None:
     """Return the mask in force when the checkpoint of a step was written; None: the first one."""
-    found = [path for path in list_kept(checkpoints) if _step_of(path) <= step]
+    found = [path for path in list_kept(checkpoints) if step_of(path) <= step]
     if not found:
         return None
     tensors, facts = tensorfiles.read(found[-1])
@@ -249,7 +265,7 @@ def recall(checkpoints: Path, step: int) -> Kept | None:
 
 def list_kept(checkpoints: Path) -> list[Path]:
     """Return the masks that stand beside the checkpoints, oldest first."""
-    return sorted(checkpoints.glob("mask-*.safetensors"), key=_step_of)
+    return sorted(checkpoints.glob("mask-*.safetensors"), key=step_of)
 
 
 def unite(one: Mask, other: Mask) -> dict[str, Tensor]:
@@ -263,7 +279,8 @@ def _to_numpy(mask: Mask) -> dict[str, np.ndarray]:
     return {name: indices.cpu().numpy() if isinstance(indices, Tensor) else indices for name, indices in mask.items()}
 
 
-def _step_of(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """Return the optimiser step after which a checkpoint, or a mask, was written."""
     return int(path.stem.rpartition("-")[2])
 
 

@@ -19,6 +19,7 @@ from tasks.artifacts import ArtifactError, replacing
 HEADER = "tamis"
 NAMES = {"float32": "F32", "float64": "F64"}  # of the dtypes that scores have
 BYTES = {"F32": 4, "F64": 8}
+ANEW = "delete it: what it held is computed again"
 
 
 def write(tensors: Mapping[str, Tensor], path: Path, facts: Mapping[str, Any]) -> None:
@@ -72,8 +73,15 @@ def stream(
             raise ValueError(f"{len(left)} of {len(layout)} tensors were not given for {path}, first {left[:3]}")
 
 
-def read(path: Path, names: Collection[str] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read(
+    path: Path, names: Collection[str] | None = None, way_out: str = ANEW
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return what was written, on the CPU; of the tensors those with these names, in the file's order.
+
+    Args:
+        path: of the file.
+        names: None: all.
+        way_out: that is told where the file is damaged.
 
     Raises:
         ArtifactError: it is damaged.
@@ -83,7 +91,7 @@ def read(path: Path, names: Collection[str] | None = None) -> tuple[dict[str, Te
             kept = [name for name in file.keys() if names is None or name in names]  # noqa: SIM118 (no mapping)
             return {name: file.get_tensor(name) for name in kept}, json.loads(file.metadata()[HEADER])
     except (safetensors.SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}); delete it: what it held is computed again") from error
+        raise ArtifactError(f"{path} is damaged ({error}); {way_out}") from error
 
 
 def _header(facts: Mapping[str, Any]) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """One arm trained by `transformers.Trainer`, from the base model or from the model of the version before.
 
 An adapter, and a delta, always stands on the base model alone: a version that continues from another goes on training
-the same adapter (or, with methods full and masked, the same weights), with a fresh optimiser and schedule. What the
-Trainer writes with torch.save (optimiser, random state) stays in the folder of checkpoints.
+the same adapter (or, with methods full and masked, the same weights; full goes on from masked, too), with a fresh
+optimiser and schedule. What the Trainer writes with torch.save (optimiser, random state) stays among checkpoints.
 """
 
 import gc
@@ -27,6 +27,8 @@ from tamis import finetuning, language_model, restricted, templates
 from tasks import artifacts, deltas, models, rescoring
 from tasks.artifacts import ArtifactError
 from tasks.rescoring import Inside, Rescorer, Restriction
+
+GOES_ON = {("lora", "lora"), ("full", "full"), ("masked", "masked"), ("masked", "full")}  # method before, and now
 
 
 class TrainingError(ValueError):
@@ -132,7 +134,7 @@ def refuse_other(folder: Path, model: models.ModelChoice, settings: FinetuningSe
     """Raise TrainingError where an arm of the version before cannot be trained on under these settings."""
     method, kind = deltas.identify(folder)
     again = "or make that version again: `tamis run`"
-    if method != settings.method:
+    if (method, settings.method) not in GOES_ON:
         raise TrainingError(
             f"{folder} is {kind} and finetuning.method is {settings.method}; a version goes on in the way of the one "
             f"before: set finetuning.method: {method}, {again}"
@@ -203,19 +205,19 @@ def pick(encoding: templates.Encoding, rows: Sequence[int]) -> templates.Encodin
 def load(seed: int, recipe: Recipe) -> tuple[PreTrainedModel, torch.nn.Module]:
     """Return a model and what is trained of it: the same, or adapters in it (float32 beside half weights).
 
-    With method full it is the base or the start, with method masked the base or the base with the delta of the start;
-    adapters in the base are fresh ones, or those of the start.
+    With methods full and masked it is the base or the start: a whole model, or the base with a delta; adapters in the
+    base are fresh ones, or those of the start.
     """
     model, settings, start = recipe.model, recipe.settings, recipe.start
-    whole = settings.method == "full"
+    begun = deltas.identify(start.folder)[0] if start else None
     if settings.method != "lora" and model.dtype == "float16":
-        how = "in full" if whole else "inside a mask"
+        how = "in full" if settings.method == "full" else "inside a mask"
         raise TrainingError(f"float16 weights cannot be trained {how} (updates underflow); set models.dtype: bfloat16")
     gc.collect()  # the arm before, which its Trainer holds in cycles
-    from_start = replace(model, name=str(start.folder), revision=None) if start and whole else model
+    from_start = replace(model, name=str(start.folder), revision=None) if begun == "full" else model
     base = models.language_model.__wrapped__(from_start)  # past the cache: training changes it
     language_model.verify_packing(base)
-    if settings.method == "masked" and start:
+    if begun == "masked":
         deltas.apply(base, start.folder, model)
     if settings.method != "lora":
         return base, base
@@ -239,12 +241,13 @@ def restrict(
     restriction, last = recipe.restriction, last_checkpoint(checkpoints)
     if restriction is None:
         return None, []
-    kept = rescoring.recall(checkpoints, _step_of(last)) if last else None
+    kept = rescoring.recall(checkpoints, rescoring.step_of(last)) if last else None
     inside = rescoring.begin(base, restriction.mask, recipe.settings.learning_rate, kept)
     if restriction.scoring is None:
         return inside, []
     rows = pick(encoding, arm.rows)
-    return inside, [Rescorer(inside, restriction.scoring, rows=rows, ids=arm.ids, checkpoints=checkpoints)]
+    what = {"label": arm.label, "rows": rows, "ids": arm.ids}
+    return inside, [Rescorer(inside, restriction.scoring, checkpoints=checkpoints, **what)]
 
 
 @contextmanager
@@ -388,7 +391,3 @@ def _save_delta(trained: Trained, folder: Path, arm: Arm, recipe: Recipe) -> dic
     delta = restricted.extract_delta(trained.network, dict(base.named_parameters()), entries)
     size = deltas.write_delta(delta, folder, recipe.model, {"arm": arm.name, "seed": arm.seed})
     return inside.measure() | {"delta_entries": deltas.count_entries(delta), "delta_bytes": size}
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])

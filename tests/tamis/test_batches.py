@@ -5,14 +5,12 @@ from small_models import small_model, small_pool
 from tamis.batches import lay_out, plan_batches, split
 
 
-@pytest.mark.parametrize("padded", [False, True])
-def test_every_row_is_in_one_batch_that_is_not_too_large(padded):
+def test_every_row_is_in_one_batch_that_is_not_too_large():
     queries, responses = small_pool(20)
-    batches = plan_batches(queries, responses, tokens=16, padded=padded)
+    batches = plan_batches(queries, responses, tokens=16)
     assert sorted(row for batch in batches for row in batch.examples) == list(range(20))
     for batch in batches:
-        lengths = [len(query) + len(response) for query, response in zip(batch.queries, batch.responses, strict=True)]
-        assert (max(lengths) * len(lengths) if padded else sum(lengths)) <= 16
+        assert sum(map(len, [*batch.queries, *batch.responses])) <= 16
 
 
 def test_a_row_that_is_longer_than_a_batch_is_a_batch_of_its_own():
@@ -35,15 +33,14 @@ def test_an_empty_query_is_refused():
         plan_batches([[]], [[2]], tokens=8)
 
 
-@pytest.mark.parametrize("padded", [False, True])
-def test_a_sheet_tells_whose_each_token_is(padded):
-    (batch,) = plan_batches([[5, 6], [7]], [[8], [9]], tokens=99, padded=padded)
+def test_a_sheet_tells_whose_each_token_is():
+    (batch,) = plan_batches([[5, 6], [7]], [[8], [9]], tokens=99)
     sheet = lay_out(batch, small_model("llama"))
     assert batch.examples == [1, 0]
-    assert sheet.inputs["input_ids"].tolist() == ([[7, 9, 0], [5, 6, 8]] if padded else [[7, 9, 5, 6, 8]])
-    assert sheet.inputs["position_ids"].tolist() == ([[0, 1, 2], [0, 1, 2]] if padded else [[0, 1, 0, 1, 2]])
-    assert sheet.owner.tolist() == ([0, 0, 2, 1, 1, 1] if padded else [0, 0, 1, 1, 1])
-    assert sheet.places.tolist() == ([0, 4] if padded else [0, 3])
+    assert sheet.inputs["input_ids"].tolist() == [[7, 9, 5, 6, 8]]
+    assert sheet.inputs["position_ids"].tolist() == [[0, 1, 0, 1, 2]]
+    assert sheet.owner.tolist() == [0, 0, 1, 1, 1]
+    assert sheet.places.tolist() == [0, 3]
     assert sheet.labels.tolist() == [9, 8]
     assert sheet.answers.tolist() == [0, 1]
     assert torch.equal(sheet.sizes, torch.tensor([1, 1]))

@@ -47,17 +47,6 @@ def test_one_pass_gives_the_sums_and_inner_products_of_each_examples_own_gradien
     assert_same_sums(found.G, G)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_padded_batches_give_what_packs_give(family, monkeypatch):
-    widen(monkeypatch)
-    model = small_model(family)
-    u = random_direction(model)
-    packed = accumulate(model, PACKED, u)
-    padded = accumulate(model, plan_batches(QUERIES, RESPONSES, tokens=24, padded=True), u)
-    assert distance(padded.phi_data, packed.phi_data) <= 1e-10
-    assert_same_sums(padded.G, packed.G)
-
-
 def test_packed_rows_give_what_each_gives_alone():
     model = small_model("llama")
     u = random_direction(model)

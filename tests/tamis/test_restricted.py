@@ -340,9 +340,10 @@ def test_a_delta_on_its_base_is_the_trained_model_bit_for_bit(dtype):
     run(model, RestrictedAdamW(model.named_parameters(), mask, **HOW), 4)
     delta = restricted.extract_delta(model, before, mask)
     assert {name: places.tolist() for name, places in delta.indices.items()} == {n: p.tolist() for n, p in mask.items()}
-    merged = restricted.apply_delta(before, delta)
+    merged = {name: weight.clone() for name, weight in before.items()}
+    for name, places in delta.indices.items():
+        merged[name].view(-1)[places] = delta.values[name]
     assert all(torch.equal(merged[name], weight) for name, weight in model.named_parameters())
-    assert all(merged[name] is before[name] for name in before.keys() - mask.keys())
     assert not torch.equal(merged["0.weight"], before["0.weight"])
 
 
@@ -355,15 +356,42 @@ def test_a_change_outside_of_the_mask_is_refused():
         restricted.extract_delta(model, before, mask)
 
 
-def test_a_delta_on_another_base_is_refused():
+def test_a_delta_beside_the_weights_of_another_model_is_refused():
     model = network()
     mask, before = draw_mask(model, 0.3), weights(model)
-    delta = restricted.extract_delta(model, before, mask)
     other = {**before, "0.weight": torch.zeros(8, 7), "4.bias": torch.zeros(2)}
-    with pytest.raises(MaskError, match=r"the delta belongs to another model: 2 of 7 tensors differ, first 0.weight: "):
-        restricted.apply_delta(other, delta)
+    text = r"state before training belongs to another model: 2 of 7 tensors differ, first 0.weight: "
+    with pytest.raises(MaskError, match=text):
+        restricted.extract_delta(model, other, mask)
+
+
+def test_a_delta_beside_weights_of_another_type_is_refused():
+    model = network()
+    mask, before = draw_mask(model, 0.3), weights(model)
     half = {name: weight.bfloat16() for name, weight in before.items()}
-    with pytest.raises(
-        MaskError, match=r"the delta has another type in 4 of 4 tensors, first 0.weight: torch\.bfloat16"
-    ):
-        restricted.apply_delta(half, delta)
+    text = r"state before training has another type in 6 of 6 tensors, first 0.weight: torch\.float32 here, torch\.bf"
+    with pytest.raises(MaskError, match=text):
+        restricted.extract_delta(model, half, mask)
+
+
+def test_after_a_saved_state_is_loaded_hooks_and_optimiser_share_the_indices():
+    model = network()
+    chosen = restricted.place(dict(model.named_parameters()), draw_mask(model, 0.3))
+    optimizer = RestrictedAdamW(model.named_parameters(), chosen)
+    run(model, optimizer, 1)
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    named = dict(model.named_parameters())
+    for name, indices in chosen.items():
+        assert optimizer.state[named[name]]["indices"].data_ptr() == indices.data_ptr()
+        assert float(optimizer.state[named[name]]["exp_avg"].abs().max()) > 0
+
+
+def test_after_an_equal_mask_is_cut_hooks_and_optimiser_share_the_indices():
+    model = network()
+    mask = draw_mask(model, 0.3)
+    optimizer = RestrictedAdamW(model.named_parameters(), mask)
+    named = dict(model.named_parameters())
+    again = restricted.place(named, {name: places.copy() for name, places in mask.items()})
+    optimizer.remask(again)
+    for name, indices in again.items():
+        assert optimizer.state[named[name]]["indices"].data_ptr() == indices.data_ptr()

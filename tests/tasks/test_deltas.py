@@ -8,6 +8,7 @@ from pathlib import Path
 
 import peft
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -191,7 +192,7 @@ def test_a_delta_that_the_disk_refuses_names_the_way_out(arm, toy, monkeypatch):
         raise OSError(28, "No space left on device")
 
     before = (arm / "delta.safetensors").read_bytes()
-    monkeypatch.setattr(deltas.safetensors.torch, "save_file", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(ArtifactError, match=r"delta.safetensors could not be written: No space left on device"):
         deltas.write_delta(make_delta(toy), arm, toy, {})
     assert (arm / "delta.safetensors").read_bytes() == before

@@ -206,6 +206,27 @@ def test_a_continued_delta_stands_on_the_base_and_holds_the_entries_of_both_mask
     assert 0 < kept < sum(map(len, first.values()))
 
 
+def test_method_full_goes_on_from_the_base_with_the_delta_of_the_version_before(after, model, before):
+    full = replace(ONE, method="full", epochs=1, learning_rate=1e-30)
+    out = run(after, model, full, previous=before / "out")
+    old, new = weights_of(before / "out/arms/chosen-3/model"), weights_of(out / "arms/chosen-3")
+    for name in old:
+        torch.testing.assert_close(new[name], old[name], rtol=0, atol=1e-20)
+    assert json.loads((out / "finetuning.json").read_text())["continues_from"] == "chosen-3"
+
+
+def test_method_full_that_goes_on_from_a_delta_trains_entries_outside_of_the_mask(after, model, before):
+    out = run(after, model, replace(ONE, method="full", epochs=1), previous=before / "out")
+    old, new = weights_of(before / "out/arms/chosen-3/model"), weights_of(out / "arms/chosen-3")
+    moved = sum(int((old[name] != new[name]).sum()) for name in old)
+    assert moved > 5 * sum(map(len, entries_of(before / "out/arms/chosen-3").values()))
+
+
+def test_a_mask_is_not_trained_in_a_whole_model_of_the_version_before(model, toy_folder):
+    with pytest.raises(TrainingError, match=r"is a whole model and finetuning.method is masked; .*method: full, or"):
+        trainer.refuse_other(toy_folder, model, ONE)
+
+
 def test_an_interrupted_arm_that_continues_resumes_bit_for_bit(after, model, before, monkeypatch):
     whole = content(run(after, model, ONE, "whole", before / "out"))
     shutil.rmtree(after / "scratch")
@@ -222,12 +243,13 @@ def test_another_method_than_before_names_both(after, model, before):
         run(after, model, replace(ONE, method="lora"), previous=before / "out")
 
 
-def test_another_base_than_that_of_the_delta_before_is_named(after, model, before):
+@pytest.mark.parametrize("method", ["masked", "full"])
+def test_another_base_than_that_of_the_delta_before_is_named(after, model, before, method):
     other = replace(model, dtype="bfloat16")
     write_mask(after, other)
     text = r"chosen-3 was trained with models.dtype: float32, not bfloat16, its digest: .*base's parameters are trained"
     with pytest.raises(TrainingError, match=text):
-        run(after, other, ONE, previous=before / "out")
+        run(after, other, replace(ONE, method=method), previous=before / "out")
 
 
 def test_a_package_names_the_base_in_the_delta_and_no_place_on_this_machine(world, model, toy_folder, monkeypatch):

