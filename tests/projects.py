@@ -139,6 +139,19 @@ def drive_by_dvc(project: Project) -> list[str]:
 DRIVERS: dict[str, Callable[[Project], list[str]]] = {"flow": drive_by_flow, "dvc": drive_by_dvc}
 
 
+def run_stages(version: str, until: str = "audit") -> None:
+    """Run a version's stages up to one, and what they need, as the flow does, but without Prefect, where we are."""
+    from flows import dvcstate, stage
+
+    for planned in dvcstate.plan([version]):
+        found = dvcstate.probe(planned.address)
+        if found.state == "stale":
+            stage.run(*planned.address.split("@"))
+            dvcstate.record(planned.address, found.inputs)
+        if planned.address == f"{until}@{version}":
+            return
+
+
 def run_dvc(project: Project, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Run the dvc command, in a process group of its own."""
     return run_child([sys.executable, "-m", "dvc", *arguments], project, **more)

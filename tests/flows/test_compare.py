@@ -7,10 +7,10 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from projects import GRAPHS, ROOT, Project, copy_real, run_dvc, start_project
+from projects import GRAPHS, ROOT, Project, copy_real, run_dvc, run_stages, start_project
 from typer.testing import CliRunner
 
-from flows import compare, dvcstate, params, record, stage, trials
+from flows import compare, params, record, stage, trials
 from flows.cli import app
 
 ASKED = {"selectors": ["longest", "delift"], "budgets": ["4"], "seeds": 2}
@@ -42,14 +42,6 @@ def continued(tmp_path_factory, toy_folder) -> Project:
     project = start_project(root)
     project.apply(GRAPHS["real"].version)
     return project
-
-
-def run_stages(version):
-    """Run a version's stages as the flow does, without Prefect."""
-    for planned in dvcstate.plan([version]):
-        inputs = dvcstate.probe(planned.address).inputs
-        stage.run(*planned.address.split("@"))
-        dvcstate.record(planned.address, inputs)
 
 
 @contextlib.contextmanager

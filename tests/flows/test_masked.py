@@ -4,15 +4,13 @@ import contextlib
 import json
 
 import pytest
-from projects import GRAPHS, Change, Project, copy_real, run_dvc, start_project
+from projects import GRAPHS, Change, Project, copy_real, run_dvc, run_stages, start_project
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from flows import dvcstate, params, stage
+from flows import params
 from flows.cli import app
 from flows.rooms import folder, language
-
-pytestmark = pytest.mark.slow  # two versions, run to the end
 
 MASKED = (
     Change("params.yaml", "mask_by: none", "mask_by: dualsft", ()),
@@ -29,10 +27,8 @@ def project(tmp_path_factory, toy_folder) -> Project:
     for change in (*MASKED, GRAPHS["real"].version):
         project.apply(change)
     with contextlib.chdir(root):
-        for planned in dvcstate.plan():
-            inputs = dvcstate.probe(planned.address).inputs
-            stage.run(*planned.address.split("@"))
-            dvcstate.record(planned.address, inputs)
+        for version in ("v1", "v2"):
+            run_stages(version)
     return project
 
 

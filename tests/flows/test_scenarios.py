@@ -1,7 +1,7 @@
 """One graph, two drivers: whichever ran last, the other finds nothing to do.
 
 Over the small graph (no torch) in the daily suite, over the real graph with the toy model when slow tests run;
-of these, three are run daily.
+of these, three are run daily, by the flow.
 """
 
 import shutil
@@ -22,13 +22,21 @@ DAILY = ("fresh_run", "changed_back", "at_shard_three")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "graph" in metafunc.fixturenames and "edited" not in metafunc.function.__name__:
-        daily = any(word in metafunc.function.__name__ for word in DAILY)
-        real = pytest.param(GRAPHS["real"], marks=[] if daily else pytest.mark.slow, id="real")
-        metafunc.parametrize("graph", [pytest.param(GRAPHS["small"], id="small"), real], scope="session")
+    if "driver" not in metafunc.fixturenames:
+        return
+    if "edited" in metafunc.function.__name__:
+        metafunc.parametrize("driver", DRIVERS, indirect=True)
+        return
+    daily = any(word in metafunc.function.__name__ for word in DAILY)
+    pairs = [(name, driver, name == "real" and (driver == "dvc" or not daily)) for name in GRAPHS for driver in DRIVERS]
+    given = [
+        pytest.param(GRAPHS[name], driver, marks=[pytest.mark.slow] if slow else [], id=f"{name}-{driver}")
+        for name, driver, slow in pairs
+    ]
+    metafunc.parametrize(("graph", "driver"), given, indirect=["driver"], scope="session")
 
 
-@pytest.fixture(params=DRIVERS)
+@pytest.fixture
 def driver(request) -> str:
     """The driver that runs; the other one must then find nothing to do."""
     return request.param
