@@ -16,6 +16,7 @@ from tamis.comparison import NONE, RANDOM, Cell, Measured, compare
 from tasks import artifacts, schemas
 
 COLOURS = matplotlib.colormaps["tab10"].colors
+MARKS = "os^Dv"  # of masks: none is a disk
 PLOT = """# `dvc plots show` finds this
 plots:
   - comparison.csv: {{template: selectors, x: share, y: loss, title: "{version}: held-out loss"}}
@@ -139,19 +140,21 @@ def name_line(row: Mapping[str, Any]) -> str:
 
 
 def draw(rows: Sequence[Mapping[str, Any]], base: float, path: Path) -> None:
-    """Write the picture: held-out loss over the share of the pool, with intervals, random rows in black."""
+    """Write the picture: held-out loss over the share of the pool, a colour per selector and a mark per mask."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    names = sorted({name_line(row) for row in rows}, key=lambda name: (name != RANDOM, name))
+    lines = sorted({(row["selector"], row["mask"]) for row in rows}, key=_place_line)
+    selectors, masks = (list(dict.fromkeys(names)) for names in zip(*lines, strict=True))
     spread = 0.006 * max(row["share"] for row in rows)  # so that intervals do not hide each other
-    for place, name in enumerate(names):
-        own = sorted((row for row in rows if name_line(row) == name), key=lambda row: row["share"])
-        shares = [row["share"] + (place - (len(names) - 1) / 2) * spread for row in own]
+    for place, (selector, mask) in enumerate(lines):
+        own = sorted((row for row in rows if (row["selector"], row["mask"]) == (selector, mask)), key=_share)
+        shares = [row["share"] + (place - (len(lines) - 1) / 2) * spread for row in own]
         heights = [row["loss"] for row in own]
         reach = [[row["loss"] - row["low"] for row in own], [row["high"] - row["loss"] for row in own]]
-        colour = "black" if name == RANDOM else COLOURS[(place - 1) % len(COLOURS)]
-        style = {"color": colour, "linewidth": 2.2 if name == RANDOM else 1.4, "marker": "o", "markersize": 4}
-        axes.errorbar(shares, heights, yerr=reach, capsize=3, elinewidth=0.8, label=name, **style)
+        colour = "black" if selector == RANDOM else COLOURS[selectors.index(selector) % len(COLOURS)]
+        style = {"color": colour, "linewidth": 2.2 if (selector, mask) == (RANDOM, NONE) else 1.4, "markersize": 5}
+        style |= {"marker": MARKS[masks.index(mask) % len(MARKS)], "label": name_line(own[0])}
+        axes.errorbar(shares, heights, yerr=reach, capsize=3, elinewidth=0.8, **style)
     axes.axhline(base, color="grey", linestyle="--", linewidth=1, label="base model")
     axes.set_xlabel("share of the pool that is trained on")
     axes.set_ylabel("held-out loss, nats per response token")
@@ -159,6 +162,16 @@ def draw(rows: Sequence[Mapping[str, Any]], base: float, path: Path) -> None:
     axes.legend(fontsize=8)
     with artifacts.replacing(path) as part:
         figure.savefig(part, format="png", dpi=120, metadata={"Software": None})
+
+
+def _share(row: Mapping[str, Any]) -> float:
+    return row["share"]
+
+
+def _place_line(line: tuple[str, str]) -> tuple[bool, str, bool, str]:
+    """Sort selectors by name, random rows first; of each, no mask first."""
+    selector, mask = line
+    return selector != RANDOM, selector, mask != NONE, mask
 
 
 def count_repeats(examples: Path, kept: Path, drawn: Sequence[Path]) -> list[dict[str, Any]]:
