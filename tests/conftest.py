@@ -1,5 +1,6 @@
 """Fixtures of the whole suite: shapes are checked, and a toy world stands in for the real models."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,11 @@ def toy(toy_folder):
     from tasks.models import ModelChoice
 
     return ModelChoice(name=str(toy_folder), revision=None, device="cpu", dtype="float32", max_tokens=256)
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    """Every training collects garbage, for which what was imported need not be looked at."""
+    gc.freeze()
+    yield
+    gc.unfreeze()

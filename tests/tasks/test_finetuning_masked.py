@@ -1,6 +1,5 @@
 """The room `finetuning`, method masked: what moves, what does not, the delta, resuming and continuing."""
 
-import gc
 import json
 import shutil
 from dataclasses import replace
@@ -22,18 +21,11 @@ from tasks.finetuning import plan_arms, read_pool
 from tasks.models import ModelChoice
 from tasks.trainer import ArmProgress, FinetuningSettings, Recipe, TrainingError
 
+pytestmark = pytest.mark.usefixtures("frozen")
 ONE = FinetuningSettings(
     arms={"chosen": [3]}, method="masked", epochs=2, learning_rate=1e-2, batch_rows=2, save_steps=2
 )  # 6 steps
 IDS = torch.arange(9)[None]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def frozen():
-    """Every training collects garbage, for which what was imported need not be looked at."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

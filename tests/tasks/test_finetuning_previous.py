@@ -1,6 +1,5 @@
 """The room `finetuning` where a version continues from another: the model that it starts from, and replay."""
 
-import gc
 import json
 import shutil
 import warnings
@@ -22,18 +21,11 @@ from tasks.finetuning import plan_arms, read_pool
 from tasks.models import ModelChoice
 from tasks.trainer import ArmProgress, FinetuningSettings, Recipe, TrainingError
 
+pytestmark = pytest.mark.usefixtures("frozen")
 FIRST = FinetuningSettings(arms={"chosen": [3], "full": [0]}, epochs=2, learning_rate=1e-2, batch_rows=2, save_steps=2)
 NEXT = replace(FIRST, arms={"chosen": [3, 4], "random": [0], "full": [0]}, epochs=1)
 ONE = replace(NEXT, arms={"chosen": [3]}, epochs=3)  # 6 steps
 FULL = {"method": "full", "learning_rate": 1e-3}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def frozen():
-    """Every training collects garbage, for which what was imported need not be looked at."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

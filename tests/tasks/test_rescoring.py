@@ -1,6 +1,5 @@
 """The mask cut anew in training: what scores it, what is carried over, and that an interruption changes no bit."""
 
-import gc
 import json
 import shutil
 from dataclasses import replace
@@ -20,20 +19,13 @@ from tasks.models import ModelChoice
 from tasks.rescoring import Rescorer, begin, recall, score, unite
 from tasks.trainer import ArmProgress, FinetuningSettings
 
+pytestmark = pytest.mark.usefixtures("frozen")
 ONE = FinetuningSettings(
     arms={"chosen": [3]}, method="masked", epochs=2, learning_rate=1e-2, batch_rows=2, save_steps=2, rescore_every=2
 )  # 6 steps, of which 2 and 4 are followed by a cut
 SMALL = GradientsSettings(
     lambda_prior=0.5, anchor_share=0.3, validation_share=0.2, batch_rows=3, pack_tokens=120, tau=1.5
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def frozen():
-    """Every training collects garbage, for which what was imported need not be looked at."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
