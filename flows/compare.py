@@ -90,6 +90,7 @@ def compare(
     losses = base["losses"], base["general_losses"]
     rows = write_comparison(trials, *losses, seed=values.evaluation.seed, **settings)
     tell_resumed(rows)
+    tell_floor(rows, values.evaluation.task_metric)
     return rows
 
 
@@ -143,6 +144,12 @@ def tell_resumed(rows: Sequence[Mapping[str, Any]]) -> None:
             f"seconds of {len(cells)} of {len(rows)} cells leave out what interrupted attempts took "
             f"(column resumed), first {', '.join(cells[:3])}"
         )
+
+
+def tell_floor(rows: Sequence[Mapping[str, Any]], metric: str) -> None:
+    """Say where no cell answered any held-out row right."""
+    if metric != "none" and not any(row["correct"] for row in rows):
+        say(f"{metric}: no cell answered any held-out row right (a floor of 0), so it tells nothing of the cells")
 
 
 def plan(selectors: Sequence[str], budgets: Sequence[str], masks: Sequence[str] = (NONE,)) -> list[Cell]:

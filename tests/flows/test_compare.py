@@ -233,6 +233,21 @@ def test_a_comparison_is_asked_in_sql_and_plotted_by_dvc(rows, inside):
 
 
 @pytest.mark.parametrize(
+    ("metric", "correct", "told"),
+    [
+        ("exact_match", [0.0, 0.0], "exact_match: no cell answered any held-out row right (a floor of 0), so it tells"),
+        ("exact_match", [0.0, 0.1], ""),
+        ("none", [None, None], ""),
+    ],
+)
+def test_a_floor_of_zero_right_answers_is_told(capsys, metric, correct, told):
+    compare.tell_floor([{"correct": share} for share in correct], metric)
+    said = capsys.readouterr().err
+    assert said.startswith(told)
+    assert bool(said) == bool(told)
+
+
+@pytest.mark.parametrize(
     ("changes", "text"),
     [
         ({"selectors": ["longst"]}, "unknown selector 'longst'; known: delift, random, longest"),
