@@ -166,7 +166,7 @@ def plan(selectors: Sequence[str], budgets: Sequence[str], masks: Sequence[str] 
             raise CompareError(f"unknown {what} {unknown[0]!r}; known: {', '.join(known)}")
     if not budgets:
         raise CompareError("no budget is given; give fractions of the pool such as 0.1,0.3, or counts of rows")
-    masked = set(masks) > {NONE} or NONE not in masks
+    masked = set(masks) != {NONE}
     names = dict.fromkeys([RANDOM, *([ALL] if masked else []), *selectors])
     within = dict.fromkeys([NONE, *([RANDOM, *masks] if masked else [])])
     return [
@@ -208,9 +208,9 @@ def ask(cell: Cell, seed: int, values: Params, masked: bool) -> Params:
     """
     from tasks.selection import SelectionSettings, find_seed
 
-    budget, rows = read_budget(cell.budget), {"rows_by": cell.selector}
+    budget = read_budget(cell.budget)
     everything = {"rows_by": RANDOM, "budget": {"fraction": 1.0}, "caps": {}, "floors": {}}
-    rows = everything if cell.selector == ALL else rows | {"budget": budget}
+    rows = everything if cell.selector == ALL else {"rows_by": cell.selector, "budget": budget}
     mask = {"mask_budget": budget} if cell.mask != NONE and "fraction" in budget else {}
     asked = replace(values.selection, **rows, **mask, mask_by=cell.mask, seed=seed)
     drawn = cell.mask == RANDOM or (cell.selector != ALL and find_seed(SelectionSettings(**asdict(asked))) is not None)

@@ -157,6 +157,16 @@ def draw(budget: Budget, *, seed: int) -> Int64[np.ndarray, " pick"]:
     return rank(budget, np.argsort(np.random.default_rng(seed).permutation(len(budget.costs))))
 
 
+def measure_room(budget: Budget, rows: Int64[np.ndarray, " candidate"]) -> tuple[int, str]:
+    """Return what all of some rows would cost, and the unit of that in words.
+
+    >>> two = resolve({"count": 2}, topics=["a", "b", "b"], response_tokens=np.array([1, 1, 1]))
+    >>> measure_room(two, np.array([0, 2]))
+    (2, 'rows')
+    """
+    return int(budget.costs[rows].sum()), "response tokens" if budget.kind == "response_tokens" else "rows"
+
+
 def narrow(budget: Budget, rows: Int64[np.ndarray, " candidate"]) -> Budget:
     """Return the same budget for some of its rows, numbered from 0 in the order given: only these may be taken.
 

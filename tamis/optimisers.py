@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from tamis.budgets import Budget, BudgetError, draw, narrow
+from tamis.budgets import Budget, BudgetError, draw, measure_room, narrow
 from tamis.kernels import Kernel
 from tamis.objectives import Objective
 from tamis.partition import choose_partitioned
@@ -60,7 +60,7 @@ def restrict(budget: Budget, demos: Int64[np.ndarray, " demo"]) -> Budget:
     """
     if len(demos) == len(budget.costs):
         return budget
-    room, unit = int(budget.costs[demos].sum()), "response tokens" if budget.kind == "response_tokens" else "rows"
+    room, unit = measure_room(budget, demos)
     if budget.limit > room:
         raise BudgetError(
             f"selection.budget.{budget.kind} allows {budget.limit} {unit}, but only {len(demos)} landmarks of "

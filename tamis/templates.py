@@ -4,9 +4,9 @@ A sequence is prefix + query + response. Segments are tokenised once per example
 they differ from tokenising the joined text only at the seams. A prefix that shows several demos is one segment.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 TEMPLATES = ("chat", "delift")
 
@@ -27,6 +27,16 @@ class Encoding:
     prefixes: list[list[int]]  # per example: the prefix that shows it as the demo
     queries: list[list[int]]  # per example: what stands between prefix and response
     responses: list[list[int]]  # per example: its response, ending with the end-of-turn token
+
+    def pick(self, places: Iterable[SupportsIndex]) -> "Encoding":
+        """Return the encoding of some examples, in the order given, without prefixes that show them.
+
+        >>> Encoding([0], [[1], [2]], [[3], [4]], [[5], [6]]).pick([1])
+        Encoding(base=[0], prefixes=[], queries=[[4]], responses=[[6]])
+        """
+        chosen = list(places)
+        queries, responses = ([side[place] for place in chosen] for side in (self.queries, self.responses))
+        return Encoding(self.base, [], queries, responses)
 
 
 @dataclass(frozen=True)

@@ -266,7 +266,7 @@ def train(work: Work, sets: Sets) -> None:
     network = load(replace(work.model, dtype="float32"))
     verify_coverage(network, largest=work.settings.block_parameters)  # now, too: a warm-up may take hours
     start = perf_counter()
-    optimizer, losses = run_epoch(network, pick(sets, sets.warmup), work.settings)
+    optimizer, losses = run_epoch(network, sets.encoding.pick(sets.warmup), work.settings)
     facts = {"seconds": perf_counter() - start, "steps": len(losses), "loss": final_loss(losses)}
     facts["beta2"] = float(optimizer.param_groups[0]["betas"][1])
     named, dtype = dict(network.named_parameters()), models.DTYPES[work.model.dtype]
@@ -300,8 +300,8 @@ def run_epoch(
     device, losses = next(network.parameters()).device, []
     with packed_attention(network):
         for number, places in enumerate(steps, start=1):
-            queries, responses = ([side[place] for place in places] for side in (rows.queries, rows.responses))
-            inputs = collate(rows.base, queries, responses, device)
+            step = rows.pick(places)
+            inputs = collate(step.base, step.queries, step.responses, device)
             inputs = {name: one.to(device) if isinstance(one, Tensor) else one for name, one in inputs.items()}
             labels = inputs.pop("labels")
             loss = response_loss(network(**inputs, use_cache=False).logits, labels)
@@ -329,9 +329,8 @@ def timed(
         ValueError: a gradient is not finite, with the ids of its rows.
     """
     weights = work.files.weights if warm else None
-    network, rows, facts = load_trained(work.model, weights, work.settings.block_parameters), pick(sets, places), {}
-    queries = [rows.base + query for query in rows.queries]
-    batches, start = plan_batches(queries, rows.responses, work.settings.pack_tokens), perf_counter()
+    network, facts = load_trained(work.model, weights, work.settings.block_parameters), {}
+    batches, start = lay_out(sets.encoding.pick(places), work.settings), perf_counter()
     try:
         yield network, batches, facts
     except GradientError as error:
@@ -343,11 +342,9 @@ def timed(
     facts["seconds"] = perf_counter() - start
 
 
-def pick(sets: Sets, places: Sequence[int]) -> Encoding:
-    """Return the encoding of some rows."""
-    whole = sets.encoding
-    queries, responses = ([side[place] for place in places] for side in (whole.queries, whole.responses))
-    return Encoding(whole.base, [], queries, responses)
+def lay_out(rows: Encoding, settings: GradientsSettings) -> list[Batch]:
+    """Return the batches in which rows are passed; prefixes are not shared in a pack."""
+    return plan_batches([rows.base + query for query in rows.queries], rows.responses, settings.pack_tokens)
 
 
 def load(choice: models.ModelChoice) -> PreTrainedModel:

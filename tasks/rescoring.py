@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, TrainerCallback
 
-from tamis.batches import Batch, plan_batches
+from tamis.batches import Batch
 from tamis.distillation import preservation_gradient
 from tamis.finetuning import scale_rate
 from tamis.gradients import GradientError, accumulate, group_parameters, validation_gradient
@@ -238,7 +238,7 @@ def score(network: PreTrainedModel, scoring: Scoring, rows: Encoding, ids: Seque
         u = direction(Terms(v_new, v_prior, settings.lambda_new, settings.lambda_prior))
         del v_new, v_prior
         with _naming(ids):
-            G = accumulate(network, _lay(rows, settings), keep=names).G
+            G = accumulate(network, groundwork.lay_out(rows, settings), keep=names).G
         phi |= {name: tensor.cpu() for name, tensor in score_parameters(u, G).items()}
     return phi
 
@@ -306,11 +306,7 @@ def _at_rest(network: PreTrainedModel, attention: str) -> Iterator[None]:
 @contextmanager
 def _batches(sets: Sets, places: Sequence[int], settings: GradientsSettings) -> Iterator[list[Batch]]:
     with _naming([sets.ids[place] for place in places]):
-        yield _lay(groundwork.pick(sets, places), settings)
-
-
-def _lay(rows: Encoding, settings: GradientsSettings) -> list[Batch]:
-    return plan_batches([rows.base + query for query in rows.queries], rows.responses, settings.pack_tokens)
+        yield groundwork.lay_out(sets.encoding.pick(places), settings)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from tamis import objectives
 from tamis.baselines import order_deft_ucs, order_longest, order_scores
-from tamis.budgets import Budget, count_by_topic, draw, narrow, rank, resolve
+from tamis.budgets import Budget, count_by_topic, draw, measure_room, narrow, rank, resolve
 from tamis.kernels import SparseKernel, scale
 from tamis.objectives import Kernels, Objective
 from tamis.optimisers import Map, maximise, restrict, share_of_all, share_of_random
@@ -188,7 +188,7 @@ def choose_scored(scores: np.ndarray, budget: Budget) -> Picks:
         SelectionError: the budget is larger than all of these.
     """
     there = np.flatnonzero(~np.isnan(scores))
-    room, unit = int(budget.costs[there].sum()), "response tokens" if budget.kind == "response_tokens" else "rows"
+    room, unit = measure_room(budget, there)
     if budget.limit > room:
         raise SelectionError(
             f"selection.budget.{budget.kind} allows {budget.limit} {unit}, but only {len(there)} of {len(scores)} rows "

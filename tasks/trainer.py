@@ -177,7 +177,7 @@ def train(arm: Arm, encoding: templates.Encoding, checkpoints: Path, recipe: Rec
     inside, callbacks = restrict(base, arm, encoding, checkpoints, recipe)
 
     def collate(items: Sequence[np.ndarray]) -> dict[str, Any]:
-        rows = pick(encoding, arm.rows[items[0]])
+        rows = encoding.pick(arm.rows[items[0]])
         return finetuning.collate(rows.base, rows.queries, rows.responses, device)
 
     with saving(arm.label, checkpoints), language_model.packed_attention(base), deltas.quiet_peft(), models.quiet():
@@ -194,12 +194,6 @@ def train(arm: Arm, encoding: templates.Encoding, checkpoints: Path, recipe: Rec
         trainer.add_callback(ArmProgress(arm.label))
         trainer.train(resume_from_checkpoint=last and str(last))
     return Trained(network, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], inside)
-
-
-def pick(encoding: templates.Encoding, rows: Sequence[int]) -> templates.Encoding:
-    """Return the encoding of some rows."""
-    queries, responses = ([ids[row] for row in rows] for ids in (encoding.queries, encoding.responses))
-    return templates.Encoding(encoding.base, [], queries, responses)
 
 
 def load(seed: int, recipe: Recipe) -> tuple[PreTrainedModel, torch.nn.Module]:
@@ -245,7 +239,7 @@ def restrict(
     inside = rescoring.begin(base, restriction.mask, recipe.settings.learning_rate, kept)
     if restriction.scoring is None:
         return inside, []
-    rows = pick(encoding, arm.rows)
+    rows = encoding.pick(arm.rows)
     what = {"label": arm.label, "rows": rows, "ids": arm.ids}
     return inside, [Rescorer(inside, restriction.scoring, checkpoints=checkpoints, **what)]
 

@@ -13,7 +13,7 @@ from toy_training import content, interrupt, make_world, run, write, write_mask
 
 from tamis import language_model
 from tamis.templates import Encoding
-from tasks import deltas, groundwork, models, rescoring, trainer
+from tasks import deltas, models, rescoring, trainer
 from tasks.groundwork import GradientsSettings
 from tasks.models import ModelChoice
 from tasks.rescoring import Rescorer, begin, recall, score, unite
@@ -57,7 +57,7 @@ def read(world: Path, model: ModelChoice, settings: GradientsSettings = SMALL):
     source = world / "examples/examples.parquet"
     scoring = rescoring.read_restriction(source, world / "selection", model, 2, settings).scoring
     places = scoring.sets.pool[:5]
-    return scoring, groundwork.pick(scoring.sets, places), [scoring.sets.ids[place] for place in places]
+    return scoring, scoring.sets.encoding.pick(places), [scoring.sets.ids[place] for place in places]
 
 
 def move(network, size: float = 0.02):
@@ -94,7 +94,7 @@ def slow_distillation(network, teacher, rows: Encoding, tau: float) -> torch.Ten
 def slow_scores(model: ModelChoice, scoring, rows: Encoding) -> dict[str, torch.Tensor]:
     """phi_param in float64, a gradient at a time."""
     network, teacher = move(fresh(model, torch.float64)), fresh(model, torch.float64)
-    validation, anchors = (groundwork.pick(scoring.sets, getattr(scoring.sets, n)) for n in ("validation", "anchors"))
+    validation, anchors = (scoring.sets.encoding.pick(getattr(scoring.sets, n)) for n in ("validation", "anchors"))
     new, pool = (each_gradient(network, *whole(some)) for some in (validation, rows))
     loss = slow_distillation(network, teacher, anchors, scoring.settings.tau)
     prior = dict(zip(new[0], torch.autograd.grad(loss, list(network.parameters())), strict=True))
