@@ -4,7 +4,7 @@ PYTHON ?= python3
 VERSION ?=
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow lint bench
+.PHONY: setup demo test test-slow lint graph bench
 
 setup: .venv/installed
 
@@ -30,6 +30,10 @@ test-slow: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# dvc.yaml's lists of modules, written anew: after an import has come or gone.
+graph: setup
+	$(BIN)/python -m flows.graph.modules
 
 # DATA is a JSONL file with prompt and response; there is no default.
 bench: setup

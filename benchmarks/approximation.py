@@ -2,7 +2,7 @@
 
     python benchmarks/approximation.py --data FILE [--rows 80] [--seed 0]
 
-A seeded sample of rows goes through the rooms `embedding` and `utility`: once with every pair, then with `neighbours`
+A seeded sample of rows goes through the stages `embedding` and `utility`: once with every pair, then with `neighbours`
 and with `landmarks` at a share of the pairs, each with a store of its own. `objective_ratio` is the facility location
 that a kernel's choice reaches under the exact kernel, over what the exact choice reaches; `random_objective_ratio` the
 mean of five drawn choices. `time_ratio` is CPU seconds, embedding and scoring, over the exact kernel's; loading models
@@ -22,15 +22,17 @@ import torch
 import typer
 from utility import sample, timed
 
-from tamis.budgets import Budget, draw, resolve
-from tamis.examples import identify
-from tamis.pairs import plan_rounds
-from tamis.selection import choose, evaluate
-from tamis.utility import missed
-from tasks import models, schemas
-from tasks.artifacts import Provenance, read_table, write_table
-from tasks.embedding import write_embedding
-from tasks.utility import UtilitySettings, write_utility
+from tamis.examples.parsing import identify
+from tamis.submodular.budgets import Budget, draw, resolve
+from tamis.submodular.greedy import choose, evaluate
+from tamis.utility.pairs import plan_rounds
+from tamis.utility.utility import approximation_error
+from tasks import models
+from tasks.artifacts import schemas
+from tasks.artifacts.tables import Provenance, read_table, write_table
+from tasks.embedding.embedding import write_embedding
+from tasks.utility.settings import UtilitySettings
+from tasks.utility.utility import write_utility
 
 FIELDS = (("prompt", "response"), ("question", "answer"))  # of tldr, of gsm8k
 DRAWS = 5  # random choices
@@ -124,7 +126,7 @@ def judge(kernel: np.ndarray, exact: np.ndarray, picks: Budget) -> dict[str, Any
         "demos": len(demos),
         "targets": int(known.any(axis=1).sum()),
         "max_abs_diff": float(np.abs(kernel - exact)[known].max()),
-        "error": asdict(missed(exact.ravel().astype(np.float64), known.ravel())),
+        "error": asdict(approximation_error(exact.ravel().astype(np.float64), known.ravel())),
     }
 
 

@@ -37,12 +37,12 @@ import typer
 from torch import Tensor, nn
 from utility import matrix_rate, sample, timed, work
 
-from tamis import masks
-from tamis.batches import Batch, plan_batches
-from tamis.gradients import Interaction, accumulate, score_second, validation_gradient
-from tamis.interaction import Terms, direction, score_parameters
-from tamis.restricted import RestrictedAdamW, count_state_bytes, freeze
-from tamis.templates import encode
+from tamis.gradients.interaction import Terms, direction, score_parameters
+from tamis.gradients.per_example import Interaction, accumulate, score_second, validation_gradient
+from tamis.language.batches import Batch, plan_batches
+from tamis.language.templates import encode
+from tamis.masks import topk
+from tamis.masks.sparse_adamw import RestrictedAdamW, count_state_bytes, freeze
 from tasks import models
 
 FIELDS = (("prompt", "response"), ("question", "answer"))  # of tldr, of gsm8k
@@ -265,8 +265,8 @@ def count_state(job: Job, phi_param: dict[str, Tensor]) -> dict[str, float]:
     """Return the bytes of restricted AdamW's state after a step, over the 8 per parameter of dense AdamW's."""
     shapes = {name: tuple(tensor.shape) for name, tensor in phi_param.items()}
     entries = sum(tensor.numel() for tensor in phi_param.values())
-    k = masks.resolve({"fraction": SHARE}, entries)
-    mask, _ = masks.choose(shapes, lambda name: phi_param[name].numpy(), k)
+    k = topk.resolve({"fraction": SHARE}, entries)
+    mask, _ = topk.choose(shapes, lambda name: phi_param[name].numpy(), k)
     freeze(job.model, mask)
     optimizer = RestrictedAdamW(job.model.named_parameters(), mask)
     plain.train(job.model, job.padded[:1])

@@ -21,7 +21,7 @@ import time
 
 import numpy as np
 
-from tamis import masks
+from tamis.masks import topk
 
 LAYERS = 28
 WIDTH = 3072  # of a model of 3.2 billion parameters
@@ -48,12 +48,12 @@ def main() -> None:
 def measure(parameters: float, fraction: float) -> dict[str, float]:
     """Return the seconds of a mask, those of making its scores, and the peak memory of this process."""
     warm = layout(1e6)
-    masks.choose(warm, Scores(warm).read, 1000)  # compiles
+    topk.choose(warm, Scores(warm).read, 1000)  # compiles
     shapes = layout(parameters)
     scores = Scores(shapes)
     entries = sum(int(np.prod(shape)) for shape in shapes.values())
     start = clocks()
-    mask, cut = masks.choose(shapes, scores.read, masks.resolve({"fraction": fraction}, entries))
+    mask, cut = topk.choose(shapes, scores.read, topk.resolve({"fraction": fraction}, entries))
     whole = clocks() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
     chosen = sum(len(indices) for indices in mask.values())
@@ -80,7 +80,7 @@ def measure(parameters: float, fraction: float) -> dict[str, float]:
 class Scores:
     """Random scores of a layout, and the seconds (wall, CPU) that making them took."""
 
-    def __init__(self, shapes: masks.Shapes) -> None:
+    def __init__(self, shapes: topk.Shapes) -> None:
         self.shapes, self.spent = shapes, np.zeros(2)
         self.places = {name: place for place, name in enumerate(shapes)}
 
@@ -94,7 +94,7 @@ class Scores:
         return found
 
 
-def layout(parameters: float) -> masks.Shapes:
+def layout(parameters: float) -> topk.Shapes:
     """Return the shapes of a Llama of 28 layers with tied embeddings, of about so many parameters."""
     width = max(8, round(WIDTH * (parameters / FULL) ** 0.5 / 8) * 8)
     wide, narrow, words = round(width * 8 / 3 / 8) * 8, width // 3, round(128_256 * width / WIDTH)

@@ -27,11 +27,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tamis.budgets import Budget, resolve
-from tamis.kernels import SparseKernel
-from tamis.partition import choose_partitioned
-from tamis.selection import Choice, choose, evaluate
-from tamis.stochastic import choose_stochastic
+from tamis.submodular.budgets import Budget, resolve
+from tamis.submodular.greedy import Choice, choose, evaluate
+from tamis.submodular.kernels import SparseKernel
+from tamis.submodular.partition import choose_partitioned
+from tamis.submodular.stochastic import choose_stochastic
 
 NEIGHBOURS = 32
 CLUSTER = 500  # rows of a cluster, or some more

@@ -27,9 +27,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tamis.budgets import Budget, resolve
-from tamis.kernels import gather
-from tamis.selection import THIN, choose, evaluate
+from tamis.submodular.budgets import Budget, resolve
+from tamis.submodular.greedy import THIN, choose, evaluate
+from tamis.submodular.kernels import gather
 
 SHARE = 0.3  # of the rows
 NEIGHBOURS = 64

@@ -23,9 +23,9 @@ import torch
 import typer
 from plain import score_pairs
 
-from tamis.language_model import Group, score_responses
-from tamis.templates import encode
-from tamis.utility import measure
+from tamis.language.packing import Group, score_responses
+from tamis.language.templates import encode
+from tamis.utility.utility import measure
 from tasks import models
 
 AGREEMENT = 1e-4  # largest difference of a pair's distance, in [0, 1]

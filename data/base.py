@@ -1,12 +1,12 @@
 """Writes what a first version continues from: artifacts without rows, which stand in git. `python -m data.base`
 
-Run it again when the schema of examples or subset changes; tests/tasks/test_examples.py tells.
+Run it again when the schema of examples or subset changes; tests/tasks/examples/test_examples.py tells.
 """
 
 from pathlib import Path
 
-from tasks import schemas
-from tasks.artifacts import Provenance, write_table
+from tasks.artifacts import schemas
+from tasks.artifacts.tables import Provenance, write_table
 
 HERE = Path(__file__).parent
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import params
-from flows.stage import last_run, tell
+from flows.stage import format_error, last_run
 
 app = typer.Typer(
     help="Selects the examples that fine-tuning needs, as a versioned, queryable pipeline.",
@@ -46,7 +46,7 @@ def spoken(command: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if context.obj:
                 traceback.print_exc()
-            typer.echo(f"error: {tell(error)}", err=True)
+            typer.echo(f"error: {format_error(error)}", err=True)
             if not isinstance(error, ValueError) and not context.obj:
                 typer.echo(f"`tamis --debug {context.info_name} ...` shows where", err=True)
             raise typer.Exit(1) from error
@@ -63,10 +63,11 @@ def run(
     workers: Annotated[int, typer.Option(min=1, help="Shards that run at once.")] = 1,
 ) -> None:
     """Bring every stage up to date, then show the results."""
-    from flows import pipeline, record
+    from flows import pipeline
+    from flows.graph.versions import refuse_rewritten
 
     values = params.read()
-    record.refuse_rewritten(values.versions)
+    refuse_rewritten(values.versions)
     asked = versions or list(values.versions)
     outcomes = pipeline.run(asked, runner=runner, workers=workers)
     for version in asked:
@@ -81,11 +82,12 @@ def advance(
     workers: Annotated[int, typer.Option(min=1, help="Shards that run at once.")] = 1,
 ) -> None:
     """Run every data version that is not recorded yet, in order; commit, tag and push what each made."""
-    from flows import continual, record
+    from flows.graph import continual
+    from flows.graph.versions import tag_of
 
     params.read()  # what cannot be used is refused before anything runs
     made = continual.advance(runner=runner, workers=workers)
-    show_rows(["version", "tag"], [(version, record.tag_of(version)) for version in made])
+    show_rows(["version", "tag"], [(version, tag_of(version)) for version in made])
 
 
 @app.command()
@@ -97,7 +99,7 @@ def serve(
     workers: Annotated[int, typer.Option(min=1, help="Shards that run at once.")] = 1,
 ) -> None:
     """Do what `continue` does every so often, by a schedule of a Prefect server on this machine."""
-    from flows import continual
+    from flows.graph import continual
 
     params.read()
     continual.serve(interval, runner=runner, workers=workers)
@@ -107,9 +109,9 @@ def serve(
 @spoken
 def status(context: typer.Context) -> None:
     """Show for every stage whether it is up to date, why not, and when it was made."""
-    from flows import dvcstate
+    from flows.graph import dvc_state
 
-    made = [(last_run(address), address, state, why) for address, state, why in dvcstate.standings()]
+    made = [(last_run(address), address, state, why) for address, state, why in dvc_state.standings()]
     rows = [(address, state, run.get("created"), run.get("seconds"), why) for run, address, state, why in made]
     show_rows(["stage", "state", "made", "seconds", "why"], rows)
 
@@ -118,9 +120,9 @@ def status(context: typer.Context) -> None:
 @spoken
 def stages(context: typer.Context) -> None:
     """Show the graph: every stage, what it makes, and what it reads, in the order of the flow."""
-    from flows import dvcstate
+    from flows.graph import dvc_state
 
-    rows = [(planned.address, planned.about, ", ".join(planned.upstream)) for planned in dvcstate.plan()]
+    rows = [(planned.address, planned.about, ", ".join(planned.upstream)) for planned in dvc_state.plan()]
     show_rows(["stage", "makes", "reads"], rows)
 
 
@@ -132,24 +134,24 @@ def sql(
     revision: Annotated[str | None, typer.Option(help="Ask those of a commit, tag or branch; no checkout.")] = None,
 ) -> None:
     """Ask the artifacts of all versions, read-only."""
-    from tasks import questions
+    from tasks.artifacts import views
 
     if revision is None:
-        show_rows(*questions.query(ROOT, query))
+        show_rows(*views.query(ROOT, query))
         return
-    from flows import dvcstate
+    from flows.graph import dvc_state
 
-    with dvcstate.at_revision(revision) as root:
-        show_rows(*questions.query(root, query))
+    with dvc_state.at_revision(revision) as root:
+        show_rows(*views.query(root, query))
 
 
 @app.command()
 @spoken
 def show(context: typer.Context, id: Annotated[str, typer.Argument(help="An example's id, or how it begins.")]) -> None:
     """Show everything that is known about one example."""
-    from tasks import questions
+    from tasks.artifacts import views
 
-    out.print_json(data=questions.show(ROOT, id), default=str)
+    out.print_json(data=views.show(ROOT, id), default=str)
 
 
 @app.command()
@@ -203,10 +205,12 @@ def merge(
     arm: Annotated[str, typer.Option(help="The trained arm and its seed.")] = "chosen-0",
 ) -> None:
     """Write a trained arm as a whole model folder that transformers loads: the base with its delta or adapters."""
-    from flows import rooms
-    from tasks import deltas
+    from flows import stage_calls
+    from tasks.masks import sparse_deltas
 
-    deltas.merge(rooms.folder("finetuning", version) / "arms" / arm, rooms.language(params.read()), folder)
+    sparse_deltas.merge(
+        stage_calls.folder("finetuning", version) / "arms" / arm, stage_calls.language(params.read()), folder
+    )
     typer.echo(f"{arm} of {version} stands in {folder}", err=True)
 
 
@@ -219,8 +223,8 @@ def store(
     unknown: Annotated[bool, typer.Option("--unknown", help="With --prune: what does not say its maker, too.")] = False,
 ) -> None:
     """Show the stores of scored pairs, vectors and scores in .cache; tidy them up, never while a run uses them."""
-    from flows.rooms import CACHE, name_current
-    from tasks import store as stores
+    from flows.stage_calls import CACHE, name_current
+    from tasks.artifacts import stores
 
     keep = name_current(params.read())
     if compact or prune:
@@ -242,7 +246,7 @@ def _round(value: Any) -> Any:
 
 def results(version: str, addresses: Sequence[str]) -> None:
     """Print a version's table of held-out losses, its seconds per stage, and where to look further."""
-    from tasks import audit
+    from tasks.audit import audit
 
     summary = audit.summarise(ROOT, version)
     table = Table("arm", title=f"{version}: held-out loss, nats per response token", title_justify="left")

@@ -15,9 +15,9 @@ from typing import Any, get_args, get_type_hints
 
 from flows import params
 from flows.checks import check
-from flows.rooms import ROOMS, folder, language
 from flows.sections import Params, Selection
 from flows.stage import fingerprint, refuse_edited, say, sources
+from flows.stage_calls import STAGES, folder, language
 from flows.trials import Trial, attempt, conclude, digest
 
 SELECTORS = get_args(get_type_hints(Selection)["rows_by"])
@@ -66,7 +66,7 @@ def compare(
         InputsChanged: something was edited meanwhile.
     """
     values = read(version)
-    loaded = sources(f"{name}@{version}" for name in ROOMS)  # no stage's module is imported yet
+    loaded = sources(f"{name}@{version}" for name in STAGES)  # no stage's module is imported yet
     cells = plan(selectors, budgets, masks)
     if seeds < 1:
         raise CompareError(f"seeds is {seeds}; give at least 1")
@@ -96,7 +96,7 @@ def compare(
 
 def read(version: str) -> Params:
     """Return the parameters, where they have a version and the raw data of recorded ones are what they were."""
-    from flows.record import refuse_rewritten
+    from flows.graph.versions import refuse_rewritten
 
     values = params.read()
     if version not in values.versions:
@@ -110,9 +110,9 @@ def refuse_stale(version: str, values: Params) -> None:
     previous = values.versions[version].previous
     if previous == params.BASE:
         return
-    from flows import dvcstate
+    from flows.graph import dvc_state
 
-    found = dvcstate.standings([previous])
+    found = dvc_state.standings([previous])
     stale = [f"{address} is {state} ({why})" for address, state, why in found if state != "fresh"]
     if stale:
         raise CompareError(
@@ -206,7 +206,7 @@ def ask(cell: Cell, seed: int, values: Params, masked: bool) -> Params:
     Raises:
         ParamsError: the cell's parameters contradict each other.
     """
-    from tasks.selection import SelectionSettings, find_seed
+    from tasks.selection.selection import SelectionSettings, find_seed
 
     budget = read_budget(cell.budget)
     everything = {"rows_by": RANDOM, "budget": {"fraction": 1.0}, "caps": {}, "floors": {}}
@@ -262,7 +262,7 @@ def measure(
     values: Params, version: str, done: Mapping[str, Trial], loaded: Mapping[str, str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the held-out rows and the losses on them and on the general rows, of the trained model and of the base."""
-    from tasks.evaluation import measure_losses
+    from tasks.evaluation.evaluation import measure_losses
 
     address, found = f"evaluation@{version}", []
     asked = {"metric": values.evaluation.task_metric, "new_tokens": values.evaluation.new_tokens}
@@ -287,7 +287,7 @@ def repeat(version: str, seeds: int = 5) -> list[dict[str, Any]]:
     Which rows are new does not matter here, so no version before it is read.
     """
     values = read(version)
-    loaded = sources(f"{name}@{version}" for name in ROOMS)  # no stage's module is imported yet
+    loaded = sources(f"{name}@{version}" for name in STAGES)  # no stage's module is imported yet
     from tasks.comparison import count_repeats
 
     alone = {version: replace(values.versions[version], previous=params.BASE)}

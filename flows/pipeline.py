@@ -21,8 +21,8 @@ from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
 from prefect.states import Completed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows import dvcstate
-from flows.dvcstate import File, Planned
+from flows.graph import dvc_state
+from flows.graph.dvc_state import File, Planned
 from flows.stage import counted, refuse_edited, say, sources
 
 LOCK = Path(".cache/flow.lock")
@@ -65,7 +65,7 @@ def pipeline(versions: list[str]) -> list[Outcome]:
     states: dict[str, State] = {}
     outcomes = []
     with alone():
-        plan = dvcstate.plan(versions)
+        plan = dvc_state.plan(versions)
         loaded = sources(planned.address for planned in plan)  # no stage's module is imported yet
         for planned in plan:
             start = time.monotonic()
@@ -81,7 +81,7 @@ def pipeline(versions: list[str]) -> list[Outcome]:
 
 def _wait(task: Any, run: Any, state: State) -> bool:
     """Return whether a stage failed because `dvc repro` is at work on it; it is then tried again."""
-    busy = isinstance(state.data, dvcstate.Busy)
+    busy = isinstance(state.data, dvc_state.Busy)
     if busy and run.run_count <= 1:
         say(f"{run.name:<16} waiting for another process: {state.data}")
     return busy
@@ -98,17 +98,17 @@ def stage(planned: Planned, loaded: dict[str, str]) -> Any:
     Raises:
         InputsChanged: a module, another file or a parameter of the stage was edited; nothing is recorded.
     """
-    found = dvcstate.probe(planned.address)
+    found = dvc_state.probe(planned.address)
     if found.state != "stale":
-        return Completed(name="Cached", message=f"dvc: {found.state}", data=dvcstate.files(planned.address))
+        return Completed(name="Cached", message=f"dvc: {found.state}", data=dvc_state.files(planned.address))
     refuse_edited(planned.address, loaded)  # now, too: computing may take hours
     function, name, version = _implementation(planned)
     say(f"{planned.address:<16} computing")
-    with dvcstate.claim(planned.address):
+    with dvc_state.claim(planned.address):
         function(name, version, map=partial(in_shards, label=planned.address))
         refuse_edited(planned.address, loaded)
-        dvcstate.record(planned.address, found.inputs)
-    return dvcstate.files(planned.address)
+        dvc_state.record(planned.address, found.inputs)
+    return dvc_state.files(planned.address)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -151,7 +151,7 @@ def _implementation(planned: Planned) -> tuple[Callable[..., None], str, str]:
     """Return the function that a stage's command runs, and its two arguments."""
     words = planned.command.split()
     if len(words) != 5 or words[1] != "-m":
-        raise dvcstate.StateError(
+        raise dvc_state.StateError(
             f"{planned.address} runs {planned.command!r}; dvc.yaml's commands read `python -m MODULE NAME VERSION`"
         )
     return importlib.import_module(words[2]).run, words[3], words[4]

@@ -2,7 +2,7 @@
 
     python -m flows.stage NAME VERSION
 
-It imports the one room that it runs, and neither Prefect nor DVC.
+It imports the one stage that it runs, and neither Prefect nor DVC.
 """
 
 import builtins
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flows import params
-from flows.rooms import CACHE, ROOMS, Map, folder
+from flows.stage_calls import CACHE, STAGES, Map, folder
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -45,11 +46,11 @@ def run(name: str, version: str, *, map: Map | None = None) -> None:
     """
     address = f"{name}@{version}"
     with recorded(address, folder(name, version)) as notes:
-        from tasks.store import in_use
+        from tasks.artifacts.stores import in_use
 
         values = params.read()
         with in_use(CACHE):
-            notes.update(ROOMS[name](values, version, map or partial(in_order, label=address)) or {})
+            notes.update(STAGES[name](values, version, map or partial(in_order, label=address)) or {})
 
 
 @contextmanager
@@ -60,14 +61,14 @@ def recorded(address: str, out: Path) -> Iterator[dict[str, Any]]:
     """
     before, code = fingerprint(address), sources([address])  # before anything of ours is imported
 
-    from tamis import __version__
-    from tasks.artifacts import write_json
+    from tasks.artifacts.tables import write_json
 
     created, start = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     notes: dict[str, Any] = {}
     yield notes
     name, _, version = address.partition("@")
-    record = {"stage": name, "version": version, "created": created, "code": __version__, "sources": _summary(code)}
+    record = {"stage": name, "version": version, "created": created}
+    record |= {"code": installed("tamis"), "sources": _summary(code)}
     write_json({**notes, **record, "seconds": round(time.monotonic() - start, 1)}, out / "run.json")
     refuse_moved(address, before, fingerprint(address))
 
@@ -106,7 +107,7 @@ def refuse_edited(address: str, loaded: Mapping[str, str]) -> None:
         )
 
 
-def tell(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """Return an error's message and its notes, a line each; with its type, where it is none of ours.
 
     >>> tell(FileNotFoundError("no x"))
@@ -172,7 +173,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         run(*arguments)
     except (ValueError, OSError) as error:
-        print(f"{'@'.join(arguments)}: {tell(error)}", file=sys.stderr)
+        print(f"{'@'.join(arguments)}: {format_error(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from flows import params
-from flows.rooms import CACHE, ROOMS, folder
 from flows.sections import Params
 from flows.stage import fingerprint, in_order, refuse_edited, refuse_moved
+from flows.stage_calls import CACHE, STAGES, folder
 
 TRIALS = CACHE / "trials"
 DONE = "done.json"
@@ -34,7 +34,7 @@ class Trial:
     folder: Path  # its artifacts
     seconds: float  # that it took, in the attempt that finished it
     resumed: bool  # an earlier attempt was interrupted; its seconds are not counted
-    notes: Mapping[str, Any]  # what the room said
+    notes: Mapping[str, Any]  # what the stage said
 
 
 def attempt(name: str, version: str, values: Params, upstream: Mapping[str, Trial], loaded: Mapping[str, str]) -> Trial:
@@ -62,13 +62,13 @@ def attempt(name: str, version: str, values: Params, upstream: Mapping[str, Tria
     if not (home / DONE).exists():
         address = f"{name}@{version}"
         refuse_edited(address, loaded)  # now, too: it may run for hours
-        from tasks.store import in_use
+        from tasks.artifacts.stores import in_use
 
         resumed = home.exists()
         home.mkdir(parents=True, exist_ok=True)
         with in_use(CACHE):
             start = time.monotonic()
-            notes = ROOMS[name](values, version, partial(in_order, label=address), where) or {}
+            notes = STAGES[name](values, version, partial(in_order, label=address), where) or {}
             seconds = time.monotonic() - start
         refuse_edited(address, loaded)
         refuse_moved(address, facts, describe(name, version, values, upstream))
@@ -79,7 +79,7 @@ def attempt(name: str, version: str, values: Params, upstream: Mapping[str, Tria
 
 def conclude(path: Path, record: Mapping[str, Any]) -> None:
     """Write what a trial gave, whole or not at all."""
-    from tasks.artifacts import write_json
+    from tasks.artifacts.tables import write_json
 
     write_json(record, path)
 

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from matplotlib.figure import Figure
 
-from tamis.comparison import NONE, RANDOM, Cell, Measured, compare
-from tasks import artifacts, schemas
+from tamis.evaluation.comparison import NONE, RANDOM, Cell, Measured, compare
+from tasks.artifacts import schemas, tables
 
 COLOURS = matplotlib.colormaps["tab10"].colors
 MARKS = "os^Dv"  # of masks: none is a disk
@@ -82,11 +82,11 @@ def write_comparison(
         "selectors": sorted({cell.selector for cell in cells}),
         "masks": sorted({cell.mask for cell in cells}),
     }
-    made = artifacts.Provenance("comparison", version, asked, inputs, seed)
-    artifacts.write_table(pa.Table.from_pylist(rows, schema=schemas.COMPARISON), out / "comparison.parquet", made)
-    artifacts.write_table(tabulate_losses(trials), out / "compared.parquet", made)
-    artifacts.write_text(tabulate_curve(rows), out / "comparison.csv")
-    artifacts.write_text(PLOT.format(version=version), out / "dvc.yaml")
+    made = tables.Provenance("comparison", version, asked, inputs, seed)
+    tables.write_table(pa.Table.from_pylist(rows, schema=schemas.COMPARISON), out / "comparison.parquet", made)
+    tables.write_table(tabulate_losses(trials), out / "compared.parquet", made)
+    tables.write_text(tabulate_curve(rows), out / "comparison.csv")
+    tables.write_text(PLOT.format(version=version), out / "dvc.yaml")
     draw(rows, float(np.mean(base)), out / "comparison.png")
     return rows
 
@@ -160,7 +160,7 @@ def draw(rows: Sequence[Mapping[str, Any]], base: float, path: Path) -> None:
     axes.set_ylabel("held-out loss, nats per response token")
     axes.set_title("Lower is better; bars are bootstrap intervals over rows and seeds", fontsize=10)
     axes.legend(fontsize=8)
-    with artifacts.replacing(path) as part:
+    with tables.replacing(path) as part:
         figure.savefig(part, format="png", dpi=120, metadata={"Software": None})
 
 
@@ -182,7 +182,7 @@ def count_repeats(examples: Path, kept: Path, drawn: Sequence[Path]) -> list[dic
         kept: folder of the selection artifact of one selector.
         drawn: folders of those of random rows, one per seed.
     """
-    table = artifacts.read_table(examples / "examples.parquet", schemas.EXAMPLES)
+    table = tables.read_table(examples / "examples.parquet", schemas.EXAMPLES)
     rows = [row for row in table.to_pylist() if row["used"] and row["split"] == "pool"]
     choices = [_read_chosen(kept), *map(_read_chosen, drawn)]
     found = []
@@ -204,5 +204,5 @@ def count_repeats(examples: Path, kept: Path, drawn: Sequence[Path]) -> list[dic
 
 
 def _read_chosen(folder: Path) -> set[str]:
-    table = artifacts.read_table(folder / "subset.parquet", schemas.SUBSET)
+    table = tables.read_table(folder / "subset.parquet", schemas.SUBSET)
     return set(table.filter(table["chosen"])["id"].to_pylist())

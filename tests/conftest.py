@@ -15,8 +15,8 @@ torch.set_num_threads(1)  # toy models are too small for more
 @pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory) -> Path:
     """A folder with a two-layer random Llama and a byte-level tokenizer with a chat template."""
-    from toys import toy_tokenizer
     from transformers import LlamaConfig, LlamaForCausalLM
+    from worlds.toys import toy_tokenizer
 
     folder = tmp_path_factory.mktemp("toy")
     tokenizer = toy_tokenizer()

@@ -1,43 +1,25 @@
-"""The house keeps its rules, by `ast`: imports, sizes, one word per room, dvc.yaml, the README's tree, PAPERS.md."""
+"""The house keeps its rules, by `ast`: imports, sizes, one word per stage, dvc.yaml, the README's tree, PAPERS.md."""
 
 import ast
 import re
 import statistics
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
 
+from flows.graph.modules import list_imports, list_modules, parse, write_lists
+
 ROOT = Path(__file__).parents[1]
 STAGES = ("examples", "embedding", "utility", "scores", "gradients", "selection", "finetuning", "evaluation", "audit")
-HELPERS = {
-    "artifacts",
-    "schemas",
-    "models",
-    "pairstore",
-    "rawfiles",
-    "trainer",
-    "questions",
-    "store",
-    "comparison",
-    "warmup",
-    "scorer",
-    "groundwork",
-    "masking",
-    "runs",
-    "sandbox",
-    "verdicts",
-    "deltas",
-    "rescoring",
-    "similarities",
-    "tensorfiles",
-}
+SHARED = {"artifacts", "masks", "models", "scoring_model", "comparison"}  # of tasks/, for every stage
+# What a stage needs of an earlier one, and of nobody else: re-scoring a mask is what gradients does, done again.
+EARLIER = {"finetuning": {"gradients"}}
 STANDARD = set(__import__("sys").stdlib_module_names)
 
 NUMBERS = {"numpy", "torch", "jaxtyping"}
-ROOMS_MAY = {
+TASKS_MAY = {
     *NUMBERS,
     "pyarrow",
     "duckdb",
@@ -50,8 +32,9 @@ ROOMS_MAY = {
     "matplotlib",
 }
 FLOWS_MAY = {"prefect", "prefect_dask", "typer", "rich", "tasks", "flows"}
-LOADERS_MAY = {*ROOMS_MAY, "huggingface_hub"}
+LOADERS_MAY = {*TASKS_MAY, "huggingface_hub"}
 
+SUBJECTS = {path.name for path in (ROOT / "tamis").iterdir() if (path / "__init__.py").exists()}
 FILES = {folder: sorted((ROOT / folder).rglob("*.py")) for folder in ("tamis", "tasks", "flows")}
 SOURCES = [path for paths in FILES.values() for path in paths]
 CHECKED = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
@@ -61,54 +44,18 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@cache
-def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-
-
-def imported(path: Path) -> Iterator[str]:
-    """Yield the dotted names of all that a file imports, anywhere in it; `from a import b` gives a and a.b."""
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name_of(path)}:{node.lineno}: imports are absolute"
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
 def packages(path: Path) -> set[str]:
-    return {name.partition(".")[0] for name in imported(path)} - STANDARD
-
-
-def ours(path: Path) -> set[Path]:
-    """Return the files of tasks/ and tamis/ that a file imports itself, with the packages' own files."""
-    found = set()
-    for name in imported(path):
-        place = ROOT / name.replace(".", "/")
-        if name.partition(".")[0] in ("tasks", "tamis"):
-            found |= {place.with_suffix(".py"), place / "__init__.py", place.parent / "__init__.py"}
-    return {one for one in found if one.exists() and one.parent.name in ("tasks", "tamis")}
-
-
-def reached(path: Path) -> set[Path]:
-    """Return the files of tasks/ and tamis/ that a file imports, directly or not, but for empty ones."""
-    seen, waiting = set(), {path}
-    while waiting:
-        one = waiting.pop()
-        seen.add(one)
-        waiting |= ours(one) - seen
-    return {one for one in seen if tree(one).body}
+    return {name.partition(".")[0] for name in list_imports(path)} - STANDARD
 
 
 def allowed(path: Path) -> set[str]:
     """Return what a source file may import besides the standard library."""
-    if path.parent.name == "tamis":
-        more = {"transformers"} if path.stem == "language_model" else set()
+    if path.is_relative_to(ROOT / "tamis"):
+        more = {"transformers"} if path.parent.name == "language" else set()
         return {*NUMBERS, "numba", "tamis", *more}
-    if path.parent.name == "tasks":
-        return {"tamis", "tasks", *(LOADERS_MAY if path.stem == "models" else ROOMS_MAY)}
-    only = {"dvcstate": {"dvc"}, "params": {"yaml"}}
+    if path.is_relative_to(ROOT / "tasks"):
+        return {"tamis", "tasks", *(LOADERS_MAY if path.stem == "models" else TASKS_MAY)}
+    only = {"dvc_state": {"dvc"}, "params": {"yaml"}}
     lazily = {"tamis"} if path.stem == "stage" else set()
     return FLOWS_MAY | only.get(path.stem, set()) | lazily
 
@@ -119,15 +66,16 @@ def test_imports_run_one_way(path):
 
 
 @pytest.mark.parametrize("path", FILES["tasks"], ids=name_of)
-def test_no_room_imports_another_room(path):
-    rooms = {name.split(".")[1] for name in imported(path) if name.startswith("tasks.")} & set(STAGES)
-    assert rooms - {path.stem} == set()
+def test_no_stage_imports_a_later_stage(path):
+    stage = path.relative_to(ROOT).parts[1]
+    asked = {name.split(".")[1] for name in list_imports(path) if name.startswith("tasks.")} & set(STAGES)
+    assert stage not in STAGES or asked - {stage, *EARLIER.get(stage, ())} == set()
 
 
 @pytest.mark.parametrize("path", FILES["tamis"], ids=name_of)
 def test_library_touches_nothing_outside_its_arguments(path):
-    assert not set(imported(path)) & {"os", "time", "datetime", "random"}
-    for node in ast.walk(tree(path)):
+    assert not set(list_imports(path)) & {"os", "time", "datetime", "random"}
+    for node in ast.walk(parse(path)):
         called = ast.unparse(node) if isinstance(node, ast.Call) else ""
         place = f"{name_of(path)}:{getattr(node, 'lineno', 0)}: {called}"
         assert not re.match(r"(open|print|input)\(", called), place
@@ -141,7 +89,7 @@ def test_files_have_at_most_400_lines(path):
 
 
 def functions(path: Path) -> Iterator[ast.FunctionDef]:
-    return (node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return (node for node in ast.walk(parse(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
 def body_lines(function: ast.FunctionDef) -> int:
@@ -167,8 +115,8 @@ def test_half_of_the_functions_have_at_most_ten_lines():
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_no_class_of_ours_is_a_base_class_but_errors(path):
-    names = {node.name for source in SOURCES for node in ast.walk(tree(source)) if isinstance(node, ast.ClassDef)}
-    for node in ast.walk(tree(path)):
+    names = {node.name for source in SOURCES for node in ast.walk(parse(source)) if isinstance(node, ast.ClassDef)}
+    for node in ast.walk(parse(path)):
         for base in node.bases if isinstance(node, ast.ClassDef) else []:
             said = ast.unparse(base)
             assert said not in names or said.endswith("Error"), f"{name_of(path)}: {node.name}({said})"
@@ -182,20 +130,48 @@ def parameters() -> dict:
     return yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 
 
-def test_one_word_per_room():
+def test_one_word_per_stage():
     assert tuple(graph()) == STAGES
     assert tuple(name for name in parameters() if name in STAGES) == STAGES
-    assert {path.stem for path in FILES["tasks"]} == {*STAGES, *HELPERS, "__init__"}
-    for name in STAGES:
-        assert (ROOT / f"tests/tasks/test_{name}.py").exists()
-    for path in FILES["tamis"]:
-        assert path.stem == "__init__" or (ROOT / f"tests/tamis/test_{path.stem}.py").exists(), name_of(path)
+    places = {path.relative_to(ROOT).parts[1].removesuffix(".py") for path in FILES["tasks"]}
+    assert places == {*STAGES, *SHARED, "__init__"}
+    for path in [*FILES["tamis"], *(ROOT / f"tasks/{name}/{name}.py" for name in STAGES)]:
+        mirror = ROOT / "tests" / path.relative_to(ROOT).with_name(f"test_{path.name}")
+        assert path.stem == "__init__" or mirror.exists(), name_of(path)
+
+
+def test_folders_hold_at_most_eight_files_of_code():
+    for folder in {path.parent for path in SOURCES} - {ROOT / name for name in FILES}:
+        assert len([path for path in folder.glob("*.py") if parse(path).body]) <= 8, name_of(folder)
+
+
+@pytest.mark.parametrize("subject", sorted(SUBJECTS))
+def test_subjects_import_each_other_in_no_circle(subject):
+    seen, waiting = set(), subjects_of(subject)
+    while waiting:
+        one = waiting.pop()
+        seen.add(one)
+        waiting |= subjects_of(one) - seen
+    assert subject not in seen
+
+
+def subjects_of(subject: str) -> set[str]:
+    """Return the other subjects that a subject's modules import."""
+    names = [name for path in (ROOT / "tamis" / subject).glob("*.py") for name in list_imports(path)]
+    return ({name.split(".")[1] for name in names if name.startswith("tamis.")} & SUBJECTS) - {subject}
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_dvc_yaml_lists_the_modules_that_the_room_imports(name):
-    listed = {dep for dep in graph()[name]["do"]["deps"] if dep.endswith(".py")}
-    assert listed == {name_of(path) for path in reached(ROOT / f"tasks/{name}.py")}
+def test_dvc_yaml_lists_the_modules_that_the_stage_imports(name):
+    listed = [dep for dep in graph()[name]["do"]["deps"] if dep.endswith(".py")]
+    assert listed == list_modules(name, ROOT)
+    assert f"tasks/{name}/{name}.py" in listed
+
+
+def test_make_graph_changes_nothing():
+    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    assert write_lists(text, ROOT) == text
+    assert write_lists(text.replace("        - tasks/models.py\n", ""), ROOT) == text
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -250,7 +226,7 @@ def test_every_function_in_papers_exists():
         module, _, function = name.rpartition(".")
         paths = [ROOT / f"{folder}{module.replace('.', '/')}.py" for folder in ("", "tamis/")]
         defined = {
-            node.name for path in paths if path.exists() for node in ast.walk(tree(path)) if hasattr(node, "name")
+            node.name for path in paths if path.exists() for node in ast.walk(parse(path)) if hasattr(node, "name")
         }
         assert function in defined, f"PAPERS.md names {name}"
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from small_models import distance, each_gradient, inner, random_direction, small_model, small_pool
+from worlds.small_models import distance, each_gradient, inner, random_direction, small_model, small_pool
 
 from benchmarks import plain
-from tamis.batches import plan_batches
-from tamis.gradients import accumulate
+from tamis.gradients.per_example import accumulate
+from tamis.language.batches import plan_batches
 
 QUERIES, RESPONSES = small_pool(rows=11)
 PADDED = plain.pad_batches(list(zip(QUERIES, RESPONSES, strict=True)), pad=0)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 import pytest
-from projects import DRIVERS, GRAPHS, Graph, Project, start_project
+from worlds.projects import DRIVERS, GRAPHS, Graph, Project, start_project
 
 import flows  # noqa: F401  sets the environment before any test imports Prefect
 

@@ -9,8 +9,8 @@ import shutil
 import subprocess
 
 import pytest
-from projects import GRAPHS, ROOT, Project, run_dvc, run_stages
 from typer.testing import CliRunner
+from worlds.projects import GRAPHS, ROOT, Project, run_dvc, run_stages
 
 from flows import cli
 
@@ -150,7 +150,7 @@ def test_notes_of_an_error_are_told_after_it(monkeypatch):
     def fail():
         raise error
 
-    monkeypatch.setattr("flows.dvcstate.plan", fail)
+    monkeypatch.setattr("flows.graph.dvc_state.plan", fail)
     done = tamis("stages")
     assert done.exit_code == 1
     first, second, _ = done.stderr.splitlines()

@@ -7,11 +7,12 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from projects import GRAPHS, ROOT, Project, copy_real, run_dvc, run_stages, start_project
 from typer.testing import CliRunner
+from worlds.projects import GRAPHS, ROOT, Project, copy_real, run_dvc, run_stages, start_project
 
-from flows import compare, params, record, stage, trials
+from flows import compare, params, stage, trials
 from flows.cli import app
+from flows.graph import versions
 
 ASKED = {"selectors": ["longest", "delift"], "budgets": ["4"], "seeds": 2}
 
@@ -55,15 +56,15 @@ def restored(path):
 
 
 def edit_after(patch, name, path):
-    """Let a file be edited as soon as a room is done."""
-    room = trials.ROOMS[name]
+    """Let a file be edited as soon as a stage is done."""
+    function = trials.STAGES[name]
 
     def work(*arguments):
-        found = room(*arguments)
+        found = function(*arguments)
         path.write_text(path.read_text() + "# edited\n")
         return found
 
-    patch.setattr(trials, "ROOMS", dict(trials.ROOMS) | {name: work})
+    patch.setattr(trials, "STAGES", dict(trials.STAGES) | {name: work})
 
 
 def attempts(project):
@@ -97,22 +98,22 @@ def test_what_trials_share_is_run_once(rows, inside):
 
 
 def test_a_second_comparison_runs_nothing_and_says_the_same(rows, inside, monkeypatch):
-    monkeypatch.setattr(trials, "ROOMS", {})
+    monkeypatch.setattr(trials, "STAGES", {})
     assert compare.compare("v1", **ASKED) == rows
 
 
 def test_an_interrupted_comparison_goes_on_where_it_was_and_tells_whose_seconds_are_not_whole(
     inside, monkeypatch, capsys
 ):
-    rooms, trained = dict(trials.ROOMS), []
+    stages, trained = dict(trials.STAGES), []
 
     def train(*arguments):
         trained.append(arguments[0].selection.rows_by)
         if len(trained) == 2:
             raise KeyboardInterrupt
-        return rooms["finetuning"](*arguments)
+        return stages["finetuning"](*arguments)
 
-    monkeypatch.setattr(trials, "ROOMS", rooms | {"finetuning": train})
+    monkeypatch.setattr(trials, "STAGES", stages | {"finetuning": train})
     asked = {"selectors": ["longest"], "budgets": ["5"], "seeds": 2}
     with pytest.raises(KeyboardInterrupt):
         compare.compare("v1", **asked)
@@ -153,7 +154,7 @@ def test_losses_are_measured_again_where_the_code_that_measures_them_is_another(
     asked = {"selectors": ["random"], "budgets": ["6"], "seeds": 1}
     compare.compare("v1", **asked)
     before, trained = set(inside.root.glob(".cache/trials/*/*/losses-*.json")), attempts(inside)
-    with restored(inside.root / "tasks/evaluation.py") as path:
+    with restored(inside.root / "tasks/evaluation/evaluation.py") as path:
         path.write_text(path.read_text() + "# a comment\n")
         compare.compare("v1", **asked)
     new = set(inside.root.glob(".cache/trials/*/*/losses-*.json")) - before
@@ -210,7 +211,7 @@ def test_without_the_version_before_a_trial_depends_on_none_of_its_artifacts(con
 def test_raw_data_that_are_not_what_was_recorded_are_refused(inside, run):
     inside.git("tag", "data-v1")
     try:
-        with pytest.raises(record.RecordError, match="the tag data-v1 records no stage of v1"):
+        with pytest.raises(versions.RecordError, match="the tag data-v1 records no stage of v1"):
             run()
     finally:
         inside.git("tag", "--delete", "data-v1")

@@ -4,13 +4,13 @@ import contextlib
 import json
 
 import pytest
-from projects import GRAPHS, Change, Project, copy_real, run_dvc, run_stages, start_project
 from safetensors.torch import load_file
 from typer.testing import CliRunner
+from worlds.projects import GRAPHS, Change, Project, copy_real, run_dvc, run_stages, start_project
 
 from flows import params
 from flows.cli import app
-from flows.rooms import folder, language
+from flows.stage_calls import folder, language
 
 MASKED = (
     Change("params.yaml", "mask_by: none", "mask_by: dualsft", ()),

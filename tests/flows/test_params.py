@@ -246,13 +246,15 @@ def test_every_section_has_the_fields_of_its_rooms_settings(name):
 def test_selectors_are_the_same_words_wherever_they_are_told_apart():
     from typing import get_args, get_type_hints
 
-    from flows import rooms
-    from tasks import masking, scores, selection
+    from flows import stage_calls
+    from tasks.masks import mask_tables
+    from tasks.scores import scores
+    from tasks.selection import selection
 
     known = set(get_args(get_type_hints(sections.Selection)["rows_by"]))
     assert known == set(selection.SELECTORS) == {*scores.METHODS, *scores.UNSCORED}
     assert set(selection.SIMILAR) == set(checks.BY_OBJECTIVE)
     assert set(selection.SCORED) == set(scores.METHODS)
-    assert {*rooms.BY_VECTORS, *rooms.BY_PAIRS} <= known
+    assert {*stage_calls.BY_VECTORS, *stage_calls.BY_PAIRS} <= known
     masks = set(get_args(get_type_hints(sections.Selection)["mask_by"]))
-    assert masks == set(masking.MASKS)
+    assert masks == set(mask_tables.MASKS)

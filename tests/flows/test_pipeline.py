@@ -7,15 +7,15 @@ from functools import partial
 
 import numpy as np
 import pytest
-import toy_corpus
-import toy_selection
 from prefect import flow
-from projects import GRAPHS, Project, drive_by_flow, importing_from
+from worlds import toy_corpus, toy_selection
+from worlds.projects import GRAPHS, Project, drive_by_flow, importing_from
 
-from flows import dvcstate, pipeline
+from flows import pipeline
+from flows.graph import dvc_state
 from flows.stage import InputsChanged
-from tasks.artifacts import read_table
-from tasks.selection import SelectionSettings
+from tasks.artifacts.tables import read_table
+from tasks.selection.selection import SelectionSettings
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_second_flow_waits_for_the_first(tmp_path, monkeypatch, capsys):
 def test_flow_waits_for_a_stage_that_dvc_computes(project, monkeypatch, capsys):
     project.edit("params.yaml", "factor: 2", "factor: 3")
     monkeypatch.setattr(sys, "argv", ["dvc", "repro"])
-    held = dvcstate.claim("total@v1")
+    held = dvc_state.claim("total@v1")
     held.__enter__()
     monkeypatch.setattr(sys, "argv", ["tamis", "run"])
     timer = threading.Timer(1, lambda: held.__exit__(None, None, None))
@@ -143,7 +143,7 @@ def test_flow_waits_for_a_stage_that_dvc_computes(project, monkeypatch, capsys):
 @pytest.mark.parametrize("when", ["probe", "record"])
 def test_code_edited_while_the_flow_runs_is_not_recorded(project, monkeypatch, when):
     project.edit("params.yaml", "rows: 5", "rows: 6")
-    real = getattr(dvcstate, when)
+    real = getattr(dvc_state, when)
 
     def edit_meanwhile(address: str, *arguments):
         if address == ("total@v1" if when == "probe" else "choose@v1"):
@@ -151,7 +151,7 @@ def test_code_edited_while_the_flow_runs_is_not_recorded(project, monkeypatch, w
         return real(address, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(dvcstate, when, edit_meanwhile)
+        patch.setattr(dvc_state, when, edit_meanwhile)
         named = r"small/total\.py, of total@v1, was edited after this process started; .* run again"
         with pytest.raises(InputsChanged, match=named):
             drive_by_flow(project)
@@ -172,7 +172,7 @@ def test_notes_of_an_error_come_through_the_flow(project):
 
 def test_command_of_another_form_is_refused(project):
     project.edit("dvc.yaml", "python -m small.stage total ${key}", "python total.py ${key}")
-    with pytest.raises(dvcstate.StateError, match=r"total@v1 runs 'python total.py v1'; dvc.yaml's commands read"):
+    with pytest.raises(dvc_state.StateError, match=r"total@v1 runs 'python total.py v1'; dvc.yaml's commands read"):
         drive_by_flow(project)
 
 

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import yaml
-from projects import DRIVERS, GRAPHS, KILLER, Graph, Project, run_child, run_dvc
+from worlds.projects import DRIVERS, GRAPHS, KILLER, Graph, Project, run_child, run_dvc
 
 OTHER = {"flow": "dvc", "dvc": "flow"}
 CHILD = {

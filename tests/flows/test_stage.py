@@ -130,23 +130,23 @@ def test_error_is_told_with_its_notes_and_without_traceback(monkeypatch, capsys,
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Return a function that gives what the flow hands a room, with some parameters changed."""
+    """Return a function that gives what the flow hands a stage, with some parameters changed."""
 
     def call(name: str, **sections) -> dict:
-        room = import_module(f"tasks.{name}")
+        module = import_module(f"tasks.{name}.{name}")
         values = params.read(ROOT / "params.yaml")
         changed = {section: replace(getattr(values, section), **changes) for section, changes in sections.items()}
         caught = {}
         with monkeypatch.context() as patch:
-            patch.setattr(room, f"write_{name}", lambda **arguments: caught.update(arguments))
-            stage.ROOMS[name](replace(values, **changed), "v1", map)
-        signature(getattr(room, f"write_{name}")).bind(**caught)
+            patch.setattr(module, f"write_{name}", lambda **arguments: caught.update(arguments))
+            stage.STAGES[name](replace(values, **changed), "v1", map)
+        signature(getattr(module, f"write_{name}")).bind(**caught)
         return caught
 
     return call
 
 
-@pytest.mark.parametrize("name", stage.ROOMS)
+@pytest.mark.parametrize("name", stage.STAGES)
 def test_rooms_take_what_the_flow_hands_them(asked, name):
     assert asked(name)["out"] == Path(f"data/{name}/version=v1")
 
@@ -180,13 +180,13 @@ class Watch:
             raise ImportError(name)
 
 sys.meta_path.insert(0, Watch())
-for name, room in stage.ROOMS.items():
+for name, function in stage.STAGES.items():
     asked = []
     try:
-        room(params.read(), "v1", map)
+        function(params.read(), "v1", map)
     except ImportError:
         print(name, *asked)
 print(*{"prefect", "dvc", "torch", "pyarrow"} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.splitlines() == [*(f"{name} tasks.{name}" for name in stage.ROOMS), ""]
+    assert done.stdout.splitlines() == [*(f"{name} tasks.{name}" for name in stage.STAGES), ""]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from tasks import schemas
-from tasks.artifacts import provenance, read_table
+from tasks.artifacts import schemas
+from tasks.artifacts.tables import provenance, read_table
 from tasks.comparison import Cell, Trial, write_comparison
 
 IDS = [f"{place:032x}" for place in range(12)]

@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from small_models import FAMILIES, small_model
+from worlds.small_models import FAMILIES, small_model
 
 from tasks import models
 from tasks.models import ModelChoice, ModelError

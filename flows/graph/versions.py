@@ -1,0 +1,195 @@
+"""Recorded data versions: a commit of what the run made, a git tag that names it, and its artifacts on DVC's remote.
+
+A tag holds the code, the parameters, the raw data and the digests of all artifacts of a version.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flows.graph import dvc_state
+from flows.sections import Version
+
+UNPUSHED = Path(".cache/unpushed")  # tags whose artifacts the remote may lack, a line each
+GIT = "data versions are recorded as git tags: run `git init` here, and commit the project"
+
+
+class RecordError(ValueError):
+    """A data version cannot be recorded, or is not what was recorded."""
+
+
+def tag_of(version: str) -> str:
+    """Return the name of a version's git tag.
+
+    >>> tag_of("v2")
+    'data-v2'
+    """
+    return f"data-{version}"
+
+
+def unrecorded(versions: Mapping[str, Version]) -> list[str]:
+    """Return the versions that have no tag, what a version continues from before it.
+
+    Raises:
+        StateError: the project is not under git.
+        RecordError: nothing is committed, or a name that cannot be part of a tag.
+    """
+    try:
+        with dvc_state.opened() as repo:
+            if repo.scm.no_commits:
+                raise RecordError(f"nothing is committed here; {GIT}")
+            tags = set(repo.scm.list_tags())
+            unfit = [name for name in versions if not repo.scm.check_ref_format(f"refs/tags/{tag_of(name)}")]
+    except dvc_state.StateError as error:
+        error.add_note(GIT)
+        raise
+    if unfit:
+        raise RecordError(f"the version's name {unfit[0]!r} cannot be part of a git tag; name it as v2 or 2026-11")
+    edges = {name: [version.previous] for name, version in versions.items()}
+    return [name for name in dvc_state.in_order(versions, edges) if name in versions and tag_of(name) not in tags]
+
+
+def refuse_rewritten(versions: Mapping[str, Version]) -> None:
+    """Raise RecordError where the raw data of a recorded version are not what they were."""
+    with dvc_state.opened() as repo:
+        known = set() if dvc_state.without_git(repo) else set(repo.scm.list_tags())
+        recorded = [name for name in versions if tag_of(name) in known]
+        now = {name: dvc_state.digest(repo, Path(versions[name].raw).as_posix()) for name in recorded}
+        then = {name: dvc_state.recorded_inputs(repo, name, tag_of(name)) for name in recorded}
+    for name in recorded:
+        if not then[name]:
+            raise RecordError(
+                f"the tag {tag_of(name)} records no stage of {name}; "
+                f"`git tag --delete {tag_of(name)}` lets {name} be recorded"
+            )
+        if now[name] not in then[name].values():
+            anew = [tag_of(one) for one in recorded if one == name or name in _earlier(one, versions)]
+            raise RecordError(
+                f"{name} is recorded (tag {tag_of(name)}), but its raw data, {versions[name].raw}, "
+                f"{'have changed since' if now[name] else 'are gone'}; bring them back and add what is new as a "
+                f"version of its own (previous: {name}), or record anew: `git tag --delete {' '.join(anew)}`"
+            )
+
+
+def refuse_uncommitted(version: str) -> None:
+    """Raise RecordError where the version's tag could not name what made it.
+
+    That is where a tracked file has changes, other than the run's own outputs, or where git does not know a file that
+    a stage reads.
+    """
+    planned = dvc_state.plan([version])
+    with dvc_state.opened() as repo:
+        changed, untracked = _changes(repo)
+        foreign = [path for path in changed if not _within(path, _made(repo))]
+        unknown = _unknown(repo, {Path(path) for one in planned for path in one.inputs}, untracked)
+    for paths, what in ((foreign, "with changes that are not committed"), (unknown, "read by a stage, but not in git")):
+        if paths:
+            raise RecordError(
+                f"{len(paths)} {'file' if len(paths) == 1 else 'files'} {what}, first {', '.join(paths[:3])}; "
+                f"the tag {tag_of(version)} could not name what made it: commit first, then run again"
+            )
+
+
+def write(version: str) -> None:
+    """Commit what the run of a version made, and nothing else, and tag the commit.
+
+    Raises:
+        RecordError: a stage is not up to date, or a file that is not the run's own has changes.
+    """
+    stale = [(address, why) for address, state, why in dvc_state.standings([version]) if state != "fresh"]
+    if stale:
+        named = "; ".join(f"{address}: {why}" for address, why in stale[:3])
+        raise RecordError(f"{version} is not up to date any more, {len(stale)} stages ({named}); run again")
+    refuse_uncommitted(version)
+    with dvc_state.opened() as repo:
+        if tag_of(version) in repo.scm.list_tags():
+            return  # another process was faster
+        changed, untracked = _changes(repo)
+        made = [path for path in (*changed, *untracked) if _within(path, _made(repo))]
+        if made:
+            root = Path(repo.scm.root_dir)
+            repo.scm.add_commit([str(root / path) for path in made], message=f"Record data version {version}")
+        _note([*_unpushed(), tag_of(version)])  # before the tag: a kill may come in between
+        repo.scm.tag(tag_of(version), annotated=True, message=f"Data version {version}")
+
+
+def push() -> str:
+    """Push the artifacts of the versions that were recorded since the last push; returns what came of it, in a line.
+
+    Raises:
+        RecordError: the remote did not take them; they stay recorded, and the next call tries again.
+    """
+    with dvc_state.opened() as repo:
+        tags = [tag for tag in _unpushed() if tag in repo.scm.list_tags()]
+        remote = repo.config["core"].get("remote")
+        if not tags:
+            return ""
+        if not remote:
+            return f"no DVC remote is set: the artifacts of {', '.join(tags)} stand in this clone only"
+        try:
+            dvc_state.push(repo, tags)
+        except Exception as error:  # a remote's library raises what it likes
+            raise RecordError(
+                f"{', '.join(tags)} stand, but the DVC remote {remote!r} did not take their artifacts: "
+                f"{type(error).__name__}: {error}; mend it: the next `tamis continue` pushes them"
+            ) from error
+        _note([])
+    return f"pushed the artifacts of {', '.join(tags)} to the DVC remote {remote!r}"
+
+
+def _unpushed() -> list[str]:
+    return UNPUSHED.read_text(encoding="utf-8").split() if UNPUSHED.exists() else []
+
+
+def _note(tags: Iterable[str]) -> None:
+    UNPUSHED.parent.mkdir(exist_ok=True)
+    draft = UNPUSHED.with_suffix(".draft")
+    draft.write_text("".join(f"{tag}\n" for tag in dict.fromkeys(tags)), encoding="utf-8")
+    os.replace(draft, UNPUSHED)
+
+
+def _earlier(name: str, versions: Mapping[str, Version]) -> list[str]:
+    """Return the versions that a version continues from, directly or not."""
+    found: list[str] = []
+    while name in versions:
+        name = versions[name].previous
+        found.append(name)
+    return found
+
+
+def _changes(repo: Any) -> tuple[list[str], list[str]]:
+    """Return the tracked files that differ from the last commit, and the untracked ones, relative to git's root."""
+    staged, unstaged, untracked = repo.scm.status(untracked_files="all")
+    return sorted({*unstaged, *(path for paths in staged.values() for path in paths)}), sorted(untracked)
+
+
+def _made(repo: Any) -> set[Path]:
+    """Return what a run writes and git holds, relative to git's root: dvc.lock, metrics, DVC's .gitignore files."""
+    outs = [out for stage in repo.index.stages if stage.cmd for out in stage.outs]
+    held = {Path(out.fs_path) for out in outs if not out.use_cache}
+    ignores = {Path(out.fs_path).parent / ".gitignore" for out in outs}
+    return {path.relative_to(repo.scm.root_dir) for path in {Path(repo.root_dir) / "dvc.lock", *held, *ignores}}
+
+
+def _unknown(repo: Any, inputs: Iterable[Path], untracked: Iterable[str]) -> list[str]:
+    """Return what git does not know of the inputs that no stage makes, or of the .dvc files that stand for them."""
+    makers = {Path(out.fs_path): out.stage for out in repo.index.outs}
+    sources = set()
+    for place in (Path(repo.root_dir) / path for path in inputs):
+        maker = next((makers[one] for one in (place, *place.parents) if one in makers), None)
+        if maker is None or not maker.cmd:
+            sources.add((Path(maker.path) if maker else place).relative_to(repo.scm.root_dir))
+    found: set[str] = set()
+    for source in sources:
+        place = Path(repo.scm.root_dir) / source
+        if repo.scm.is_tracked(str(place)):
+            found.update(path for path in untracked if source in Path(path).parents)
+        elif place.exists():
+            found.add(str(source))
+    return sorted(found)
+
+
+def _within(path: str | Path, places: Iterable[Path]) -> bool:
+    """Return whether a path is one of some places, or lies in one."""
+    return not {Path(path), *Path(path).parents}.isdisjoint(places)

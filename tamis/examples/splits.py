@@ -1,0 +1,325 @@
+"""Sides of examples: pool, target task, held-out and general rows; which are used, and what a version changes.
+
+Functions of text and seed, not of the rows' order: hashes, not random generators, decide what is held out and what is
+sampled, so that a row keeps its place when others come and go.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from tamis.examples.parsing import fold
+
+POOL, TARGET, HELD_OUT, GENERAL = "pool", "target", "held_out", "general"
+GROUND_SETS = ("new", "all")
+
+
+class SplitError(ValueError):
+    """Rows cannot be divided as asked."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is known of each distinct or repeated row, in the rows' order."""
+
+    ids: Sequence[str]
+    first: Sequence[int | None]  # place of the first row with the same id; None at that row itself
+    sides: Sequence[str]  # pool | target | held_out | general
+    topics: Sequence[str]
+    changes: Sequence[str]  # kept | edited | new
+
+
+@dataclass(frozen=True)
+class Before:
+    """The distinct examples of the version before."""
+
+    ids: Sequence[str]
+    keys: Sequence[tuple]  # what says that an example is the same one with another response
+    offered: Sequence[bool]  # stood in a used pool, of this version or an earlier one
+    learnt: Sequence[bool]  # was chosen, likewise
+
+
+def is_held_out(prompt: str, *, seed: int, held_out_in: int) -> bool:
+    """Return whether a prompt belongs to the held-out rows.
+
+    `sha256(seed + fold(prompt)) mod held_out_in == 0`: the seed's decimal digits followed by the prompt, UTF-8,
+    the digest read as one big-endian integer. About one prompt in `held_out_in` is held out, whatever its topic; all
+    rows of a prompt fall on one side, in every data version.
+
+    Args:
+        prompt: without the instruction.
+        seed: any integer.
+        held_out_in: 1 holds out everything.
+
+    Raises:
+        ValueError: `held_out_in` is below 1.
+
+    >>> [is_held_out(prompt, seed=0, held_out_in=5) for prompt in ("Hi", "What is history?", "What is  history?")]
+    [False, True, True]
+    """
+    if held_out_in < 1:
+        raise ValueError(f"held_out_in is {held_out_in}; one prompt in so many is held out, so give 1 or more")
+    digest = hashlib.sha256(f"{seed}{fold(prompt)}".encode()).digest()
+    return int.from_bytes(digest, "big") % held_out_in == 0
+
+
+def link_duplicates(ids: Sequence[str]) -> list[int | None]:
+    """Return for each id the place of its first occurrence, None at that occurrence itself.
+
+    >>> link_duplicates(["a", "b", "a", "a"])
+    [None, None, 0, 0]
+    """
+    first: dict[str, int] = {}
+    links = [first.setdefault(each, place) for place, each in enumerate(ids)]
+    return [None if link == place else link for place, link in enumerate(links)]
+
+
+def allocate(sizes: Mapping[str, int], rows: int) -> dict[str, int]:
+    """Divide rows among topics in proportion to their sizes, by largest remainders.
+
+    Topic t gets `floor(q_t)` or `floor(q_t) + 1` rows, `q_t = rows * size_t / sum of sizes`; the left-over rows go to
+    the largest fractions, equal ones by name. No topic gets more than its size.
+
+    Args:
+        sizes: topic -> examples.
+        rows: at least 0; at or above the sum of sizes everything is given.
+
+    Raises:
+        ValueError: `rows` is negative.
+
+    >>> allocate({"food": 6, "ai": 3, "money": 1}, 5)
+    {'ai': 2, 'food': 3, 'money': 0}
+    """
+    if rows < 0:
+        raise ValueError(f"{rows} rows cannot be sampled; give 0 or more, or null for all")
+    total = sum(sizes.values())
+    if rows >= total:
+        return {topic: sizes[topic] for topic in sorted(sizes)}
+    parts = {topic: divmod(rows * sizes[topic], total) for topic in sorted(sizes)}
+    left_over = rows - sum(whole for whole, _ in parts.values())
+    favoured = set(sorted(parts, key=lambda topic: (-parts[topic][1], topic))[:left_over])
+    return {topic: whole + (topic in favoured) for topic, (whole, _) in parts.items()}
+
+
+def sample(topics: Mapping[str, str], rows: int | None, seed: int) -> set[str]:
+    """Choose examples, stratified by topic.
+
+    Each topic gives its share (`allocate`): those of its examples with the smallest `sha256(seed + id)`. The order of
+    rows plays no part, and the choice from a topic only grows with its share.
+
+    Args:
+        topics: id -> topic of every distinct example.
+        rows: how many to choose; None chooses all.
+        seed: any integer.
+
+    Returns:
+        The chosen ids, `min(rows, len(topics))` of them.
+
+    >>> len(sample({"a": "ai", "b": "ai", "c": "food", "d": "food"}, 2, seed=0) & {"a", "b"})
+    1
+    """
+    if rows is None or rows >= len(topics):
+        return set(topics)
+    members = defaultdict(list)
+    for each, topic in topics.items():
+        members[topic].append(each)
+    shares = allocate({topic: len(ids) for topic, ids in members.items()}, rows)
+    ranked = {topic: sorted(ids, key=lambda each: _rank(each, seed)) for topic, ids in members.items()}
+    return {each for topic, ids in ranked.items() for each in ids[: shares[topic]]}
+
+
+def assign_sides(
+    prompts: Sequence[str], given: Sequence[str | None], *, held_out_in: int, seed: int, measured: Iterable[str] = ()
+) -> list[str]:
+    """Return the side of each row: the one it was given, else `held_out` or `pool` by its prompt.
+
+    Args:
+        prompts: of every row.
+        given: `target` or `general` of rows from files of the target task or the general set, None of the others.
+        held_out_in: one prompt in so many is held out (`is_held_out`).
+        seed: of the split.
+        measured: prompts that the version before is measured on, which are measured on again.
+
+    Raises:
+        SplitError: a target row has the prompt of a held-out row.
+
+    >>> assign_sides(["Hi", "What is history?", "2 + 2"], ["target", None, "general"], held_out_in=5, seed=0)
+    ['target', 'held_out', 'general']
+    """
+    drawn = [HELD_OUT if is_held_out(prompt, seed=seed, held_out_in=held_out_in) else POOL for prompt in prompts]
+    sides = [side or other for side, other in zip(given, drawn, strict=True)]
+    asked = {fold(prompt) for prompt in measured}
+    asked |= {fold(prompt) for prompt, side in zip(prompts, sides, strict=True) if side == HELD_OUT}
+    places = [place for place, side in enumerate(sides) if side == TARGET and fold(prompts[place]) in asked]
+    if places:
+        raise SplitError(
+            f"{len(places)} of {sides.count(TARGET)} target rows have the prompt of a held-out row, first rows "
+            f"{places[:3]} ({prompts[places[0]][:60]!r}): what is measured on must not steer the choice; take them "
+            "out of the target set (examples.target), or choose another examples.seed"
+        )
+    return sides
+
+
+def refuse_shared(prompts: Sequence[str], sides: Sequence[str], taught: Iterable[str] = ()) -> None:
+    """Check that no general row has the prompt of a row on another side, or of one that an earlier version chose.
+
+    What tells of forgetting must be neither trained on nor steer the choice, and is measured on once.
+
+    Args:
+        prompts: of every row.
+        sides: of every row (`assign_sides`, `set_apart`).
+        taught: prompts of examples that earlier versions chose.
+
+    Raises:
+        SplitError: how many general rows do, with rows of which sides, and the first.
+
+    >>> refuse_shared(["Hi", "Bye"], ["pool", "general"])
+    """
+    where = {fold(prompt): "earlier subset" for prompt in taught}
+    where |= {fold(prompt): side for prompt, side in zip(prompts, sides, strict=True) if side != GENERAL}
+    general = [place for place, side in enumerate(sides) if side == GENERAL]
+    places = [place for place in general if fold(prompts[place]) in where]
+    if places:
+        counts = Counter(where[fold(prompts[place])] for place in places)
+        found = ", ".join(f"{count} of the {side}" for side, count in sorted(counts.items()))
+        raise SplitError(
+            f"{len(places)} of {len(general)} general rows have the prompt of another row ({found}), first rows "
+            f"{places[:3]} ({prompts[places[0]][:60]!r}): what must not be forgotten is not trained on, nor measured "
+            "twice; take them out of the general set (examples.general), or the others out of the raw files"
+        )
+
+
+def set_apart(rows: Rows, topic: str, count: int | None, seed: int) -> list[str]:
+    """Return the sides with examples of a topic moved from the pool to the target task.
+
+    Taken are the `count` distinct examples with the smallest `sha256(seed + id)`, with all their repetitions.
+
+    Args:
+        topic: of the target task.
+        count: how many examples; None: all of them in the pool.
+        seed: any integer.
+
+    Raises:
+        SplitError: the pool has no example of this topic, or fewer than asked.
+    """
+    places = range(len(rows.ids))
+    found = {rows.ids[k] for k in places if rows.topics[k] == topic and rows.sides[k] == POOL}
+    if not found or (count or 0) > len(found):
+        known = sorted({rows.topics[k] for k in places if rows.sides[k] == POOL})
+        raise SplitError(
+            f"examples.target asks for {count or 'all'} rows of topic {topic!r} and the pool has {len(found)} distinct "
+            f"ones outside the held-out rows; its topics are {', '.join(known[:20])}"
+        )
+    taken = set(sorted(found, key=lambda each: _rank(each, seed))[: count or len(found)])
+    return [TARGET if rows.ids[k] in taken and rows.sides[k] == POOL else rows.sides[k] for k in places]
+
+
+def mark_used(
+    rows: Rows, *, ground_set: str, distinct: bool, seed: int, pool_rows: int | None, held_out_rows: int | None
+) -> list[str | None]:
+    """Return for each row why later stages do not use it, None where they do.
+
+    Repetitions are not used unless `distinct` is false; of the pool, rows `kept` from the version before are not used
+    with ground set `new`; then pool and held-out rows are sampled. Rows of the target task and
+    of the general set are all used.
+
+    Args:
+        ground_set: new | all.
+        distinct: false leaves repetitions in use.
+        seed: of the samples.
+        pool_rows: examples sampled from the pool; None for all.
+        held_out_rows: likewise from the held-out side.
+
+    Returns:
+        `duplicate`, `kept`, `not sampled` or None.
+    """
+    if ground_set not in GROUND_SETS:
+        raise SplitError(f"examples.ground_set is {ground_set!r}; it must be one of {', '.join(GROUND_SETS)}")
+    places = range(len(rows.ids))
+    because = ["duplicate" if distinct and link is not None else None for link in rows.first]
+    for k in places:
+        if because[k] is None and ground_set == "new" and rows.sides[k] == POOL and rows.changes[k] == "kept":
+            because[k] = "kept"
+    for side, count in ((POOL, pool_rows), (HELD_OUT, held_out_rows)):
+        ours = {rows.ids[k]: rows.topics[k] for k in places if because[k] is None and rows.sides[k] == side}
+        chosen = sample(ours, count, seed)
+        for k in places:
+            if because[k] is None and rows.sides[k] == side and rows.ids[k] not in chosen:
+                because[k] = "not sampled"
+    return because
+
+
+def number_repetitions(ids: Sequence[str]) -> list[str]:
+    """Return ids of which each is there once: a repetition's id is that of its text, a dash, and its number.
+
+    >>> number_repetitions(["a", "b", "a"])
+    ['a', 'b', 'a-1']
+    """
+    times: dict[str, int] = defaultdict(int)
+    numbered = []
+    for each in ids:
+        numbered.append(f"{each}-{times[each]}" if times[each] else each)
+        times[each] += 1
+    return numbered
+
+
+def label_changes(ids: Sequence[str], keys: Sequence[tuple], before: Before) -> list[str]:
+    """Return for each row whether it is `kept`, `edited` or `new` against the version before.
+
+    kept: its id stood there; edited: its key (topic, instruction and normalised prompt) did, with other responses only.
+
+    >>> label_changes(["1", "2", "3"], [("a",), ("b",), ("c",)], Before(["1", "9"], [("a",), ("b",)], [], []))
+    ['kept', 'edited', 'new']
+    """
+    known, prompts = set(before.ids), set(before.keys)
+    return [
+        "kept" if each in known else "edited" if key in prompts else "new" for each, key in zip(ids, keys, strict=True)
+    ]
+
+
+def tell_earlier(ids: Sequence[str], before: Before) -> list[str | None]:
+    """Return for each row `learnt` where an earlier version chose it, `offered` where one could have, else None.
+
+    >>> tell_earlier(["1", "2", "3"], Before(["1", "2"], [], [True, True], [True, False]))
+    ['learnt', 'offered', None]
+    """
+    learnt = {each for each, flag in zip(before.ids, before.learnt, strict=True) if flag}
+    offered = {each for each, flag in zip(before.ids, before.offered, strict=True) if flag}
+    return ["learnt" if each in learnt else "offered" if each in offered else None for each in ids]
+
+
+def find_withdrawn(ids: Sequence[str], keys: Sequence[tuple], before: Before) -> list[tuple[int, str | None]]:
+    """Return the places of examples of the version before that are here no more, each with the id in its place, if any.
+
+    An example that was edited has in its place the first example with its key that did not stand there before.
+
+    >>> find_withdrawn(["1", "2"], [("a",), ("b",)], Before(["1", "8", "9"], [("a",), ("b",), ("c",)], [], []))
+    [(1, '2'), (2, None)]
+    """
+    here, known, instead = set(ids), set(before.ids), {}
+    for each, key in zip(ids, keys, strict=True):
+        if each not in known:
+            instead.setdefault(key, each)
+    gone = [place for place, each in enumerate(before.ids) if each not in here]
+    return [(place, instead.get(before.keys[place])) for place in gone]
+
+
+def share_held_out(examples: Iterable[tuple[str, bool]]) -> dict[str, float]:
+    """Return for each topic the fraction of its examples that are held out, in [0, 1].
+
+    Args:
+        examples: topic, and whether held out, of every distinct example.
+
+    >>> share_held_out([("ai", True), ("ai", False), ("food", False)])
+    {'ai': 0.5, 'food': 0.0}
+    """
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for topic, held_out in examples:
+        counts[topic][0] += held_out
+        counts[topic][1] += 1
+    return {topic: held_out / total for topic, (held_out, total) in sorted(counts.items())}
+
+
+def _rank(each: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}{each}".encode()).digest()

@@ -1,0 +1,149 @@
+"""Finetuning steps: the order of an arm's rows, the learning rate, and a step's rows as one packed sequence.
+
+Symbols: row = an example of the pool; step = one optimiser step, of `batch_rows` rows. Rows of a step share one copy of
+the template's prefix and stand after it without padding, each blind to the others (`tamis.language.packing`): the
+gradient is that of padded rows, at about 0.6 of their cost on short chats.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tamis.language.packing import Group, bucket_spans, plan_packs
+from tamis.language.templates import Encoding
+
+
+def plan_steps(rows: int, batch_rows: int, epochs: int, seed: int) -> list[Int[np.ndarray, " place"]]:
+    """Return the places (0 to rows - 1) that each optimiser step takes, over all epochs.
+
+    Every epoch is its own shuffle by (seed, epoch), so the order does not depend on where a training was interrupted;
+    an epoch's last step takes what is left.
+
+    >>> [step.size for step in plan_steps(rows=5, batch_rows=2, epochs=2, seed=0)]
+    [2, 2, 1, 2, 2, 1]
+    """
+    steps = []
+    for epoch in range(epochs):
+        order = np.random.default_rng([seed, epoch]).permutation(rows)
+        steps += [order[start : start + batch_rows] for start in range(0, rows, batch_rows)]
+    return steps
+
+
+def scale_rate(step: int, steps: int, warmup_fraction: float) -> float:
+    """Return the learning rate of a step as a fraction of the peak, in (0, 1].
+
+    rate(k) = (k + 1) / (W + 1) while k < W, then (S - k) / (S - W), with S = steps, W = round(warmup_fraction * S) and
+    k = `step` from 0. **Differs** from transformers' linear schedule, whose first step has rate 0 and is wasted: a
+    sixth of the training where an arm has six steps.
+
+    >>> [round(scale_rate(step, 6, 0.2), 2) for step in range(6)]
+    [0.5, 1.0, 0.8, 0.6, 0.4, 0.2]
+    """
+    warmup = min(round(warmup_fraction * steps), steps - 1)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return max(steps - step, 0) / (steps - warmup)
+
+
+def optimise(
+    network: nn.Module, steps: int, rate: float, warmup_fraction: float
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Return AdamW without weight decay for what is trained of a network, and the schedule of its learning rate.
+
+    Args:
+        network: whose weights with `requires_grad` are trained.
+        steps: optimiser steps.
+        rate: the peak.
+        warmup_fraction: of the steps.
+    """
+    trained = [weight for weight in network.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0, fused=True)
+    scale = partial(scale_rate, steps=steps, warmup_fraction=warmup_fraction)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+
+
+def collate(
+    base: list[int], queries: Sequence[list[int]], responses: Sequence[list[int]], device: torch.device
+) -> dict[str, Any]:
+    """Lay the rows of a step after one copy of `base`, as the arguments of a model's forward pass and its labels.
+
+    Args:
+        base: the template's prefix.
+        queries: per row, at least one token each.
+        responses: per row, ending with the end-of-turn token.
+        device: where the attention's index tensors are wanted.
+
+    Returns:
+        `input_ids` and `position_ids` [1, token]; `pack` for packed attention; `logits_to_keep` [kept], the positions
+        that predict a response token, and `labels` [1, kept], these tokens: nothing else enters the loss.
+    """
+    (pack,) = plan_packs([Group(base, list(queries), list(responses))], pack_tokens=sys.maxsize)
+    tokens = torch.tensor(pack.tokens)
+    kept = torch.cat([torch.arange(start, start + count) for start, count in pack.responses])
+    return {
+        "input_ids": tokens[None],
+        "position_ids": torch.tensor(pack.positions)[None],
+        "pack": bucket_spans(pack.spans, device),
+        "logits_to_keep": kept,
+        "labels": tokens[kept + 1][None],
+    }
+
+
+def response_loss(logits: Float[Tensor, "1 kept vocabulary"], labels: Int[Tensor, "1 kept"]) -> Float[Tensor, ""]:
+    """Return the mean negative log-likelihood over a step's response tokens, nats, in float32.
+
+    loss = -(1 / sum_i T_i) * sum_i sum_t log p(y_it | x_i, y_i<t): each token counts alike, so a long response counts
+    for more.
+
+    >>> response_loss(torch.zeros(1, 3, 4), torch.tensor([[0, 1, 2]])).isclose(torch.tensor(4.0).log()).item()
+    True
+    """
+    return nn.functional.cross_entropy(logits[0].float(), labels[0])
+
+
+def final_loss(losses: Sequence[float]) -> float:
+    """Return the mean loss of the last fifth of the steps (one at least), nats per token.
+
+    >>> final_loss([9.0, 9.0, 9.0, 9.0, 1.0])
+    1.0
+    """
+    tail = losses[-max(1, len(losses) // 5) :]
+    return sum(tail) / len(tail)
+
+
+def describe(encoding: Encoding, rows: Int[np.ndarray, " pick"], losses: list[float], epochs: int) -> dict[str, Any]:
+    """Return an arm's numbers; tokens are counted over all epochs, the template's prefix left out.
+
+    Args:
+        encoding: of the pool.
+        rows: of the pool that the arm was trained on.
+        losses: of each step, nats per token.
+        epochs: passes over the rows.
+    """
+    queries, answers = (
+        epochs * sum(len(ids[row]) for row in rows.tolist()) for ids in (encoding.queries, encoding.responses)
+    )
+    facts = {"rows": len(rows), "epochs": epochs, "steps": len(losses), "losses": losses}
+    return {**facts, "tokens": queries + answers, "response_tokens": answers, "final_loss": final_loss(losses)}
+
+
+def tabulate_curve(logs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the loss curves of all runs as CSV, from `describe`'s numbers by the run's label (`random-1`).
+
+    >>> print(tabulate_curve({"full-0": {"epochs": 1, "steps": 2, "losses": [1.5, 1.25]}}), end="")
+    arm,seed,step,epoch,loss
+    full,0,1,0.5,1.5
+    full,0,2,1,1.25
+    """
+    lines = ["arm,seed,step,epoch,loss"]
+    for label, log in logs.items():
+        name, seed = label.rsplit("-", 1)
+        for step, loss in enumerate(log["losses"], start=1):
+            lines.append(f"{name},{seed},{step},{step * log['epochs'] / log['steps']:.6g},{loss:.6g}")
+    return "\n".join(lines) + "\n"

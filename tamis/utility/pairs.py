@@ -1,0 +1,171 @@
+"""Pairs: which targets are scored with which demos, and how landmarks are found.
+
+Symbols: a pair is (target, demo), places of examples. Sets: `ground`, what may be chosen and is to be covered; `task`,
+the target task's examples; `learnt`, what an earlier version chose.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int
+
+from tamis.language.embedding import nearest, nearest_among
+from tamis.submodular.budgets import resolve
+from tamis.submodular.cosines import compare_nearest
+from tamis.submodular.greedy import choose
+
+KERNELS = ("exact", "neighbours", "landmarks")
+BLOCKS = (("ground", "ground"), ("ground", "learnt"), ("ground", "task"), ("task", "ground"))  # of targets, of demos
+ROUNDS = 3  # of halving, until only the landmarks are left
+NEAR = 255  # cosines per row that spreading looks at, its own not counted
+
+Sets = Mapping[str, Int[np.ndarray, " _"]]  # `ground`, `task`, `learnt`: places of examples; sets may share places
+Pairs = Int[np.ndarray, "pair 2"]  # (target, demo): places of examples
+
+
+def pairs_of_all(sets: Sets) -> Pairs:
+    """Return every pair of every block (`BLOCKS`) once, an example with itself too; memory: 16 bytes per pair.
+
+    >>> pairs_of_all({"ground": np.array([0, 1]), "task": np.array([2]), "learnt": np.array([1])}).tolist()
+    [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2], [2, 0], [2, 1]]
+    """
+    return unite(pair_all(sets[targets], sets[demos]) for targets, demos in BLOCKS)
+
+
+def pairs_of_neighbours(sets: Sets, vectors: Float32[np.ndarray, "example width"], count: int) -> Pairs:
+    """Return, in every block, each target with the demos nearest to it; in the ground set also with itself.
+
+    Args:
+        sets: places of examples.
+        vectors: the unit embedding of every place.
+        count: demos per target and block, in the ground set itself not counted; all where there are fewer.
+
+    Cost: that of `embedding.nearest`.
+
+    >>> square = np.eye(3, dtype=np.float32)[[0, 0, 1]]
+    >>> pairs_of_neighbours({"ground": np.arange(3), "task": np.arange(0), "learnt": np.arange(0)}, square, 1).tolist()
+    [[0, 0], [0, 1], [1, 0], [1, 1], [2, 0], [2, 2]]
+    """
+    ground = sets["ground"]
+    found = [_pair_up(ground, ground[:, None]), _pair_up(ground, ground[nearest(vectors[ground], count)])]
+    for targets, demos in ((sets[targets], sets[demos]) for targets, demos in BLOCKS[1:]):
+        found.append(_pair_up(targets, demos[nearest_among(vectors[targets], vectors[demos], count)]))
+    return unite(found)
+
+
+def pairs_of_landmarks(shown: Sets, answered: Sets) -> Pairs:
+    """Return, in every block, the pairs of a few targets and a few demos.
+
+    Landmarks of the ground set answer themselves, too: of few targets, those that are landmarks would else favour
+    themselves.
+
+    Args:
+        shown: the landmarks of each set, some of its places.
+        answered: the targets of ground set and task, some of their places.
+
+    >>> sets = {"ground": np.arange(3), "task": np.array([3]), "learnt": np.arange(0)}
+    >>> pairs_of_landmarks(sets | {"ground": np.array([2])}, sets | {"ground": np.array([0])}).tolist()
+    [[0, 2], [0, 3], [2, 2], [3, 2]]
+    """
+    own = _pair_up(shown["ground"], shown["ground"][:, None])
+    return unite([own, *(pair_all(answered[targets], shown[demos]) for targets, demos in BLOCKS)])
+
+
+def plan_rounds(demos: int, landmarks: int, targets: int) -> list[tuple[int, int]]:
+    """Return how many demos are tried in each round, and on how many targets; the last round's are the kernel's.
+
+    n_r = min(n, L 2^(R - r)) demos of round r = 1 ... R are tried on T (sum_{q <= r} 1 / n_q) / (sum_q 1 / n_q) targets
+
+    Each round scores about as many pairs as any other: it halves the demos and doubles the targets. A round that would
+    try as many demos as the next is left out.
+
+    **Source**: successive halving, Karnin et al. 2013 (ICML); Jamieson and Talwalkar 2016 (arXiv 1502.07943).
+    **Differs**: a demo keeps the targets of earlier rounds, and the first demos are `spread`, not all.
+
+    Args:
+        demos: n, of the ground set.
+        landmarks: L, demos that are left in the end.
+        targets: T, targets that these are scored on.
+
+    >>> plan_rounds(100, 10, 70), plan_rounds(30, 10, 70), plan_rounds(5, 10, 70)
+    ([(40, 10), (20, 30), (10, 70)], [(30, 13), (20, 32), (10, 70)], [(5, 70)])
+    """
+    tried = [min(demos, landmarks << left) for left in range(ROUNDS - 1, -1, -1)]
+    price = np.cumsum([1 / count for count in tried])
+    answered = [max(1, round(targets * float(share))) for share in price / price[-1]]
+    return [(n, t) for n, t, after in zip(tried, answered, [*tried[1:], 0], strict=True) if n != after]
+
+
+def top_demos(similar: Float[np.ndarray, "target demo"], count: int) -> Int[np.ndarray, " favourite"]:
+    """Return the demos that help most on average, best first; ties go to the lowest index.
+
+    mean_i s_ij over the targets that have a value: what a demo adds to facility location when it is chosen first.
+
+    Args:
+        similar: s = max(U, 0), NaN where a pair has no score.
+        count: demos to return.
+
+    >>> top_demos(np.array([[0.5, np.nan, 0.25], [0.0, 0.5, 0.75]]), 2).tolist()
+    [1, 2]
+    """
+    known = ~np.isnan(similar)
+    mean = np.where(known, similar, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    return np.argsort(-mean, kind="stable")[:count]
+
+
+def representatives(vectors: Float32[np.ndarray, "row width"], count: int) -> Int[np.ndarray, " pick"]:
+    """Return rows that stand for the others, best first: each covers most of what those before it leave uncovered.
+
+    greedy maximisation of sum_i max_{j in A} max(cos_ij, 0), with a row's own cosine and those of its `NEAR` nearest
+
+    Time rows^2 x width; memory NEAR x rows.
+
+    Args:
+        vectors: unit vectors.
+        count: rows to return; all, in their own order, where there are no more.
+
+    >>> representatives(np.float32([[1, 0], [0, 1], [0, 1]]), 2).tolist()
+    [1, 0]
+    """
+    rows = len(vectors)
+    if count >= rows:
+        return np.arange(rows)
+    budget = resolve({"count": count}, topics=[""] * rows, response_tokens=np.ones(rows, np.int64))
+    return choose(compare_nearest(vectors, NEAR), budget).order
+
+
+def pair_all(targets: Int[np.ndarray, " target"], demos: Int[np.ndarray, " demo"]) -> Pairs:
+    """Return each target with each demo.
+
+    >>> pair_all(np.array([4]), np.array([1, 0])).tolist()
+    [[4, 1], [4, 0]]
+    """
+    return _pair_up(targets, np.broadcast_to(demos, (len(targets), len(demos))))
+
+
+def unite(several: Iterable[Int[np.ndarray, "_ 2"]]) -> Pairs:
+    """Return pairs once each, sorted by target, then demo.
+
+    >>> unite([np.array([[4, 1], [4, 0]]), np.array([[4, 1]])]).tolist()
+    [[4, 0], [4, 1]]
+    """
+    pairs = np.concatenate(list(several)).astype(np.int64)
+    size = int(pairs.max(initial=0)) + 1
+    return np.column_stack(np.divmod(np.unique(pairs[:, 0] * size + pairs[:, 1]), size))
+
+
+def fits(
+    prefixes: Sequence[int], targets: Sequence[int], pairs: Int[np.ndarray, "pair 2"], max_tokens: int
+) -> Bool[np.ndarray, " pair"]:
+    """Tell which pairs fit in the context whole: prefix tokens + target tokens <= max_tokens; nothing is ever cut.
+
+    >>> fits([3, 9], [4, 4], np.array([[0, 0], [0, 1]]), 8)
+    array([ True, False])
+    """
+    target, demo = pairs[:, 0], pairs[:, 1]
+    return np.asarray(prefixes)[demo] + np.asarray(targets)[target] <= max_tokens
+
+
+def _pair_up(targets: np.ndarray, demos: np.ndarray) -> np.ndarray:
+    """Return each target with each demo of its row."""
+    return np.column_stack([np.repeat(targets, demos.shape[1]), demos.ravel()])

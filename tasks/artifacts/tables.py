@@ -1,0 +1,257 @@
+"""Artifacts on disk: Parquet and JSON, written whole or not at all, each with its provenance.
+
+A table's footer carries `tamis`: a JSON text with stage, version, parameters, digests of inputs, seed, code version and
+row count, and `tamis_digest`: the sha256 of the whole file with `UNSEALED` in place of these 64 digits, by which a hand
+edit is seen, of the record itself too. The time of creation stands in the stage's `run.json`, not here: equal content
+must be equal bytes, so that what follows an unchanged artifact is not computed again.
+"""
+
+import ast
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors
+
+UNSEALED = b"(here stands the digest of this file, once the rest is written.)"  # 64 bytes
+CHUNK = 1 << 20  # bytes read at once
+
+
+class ArtifactError(ValueError):
+    """An artifact is missing, damaged, edited, or of another shape than its schema."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where an artifact comes from."""
+
+    stage: str  # the stage's name
+    version: str  # the data version
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # what the stage was called with
+    inputs: Mapping[str, str] = field(default_factory=dict)  # path -> sha256 of each file that was read
+    seed: int | None = None  # the seed of its random choices
+
+
+def digest(path: Path) -> str:
+    """Return the sha256 of a file's bytes, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_inputs(*paths: Path) -> dict[str, str]:
+    """Return the digests of files for a provenance record, each under the last three parts of its path.
+
+    `data/examples/version=v1/examples.parquet` is known as `examples/version=v1/examples.parquet`, wherever it lies.
+    """
+    return {"/".join(Path(path).parts[-3:]): digest(path) for path in paths}
+
+
+def digest_code(*modules: ModuleType) -> str:
+    """Return a digest of what modules do: their syntax without comments, docstrings and layout.
+
+    A store of computed figures is keyed by it, so that figures of older code are never served. Call it where the
+    modules are imported: it reads their files, not what runs.
+    """
+    total = hashlib.sha256()
+    for module in modules:
+        tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+                node.body = node.body[1:]
+        total.update(ast.dump(tree).encode())
+    return total.hexdigest()[:32]
+
+
+def check_part(path: Path) -> Path:
+    """Return the path of a store's part after checking that its bytes are those that were written.
+
+    Raises:
+        ArtifactError: it is damaged or was edited; it can be deleted without loss but of time.
+    """
+    try:
+        provenance(path)
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"{path}, a part of a store, is damaged; delete it: what it held is computed again"
+        ) from error
+    return path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path` that takes its place on success and is removed on any failure.
+
+    Raises:
+        ArtifactError: the disk is full or refuses the write; `path` is then as it was before.
+    """
+    path = Path(path)
+    part = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+        part = Path(name)
+        yield part
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} could not be written: {error.strerror or error}; nothing was left behind. "
+            "Free space on that disk or move the project, then run again"
+        ) from error
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Write a value as JSON with sorted keys, whole or not at all; NaN and infinity are refused."""
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a text file, whole or not at all."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_table(table: pa.Table, path: Path, provenance: Provenance) -> None:
+    """Write a table as zstd Parquet with its provenance; equal content gives equal bytes.
+
+    Raises:
+        ArtifactError: the file cannot be written; what stood at `path` is untouched.
+    """
+    write_tables([table], table.schema, path, provenance)
+
+
+def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path, provenance: Provenance) -> None:
+    """Write tables one after the other as `write_table` does, a row group each, holding one at a time.
+
+    Raises:
+        ArtifactError: the file cannot be written; what stood at `path` is untouched.
+    """
+    rows = 0
+    with replacing(path) as part:
+        with pq.ParquetWriter(part, schema, compression="zstd") as writer:
+            for table in tables:
+                writer.write_table(table)
+                rows += table.num_rows
+            record = {**asdict(provenance), "code": version("tamis"), "rows": rows}
+            text = json.dumps(record, sort_keys=True, ensure_ascii=False)
+            writer.add_key_value_metadata({"tamis": text, "tamis_digest": UNSEALED})
+        _seal(part)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return what is known of the tensors in a safetensors file: the JSON text `tamis` in its header.
+
+    Raises:
+        ArtifactError: it is missing, is no such file, or carries no such text.
+    """
+    if not Path(path).exists():
+        raise ArtifactError(f"{path} is missing; run `tamis run` (or `dvc repro`) to make it")
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            return json.loads((file.metadata() or {})["tamis"])
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+        raise ArtifactError(f"{path} carries no readable record ({_line(error)}); {_way_out(path)}") from error
+
+
+def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
+    """Read an artifact, refusing one that was edited, cut short, or has other columns than `schema`.
+
+    Raises:
+        ArtifactError: naming the file and what to do.
+    """
+    check_table(path, schema)
+    return pq.read_table(path, partitioning=None).replace_schema_metadata(None)
+
+
+def check_table(path: Path, schema: pa.Schema | None = None) -> None:
+    """Check that an artifact is as it was written, with the columns of `schema`, without keeping it in memory.
+
+    Raises:
+        ArtifactError: naming the file and what to do.
+    """
+    provenance(path)
+    found = pq.read_schema(path)
+    if schema is not None and not found.equals(schema):
+        ours, theirs = dict(_columns(schema)), dict(_columns(found))
+        differ = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+        what = f"first {differ[:3]}" if differ else "in another order"
+        raise ArtifactError(f"{path} has other columns than expected, {what}; make it again: `tamis run`")
+
+
+def provenance(path: Path) -> dict[str, Any]:
+    """Return the provenance record of a Parquet artifact, after checking that its bytes are those that were written.
+
+    Raises:
+        ArtifactError: no file, no record, or the digest differs from the recorded one (a hand edit, a damaged file).
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ArtifactError(f"{path} is missing; run `tamis run` (or `dvc repro`) to make it")
+    try:
+        metadata = pq.read_metadata(path).metadata or {}
+    except (pa.ArrowException, OSError) as error:
+        raise ArtifactError(f"{path} is not a readable Parquet file ({_line(error)}); {_way_out(path)}") from error
+    if b"tamis" not in metadata or len(metadata.get(b"tamis_digest", b"")) != len(UNSEALED):
+        raise ArtifactError(f"{path} carries no provenance: it was written or edited by other hands; {_way_out(path)}")
+    if _digest_unsealed(path, metadata[b"tamis_digest"]) != metadata[b"tamis_digest"]:
+        raise ArtifactError(f"{path} was changed after it was written (its digest differs); {_way_out(path)}")
+    return json.loads(metadata[b"tamis"])
+
+
+def _columns(schema: pa.Schema) -> Iterator[tuple[str, str]]:
+    return ((column.name, str(column)) for column in schema)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _way_out(path: Path) -> str:
+    return f"restore it with `dvc checkout {path}` or make it again with `tamis run`"
+
+
+def _seal(path: Path) -> None:
+    """Write a new Parquet file's digest into its footer, over the text that keeps its place."""
+    sealed = _digest_unsealed(path, UNSEALED)
+    with open(path, "r+b") as file:
+        start = _find_footer(file)
+        file.seek(start)
+        file.seek(start + file.read().rindex(UNSEALED))  # the last one: statistics of columns stand before it
+        file.write(sealed)
+
+
+def _digest_unsealed(path: Path, sealed: bytes) -> bytes:
+    """Return the sha256 of a Parquet file as it was before `sealed` took the place of `UNSEALED`."""
+    total = hashlib.sha256()
+    with open(path, "rb") as file:
+        left = _find_footer(file)
+        file.seek(0)
+        while left > 0:
+            chunk = file.read(min(left, CHUNK))
+            total.update(chunk)
+            left -= len(chunk)
+        before, _, after = file.read().rpartition(sealed)
+        total.update(before + UNSEALED + after)
+    return total.hexdigest().encode()
+
+
+def _find_footer(file: BinaryIO) -> int:
+    """Return where a Parquet file's footer begins: its length stands before the four closing letters."""
+    file.seek(-8, os.SEEK_END)
+    return file.tell() - int.from_bytes(file.read(4), "little")

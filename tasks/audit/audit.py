@@ -1,0 +1,373 @@
+"""The stage `audit`: promises that the artifacts keep, checked in SQL, and what else is worth knowing."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+
+from tamis.evaluation.summary import Summary, limit_spending, spread_caps
+from tamis.evaluation.summary import summarise as summarise_metrics
+from tamis.examples.parsing import fold
+from tasks.artifacts import schemas, tables
+from tasks.artifacts.views import opened, stream
+
+SHOWN = 3  # of what is found, in an error
+BESIDE = ("embedding", "scores", "gradients", "finetuning")  # stages that only the provenance of the others leads to
+EXAMPLES = "examples.parquet"
+RECORDED = ("*.parquet", "*.safetensors", "finetuning.json")  # files of a folder that say what they were made from
+VIEWS = """
+    CREATE TEMP VIEW pool AS SELECT * FROM examples WHERE used AND split = 'pool';
+    CREATE TEMP VIEW target AS SELECT * FROM examples WHERE used AND split = 'target';
+    CREATE TEMP VIEW learnt AS
+        SELECT * FROM examples WHERE earlier = 'learnt' AND split = 'pool' AND duplicate_of IS NULL;
+    CREATE TEMP VIEW chosen AS SELECT pool.* FROM subset JOIN pool USING (id) WHERE chosen;
+    CREATE TEMP VIEW topics AS
+        SELECT topic, count(chosen.id) AS rows FROM pool LEFT JOIN chosen USING (topic, id) GROUP BY topic;
+    CREATE TEMP VIEW chosen_ids AS SELECT id FROM subset WHERE chosen;
+    CREATE TEMP VIEW measured AS SELECT prompt FROM texts WHERE split IN ('held_out', 'general')
+        UNION SELECT prompt FROM texts_before WHERE split = 'held_out';
+"""
+
+# A check is a query for what breaks it, one text per row. Promises fail the stage; the rest is recorded.
+PROMISES = {
+    "leakage": """
+        SELECT DISTINCT id || ' (held out, or its prompt is)' FROM chosen_ids JOIN texts USING (id)
+        WHERE prompt IN (FROM measured)""",
+    "learnt": """
+        SELECT DISTINCT id || ' (its prompt is held out)' FROM texts
+        WHERE earlier = 'learnt' AND prompt IN (FROM measured)""",
+    "target": """
+        SELECT DISTINCT id || ' (its prompt is held out)' FROM texts
+        WHERE split = 'target' AND prompt IN (FROM measured)
+        UNION SELECT id || ' (chosen)' FROM chosen_ids JOIN target USING (id)""",
+    "duplicates": "SELECT id || ' (' || count(*) || ' times)' FROM chosen_ids GROUP BY id HAVING count(*) > 1",
+    "pool": "SELECT DISTINCT id FROM subset ANTI JOIN pool USING (id)",
+    "pairs": """
+        SELECT target_id || ' with demo ' || demo_id FROM utility
+        WHERE NOT isfinite(utility) OR NOT CASE
+            WHEN target_id IN (SELECT id FROM pool)
+            THEN demo_id IN (SELECT id FROM pool UNION SELECT id FROM learnt UNION SELECT id FROM target)
+            ELSE target_id IN (SELECT id FROM target) AND demo_id IN (SELECT id FROM pool) END""",
+    "budget": """
+        SELECT format('{} {}, at most {}', spent, unit, most) FROM (
+            SELECT *, CASE unit WHEN 'rows' THEN (SELECT count(*) FROM chosen_ids)
+                ELSE (SELECT coalesce(sum(response_tokens), 0) FROM chosen)::BIGINT END AS spent FROM budget)
+        WHERE spent > most""",
+    "caps": """
+        SELECT format('{}: {} rows, at most {}', topic, rows, most) FROM topics JOIN caps USING (topic)
+        WHERE rows > most""",
+    "floors": """
+        SELECT format('{}: {} rows, at least {}', topic, coalesce(rows, 0), least) FROM floors LEFT JOIN topics
+        USING (topic) WHERE coalesce(rows, 0) < least""",
+    "mask": """
+        SELECT format('{}: {} entries in mask.parquet, counted as {}, and {} of {} in tensors.parquet', tensor,
+            coalesce(listed, 0), coalesce(counted, 0), coalesce(t.chosen, 0), coalesce(entries, 0))
+        FROM tensors t FULL JOIN (SELECT tensor, sum(len(columns))::BIGINT AS listed, sum(chosen)::BIGINT AS counted
+            FROM mask GROUP BY tensor) m USING (tensor)
+        WHERE t.chosen IS DISTINCT FROM coalesce(listed, 0) OR listed <> counted OR t.chosen > entries
+        UNION ALL SELECT format('{} of {} parameters, asked are {}', chosen, entries, most)
+        FROM mask_budget, (SELECT coalesce(sum(chosen), 0)::BIGINT AS chosen,
+            coalesce(sum(entries), 0)::BIGINT AS entries FROM tensors)
+        WHERE chosen <> most""",
+    "evaluation": """
+        WITH rows AS (SELECT arm, learner, coalesce(seed::VARCHAR, '') AS seed, held_out_of, id FROM evaluation),
+        found AS (SELECT *, count(*) AS times FROM rows GROUP BY ALL),
+        runs AS (SELECT arm, learner, seed, version AS held_out_of FROM rows, compared
+            UNION SELECT arm, learner, seed, previous FROM rows, compared
+            WHERE held_out_of NOT IN (version, 'general') AND learner <> 'in_context'
+            UNION SELECT arm, learner, seed, 'general' FROM rows WHERE learner <> 'in_context'),
+        held_out AS (SELECT version AS held_out_of, id FROM texts, compared WHERE used AND split = 'held_out'
+            UNION SELECT 'general', id FROM texts WHERE used AND split = 'general'
+            UNION SELECT previous, id FROM texts_before, compared WHERE used AND split = 'held_out'),
+        asked AS (SELECT *, true AS asked FROM runs JOIN held_out USING (held_out_of))
+        SELECT concat_ws(' ', arm, learner, seed, id, 'of', held_out_of, coalesce(times, 0), 'times',
+            if(asked, NULL, '(not to be answered)'))
+        FROM found FULL JOIN asked USING (arm, learner, seed, held_out_of, id)
+        WHERE times IS DISTINCT FROM 1 OR asked IS NULL
+        UNION ALL SELECT 'no arm at all' WHERE NOT EXISTS (FROM evaluation)""",
+}
+INFORMATION = {
+    "coverage": "SELECT topic FROM topics WHERE rows = 0",
+    "held_out_share": """
+        SELECT format('{}: {:.3f}', topic, share) FROM (SELECT topic, avg((split = 'held_out')::INT) AS share
+        FROM examples WHERE duplicate_of IS NULL AND split <> 'general' GROUP BY topic)
+        WHERE share < (SELECT share FROM least)""",
+    "withdrawn_learnt": """
+        SELECT concat_ws(' ', id, topic, '"' || regexp_replace(left(prompt, 40), '\\s+', ' ', 'g') || '"',
+            'edited to ' || edited_to) FROM withdrawn WHERE earlier = 'learnt'""",
+}
+CHANGES = """
+    SELECT change, count(*), count(*) FILTER (used) FROM examples WHERE duplicate_of IS NULL GROUP BY change
+    UNION ALL SELECT 'withdrawn', count(*), 0 FROM withdrawn WHERE edited_to IS NULL"""
+
+
+class AuditError(ValueError):
+    """A promise is broken."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one check found."""
+
+    name: str
+    promise: bool  # False: information, which never fails
+    found: list[str]  # what breaks it
+
+
+def write_audit(
+    *,
+    examples: Path,
+    previous_examples: Path,
+    utility: Path,
+    selection: Path,
+    evaluation: Path,
+    out: Path,
+    version: str,
+    budget: Mapping[str, float],
+    caps: Mapping[str, int],
+    floors: Mapping[str, int],
+    held_out_share: float,
+    mask_by: str = "none",
+    mask_budget: Mapping[str, float] | None = None,
+    raw: Path | None = None,
+) -> None:
+    """Check the promises of a version and write audit.parquet and audit.json.
+
+    The artifacts of `embedding`, `scores`, `gradients` and `finetuning` are found where they lie beside those of
+    `examples`, and traced, too.
+
+    Args:
+        previous_examples: folder of the examples artifact that this version continues from; it may hold no row. Its
+            held-out rows are measured on again; what else this version was made from lies beside it.
+        raw: file or folder of the raw rows; None: traced only if they lie in `raw/<version>` beside the stages.
+        budget, caps, floors, mask_by, mask_budget: as selection was given them.
+        held_out_share: topics with a lower share of held-out examples are named, as information.
+
+    Raises:
+        AuditError: a promise is broken; nothing is written.
+        ArtifactError: an artifact is missing or was edited.
+    """
+    sources = read_sources(examples, previous_examples, utility, selection, evaluation)
+    limits = tabulate_limits(sources["texts"], budget, caps, floors, held_out_share)
+    limits["mask_budget"] = limit_mask(sources["tensors"], mask_by, mask_budget or {})
+    compared = pa.table({"version": [version], "previous": [previous_examples.name.removeprefix("version=")]})
+    with opened({**sources, **limits, "compared": compared}) as connection:
+        checks, changes = run_checks(connection), count_changes(connection)
+    folders = [examples.parents[1] / stage / examples.name for stage in BESIDE]
+    records = read_records([*folders, examples, utility, selection, evaluation])
+    rows = raw or examples.parents[1] / "raw" / version
+    present = digest_files(records, rows, previous_examples)
+    found = trace(records, present, version, None if rows.exists() else previous_examples.name)
+    checks.append(Check("provenance", True, found))
+    refuse_broken(checks, version)
+    parameters = {"budget": dict(budget), "caps": dict(caps), "floors": dict(floors), "held_out_share": held_out_share}
+    parameters |= {"mask_by": mask_by} | ({"mask_budget": dict(mask_budget or {})} if mask_by != "none" else {})
+    made = tables.Provenance("audit", version, parameters, present)
+    tables.write_table(tabulate(checks), out / "audit.parquet", made)
+    tables.write_json(count_kept(checks) | {"changes": changes}, out / "audit.json")
+
+
+def read_sources(
+    examples: Path, previous_examples: Path, utility: Path, selection: Path, evaluation: Path
+) -> dict[str, pa.Table | pads.Dataset]:
+    """Return what the checks ask: the artifacts by their names, and the texts of this version and the one before.
+
+    Raises:
+        ArtifactError: an artifact is missing or was edited.
+    """
+    files = {
+        examples / EXAMPLES: schemas.EXAMPLES,
+        examples / "withdrawn.parquet": schemas.WITHDRAWN,
+        utility / "utility.parquet": schemas.UTILITY,
+        selection / "subset.parquet": schemas.SUBSET,
+        selection / "mask.parquet": schemas.MASK,
+        selection / "tensors.parquet": schemas.TENSORS,
+        evaluation / "evaluation.parquet": schemas.EVALUATION,
+    }
+    sources = {path.stem: stream([path], schema) for path, schema in files.items()}
+    before = stream([previous_examples / EXAMPLES], schemas.EXAMPLES)
+    return sources | {"texts": read_texts(sources["examples"]), "texts_before": read_texts(before)}
+
+
+def read_texts(examples: pads.Dataset) -> pa.Table:
+    """Return id, topic, split, earlier role, use and folded prompt of every example."""
+    table = examples.to_table(columns=["id", "topic", "split", "earlier", "used", "prompt"])
+    return table.set_column(5, "prompt", pa.array(map(fold, table["prompt"].to_pylist()), pa.string()))
+
+
+def tabulate_limits(
+    texts: pa.Table,
+    budget: Mapping[str, float],
+    caps: Mapping[str, int],
+    floors: Mapping[str, int],
+    held_out_share: float,
+) -> dict[str, pa.Table]:
+    """Return what the parameters allow, as tables; a fraction is of the used pool, rounded down to whole rows."""
+    pool = texts.filter(pc.and_(texts["used"], pc.equal(texts["split"], "pool")))
+    unit, most = limit_spending(budget, pool.num_rows)
+    highest = spread_caps(caps, sorted(set(pool["topic"].to_pylist())))
+    text, number = pa.string(), pa.int64()
+    return {
+        "budget": pa.table({"unit": [unit], "most": [most]}),
+        "caps": pa.table([pa.array(highest, text), pa.array(highest.values(), number)], ["topic", "most"]),
+        "floors": pa.table([pa.array(floors, text), pa.array(floors.values(), number)], ["topic", "least"]),
+        "least": pa.table({"share": [float(held_out_share)]}),
+    }
+
+
+def limit_mask(tensors: pads.Dataset, by: str, budget: Mapping[str, float]) -> pa.Table:
+    """Return how many parameters the mask must hold, as a table: none without one; else what its budget comes to."""
+    if by == "none":
+        return pa.table({"most": [0]})
+    entries = pc.sum(tensors.to_table(columns=["entries"])["entries"]).as_py()
+    return pa.table({"most": [max(1, limit_spending(budget, entries or 0)[1])]})
+
+
+def run_checks(connection: duckdb.DuckDBPyConnection) -> list[Check]:
+    """Run every query, promises first."""
+    connection.execute(VIEWS)
+    return [
+        Check(name, queries is PROMISES, sorted(text for (text,) in connection.execute(sql).fetchall()))
+        for queries in (PROMISES, INFORMATION)
+        for name, sql in queries.items()
+    ]
+
+
+def count_changes(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, int]]:
+    """Return how many distinct rows are kept, edited, new and withdrawn against the version before, and are used."""
+    found = {change: {"rows": rows, "used": used} for change, rows, used in connection.execute(CHANGES).fetchall()}
+    return {change: found.get(change, {"rows": 0, "used": 0}) for change in ("kept", "edited", "new", "withdrawn")}
+
+
+def read_records(folders: Sequence[Path]) -> dict[Path, Mapping[str, Any]]:
+    """Return the provenance record of each file in these folders that has one: tables, tensors, the arms' listing."""
+    paths = sorted(path for folder in folders for pattern in RECORDED for path in folder.glob(pattern))
+    return {path: _read_record(path) for path in paths}
+
+
+def _read_record(path: Path) -> Mapping[str, Any]:
+    if path.suffix == ".json":
+        record = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        record = tables.provenance(path) if path.suffix == ".parquet" else tables.read_facts(path)
+    record = {"stage": path.stem, "version": None, "inputs": {}} | record
+    return record | {"inputs": {_shorten(name): digest for name, digest in record["inputs"].items()}}
+
+
+def digest_files(records: Mapping[Path, Mapping[str, Any]], raw: Path, before: Path) -> dict[str, str]:
+    """Return the digests of all that there is: these artifacts, the raw rows, and what they name of an earlier version.
+
+    Args:
+        records: of the artifacts (`read_records`).
+        raw: file or folder of the raw rows.
+        before: folder of the examples that this version continues from; its other artifacts lie beside it.
+    """
+    files = [*records, before / EXAMPLES, *([raw] if raw.is_file() else _list_files(raw.rglob("*")))]
+    earlier = {_shorten(path): path for path in _list_files(before.parents[1].glob(f"*/{before.name}/**/*"))}
+    named = {name for record in records.values() for name in record["inputs"]}
+    files += [earlier[name] for name in sorted(named & earlier.keys())]
+    return {_shorten(path): tables.digest(path) for path in files}
+
+
+def _list_files(paths: Iterable[Path]) -> list[Path]:
+    return sorted(path for path in paths if path.is_file())
+
+
+def trace(
+    records: Mapping[Path, Mapping[str, Any]], present: Mapping[str, str], version: str, without_raw: str | None = None
+) -> list[str]:
+    """Return what is wrong with the provenance of artifacts.
+
+    Each must say what it was made from, and each file that it names must be there with the content that it had.
+
+    Args:
+        records: of the artifacts (`read_records`).
+        present: digests of the files that there are (`digest_files`).
+        version: of all the artifacts.
+        without_raw: where the raw rows are elsewhere, what examples were made from is traced in folders of this name
+            only.
+    """
+    return [
+        f"{path.name} {fault}"
+        for path, record in records.items()
+        for fault in _find_faults(record, present, version, without_raw)
+    ]
+
+
+def _find_faults(
+    record: Mapping[str, Any], present: Mapping[str, str], version: str, without_raw: str | None
+) -> Iterator[str]:
+    if record["version"] != version:
+        yield f"is of version {record['version']}, not {version}"
+    if not record["inputs"]:
+        yield "does not say what it was made from"
+    for name, digest in sorted(record["inputs"].items()):
+        if without_raw and record["stage"] == "examples" and PurePath(name).parent.name != without_raw:
+            continue
+        if name not in present:
+            yield f"was made from {name}, which is not there"
+        elif present[name] != digest:
+            yield f"was made from another {name} than the one there is"
+
+
+def _shorten(path: PurePath | str) -> str:
+    """Return the last three parts of a path, by which provenance knows a file."""
+    return "/".join(PurePath(path).parts[-3:])
+
+
+def refuse_broken(checks: Sequence[Check], version: str) -> None:
+    """Stop where a promise is broken.
+
+    Raises:
+        AuditError: naming each broken promise, how many rows break it, and the first of them.
+    """
+    broken = [check for check in checks if check.promise and check.found]
+    if broken:
+        found = "; ".join(
+            f"{check.name}: {len(check.found)}, first {', '.join(check.found[:SHOWN])}" for check in broken
+        )
+        raise AuditError(
+            f"{len(broken)} of {sum(check.promise for check in checks)} promises of {version} are broken: {found}; "
+            "mend the parameters or rows that this names, and make the artifacts again: `tamis run`"
+        )
+
+
+def tabulate(checks: Sequence[Check]) -> pa.Table:
+    """Return the checks as the artifact's table."""
+    rows = [
+        {
+            "check": check.name,
+            "passed": not (check.promise and check.found),
+            "rows": len(check.found),
+            "detail": ", ".join(check.found) or "none",
+        }
+        for check in checks
+    ]
+    return pa.Table.from_pylist(rows, schema=schemas.AUDIT)
+
+
+def count_kept(checks: Sequence[Check]) -> dict[str, Any]:
+    """Return what audit.json holds: how many promises are kept, and what else was found."""
+    information = {check.name: check.found for check in checks if not check.promise}
+    return {"promises_kept": sum(check.promise for check in checks), **information}
+
+
+def summarise(root: Path, version: str) -> Summary:
+    """Return the held-out losses of a version's arms, how many pairs were scored, and what is worth a note.
+
+    Raises:
+        ArtifactError: the version was not evaluated yet.
+    """
+    names = {"evaluation": "metrics", "utility": "utility", "audit": "audit"}
+    paths = {stage: Path(root) / f"data/{stage}/version={version}/{name}.json" for stage, name in names.items()}
+    for stage in ("evaluation", "utility"):
+        if not paths[stage].exists():
+            raise tables.ArtifactError(f"{paths[stage]} is missing; run `tamis run` (or `dvc repro`) to make it")
+    found = [json.loads(path.read_text(encoding="utf-8")) if path.exists() else {} for path in paths.values()]
+    return summarise_metrics(*found)

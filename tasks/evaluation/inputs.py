@@ -1,0 +1,126 @@
+"""What is evaluated, and on which rows: the held-out and general rows and the models that are asked, read."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tamis.evaluation.bootstrap import ORDER
+from tamis.examples.splits import GENERAL, HELD_OUT
+from tamis.language import templates
+from tasks import models
+from tasks.artifacts import schemas
+from tasks.artifacts.tables import ArtifactError, digest_inputs, read_table
+
+TRAINED, SHOWN = "finetuning", "in_context"  # how a learner comes to know its rows
+
+
+class EvaluationError(ValueError):
+    """The held-out rows or an arm cannot be evaluated."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The used held-out rows of a version and of the one before, and the general rows, tokenised once."""
+
+    rows: list[dict[str, Any]]  # each id once, this version's first
+    encoding: templates.Encoding
+    version: str  # this one
+    previous: str  # the one before; this one, where no other was asked for
+    of: Mapping[str, list[int]]  # version -> places of its rows; `general`, where there are such rows, of these
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model that is evaluated: the base, the one that training started from, or an arm and a seed."""
+
+    arm: str  # base | previous | chosen | random | full
+    seed: int | None = None  # None: base, previous
+    learner: str = "none"  # none | finetuning | in_context
+    rows: int = 0  # of this version that it learns from
+    folder: Path | None = None  # of its weights; None: the base's
+    encoding: templates.Encoding | None = None  # prompts of its own; None: those of `HeldOut`
+    fewer_demos: int = 0  # held-out rows that leave no room for all demos
+
+    @property
+    def label(self) -> str:
+        """Return its name for people."""
+        name = self.arm if self.seed is None else f"{self.arm}-{self.seed}"
+        return f"{name} in context" if self.learner == SHOWN else name
+
+
+def read_held_out(examples: Mapping[str, Path], model: models.ModelChoice, template: str) -> HeldOut:
+    """Read and tokenise the used held-out rows of these versions, and the first one's general rows.
+
+    Only the first must have held-out rows.
+    """
+    tables = {version: _read_used(folder) for version, folder in examples.items()}
+    found = {version: [row for row in rows if row["split"] == HELD_OUT] for version, rows in tables.items()}
+    version, previous = next(iter(found)), [*found][-1]
+    if not found[version]:
+        raise EvaluationError(
+            f"0 of {len(tables[version])} used rows are held out, so nothing can be compared; lower "
+            "examples.held_out_in, raise examples.held_out_rows or add raw rows"
+        )
+    general = [row for row in tables[version] if row["split"] == GENERAL]
+    if general and GENERAL in examples:
+        raise EvaluationError(f"a data version is called {GENERAL!r}, as is the set of examples.general; rename it")
+    found |= {GENERAL: general} if general else {}
+    first: dict[str, dict[str, Any]] = {}
+    for row in (row for ours in found.values() for row in ours):
+        first.setdefault(row["id"], row)
+    rows, place = list(first.values()), {name: number for number, name in enumerate(first)}
+    prompts, responses = [ask(row) for row in rows], [row["response"] for row in rows]
+    encoding = templates.encode(models.tokenizer(model), template, prompts, responses)
+    templates.refuse_long(encoding, [row["row"] for row in rows], model.max_tokens)
+    of = {name: [place[row["id"]] for row in ours] for name, ours in found.items()}
+    return HeldOut(rows, encoding, version, previous, of)
+
+
+def _read_used(folder: Path) -> list[dict[str, Any]]:
+    table = read_table(folder / "examples.parquet", schemas.EXAMPLES)
+    return [row for row in table.to_pylist() if row["used"]]
+
+
+def read_runs(arms: Path, previous_arms: Path | None) -> list[Run]:
+    """Return the base, the model that training started from, where it is wanted, and the runs of `finetuning.json`."""
+    listing = arms / "finetuning.json"
+    if not listing.exists():
+        raise ArtifactError(f"{listing} is missing; run `tamis run` (or `dvc repro`) to make it")
+    found = json.loads(listing.read_text())
+    listed, folders = found["arms"], {label: arms / "arms" / label for label in found["arms"]}
+    missing = [label for label, folder in folders.items() if not folder.is_dir()]
+    if missing:
+        raise ArtifactError(
+            f"{len(missing)} of {len(listed)} arms have no folder in {arms / 'arms'}, first {missing[:3]}; "
+            "restore them with `dvc checkout` or train them again with `tamis run`"
+        )
+    named = [(*label.rsplit("-", 1), label) for label in listed]
+    order = sorted(named, key=lambda one: (ORDER.index(one[0]), int(one[1])))
+    trained = [Run(arm, int(seed), TRAINED, listed[label]["rows"], folders[label]) for arm, seed, label in order]
+    if previous_arms is None or found["continues_from"] is None:
+        return [Run("base"), *trained]
+    start = previous_arms / "arms" / found["continues_from"]
+    if digest_inputs(*sorted(start.glob("*.safetensors"))) != found["continues_from_digest"]:
+        raise ArtifactError(
+            f"{start} does not hold the weights that the arms were trained on from: they were made again since, or "
+            "are not there; restore them with `dvc checkout` or train the arms again with `tamis run`"
+        )
+    return [Run("base"), Run("previous", learner=TRAINED, folder=start), *trained]
+
+
+def read_rows(examples: Path, ids: set[str]) -> dict[str, dict[str, Any]]:
+    """Return the examples that arms were trained on, by id, in their order."""
+    table = read_table(examples / "examples.parquet", schemas.EXAMPLES)
+    found = {row["id"]: row for row in table.to_pylist() if row["id"] in ids}
+    if strangers := sorted(ids - found.keys()):
+        raise ArtifactError(
+            f"{len(strangers)} of {len(ids)} rows that arms were trained on are not among the examples, first "
+            f"{strangers[:3]}; these artifacts belong to different runs: make them again with `tamis run`"
+        )
+    return found
+
+
+def ask(row: Mapping[str, Any]) -> str:
+    return templates.join_instruction(row["instruction"], row["prompt"])

@@ -1,0 +1,63 @@
+"""Task metrics: whether an answer is right, by the number in its row's response or by the row's tests."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+from tamis.evaluation.answers import find_code, find_number
+from tasks.evaluation import sandbox
+from tasks.evaluation.inputs import EvaluationError, HeldOut
+
+Expected = Fraction | str | None  # a number, tests, or nothing to judge by
+READ = {  # task metric -> what a row is judged by, what that is called, and a way out where it lacks
+    "exact_match": (lambda row: find_number(row["response"]), "number in their response", ""),
+    "pass_at_1": (lambda row: row["tests"], "tests", "map examples.fields.tests to the field that holds them, or "),
+}
+
+
+def read_expected(held_out: HeldOut, metric: str) -> list[Expected]:
+    """Return what tells whether an answer to each row is right; None where nothing does.
+
+    Rows of the version before and general ones may be of another kind, whose answers are then not judged.
+
+    Raises:
+        EvaluationError: this version has held-out rows that the metric cannot judge.
+        SandboxError: the system refuses to run code apart.
+    """
+    if metric == "none":
+        return [None] * len(held_out.rows)
+    read, what, way_out = READ[metric]
+    expected, own = [read(row) for row in held_out.rows], held_out.of[held_out.version]
+    lacking = [held_out.rows[place]["row"] for place in own if expected[place] is None]
+    if lacking:
+        raise EvaluationError(
+            f"{len(lacking)} of {len(own)} held-out rows have no {what}, by which {metric} judges answers, first rows "
+            f"{lacking[:3]}; {way_out}set evaluation.task_metric: none"
+        )
+    if metric == "pass_at_1":
+        sandbox.refuse_open()
+    return expected
+
+
+def judge(said: Sequence[Sequence[str]], expected: Sequence[Expected]) -> dict[tuple[str, Expected], bool | None]:
+    """Return whether each answer is right for what is expected of it: the same number, or code that passes the tests.
+
+    Args:
+        said: of each run, its answers to the rows, maybe to the first of them only.
+        expected: of each row.
+
+    Returns:
+        (answer, expected) -> right or not; None where nothing is expected. Equal code is run once.
+
+    Raises:
+        SandboxError: the system refuses to run code apart.
+    """
+    pairs = {pair for texts in said for pair in zip(texts, expected, strict=False)}
+    programs = sorted({(find_code(text), tests) for text, tests in pairs if isinstance(tests, str)})
+    passed = dict(zip(programs, sandbox.run_tests(programs), strict=True))
+    found: dict[tuple[str, Expected], bool | None] = dict.fromkeys(pairs)
+    for text, wanted in pairs:
+        if isinstance(wanted, str):
+            found[text, wanted] = passed[find_code(text), wanted]
+        elif wanted is not None:
+            found[text, wanted] = find_number(text) == wanted
+    return found

@@ -1,0 +1,225 @@
+"""Stage `finetuning`: every arm trained (tasks/finetuning/trainer.py), each into a folder of safetensors.
+
+Checkpoints stay in the scratch folder, in `<key>/checkpoints`, while an arm is in training; `<key>/finished` holds a
+trained arm; the key digests all that determines it. A run finds both again, also where it was stopped after the last
+arm and before the artifact was recorded; it begins by removing what it has no use for. So adapters lie on the disk
+twice; whole models, being large, leave scratch once published.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import numpy as np
+import peft
+import torch
+import transformers
+
+from tamis.language import packing, templates
+from tamis.masks import sparse_adamw, tensor_layout, topk
+from tamis.submodular.budgets import Budget, resolve
+from tamis.training import steps
+from tamis.training.arms import pick_replayed, pick_rows
+from tasks import models
+from tasks.artifacts import schemas, tables
+from tasks.artifacts.tables import ArtifactError
+from tasks.finetuning import mask_updates, trainer
+from tasks.finetuning.trainer import Arm, FinetuningSettings, Recipe
+from tasks.gradients.warmup import GradientsSettings
+from tasks.masks import mask_tables, sparse_deltas
+from tasks.masks.sparse_deltas import replacing_folder
+
+LIBRARIES = (torch, transformers, peft, accelerate)  # another release of one of them starts an arm anew
+MODULES = (steps, packing, templates, models, sparse_deltas, trainer)
+MASKED = (sparse_adamw, tensor_layout, topk, mask_tables, mask_updates)  # of method masked alone
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The rows that arms are drawn from, then those that replay adds; tokenised once."""
+
+    ids: list[str]
+    chosen: np.ndarray  # bool, per row that an arm is drawn from
+    budget: Budget  # what selection was allowed to spend on these
+    replayed: np.ndarray  # places of the rows that every arm repeats of earlier versions
+    encoding: templates.Encoding
+
+
+def write_finetuning(
+    *,
+    examples: Path,
+    subset: Path,
+    previous: Path,
+    out: Path,
+    scratch: Path,
+    version: str,
+    model: models.ModelChoice,
+    settings: FinetuningSettings,
+    gradients: GradientsSettings | None = None,
+) -> Mapping[str, Any]:
+    """Train every arm of `settings.arms`, write `arms/`, `curve.csv` and `finetuning.json`, say what this run did.
+
+    Args:
+        examples: folder of the examples artifact; the arms train on its used rows of the pool, and on replayed ones.
+        subset: folder of the selection artifact, which says what is chosen; its mask is read by method masked alone.
+        previous: folder of this artifact of the version that this one continues from; its `arms/` may be empty.
+        out: folder of this artifact.
+        scratch: folder for checkpoints and finished arms, this version's own; keeps adapters for the next run.
+        gradients: what a mask is cut anew by; read where `settings.rescore_every` is set.
+
+    Raises:
+        ArtifactError: an input is missing or does not fit the other, or the disk is full.
+        TrainingError: settings that cannot be trained, or that are not those of the version before; a loss that is not
+            finite.
+        ValueError: a row that is too long; an arm without rows; a budget that the pool cannot keep; a mask of another
+            model.
+    """
+    source, files = examples / "examples.parquet", ["subset.parquet"]
+    recipe = Recipe(model, settings, trainer.find_start(previous, model, settings))
+    if settings.method == "masked":
+        restriction = mask_updates.read_restriction(source, subset, model, settings.rescore_every, gradients)
+        recipe, files = replace(recipe, restriction=restriction), [*files, "mask.parquet"]
+    pool = read_pool(examples, subset, model, settings)
+    arms = plan_arms(pool, recipe)
+    clear(scratch, keep={arm.key for arm in arms})
+    found = sum((scratch / arm.key / "finished").exists() for arm in arms)
+    homes = {arm.label: finish_arm(arm, pool, scratch / arm.key, recipe) for arm in arms}
+    inputs = tables.digest_inputs(source, *(subset / file for file in files))
+    inputs |= recipe.start.digest if recipe.start else {}
+    publish(homes, out, {"version": version, "inputs": inputs} | describe_start(recipe))
+    clear(scratch, keep={arm.key for arm in arms if not trainer.is_whole(arm, settings)})
+    return {"arms_trained": len(arms) - found, "arms_found": found}
+
+
+def read_pool(examples: Path, subset: Path, model: models.ModelChoice, settings: FinetuningSettings) -> Pool:
+    """Read and tokenise the pool; which rows are chosen, and under which budget, comes from `subset`."""
+    table = tables.read_table(examples / "examples.parquet", schemas.EXAMPLES)
+    pool = [row for row in table.to_pylist() if row["split"] == "pool"]
+    ground = [row for row in pool if row["used"]]
+    if not ground:
+        raise ArtifactError(
+            f"{examples / 'examples.parquet'} has 0 used rows in its pool; raise examples.pool_rows or, where the "
+            "version before has all of them, set examples.ground_set: all"
+        )
+    chosen = read_chosen(examples, subset, {row["id"] for row in ground})
+    budget = read_budget(subset / "subset.parquet", ground)
+    known = [row for row in pool if row["duplicate_of"] is None]
+    places = pick_replayed(settings.replay, [row["earlier"] for row in known])
+    again = {known[place]["id"] for place in places}
+    rows = ground + [row for row in known if row["id"] in again and not row["used"]]
+    prompts = [templates.join_instruction(row["instruction"], row["prompt"]) for row in rows]
+    responses = [row["response"] for row in rows]
+    encoding = templates.encode(models.tokenizer(model), settings.template, prompts, responses)
+    templates.refuse_long(encoding, [row["row"] for row in rows], model.max_tokens)
+    picked = np.array([row["id"] in chosen for row in ground])
+    replayed = np.flatnonzero([row["id"] in again for row in rows])
+    return Pool([row["id"] for row in rows], picked, budget, replayed, encoding)
+
+
+def read_chosen(examples: Path, subset: Path, ground: set[str]) -> set[str]:
+    """Return the ids that selection chose, all of which must be in the pool."""
+    picked = tables.read_table(subset / "subset.parquet", schemas.SUBSET)
+    chosen = {row["id"] for row in picked.to_pylist() if row["chosen"]}
+    strangers = sorted(chosen - ground)
+    if strangers:
+        raise ArtifactError(
+            f"{len(strangers)} of {len(chosen)} chosen ids are not in the pool, first {strangers[:3]}; "
+            f"{subset} and {examples} belong to different runs: make them again with `tamis run`"
+        )
+    return chosen
+
+
+def read_budget(subset: Path, ground: list[dict[str, Any]]) -> Budget:
+    """Return what selection was allowed to spend on the pool's used rows, as its table records it."""
+    asked = tables.provenance(subset)["parameters"]
+    missing = [f"selection.{name}" for name in ("budget", "caps", "floors") if name not in asked]
+    if missing:
+        raise ArtifactError(
+            f"{subset} does not record {len(missing)} of the 3 settings under which arm random is drawn: "
+            f"{', '.join(missing)}; make it again with `tamis run`"
+        )
+    tokens = np.array([row["response_tokens"] for row in ground], np.int64)
+    topics = [row["topic"] for row in ground]
+    return resolve(asked["budget"], topics=topics, response_tokens=tokens, caps=asked["caps"], floors=asked["floors"])
+
+
+def plan_arms(pool: Pool, recipe: Recipe) -> list[Arm]:
+    """Return one arm per name and seed, in the order of `settings.arms`, replayed rows added to each."""
+    arms = []
+    for name, seed in ((name, seed) for name, seeds in recipe.settings.arms.items() for seed in seeds):
+        drawn = pick_rows(name, pool.chosen, budget=pool.budget, replayed=pool.replayed, seed=seed)
+        rows = np.union1d(drawn, pool.replayed)
+        ids = tuple(pool.ids[row] for row in rows)
+        arms.append(Arm(name, seed, rows, ids, len(rows) - len(drawn), _key(name, seed, ids, recipe)))
+    return arms
+
+
+def clear(scratch: Path, keep: set[str]) -> None:
+    """Remove the arms in scratch, finished or not, but for those of these keys."""
+    for home in (home for home in scratch.glob("*") if home.name not in keep):
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def finish_arm(arm: Arm, pool: Pool, home: Path, recipe: Recipe) -> Path:
+    """Return the folder of a trained arm, training it unless it stands there already.
+
+    It holds `weights/`, with the ids of the rows that made them, and `log.json`; checkpoints beside it are removed once
+    it is whole.
+    """
+    finished = home / "finished"
+    if not finished.exists():
+        try:
+            trained = trainer.train(arm, pool.encoding, home / "checkpoints", recipe)
+            with replacing_folder(finished) as part:
+                facts = trainer.save(trained, part / "weights", arm, recipe)
+                tables.write_json(arm.ids, part / "weights/rows.json")
+                record = steps.describe(pool.encoding, arm.rows, trained.losses, recipe.settings.epochs)
+                tables.write_json(record | {"replayed": arm.replayed} | facts, part / "log.json")
+        except Exception as error:
+            error.add_note(f"arm {arm.label}; the next run goes on from what {home.parent} holds")
+            raise
+    shutil.rmtree(home / "checkpoints", ignore_errors=True)
+    return finished
+
+
+def describe_start(recipe: Recipe) -> dict[str, Any]:
+    """Return what `finetuning.json` says of how its arms were trained and from what."""
+    start = recipe.start
+    return {
+        "method": recipe.settings.method,
+        "replay": recipe.settings.replay,
+        "continues_from": start.label if start else None,
+        "continues_from_digest": start.digest if start else None,
+    }
+
+
+def publish(homes: Mapping[str, Path], out: Path, made: Mapping[str, Any]) -> None:
+    """Copy finished arms into the artifact and write their curve and numbers, and what they were made from."""
+    logs = {label: json.loads((home / "log.json").read_text()) for label, home in homes.items()}
+    with replacing_folder(out / "arms") as part:
+        for label, home in homes.items():
+            shutil.copytree(home / "weights", part / label)
+    tables.write_text(steps.tabulate_curve(logs), out / "curve.csv")
+    arms = {label: {name: log[name] for name in log if name != "losses"} for label, log in logs.items()}
+    tables.write_json({**made, "arms": arms}, out / "finetuning.json")
+
+
+def _key(name: str, seed: int, ids: Sequence[str], recipe: Recipe) -> str:
+    """Return a digest of all that determines an arm: rows, model, start, mask, settings, our code and the libraries."""
+    model, start, restriction = recipe.model, recipe.start, recipe.restriction
+    sources = [__file__, *(str(module.__file__) for module in (*MODULES, *(MASKED if restriction else ())))]
+    facts = {
+        **{key: value for key, value in asdict(recipe.settings).items() if key not in ("arms", "replay")},
+        "arm": (name, seed, ids),
+        "model": (models.model_digest(model), str(models.device(model)), model.dtype, model.name, model.revision),
+        "start": start.digest if start else None,
+        "restriction": restriction.describe() if restriction else None,
+        "sources": [tables.digest(Path(source)) for source in sources],
+        "libraries": [library.__version__ for library in LIBRARIES],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,0 +1,397 @@
+"""What stage `gradients` stands on: the rows that it draws, the warm-up on some of them, v_new and v_prior.
+
+Every set is drawn by hashes of seed and id (`tamis.examples.splits.sample`). Tensors are kept in the scratch folder,
+one per parameter under its name in `named_parameters`, each file written whole and named by a digest of all that
+determines it.
+Where memory is short, v_new, v_prior and what the stage sums stand in a file per group of parameters, and are formed by
+a pass per group; the warm-up trains all weights at once.
+"""
+
+import gc
+import hashlib
+import json
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tamis.examples.parsing import fold
+from tamis.examples.splits import sample
+from tamis.gradients import distillation, fisher, interaction, layers, per_example
+from tamis.gradients.distillation import preservation_gradient
+from tamis.gradients.fisher import fisher_information
+from tamis.gradients.per_example import GradientError, group_parameters, validation_gradient, verify_coverage
+from tamis.language import batches, packing, templates
+from tamis.language.batches import Batch, plan_batches
+from tamis.language.packing import packed_attention, verify_packing
+from tamis.language.templates import Encoding, encode, join_instruction, refuse_long
+from tamis.training import steps as training_steps
+from tamis.training.steps import collate, final_loss, optimise, plan_steps, response_loss
+from tasks import models
+from tasks.artifacts import schemas
+from tasks.artifacts.tables import digest_code, read_table
+from tasks.artifacts.tensors import read, write
+from tasks.scoring_model import model_lock
+
+WARMUP_FRACTION = 0.1  # of the warm-up's steps over which the learning rate rises, as in finetuning
+LEAST_MOVED = 0.5  # share of entries that the checkpoint of a warm-up moves; below, a narrow one is told of
+SOURCES = (batches, layers, distillation, training_steps, fisher, per_example, interaction, packing, templates)
+DRAWN = {"dualsft": ("pool", "validation", "warmup", "anchors"), "fisher": ("pool", "fisher")}  # sets that each reads
+CODE = digest_code(*SOURCES, sys.modules[__name__])  # what figures depend on, as imported
+
+
+@dataclass(frozen=True)
+class GradientsSettings:
+    """How rows and parameters are scored."""
+
+    order: str = "second"  # first | second: without | with the curvature term; one | two passes over the pool
+    confidence: str = "max_prob"  # max_prob | entropy_inv | uniform: how anchors weigh
+    tau: float = 2.0  # temperature of the distillation
+    lambda_new: float = 1.0  # weight of the target task in the direction
+    lambda_prior: float = 0.2  # weight of what is preserved
+    eta: float = 2e-5  # learning rate: peak of the warm-up's, and in the curvature term
+    curvature: str = "raw"  # raw | corrected: AdamW's second moments as they are | without their bias
+    warmup_share: float = 0.1  # of the pool's rows, that the warm-up trains on; a batch at least
+    anchor_share: float = 0.02  # of the pool's rows, whose answers are to be preserved; a batch at least
+    validation_share: float = 0.1  # of the pool's prompts, set apart where there is no target task
+    batch_rows: int = 8  # rows per optimiser step of the warm-up
+    shard_rows: int = 64  # rows between two writings of G, which is read and written whole, and per part of the store
+    pack_tokens: int = 2048  # tokens per forward-backward pass
+    block_parameters: int | None = None  # parameters whose sums are in memory at once, a tensor at least; None: all
+    fisher_rows: int = 64  # rows of the pool that Fisher information is averaged over
+    seed: int = 0  # of the draws and of the warm-up's order
+    template: str = "chat"  # chat | delift
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The rows that are read, tokenised once; a set holds places among them, ascending."""
+
+    ids: list[str]
+    encoding: Encoding
+    pool: list[int]  # scored
+    validation: list[int]  # steer the choice; never in the pool
+    warmup: list[int]  # of the pool
+    anchors: list[int]  # of the pool
+    fisher: list[int]  # of the pool
+    steered_by: str  # target | pool: where the validation rows are from
+    left_out: int  # used rows of the pool that have the prompt of a row of the target task
+
+
+class Files(NamedTuple):
+    """Tensors in the scratch folder; all but the first two of one group of parameters."""
+
+    weights: Path  # of the warm-up
+    moments: Path  # exp_avg_sq
+    v_new: Path
+    v_prior: Path
+    total: Path  # G, of the first rows of the pool
+    fisher: Path
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every shard of a group of parameters shares, and its rows; small enough to travel to another process."""
+
+    source: Path  # the examples
+    digest: str  # their sha256, so that a worker never uses an older reading
+    files: Files
+    folder: Path  # of the store
+    model: models.ModelChoice
+    settings: GradientsSettings
+    names: tuple[str, ...] | None = None  # of the group's parameters; None: all
+    places: tuple[int, ...] = ()  # of the second pass
+
+
+@lru_cache(maxsize=1)
+def read_sets(source: Path, digest: str, model: models.ModelChoice, settings: GradientsSettings) -> Sets:
+    """Read, draw and tokenise the rows, of which held-out ones are none; `digest` keys the cache.
+
+    Raises:
+        ValueError: no validation row; fewer anchors than a batch; a row that does not fit in the context whole.
+    """
+    table = read_table(source, schemas.EXAMPLES)
+    read = pc.is_in(table["split"], value_set=pa.array(["pool", "target"]))
+    used = table.filter(pc.and_(table["used"], read)).sort_by("row").to_pylist()
+    prompts = [join_instruction(row["instruction"], row["prompt"]) for row in used]
+    sides = assign(used, [fold(prompt) for prompt in prompts], settings)
+    kept = [place for place, side in enumerate(sides) if side]
+    rows, sides = [used[place] for place in kept], [sides[place] for place in kept]
+    pool, validation = ([place for place, side in enumerate(sides) if side == name] for name in ("pool", "validation"))
+    drawn = {name: draw(rows, pool, name, settings) for name in ("warmup", "anchors", "fisher")}
+    asked, answers = [prompts[place] for place in kept], [row["response"] for row in rows]
+    encoding = encode(models.tokenizer(model), settings.template, asked, answers)
+    refuse_long(encoding, [row["row"] for row in rows], model.max_tokens)
+    steered_by = "target" if any(row["split"] == "target" for row in rows) else "pool"
+    ids, left_out = [row["id"] for row in rows], len(used) - len(kept)
+    return Sets(ids, encoding, pool, validation, **drawn, steered_by=steered_by, left_out=left_out)
+
+
+def assign(rows: Sequence[Mapping], prompts: Sequence[str], settings: GradientsSettings) -> list[str | None]:
+    """Return for each used row `validation`, `pool`, or None where its prompt is that of a row of the target task.
+
+    Validation rows are the target task's; where there are none, all rows of a share of the pool's prompts.
+
+    Raises:
+        ValueError: there are none.
+    """
+    is_target = [row["split"] == "target" for row in rows]
+    steering = {prompt for prompt, target in zip(prompts, is_target, strict=True) if target}
+    here = None if steering else "validation"
+    if not steering:
+        first: dict[str, Mapping] = {}
+        for row, prompt in zip(rows, prompts, strict=True):
+            first.setdefault(prompt, row)
+        count = round(settings.validation_share * len(first))
+        topics = {row["id"]: row["topic"] for row in first.values()}
+        drawn = sample(topics, count, salt(settings.seed, "validation"))
+        steering = {prompt for prompt, row in first.items() if row["id"] in drawn}
+    if not steering:
+        raise ValueError(
+            f"0 validation rows: there is no target task, and gradients.validation_share = "
+            f"{settings.validation_share:g} of the pool's {len(rows)} used rows is none; set examples.target, or raise "
+            "that share"
+        )
+    sides = [here if prompt in steering else "pool" for prompt in prompts]
+    return ["validation" if target else side for target, side in zip(is_target, sides, strict=True)]
+
+
+def draw(rows: Sequence[Mapping], pool: Sequence[int], name: str, settings: GradientsSettings) -> list[int]:
+    """Return the places of the warm-up's rows or of the anchors, a share of the pool and a batch at least, or of the
+    rows of Fisher information, so many or all.
+
+    Raises:
+        ValueError: the pool has fewer rows than a batch.
+    """
+    if len(pool) < settings.batch_rows:
+        raise ValueError(
+            f"anchors fewer than a batch: the pool has {len(pool)} rows beside the validation rows, and "
+            f"gradients.batch_rows is {settings.batch_rows}; lower it, or give the pool more rows (examples.pool_rows)"
+        )
+    shares = {"warmup": settings.warmup_share, "anchors": settings.anchor_share}
+    count = max(settings.batch_rows, round(shares[name] * len(pool))) if name in shares else settings.fisher_rows
+    topics = {rows[place]["id"]: rows[place]["topic"] for place in pool}
+    drawn = sample(topics, count, salt(settings.seed, name))
+    return [place for place in pool if rows[place]["id"] in drawn]
+
+
+def salt(seed: int, purpose: str) -> int:
+    """Return the seed of one purpose, so that draws for several are not of the same rows."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:6], "big")
+
+
+def group(model: models.ModelChoice, settings: GradientsSettings) -> list[tuple[str, ...] | None]:
+    """Return the groups of parameters whose sums are in memory at once; one, None, where that is all of them."""
+    if settings.block_parameters is None:
+        return [None]
+    return [tuple(names) for names in group_parameters(load(model), settings.block_parameters)]
+
+
+def plan_files(
+    scratch: Path,
+    sets: Sets,
+    model: models.ModelChoice,
+    settings: GradientsSettings,
+    *,
+    names: Sequence[str] | None = None,
+) -> Files:
+    """Return where each file of tensors lies; how the rows are cut into shards is no part of its name."""
+    made = [models.model_digest(model), str(models.device(model)), settings.template, CODE]
+
+    def name(kind: str, places: Sequence[int], *facts: Any) -> Path:
+        ids = [sets.ids[place] for place in places]
+        return Path(scratch) / f"{kind}-{digest_facts([*made, ids, *facts])}.safetensors"
+
+    how, part = (settings.eta, settings.batch_rows, settings.seed), () if names is None else (list(names),)
+    start = name("weights", sets.warmup, *how)
+    return Files(
+        weights=start,
+        moments=name("moments", sets.warmup, *how),
+        v_new=name("v_new", sets.validation, start.name, *part),
+        v_prior=name("v_prior", sets.anchors, start.name, settings.confidence, settings.tau, *part),
+        total=name("G", sets.pool, start.name, *part),
+        fisher=name("fisher", sets.fisher, *part),
+    )
+
+
+def digest_facts(facts: Sequence[Any]) -> str:
+    """Return the name of what some facts determine."""
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def prepare(work: Work, sets: Sets) -> None:
+    """Make the warm-up, and v_new and v_prior of a group of parameters, those that are not there yet."""
+    files = work.files
+    with model_lock:
+        if not (files.weights.exists() and files.moments.exists()):
+            train(work, sets)
+        if not files.v_new.exists():
+            with timed(work, sets, sets.validation) as (network, batches, facts):
+                v_new = validation_gradient(network, batches, work.names)
+            write(v_new, files.v_new, facts)
+        if not files.v_prior.exists():
+            teacher, how = load(work.model), {"confidence": work.settings.confidence, "tau": work.settings.tau}
+            with timed(work, sets, sets.anchors) as (network, batches, facts):
+                found = preservation_gradient(network, teacher, batches, **how, keep=work.names)
+            told = {"preservation_loss": found.loss, "mean_confidence": float(found.weights.mean())}
+            write(found.v_prior, files.v_prior, facts | told)
+
+
+def compute_fisher(work: Work, sets: Sets) -> int:
+    """Make Fisher information of a group of parameters, at the base model, where it is not there yet; return the rows
+    that were passed."""
+    if work.files.fisher.exists():
+        return 0
+    with model_lock, timed(work, sets, sets.fisher, warm=False) as (network, batches, facts):
+        found = fisher_information(network, batches, work.names)
+    write(found, work.files.fisher, facts)
+    return len(sets.fisher)
+
+
+def train(work: Work, sets: Sets) -> None:
+    """Train all weights of the base model on the warm-up's rows, once each; keep them and the second moments.
+
+    bfloat16 weights are trained, and their moments kept, in float32: in bfloat16 steps and decay are rounded away.
+
+    Raises:
+        ValueError: a parameter that cannot be covered; a loss that is not finite.
+    """
+    network = load(replace(work.model, dtype="float32"))
+    verify_coverage(network, largest=work.settings.block_parameters)  # now, too: a warm-up may take hours
+    start = perf_counter()
+    optimizer, losses = run_epoch(network, sets.encoding.pick(sets.warmup), work.settings)
+    facts = {"seconds": perf_counter() - start, "steps": len(losses), "loss": final_loss(losses)}
+    facts["beta2"] = float(optimizer.param_groups[0]["betas"][1])
+    named, dtype = dict(network.named_parameters()), models.DTYPES[work.model.dtype]
+    write({name: optimizer.state[weight]["exp_avg_sq"] for name, weight in named.items()}, work.files.moments, facts)
+    weights = {name: weight.detach().to(dtype) for name, weight in named.items()}
+    del network, optimizer, named
+    gc.collect()  # optimiser and schedule hold each other
+    write(weights, work.files.weights, facts | {"moved": measure_moved(weights, work.model)})
+
+
+def measure_moved(weights: Mapping[str, Tensor], model: models.ModelChoice) -> float:
+    """Return the share of entries that a checkpoint moved; warn where rounding to bfloat16 has undone most moves."""
+    base = dict(models.language_model.__wrapped__(model).named_parameters())
+    moved = sum(int((weights[name] != weight).sum()) for name, weight in base.items())
+    share = moved / sum(weight.numel() for weight in base.values())
+    if model.dtype == "bfloat16" and share < LEAST_MOVED:
+        warnings.warn(
+            f"the warm-up moved {share:.1%} of all entries, others were rounded back: at bfloat16 its checkpoint is "
+            "nearly the base model; raise gradients.eta or set models.dtype: float32",
+            stacklevel=2,
+        )
+    return share
+
+
+def run_epoch(
+    network: PreTrainedModel, rows: Encoding, settings: GradientsSettings
+) -> tuple[torch.optim.Optimizer, list[float]]:
+    """Train on each row once, with the order, loss and schedule of finetuning; return the loss of every step."""
+    steps = plan_steps(len(rows.queries), settings.batch_rows, 1, settings.seed)
+    optimizer, schedule = optimise(network, len(steps), settings.eta, WARMUP_FRACTION)
+    device, losses = next(network.parameters()).device, []
+    with packed_attention(network):
+        for number, places in enumerate(steps, start=1):
+            step = rows.pick(places)
+            inputs = collate(step.base, step.queries, step.responses, device)
+            inputs = {name: one.to(device) if isinstance(one, Tensor) else one for name, one in inputs.items()}
+            labels = inputs.pop("labels")
+            loss = response_loss(network(**inputs, use_cache=False).logits, labels)
+            if not torch.isfinite(loss):
+                raise ValueError(
+                    f"the warm-up's loss is {float(loss.detach())} at step {number} of {len(steps)}; lower "
+                    "gradients.eta, or check the model's weights"
+                )
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            losses.append(float(loss.detach()))
+    return optimizer, losses
+
+
+@contextmanager
+def timed(
+    work: Work, sets: Sets, places: Sequence[int], warm: bool = True
+) -> Iterator[tuple[PreTrainedModel, list[Batch], dict]]:
+    """Yield the model at the checkpoint (`warm`) or the base model, batches of rows, and a dict that gets the seconds
+    that the work took.
+
+    Raises:
+        ValueError: a gradient is not finite, with the ids of its rows.
+    """
+    weights = work.files.weights if warm else None
+    network, facts = load_trained(work.model, weights, work.settings.block_parameters), {}
+    batches, start = lay_out(sets.encoding.pick(places), work.settings), perf_counter()
+    try:
+        yield network, batches, facts
+    except GradientError as error:
+        ids = [sets.ids[places[example]] for example in error.examples]
+        raise ValueError(
+            f"{len(ids)} of {len(places)} rows have a gradient that is not finite, first ids {ids[:3]}; take them out "
+            "of the raw data, lower gradients.eta, or check the model's weights"
+        ) from error
+    facts["seconds"] = perf_counter() - start
+
+
+def lay_out(rows: Encoding, settings: GradientsSettings) -> list[Batch]:
+    """Return the batches in which rows are passed; prefixes are not shared in a pack."""
+    return plan_batches([rows.base + query for query in rows.queries], rows.responses, settings.pack_tokens)
+
+
+def load(choice: models.ModelChoice) -> PreTrainedModel:
+    """Return the language model, of its own: who changes or drops it touches nobody else's."""
+    network = models.language_model.__wrapped__(choice)  # past the cache
+    verify_packing(network)
+    return network
+
+
+@lru_cache(maxsize=1)
+def load_trained(choice: models.ModelChoice, weights: Path | None, largest: int | None) -> PreTrainedModel:
+    """Return the model with a warm-up's weights, or its own, checked once to give the gradients that autograd gives."""
+    network = load(choice)
+    if weights is not None:
+        kept = read(weights)[0]
+        with torch.no_grad():
+            for name, weight in network.named_parameters():
+                weight.copy_(kept[name])
+    verify_coverage(network, largest=largest)
+    return network
+
+
+def describe_warmup(works: Sequence[Work]) -> tuple[dict[str, Any], dict[str, float]]:
+    """Return what is known of the warm-up and of v_prior, and the seconds that they and v_new took."""
+    files = works[0].files
+    warmup, prior = ({**read(path, ())[1]} for path in (files.weights, files.v_prior))
+    seconds = {"warmup": round(warmup.pop("seconds"), 3)}
+    seconds |= {name: sum_seconds(works, name) for name in ("v_new", "v_prior")}
+    del prior["seconds"]
+    return {"warmup": warmup, **prior}, seconds
+
+
+def sum_seconds(works: Sequence[Work], kind: str) -> float:
+    """Return what a kind of file took, over all groups of parameters."""
+    return round(sum(read(getattr(work.files, kind), ())[1]["seconds"] for work in works), 3)
+
+
+def describe_sets(sets: Sets, kinds: Iterable[str]) -> dict[str, Any]:
+    """Return how many rows each set has that some kinds of scores read, and how many two of them share."""
+    names = list(dict.fromkeys(name for kind in kinds for name in DRAWN[kind]))
+    members = {name: set(getattr(sets, name)) for name in names}
+    pairs = [(one, "pool") for one in ("warmup", "anchors", "validation", "fisher")]
+    pairs += [("warmup", "anchors"), ("validation", "warmup"), ("validation", "anchors")]
+    shared = {f"{one}_{other}": len(members[one] & members[other]) for one, other in pairs if {one, other} <= {*names}}
+    rows = {name: len(places) for name, places in members.items()} | {"left_out": sets.left_out}
+    return {"rows": rows, "overlaps": shared, "validation_from": sets.steered_by}

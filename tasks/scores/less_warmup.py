@@ -1,0 +1,101 @@
+"""The warm-up of selector `less`: adapters trained on a few rows, kept with Adam's moments, and gradients at them.
+
+A warm-up is one file of safetensors, a checkpoint per epoch, in the folder of the store that keeps what is measured
+with it. It depends on the rows drawn for it and on these settings alone.
+"""
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import peft
+import safetensors.torch
+import torch
+
+from tamis.language.packing import Group, verify_packing
+from tamis.scores.less import Checkpoint, features, pack, pick_warmup, unpack, warm_up
+from tasks import models
+from tasks.artifacts.tables import ArtifactError, replacing
+
+FILE = "warmup.safetensors"
+LEAST_ROWS = 8
+
+
+@dataclass(frozen=True)
+class WarmupSettings:
+    """How adapters are trained and gradients projected."""
+
+    dimensions: int  # of a projected gradient; two are kept per row and epoch
+    warmup_share: float  # of the ground set, which is trained on (8 rows at least)
+    epochs: int  # gradients are taken after each
+    batch_rows: int  # rows per optimiser step
+    learning_rate: float  # its peak
+    lora_rank: int  # width of the adapters; their scale is 2
+    seed: int  # of the rows, their order, the adapters and the projection
+
+
+def draw_rows(rows: int, settings: WarmupSettings) -> list[int]:
+    """Return the places of the rows that are trained on, of so many."""
+    return pick_warmup(rows, settings.warmup_share, LEAST_ROWS, settings.seed).tolist()
+
+
+def store_folder(folder: Path, ids: Sequence[str], settings: WarmupSettings) -> Path:
+    """Return the folder of the warm-up on these rows, beside `folder`: of one model, template and code."""
+    key = json.dumps([folder.name, list(ids), asdict(settings)])
+    return folder.parent / hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def train(model: models.ModelChoice, group: Group, folder: Path, settings: WarmupSettings) -> None:
+    """Train fresh adapters on rows and keep a checkpoint per epoch: weights, Adam's moments, mean learning rate."""
+    adapt.cache_clear()
+    network, start = adapt(model, settings), perf_counter()
+    how = {"epochs": settings.epochs, "batch_rows": settings.batch_rows, "rate": settings.learning_rate}
+    tensors, facts = pack(warm_up(network, group, seed=settings.seed, **how))
+    facts["seconds"] = perf_counter() - start
+    with replacing(folder / FILE) as part:
+        part.write_bytes(safetensors.torch.save(tensors, {"facts": json.dumps(facts)}))
+
+
+def read(folder: Path, device: str | torch.device = "cpu") -> tuple[list[Checkpoint], float]:
+    """Return the checkpoints of a warm-up and the seconds that it took.
+
+    Raises:
+        ArtifactError: it is damaged.
+    """
+    try:
+        with safetensors.safe_open(folder / FILE, "pt", device=str(device)) as file:
+            facts = json.loads(file.metadata()["facts"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ArtifactError(f"{folder / FILE}, a warm-up, is damaged ({error}); delete {folder}") from error
+    return unpack(tensors, facts), facts["seconds"]
+
+
+def measure(
+    model: models.ModelChoice, group: Group, names: Sequence[str], folder: Path, settings: WarmupSettings
+) -> np.ndarray:
+    """Return each row's features, per checkpoint: as a training example, then as a query."""
+    found, network = [], adapt(model, settings)
+    for checkpoint in read(folder, models.device(model))[0]:
+        found += features(network, checkpoint, group, names, dimensions=settings.dimensions, seed=settings.seed)
+    return torch.cat(found, dim=1).numpy()
+
+
+@lru_cache(maxsize=1)
+def adapt(choice: models.ModelChoice, settings: WarmupSettings) -> torch.nn.Module:
+    """Return the model with fresh adapters on all linear layers but the head; they alone are trained."""
+    base = models.language_model.__wrapped__(choice)  # past the cache: adapters change it
+    verify_packing(base)
+    rank = settings.lora_rank
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=re.escape("`is_gradient_checkpointing` is deprecated"))  # inside peft
+        torch.manual_seed(settings.seed)
+        return peft.get_peft_model(base, config).eval()

@@ -1,0 +1,364 @@
+"""Stage `scores`: one score per row of the ground set, for the selectors that ask the model about each row by itself.
+
+A row's raw figures are kept in a store of Parquet parts, like embeddings, and turned into a score at the end: another
+formula or another budget asks the model nothing. Those of `less` stand beside the warm-up that they depend on
+(tasks/scores/less_warmup.py).
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+import tamis.language.packing
+import tamis.language.templates
+import tamis.scores.less
+import tamis.scores.scoring_prompts
+import tamis.training.steps
+from tamis.language.packing import Group, NonFiniteError, score_responses
+from tamis.language.templates import join_instruction
+from tamis.scores.baselines import score_ifd, score_perplexity, score_selectit
+from tamis.scores.less import influence
+from tamis.scores.scoring_prompts import RATING_PROMPTS, RATINGS, ask_ifd, ask_perplexity, ask_selectit
+from tasks import models
+from tasks.artifacts import schemas
+from tasks.artifacts.stores import describe
+from tasks.artifacts.tables import (
+    Provenance,
+    check_part,
+    digest_code,
+    digest_inputs,
+    provenance,
+    read_table,
+    write_json,
+    write_table,
+)
+from tasks.scores import less_warmup
+from tasks.scores.less_warmup import WarmupSettings
+from tasks.scoring_model import model_lock, scoring_model
+
+ASKED = digest_code(
+    tamis.language.packing, tamis.scores.scoring_prompts, tamis.language.templates
+)  # what a figure depends on, as imported
+LEARNT = digest_code(
+    tamis.training.steps,
+    tamis.scores.less,
+    tamis.language.packing,
+    tamis.scores.scoring_prompts,
+    tamis.language.templates,
+    less_warmup,
+)
+STORED = pa.schema([("id", pa.string()), ("figures", pa.list_(pa.float32()))])
+UNSCORED = ("delift", "random", "longest", "embedding", "deft_ucs", "dualsft")  # selectors that sort by no score of it
+
+Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class ScoresSettings:
+    """How rows are scored."""
+
+    template: str = "chat"  # chat | delift
+    pack_tokens: int = 2048  # tokens per forward pass
+    shard_rows: int = 64  # rows per part of the store
+    less_dimensions: int = 1024  # of a projected gradient; the store keeps two per row and epoch
+    less_warmup_share: float = 0.05  # of the ground set, which the warm-up trains on (8 rows at least)
+    less_epochs: int = 1  # of the warm-up; gradients are taken after each
+    less_batch_rows: int = 1  # rows per optimiser step of the warm-up
+    less_learning_rate: float = 2e-4  # its peak
+    less_lora_rank: int = 16  # width of its adapters; their scale is 2
+    seed: int = 0  # of the warm-up's rows, their order, the adapters and the projection
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the ground set or of the target task."""
+
+    id: str
+    prompt: str  # with its instruction
+    response: str
+    topic: str
+    split: str  # pool | target
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part's worth of rows; small enough to travel to another process."""
+
+    selector: str
+    folder: Path  # of the store
+    model: models.ModelChoice
+    settings: ScoresSettings
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a selector scores rows."""
+
+    ask: Callable[[Shard], list[Group]]  # what the model reads; the longest target must fit in its context
+    measure: Callable[[Shard, list[Group]], np.ndarray]  # row x figure: what the store keeps
+    score: Callable[[Shard, np.ndarray], np.ndarray]  # all rows, their figures -> a score per row of the ground set
+    code: str  # digest of the code that figures depend on
+    load: Callable[[Shard], Any] = lambda shard: scoring_model(shard.model)  # what is measured with, once per process
+
+
+def write_scores(
+    *,
+    examples: Path,
+    out: Path,
+    store: Path,
+    version: str,
+    model: models.ModelChoice,
+    settings: ScoresSettings,
+    selector: str,
+    map: Map = map,
+) -> Mapping[str, Any]:
+    """Write `scores.parquet`, a score per row of the ground set by row, and `scores.json`; return what this run scored.
+
+    Where the selector needs no scores the table is empty and the JSON says so.
+    """
+    source = examples / "examples.parquet"
+    inputs = digest_inputs(source)
+    if not uses_scores(selector):
+        return _write_nothing(out, Provenance("scores", version, {"wanted": False}, inputs), selector)
+    rows = read_ground(source)
+    work, spent = Shard(selector, store_folder(store, model, settings.template, selector), model, settings, rows), 0.0
+    described = _describe(work)
+    if selector == "less":
+        queries = read_ground(source, "target")
+        work, spent = prepare_less(work, queries)
+        less = {name: value for name, value in asdict(settings).items() if name.startswith("less_")}
+        described |= {"queries": "target" if queries else "pool", "seed": settings.seed, **less}
+    figures, facts = measure_missing(work, map)
+    score = METHODS[selector].score(work, figures) if rows else np.empty(0)
+
+    _write(out, Provenance("scores", version, described, inputs), [row.id for row in rows], score)
+    return {**facts, "scoring_seconds": round(facts["scoring_seconds"] + spent, 3)}
+
+
+def uses_scores(selector: str) -> bool:
+    """Return whether a selector needs the scores of this stage.
+
+    Raises:
+        ValueError: nobody knows it.
+    """
+    known = (*METHODS, *UNSCORED)
+    if selector not in known:
+        raise ValueError(f"unknown selector {selector!r} (selection.rows_by); known: {', '.join(sorted(known))}")
+    return selector in METHODS
+
+
+def read_ground(source: Path, split: str = "pool") -> list[Row]:
+    """Return the ground set, the used rows of the pool, by row; or, of split `target`, the target task."""
+    table = read_table(source, schemas.EXAMPLES)
+    used = pc.and_(table["used"], pc.equal(table["split"], split))
+    return [
+        Row(row["id"], join_instruction(row["instruction"], row["prompt"]), row["response"], row["topic"], split)
+        for row in table.filter(used).sort_by("row").to_pylist()
+    ]
+
+
+def store_folder(store: Path, model: models.ModelChoice, template: str, selector: str) -> Path:
+    """Return the folder that holds the figures of one model, template, selector and code."""
+    key = f"{models.model_digest(model)}\n{template}\n{selector}\n{METHODS[selector].code}"
+    return Path(store) / hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def measure_missing(work: Shard, map: Map) -> tuple[np.ndarray, Mapping[str, Any]]:
+    """Measure the rows that the store lacks, in shards; return the figures of all, by row, and what this run did.
+
+    `scoring_seconds` is what measuring these rows took, now and earlier.
+
+    Raises:
+        ValueError: a row that does not fit in the model's context; parts vanished from the store meanwhile.
+    """
+    known, _ = _load(work)
+    lacking = [row for row in work.rows if row.id not in known]
+    size = work.settings.shard_rows
+    shards = [replace(work, rows=lacking[start : start + size]) for start in range(0, len(lacking), size)]
+    _refuse_long(shards, work.model.max_tokens)
+    if work.rows:
+        describe(work.folder, kind="scores", code=METHODS[work.selector].code, **_describe(work))
+    measured = sum(map(measure_shard, shards))
+    found, seconds = _load(work)
+    lost = [row.id for row in work.rows if row.id not in found]
+    if lost:
+        raise ValueError(
+            f"{len(lost)} of {len(work.rows)} rows vanished from {work.folder} during the run, first ids {lost[:3]}; "
+            "run again"
+        )
+    figures = np.array([found[row.id] for row in work.rows], np.float64)
+    facts = {"rows_scored": measured, "rows_known": len(work.rows) - len(lacking), "shards": len(shards)}
+    return figures, facts | {"scoring_seconds": round(seconds, 3)}
+
+
+def measure_shard(shard: Shard) -> int:
+    """Measure a shard's rows, add them to the store as one part, and return their number.
+
+    The seconds kept with the part are those of asking alone: neither of loading the model nor of waiting for it.
+    """
+    method = METHODS[shard.selector]
+    with model_lock:
+        method.load(shard)
+        start = perf_counter()
+        figures = method.measure(shard, method.ask(shard))
+        seconds = perf_counter() - start
+    ids = [row.id for row in shard.rows]
+    part = pa.table([pa.array(ids), pa.array(list(figures.astype(np.float32)))], schema=STORED)
+    name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:32]
+    write_table(part, shard.folder / f"part-{name}.parquet", Provenance("scores", "store", {"seconds": seconds}))
+    return len(ids)
+
+
+def measure_answers(shard: Shard, groups: list[Group]) -> np.ndarray:
+    """Return each row's targets as mean log-likelihoods, nats per token, from one scoring of all groups.
+
+    Raises:
+        ValueError: one is not finite, naming the row.
+    """
+    each = sum(len(group.queries) for group in groups) // len(shard.rows)  # targets per row
+    try:
+        scored = score_responses(scoring_model(shard.model), groups, shard.settings.pack_tokens)
+    except NonFiniteError as error:
+        before = sum(len(group.queries) for group in groups[: error.group])
+        raise ValueError(
+            f"the {shard.selector} figures of row {shard.rows[(before + error.target) // each].id} are not finite; "
+            "set models.dtype: float32, or check the model's weights"
+        ) from error
+    return np.array([float(row.double().mean()) for group in scored for row in group]).reshape(-1, each)
+
+
+def _ask(question: Callable[..., list[Group]]) -> Callable[[Shard], list[Group]]:
+    """Return what asks the model one of `tamis.scores.scoring_prompts` about a shard's rows."""
+
+    def ask(shard: Shard) -> list[Group]:
+        prompts, responses = [row.prompt for row in shard.rows], [row.response for row in shard.rows]
+        return question(models.tokenizer(shard.model), shard.settings.template, prompts, responses)
+
+    return ask
+
+
+def prepare_less(work: Shard, queries: list[Row]) -> tuple[Shard, float]:
+    """Return the work with its queries and the folder of its warm-up, trained where it is not there, and its seconds.
+
+    The warm-up depends on the rows drawn for it and the settings alone: another target task finds it again.
+    """
+    if not work.rows:
+        return work, 0.0
+    how = _warmup_settings(work)
+    drawn = [work.rows[place] for place in less_warmup.draw_rows(len(work.rows), how)]
+    folder = less_warmup.store_folder(work.folder, [row.id for row in drawn], how)
+    work = replace(work, folder=folder, rows=[*work.rows, *queries])
+    if not (folder / less_warmup.FILE).exists():
+        _refuse_long([work], work.model.max_tokens)
+        (group,) = METHODS["less"].ask(replace(work, rows=drawn))
+        with model_lock:
+            less_warmup.train(work.model, group, folder, how)
+    return work, less_warmup.read(folder)[1]
+
+
+def measure_gradients(shard: Shard, groups: list[Group]) -> np.ndarray:
+    """Return each row's features, per checkpoint: as a training example, then as a query."""
+    names = [row.id for row in shard.rows]
+    return less_warmup.measure(shard.model, groups[0], names, shard.folder, _warmup_settings(shard))
+
+
+def score_less(work: Shard, figures: np.ndarray) -> np.ndarray:
+    """Return the influence of the ground set on the target task, or on itself where there is none."""
+    pool = np.array([row.split == "pool" for row in work.rows])
+    asked = pool if pool.all() else ~pool
+    topics = [row.topic for row, query in zip(work.rows, asked, strict=True) if query]
+    rates = [checkpoint.rate for checkpoint in less_warmup.read(work.folder)[0]]
+    each = torch.from_numpy(figures).view(len(figures), len(rates), 2, -1)
+    return influence(each[pool, :, 0].unbind(1), each[asked, :, 1].unbind(1), topics, rates).numpy()
+
+
+def _score_ratings(work: Shard, figures: np.ndarray) -> np.ndarray:
+    return score_selectit(figures.reshape(-1, len(RATING_PROMPTS), len(RATINGS)))
+
+
+def _warmup_settings(work: Shard) -> WarmupSettings:
+    named = {name.removeprefix("less_"): value for name, value in asdict(work.settings).items()}
+    return WarmupSettings(**{field.name: named[field.name] for field in fields(WarmupSettings)})
+
+
+def _adapted(work: Shard) -> torch.nn.Module:
+    return less_warmup.adapt(work.model, _warmup_settings(work))
+
+
+METHODS = {  # selector -> how it scores rows
+    "perplexity": Method(_ask(ask_perplexity), measure_answers, lambda _, found: score_perplexity(-found[:, 0]), ASKED),
+    "ifd": Method(_ask(ask_ifd), measure_answers, lambda _, found: score_ifd(-found[:, 0], -found[:, 1]), ASKED),
+    "selectit": Method(_ask(ask_selectit), measure_answers, _score_ratings, ASKED),
+    "less": Method(_ask(ask_perplexity), measure_gradients, score_less, LEARNT, _adapted),
+}
+
+
+def _describe(work: Shard) -> dict[str, str]:
+    """Return what figures are made with, but for the code."""
+    made = {"model": work.model.name, "model_digest": models.model_digest(work.model)}
+    return {"selector": work.selector, "template": work.settings.template, **made}
+
+
+def _refuse_long(shards: Sequence[Shard], max_tokens: int) -> None:
+    long = [name for shard in shards for name in _too_long(shard, max_tokens)]
+    if long:
+        rows = sum(len(shard.rows) for shard in shards)
+        raise ValueError(
+            f"{len(long)} of {rows} rows to be scored are longer than models.max_tokens = {max_tokens} as "
+            f"{shards[0].selector} shows them, first ids {long[:3]}; raise it, take these rows out of the raw data, or "
+            "choose by another selector"
+        )
+
+
+def _too_long(shard: Shard, max_tokens: int) -> list[str]:
+    """Return the ids of rows with a target that does not fit in the context whole."""
+    lengths = [
+        len(group.prefix) + len(query) + len(response)
+        for group in METHODS[shard.selector].ask(shard)
+        for query, response in zip(group.queries, group.responses, strict=True)
+    ]
+    longest = np.reshape(lengths, (len(shard.rows), -1)).max(axis=1)
+    return [row.id for row, tokens in zip(shard.rows, longest, strict=True) if tokens > max_tokens]
+
+
+def _load(work: Shard) -> tuple[dict[str, np.ndarray], float]:
+    """Return the stored figures of the shard's rows, by id, and the seconds that measuring them took."""
+    wanted = pa.array([row.id for row in work.rows], pa.string())
+    known: dict[str, np.ndarray] = {}
+    seconds = 0.0
+    for path in sorted(work.folder.glob("part-*.parquet")):
+        part = pq.read_table(check_part(path))
+        each = provenance(path)["parameters"]["seconds"] / part.num_rows
+        found = part.filter(pc.is_in(part["id"], wanted))
+        for name, figures in zip(found["id"].to_pylist(), found["figures"].to_pylist(), strict=True):
+            seconds += 0.0 if name in known else each
+            known[name] = np.array(figures, np.float32)
+    return known, seconds
+
+
+def _write(out: Path, provenance: Provenance, ids: list[str], score: np.ndarray) -> None:
+    write_table(pa.table([ids, score], schema=schemas.SCORES), out / "scores.parquet", provenance)
+    facts = {"wanted": True, "rows": len(ids)}
+    facts |= {name: value for name, value in provenance.parameters.items() if name in ("selector", "queries")}
+    spread = {"min": np.min, "median": np.median, "max": np.max}
+    write_json(
+        facts | {name: float(of(score)) if len(ids) else None for name, of in spread.items()}, out / "scores.json"
+    )
+
+
+def _write_nothing(out: Path, provenance: Provenance, selector: str) -> Mapping[str, Any]:
+    write_table(schemas.SCORES.empty_table(), out / "scores.parquet", provenance)
+    why = f"selection.rows_by: {selector} needs no score of a row by itself"
+    facts = {"wanted": False, "selector": selector, "why": why, "rows": 0, "min": None, "median": None, "max": None}
+    write_json(facts, out / "scores.json")
+    return {"rows_scored": 0, "rows_known": 0, "shards": 0, "scoring_seconds": 0.0}

@@ -1,0 +1,196 @@
+"""What other stages found, as what selection chooses by: pairs and embeddings as similarities, scores as vectors."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tamis.submodular import cosines, objectives
+from tamis.submodular.kernels import Kernel, gather, scale_together
+from tamis.submodular.objectives import Kernels
+from tasks.artifacts import schemas
+from tasks.artifacts.tables import provenance, read_table
+
+DENSE_ROWS = 8192  # of the pool, over embeddings: above, each row's nearest alone are compared
+NEAREST = 64
+
+
+class SelectionError(ValueError):
+    """The rows cannot be chosen as asked."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The examples by what they are for."""
+
+    ground: pa.Table  # the used pool, by row: what may be chosen, and what is to be covered
+    target: list[str]  # ids of the target task
+    learnt: list[str]  # ids of what an earlier version chose, whether they may be chosen again or not
+
+
+def read_rows(source: Path) -> Rows:
+    """Return the used rows of the pool, those of the target task, and what an earlier version chose."""
+    table = read_table(source, schemas.EXAMPLES).sort_by("row")
+    pool, used = pc.equal(table["split"], "pool"), table["used"]
+    learnt = pc.and_(pc.equal(table["earlier"], "learnt"), pc.is_null(table["duplicate_of"]))
+    return Rows(
+        table.filter(pc.and_(used, pool)).select(["id", "topic", "response_tokens"]),
+        table.filter(pc.and_(used, pc.equal(table["split"], "target")))["id"].to_pylist(),
+        table.filter(pc.and_(pool, learnt))["id"].to_pylist(),
+    )
+
+
+def wanted_rows(rows: Rows, objective: str) -> Rows:
+    """Return the rows with those learnt and those of the target task only where the objective needs them.
+
+    Raises:
+        SelectionError: mutual information without a target task.
+    """
+    if objective == "mutual_information" and not rows.target:
+        raise SelectionError(
+            "selection.objective is mutual_information but no row is of the target task; set examples.target"
+        )
+    learnt = rows.learnt if objective == "conditional_gain" else []
+    return Rows(rows.ground, rows.target if objective == "mutual_information" else [], learnt)
+
+
+def read_utility(source: Path, rows: Rows, objective: str, scaling: str) -> tuple[Kernels, np.ndarray]:
+    """Return the similarities that scored pairs stand for, dense where all are scored, and the rows that are demos.
+
+    Raises:
+        SelectionError: there is no pair of a kind that the objective needs, or a pair is of other examples.
+        KernelError: a value that no similarity can be.
+    """
+    wanted, pairs = wanted_rows(rows, objective), read_pairs(source, rows)
+    ground, learnt, target = rows.ground["id"].to_pylist(), wanted.learnt, wanted.target
+    demos = np.arange(len(ground))
+    if provenance(source)["parameters"].get("kernel") == "landmarks":
+        demos = np.intersect1d(demos, find(pairs.filter(find(pairs["target_id"], ground) >= 0)["demo_id"], ground))
+    shown = [ground[demo] for demo in demos]
+    blocks = {"own": (ground, shown)}
+    if learnt:
+        blocks["learnt"] = (ground, learnt)
+    if target:
+        blocks |= {"queries": (target, shown), "asked": (ground, target)}
+    utilities = [cut(pairs, names, source) for names in blocks.values()]
+    similarities = scale_together(utilities, scaling, list(blocks.values()))
+    return Kernels(**dict(zip(blocks, similarities, strict=True))), demos
+
+
+def read_pairs(source: Path, rows: Rows) -> pa.Table:
+    """Return scored pairs, the ids encoded, after checking that each is of these rows."""
+    table = read_table(source, schemas.UTILITY)
+    for place, name in enumerate(("target_id", "demo_id")):
+        table = table.set_column(place, name, table[name].dictionary_encode())
+    targets = [*rows.ground["id"].to_pylist(), *rows.target]
+    odd = (find(table["target_id"], targets) < 0) | (find(table["demo_id"], [*targets, *rows.learnt]) < 0)
+    if odd.any():
+        first = [(pair["target_id"], pair["demo_id"]) for pair in table.take(np.flatnonzero(odd)[:3]).to_pylist()]
+        raise SelectionError(
+            f"{odd.sum()} of {table.num_rows} pairs in {source} are not of the pool's {rows.ground.num_rows} used "
+            f"rows, {len(rows.learnt)} learnt ones and {len(rows.target)} of the target task, first pairs (target, "
+            f"demo) {first}; examples and utility are of two runs, make both: `tamis run`"
+        )
+    return table
+
+
+def find(column: pa.ChunkedArray, ids: list[str]) -> np.ndarray:
+    """Return the place of each id of an encoded column among `ids`; -1 where it is none of them."""
+    encoded = column.combine_chunks()
+    places = pc.index_in(encoded.dictionary, value_set=pa.array(ids, pa.string()))
+    return pc.fill_null(places, -1).to_numpy().astype(np.int64)[encoded.indices.to_numpy()]
+
+
+def cut(pairs: pa.Table, names: tuple[list[str], list[str]], source: Path) -> Kernel:
+    """Return the utilities of some targets and some demos."""
+    target, demo = (find(pairs[name], ids) for name, ids in zip(("target_id", "demo_id"), names, strict=True))
+    there = (target >= 0) & (demo >= 0)
+    if not there.any():
+        raise SelectionError(
+            f"{source} holds no pair of {len(names[0])} targets and {len(names[1])} demos that the objective needs; "
+            "make it again with selection.rows_by: delift (`tamis run`)"
+        )
+    values = pairs["utility"].to_numpy()[there]
+    return gather(target[there], demo[there], values, (len(names[0]), len(names[1])))
+
+
+def compare_vectors(source: Path, rows: Rows, objective: str) -> tuple[Kernels, np.ndarray]:
+    """Return similarities of embeddings, of what was learnt only each row's best, and the rows that are demos: all."""
+    wanted = wanted_rows(rows, objective)
+    ground, learnt, target = rows.ground["id"].to_pylist(), wanted.learnt, wanted.target
+    place = {name: row for row, name in enumerate(ground)}
+    inside = np.array([place[name] for name in learnt if name in place], np.int64)
+    own, task, outside = read_vectors(source, ground, target, [name for name in learnt if name not in place])
+    kernel = cosines.compare(own, own) if len(ground) <= DENSE_ROWS else cosines.compare_nearest(own, NEAREST)
+    kernels = Kernels(kernel)
+    if learnt:
+        best = np.maximum(objectives.cover(kernel, inside)[1], cosines.compare_best(own, outside))
+        kernels = Kernels(kernel, learnt=best[:, None])
+    elif target:
+        kernels = Kernels(kernel, queries=cosines.compare(task, own), asked=cosines.compare(own, task))
+    return kernels, np.arange(len(ground))
+
+
+def read_vectors(source: Path, *groups: list[str]) -> list[np.ndarray]:
+    """Return the embeddings of groups of ids, each in its order."""
+    table = read_table(source)
+    places = [look_up(table["id"], ids, source) for ids in groups]
+    flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return [flat.reshape(table.num_rows, -1)[some] for some in places]
+
+
+def read_scores(source: Path, selector: str, ids: list[str]) -> np.ndarray:
+    """Return the scores of these ids, in their order."""
+    table, made_for = read_table(source, schemas.SCORES), provenance(source)["parameters"].get("selector", selector)
+    if made_for != selector:
+        raise SelectionError(f"{source} holds scores of {made_for}, not of {selector}; make it again: `tamis run`")
+    return table["score"].to_numpy()[look_up(table["id"], ids, source)]
+
+
+def read_phi(source: Path, ids: list[str], examples: str) -> np.ndarray:
+    """Return phi_data of these ids, in their order; NaN where a row has none: one that validates, or was left out.
+
+    Args:
+        source: `phi_data.parquet`.
+        examples: digest of the examples there are.
+
+    Raises:
+        SelectionError: there is none, or it is of other examples, of two runs, or not finite.
+    """
+    table, again = read_table(source, schemas.PHI_DATA), "make them again: `tamis run`"
+    if not table.num_rows:
+        raise SelectionError(f"{source} holds no row; set selection.rows_by: dualsft and {again}")
+    if examples not in provenance(source)["inputs"].values():
+        raise SelectionError(f"{source} was made from other examples than those there are; {again}")
+    orders = pc.unique(table["order"]).to_pylist()
+    if len(orders) > 1:
+        raise SelectionError(f"{source} holds scores of {len(orders)} orders, {orders}, so of two runs; {again}")
+    places = pc.index_in(table["id"], value_set=pa.array(ids, pa.string()))
+    scores, there = np.full(len(ids), np.nan), table["score"].to_numpy()
+    odd = np.flatnonzero(~np.isfinite(there) | places.is_null().to_numpy())
+    if len(odd) or pc.count_distinct(places).as_py() < table.num_rows:
+        first = table.take(odd[:3]).select(["id", "score"]).to_pylist()
+        raise SelectionError(
+            f"{len(odd)} of {table.num_rows} rows of {source} are not of the pool's {len(ids)} used rows or have a "
+            f"score that is not finite, first {first}, and each id may stand there once; {again}"
+        )
+    scores[places.to_numpy()] = there
+    return scores
+
+
+def look_up(column: pa.ChunkedArray, ids: list[str], source: Path) -> np.ndarray:
+    """Return the place of each id in an artifact's column.
+
+    Raises:
+        SelectionError: some are not there.
+    """
+    places = pc.index_in(pa.array(ids, pa.string()), value_set=column.combine_chunks())
+    if places.null_count:
+        missing = [name for name, place in zip(ids, places.to_pylist(), strict=True) if place is None]
+        raise SelectionError(
+            f"{source} lacks {len(missing)} of {len(ids)} rows, first ids {missing[:3]}; it is of another run than the "
+            "examples, or of another selector: make both again (`tamis run`)"
+        )
+    return places.to_numpy().astype(np.int64)

@@ -1,0 +1,320 @@
+"""Stage `selection`: which rows of the pool are trained on, in which order and what each covers, and which parameters.
+
+Under an order or lazy greedy a budget of rows (count or fraction) takes the first rows of what a larger one takes, with
+the same caps, too. Every other budget, and every other optimiser, is a run of its own on the same similarities. Rows
+and mask are chosen apart: each is written, and says what it was made from, whatever the other is.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tamis.scores.baselines import order_deft_ucs, order_longest, order_scores
+from tamis.submodular import objectives
+from tamis.submodular.budgets import Budget, count_by_topic, draw, measure_room, narrow, rank, resolve
+from tamis.submodular.greedy import Choice, evaluate
+from tamis.submodular.kernels import SparseKernel, scale
+from tamis.submodular.objectives import Kernels, Objective
+from tamis.submodular.optimisers import Map, maximise, restrict, share_of_all, share_of_random
+from tasks import models
+from tasks.artifacts import schemas
+from tasks.artifacts.tables import Provenance, digest, digest_inputs, write_json, write_table
+from tasks.masks.mask_tables import MaskRule, write_mask
+from tasks.selection.inputs import (
+    Rows,
+    SelectionError,
+    compare_vectors,
+    cut,
+    read_pairs,
+    read_phi,
+    read_rows,
+    read_scores,
+    read_utility,
+    read_vectors,
+)
+
+SIMILAR = ("delift", "embedding")  # an objective over similarities is maximised
+SCORED = ("perplexity", "ifd", "selectit", "less")  # the largest score first
+SELECTORS = ("delift", "random", "longest", "embedding", "perplexity", "ifd", "selectit", "deft_ucs", "less", "dualsft")
+DRAWS = 5  # random choices that a choice is checked against
+
+
+@dataclass(frozen=True)
+class SelectionSettings:
+    """How rows, and the parameters that they train, are chosen."""
+
+    rows_by: str = "delift"  # one of SELECTORS
+    objective: str = "conditional_gain"  # of delift and embedding: that | facility_location | mutual_information
+    information: str = "saturated"  # saturated | additive | queries: the form of mutual information
+    eta: float = 1.0  # weight of the target task in it
+    nu: float = 1.0  # weight of what was learnt in conditional gain
+    scaling: str = "relu"  # relu | minmax | none: how a utility becomes a similarity >= 0
+    optimiser: str = "lazy"  # lazy | stochastic | partition
+    epsilon: float = 0.01  # stochastic: smaller looks at more rows per pick
+    partitions: int = 4  # partition: parts of the pool that are chosen from apart
+    mask_by: str = "none"  # none | dualsft | fisher | magnitude | random: what scores parameters
+    mask_budget: Mapping[str, float] = field(default_factory=lambda: {"fraction": 0.1})  # count | fraction
+    mask_signed: bool = False  # take the largest score, not the largest absolute one
+    mask_layer_share: float = 0.2  # of the mask, divided equally over layers
+    mask_module_share: float = 0.2  # of the mask, divided equally over module groups
+    budget: Mapping[str, float] = field(default_factory=lambda: {"fraction": 0.3})  # count | fraction | response_tokens
+    caps: Mapping[str, int] = field(default_factory=dict)  # topic -> at most so many rows; "*": every topic not named
+    floors: Mapping[str, int] = field(default_factory=dict)  # topic -> at least so many rows
+    seed: int = 0  # of a draw, of clusters, of the optimisers stochastic and partition, of a mask at random
+
+
+@dataclass(frozen=True)
+class ChosenRows:
+    """The chosen rows of the pool in their order; without similarities nothing else is known."""
+
+    order: np.ndarray
+    choice: Choice | None = None
+    objective: Objective | None = None
+    covered_by: np.ndarray | None = None  # for each row of the pool the chosen row most similar to it; -1: none
+    cover: np.ndarray | None = None  # that similarity
+    scores: np.ndarray | None = None  # of each row of the pool, where the largest come first; NaN: not to be chosen
+
+
+def write_selection(
+    *,
+    examples: Path,
+    embedding: Path,
+    utility: Path,
+    scores: Path,
+    gradients: Path,
+    out: Path,
+    version: str,
+    model: models.ModelChoice,
+    settings: SelectionSettings,
+    map: Map = map,
+) -> None:
+    """Choose rows and parameters; write `subset.parquet`, a row for each of the pool, the mask and `selection.json`.
+
+    Args:
+        gradients: folder of the scores that `dualsft` and `fisher` choose by; else it is not read.
+        model: that the mask is for; without a mask nothing of it is read.
+        map: runs the parts of the optimiser `partition`.
+
+    Raises:
+        SelectionError, BudgetError, KernelError, MaskError: what is asked for cannot be chosen; `subset.parquet` is
+            written only once all is known.
+    """
+    table = examples / "examples.parquet"
+    sources = list_sources(settings.rows_by, embedding, utility, scores, gradients)
+    rows = read_rows(table)
+    budget = resolve_budget(rows.ground, settings)
+
+    picks = choose_rows(rows, budget, [*sources, table], settings, map=map)
+    checked = check(rows, budget, picks, sources[-1]) if settings.rows_by == "delift" else None
+
+    mask = write_mask(rule_of(settings), examples=table, gradients=gradients, out=out, version=version, model=model)
+    made = Provenance(
+        "selection", version, describe_rows(settings), digest_inputs(table, *sources), find_seed(settings)
+    )
+    write_table(tabulate(rows.ground, picks), out / "subset.parquet", made)
+    found = describe(rows, budget, picks, settings)
+    write_json(found | {"checked": checked, "mask": mask}, out / "selection.json")
+
+
+def list_sources(rows_by: str, embedding: Path, utility: Path, scores: Path, gradients: Path) -> list[Path]:
+    """Return the artifacts that a selector reads besides the examples.
+
+    Raises:
+        SelectionError: nobody knows it.
+    """
+    if rows_by not in SELECTORS:
+        raise SelectionError(f"selection.rows_by is {rows_by!r}; it must be one of {', '.join(SELECTORS)}")
+    if rows_by == "delift":
+        return [utility / "utility.parquet", utility / "checked.parquet"]
+    if rows_by in ("embedding", "deft_ucs"):
+        return [embedding / "embedding.parquet"]
+    if rows_by == "dualsft":
+        return [gradients / "phi_data.parquet"]
+    return [scores / "scores.parquet"] if rows_by in SCORED else []
+
+
+def rule_of(settings: SelectionSettings) -> MaskRule:
+    """Return how parameters are chosen."""
+    shares = settings.mask_layer_share, settings.mask_module_share
+    return MaskRule(settings.mask_by, settings.mask_budget, settings.mask_signed, *shares, settings.seed)
+
+
+def describe_rows(settings: SelectionSettings) -> dict[str, Any]:
+    """Return what rows are chosen by: a change of the mask alone must leave the subset's bytes as they are."""
+    return {name: value for name, value in asdict(settings).items() if not name.startswith("mask_")}
+
+
+def find_seed(settings: SelectionSettings) -> int | None:
+    """Return the seed of what is left to chance; None where nothing is."""
+    drawn = settings.rows_by in ("random", "deft_ucs")
+    return settings.seed if drawn or (settings.rows_by in SIMILAR and settings.optimiser != "lazy") else None
+
+
+def resolve_budget(ground: pa.Table, settings: SelectionSettings) -> Budget:
+    """Return the budget for the rows of the pool, after checking that it can be kept."""
+    tokens = ground["response_tokens"].to_numpy().astype(np.int64)
+    topics = ground["topic"].to_pylist()
+    return resolve(settings.budget, topics=topics, response_tokens=tokens, caps=settings.caps, floors=settings.floors)
+
+
+def choose_rows(
+    rows: Rows, budget: Budget, sources: list[Path], settings: SelectionSettings, *, map: Map
+) -> ChosenRows:
+    """Choose rows by the selector that is asked for, from its artifacts; the last source are the examples."""
+    rows_by, ids, source = settings.rows_by, rows.ground["id"].to_pylist(), sources[0]
+    if rows_by == "random":
+        return ChosenRows(draw(budget, seed=settings.seed))
+    if rows_by == "delift":
+        similar = read_utility(source, rows, settings.objective, settings.scaling)
+        return choose_similar(*similar, budget, settings, map=map)
+    if rows_by == "embedding":
+        return choose_similar(*compare_vectors(source, rows, settings.objective), budget, settings, map=map)
+    if rows_by == "longest":
+        return ChosenRows(rank(budget, order_longest(rows.ground["response_tokens"].to_numpy())))
+    if rows_by == "deft_ucs":
+        return ChosenRows(rank(budget, order_deft_ucs(*read_vectors(source, ids), None, settings.seed)))
+    if rows_by == "dualsft":
+        return choose_scored(read_phi(source, ids, digest(sources[-1])), budget)
+    scores = read_scores(source, rows_by, ids)
+    return ChosenRows(rank(budget, order_scores(scores)), scores=scores)
+
+
+def choose_scored(scores: np.ndarray, budget: Budget) -> ChosenRows:
+    """Choose the rows with the largest scores, of those that have one.
+
+    Raises:
+        SelectionError: the budget is larger than all of these.
+    """
+    there = np.flatnonzero(~np.isnan(scores))
+    room, unit = measure_room(budget, there)
+    if budget.limit > room:
+        raise SelectionError(
+            f"selection.budget.{budget.kind} allows {budget.limit} {unit}, but only {len(there)} of {len(scores)} rows "
+            f"of the pool have phi_data and may be chosen ({room} {unit}): the others validate, or are left out; lower "
+            f"the budget to {room} {unit}, set examples.target, or lower gradients.validation_share"
+        )
+    order = rank(narrow(budget, there), order_scores(scores[there]))
+    return ChosenRows(there[order], scores=scores)
+
+
+def choose_similar(
+    kernels: Kernels, demos: np.ndarray, budget: Budget, settings: SelectionSettings, *, map: Map
+) -> ChosenRows:
+    """Choose, of the pool's rows `demos`, some whose objective is large; note which is most similar to each row."""
+    weights = {"eta": float(settings.eta), "nu": float(settings.nu)}
+    objective = objectives.build(kernels, settings.objective, information=settings.information, **weights)
+    choice = maximise(
+        objective,
+        restrict(budget, demos),
+        settings.optimiser,
+        epsilon=float(settings.epsilon),
+        partitions=settings.partitions,
+        seed=settings.seed,
+        map=lambda function, parts: map(function, list(parts)),
+    )
+    by, cover = objectives.cover(kernels.own, choice.order)
+    return ChosenRows(demos[choice.order], choice, objective, np.where(by < 0, -1, demos[by]), cover)
+
+
+def check(rows: Rows, budget: Budget, picks: ChosenRows, source: Path) -> Mapping[str, Any] | None:
+    """Return what the choice covers of targets scored with every demo, beside random choices; None without such ones.
+
+    Each share is of what all rows of the pool cover, in [0, 1].
+    """
+    pairs = read_pairs(source, rows)
+    if not pairs.num_rows:
+        return None
+    targets = pc.unique(pairs["target_id"].cast(pa.string())).to_pylist()
+    names = targets, rows.ground["id"].to_pylist()
+    kernel = scale(cut(pairs, names, source), "relu", names)
+    return {
+        "targets": len(targets),
+        "facility_location_share": share_of_all(kernel, picks.order),
+        "random_share": share_of_random(kernel, budget, draws=DRAWS),
+    }
+
+
+def tabulate(ground: pa.Table, picks: ChosenRows) -> pa.Table:
+    """Return a row for every row of the pool: the chosen ones by rank, then the others as they stand."""
+    rows, order, choice = ground.num_rows, picks.order, picks.choice
+    rank = np.full(rows, rows)
+    rank[order] = np.arange(len(order))
+    chosen = rank < rows
+    gain, objective, covered_by, cover = (
+        pa.nulls(rows, kind) for kind in (pa.float64(),) * 2 + (pa.int64(), pa.float32())
+    )
+    if choice is not None:
+        gain, objective = (_spread(values, order, rows) for values in (choice.gain, choice.objective))
+        covered_by, cover = pa.array(picks.covered_by, mask=picks.covered_by < 0), pa.array(picks.cover)
+    columns = {
+        **{name: ground[name] for name in ("id", "topic", "response_tokens")},
+        "chosen": pa.array(chosen),
+        "rank": pa.array(rank, pa.int32(), mask=~chosen),
+        "gain": gain,
+        "objective": objective,
+        "covered_by": ground["id"].combine_chunks().take(covered_by),
+        "cover": cover,
+    }
+    return pa.table(list(columns.values()), schema=schemas.SUBSET).take(np.argsort(rank, kind="stable"))
+
+
+def describe(rows: Rows, budget: Budget, picks: ChosenRows, settings: SelectionSettings) -> dict[str, Any]:
+    """Return what was chosen, in numbers; what needs similarities is null where there are none."""
+    tokens, order = rows.ground["response_tokens"].to_numpy(), picks.order
+    return (
+        {
+            "selector": settings.rows_by,
+            "learnt_rows": len(rows.learnt),
+            "target_rows": len(rows.target),
+            "pool_rows": len(tokens),
+            "chosen_rows": len(order),
+            "chosen_fraction": len(order) / len(tokens),
+            "chosen_response_tokens": int(tokens[order].sum()),
+            "chosen_response_tokens_fraction": int(tokens[order].sum()) / max(1, int(tokens.sum())),
+            "budget": {"kind": budget.kind, "limit": budget.limit, "spent": int(budget.costs[order].sum())},
+            "topics": dict(zip(budget.topics, count_by_topic(budget, order.tolist()).tolist(), strict=True)),
+        }
+        | describe_objective(picks, settings)
+        | describe_scores(picks)
+    )
+
+
+def describe_objective(picks: ChosenRows, settings: SelectionSettings) -> dict[str, Any]:
+    """Return what the objective reached."""
+    choice, objective = picks.choice, picks.objective
+    if choice is None or objective is None:
+        names = ("kernel", "objective_name", "optimiser", "objective", "objective_of_none", "objective_of_all")
+        return dict.fromkeys((*names, "objective_share", "zero_gain_picks", "rows_covered_by_none"))
+    full, reached = evaluate(objective.kernel) + float(objective.bonus.sum()), float(choice.objective[-1])
+    return {
+        "kernel": "sparse" if isinstance(objective.kernel, SparseKernel) else "dense",
+        "objective_name": settings.objective,
+        "optimiser": settings.optimiser,
+        "objective": reached,
+        "objective_of_none": 0.0,
+        "objective_of_all": full,
+        "objective_share": reached / full if full else None,
+        "zero_gain_picks": int((choice.gain == 0).sum()),
+        "rows_covered_by_none": int((picks.covered_by < 0).sum()),
+    }
+
+
+def describe_scores(picks: ChosenRows) -> dict[str, int | None]:
+    """Return how many rows have no score, and how many are left out with the score of the last chosen one."""
+    scores, order = picks.scores, picks.order
+    if scores is None:
+        return {"not_scored": None, "ties_left": None}
+    ties = int((scores == scores[order[-1]]).sum() - (scores[order] == scores[order[-1]]).sum())
+    return {"not_scored": int(np.isnan(scores).sum()), "ties_left": ties}
+
+
+def _spread(values: np.ndarray, order: np.ndarray, rows: int) -> pa.Array:
+    """Return a value for each chosen row at its place, null elsewhere."""
+    spread, empty = np.zeros(rows), np.ones(rows, bool)
+    spread[order], empty[order] = values, False
+    return pa.array(spread, mask=empty)

@@ -1,0 +1,394 @@
+"""Stage `utility`: scores each wanted (target, demo) pair once, in shards that survive a crash."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+import tamis.language.packing
+import tamis.language.templates
+import tamis.utility.utility
+from tamis.language.packing import Group, NonFiniteError, score_responses
+from tamis.language.templates import Encoding, encode, join_instruction
+from tamis.utility.pairs import (
+    KERNELS,
+    Sets,
+    fits,
+    pair_all,
+    pairs_of_all,
+    pairs_of_landmarks,
+    pairs_of_neighbours,
+    plan_rounds,
+    representatives,
+    top_demos,
+    unite,
+)
+from tamis.utility.utility import Missed, approximation_error, gain, measure
+from tasks import models
+from tasks.artifacts import schemas
+from tasks.artifacts.stores import describe
+from tasks.artifacts.tables import Provenance, digest, digest_code, digest_inputs, read_table, write_json, write_table
+from tasks.scoring_model import model_lock, scoring_model
+from tasks.utility import pair_store
+from tasks.utility.settings import UtilitySettings
+
+CODE = digest_code(
+    tamis.language.packing, tamis.language.templates, tamis.utility.utility
+)  # what a score depends on, as imported
+NOTHING = ""  # the demo id of a target that is scored alone
+
+Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part's worth of pairs; small enough to travel to another process."""
+
+    examples: Path  # the examples artifact
+    digest: str  # its sha256, so that a worker never uses an older reading
+    folder: Path  # of the pair store
+    model: models.ModelChoice
+    settings: UtilitySettings
+    pairs: np.ndarray  # int32, pair x (target, demo): places among the examples; demo -1: nothing shown
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The examples that stand in a pair, tokenised once."""
+
+    ids: list[str]  # by row
+    sets: Sets  # ground: the used pool; task: the target task; learnt: what an earlier version chose
+    encoding: Encoding
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Places of the examples that are answered: of ground set and target task."""
+        return np.union1d(self.sets["ground"], self.sets["task"])
+
+
+def write_utility(
+    *,
+    examples: Path,
+    embedding: Path,
+    out: Path,
+    store: Path,
+    version: str,
+    model: models.ModelChoice,
+    settings: UtilitySettings,
+    wanted: bool,
+    map: Map = map,
+) -> Mapping[str, Any]:
+    """Write `utility.parquet` and what belongs to it; return what this run scored.
+
+    Beside it: `distances.parquet` (each target alone), `checked.parquet` (some targets with every demo of the pool),
+    `skipped.parquet` (pairs too long for the context) and `utility.json`. Where `wanted` is false (the rows are chosen
+    without utility) the tables are empty and the JSON says so.
+    """
+    source, vectors = examples / "examples.parquet", embedding / "embedding.parquet"
+    inputs = digest_inputs(source, vectors)
+    if not wanted:
+        return _write_nothing(out, Provenance("utility", version, {"wanted": False}, inputs))
+    known = digest(source)
+    pool = read_pool(source, known, model, settings.template)
+    folder = open_store(store, model, settings.template)
+    work = Shard(source, known, folder, model, settings, np.empty((0, 2), np.int32))
+
+    kernel, tried, before = choose_pairs(work, pool, vectors, map)
+    wanted_for = {"kernel": kernel, "tried": tried, "check": draw_check(pool, settings)}
+    asked, skipped = ask(pool, wanted_for, model.max_tokens)
+    scores, done = score_missing(work, asked, map)
+
+    record = Provenance("utility", version, _describe(model, settings), inputs, settings.seed)
+    _write(out, record, scores, skipped, settings)
+    return count_pairs(asked, before + done) | {"scoring_seconds": cost_of_kernel(folder, asked)}
+
+
+def open_store(store: Path, model: models.ModelChoice, template: str) -> Path:
+    """Return the folder that keeps the scores of a model under a template, after it says so itself."""
+    digest = models.model_digest(model)
+    folder = pair_store.store_folder(store, digest, template, CODE)
+    describe(folder, kind="pairs", model=model.name, model_digest=digest, code=CODE, template=template)
+    return folder
+
+
+def score_missing(work: Shard, asked: pa.Table, map: Map) -> tuple[pa.Table, Counter]:
+    """Score what the store lacks, in shards; return the scores of all that was asked and what this run did.
+
+    Raises:
+        ValueError: parts vanished from the store meanwhile.
+    """
+    lacking = pair_store.missing(work.folder, asked)
+    shards = cut_shards(work, lacking)
+    scored = sum(map(score_shard, shards))
+    scores = pair_store.find(work.folder, asked)
+    if scores.num_rows != asked.num_rows:
+        lost = asked.num_rows - scores.num_rows
+        raise ValueError(f"{lost} of {asked.num_rows} pairs vanished from {work.folder} during the run; run again")
+    alone = _count_alone(lacking)
+    return scores, Counter(pairs=scored - alone, alone=alone, shards=len(shards))
+
+
+def count_pairs(asked: pa.Table, scored: Counter) -> dict[str, int]:
+    """Return how many of all pairs, and of all targets alone, this run scored, and how many it knew before."""
+    alone = _count_alone(asked)
+    return {
+        "pairs_scored": scored["pairs"],
+        "pairs_known": asked.num_rows - alone - scored["pairs"],
+        "alone_scored": scored["alone"],
+        "alone_known": alone - scored["alone"],
+        "shards": scored["shards"],
+    }
+
+
+def _count_alone(table: pa.Table) -> int:
+    return int((np.asarray(table["demo"]) < 0).sum())
+
+
+def cost_of_kernel(folder: Path, asked: pa.Table) -> float:
+    """Return the seconds that all but the pairs of the check took when they were scored, in this run or an earlier."""
+    needed = pc.or_(pc.or_(asked["kernel"], asked["tried"]), pc.less(asked["demo"], 0))
+    return round(pair_store.cost(folder, asked.filter(needed)), 3)
+
+
+def _describe(model: models.ModelChoice, settings: UtilitySettings) -> dict[str, Any]:
+    """Return what determines the table; how the work was cut and run is no part of it."""
+    described = {name: value for name, value in vars(settings).items() if name not in ("shard_pairs", "pack_tokens")}
+    return described | {"model": model.name, "model_digest": models.model_digest(model)}
+
+
+@lru_cache(maxsize=1)
+def read_pool(source: Path, digest: str, model: models.ModelChoice, template: str) -> Pool:
+    """Read the examples that stand in a pair and tokenise each once; `digest` keys the cache.
+
+    Raises:
+        ValueError: fewer than two used examples in the pool: utility is about pairs.
+    """
+    table = read_table(source, schemas.EXAMPLES).sort_by("row")
+    pool, learnt = pc.equal(table["split"], "pool"), pc.fill_null(pc.equal(table["earlier"], "learnt"), False)
+    members = {
+        "ground": pc.and_(table["used"], pool),
+        "task": pc.and_(table["used"], pc.equal(table["split"], "target")),
+        "learnt": pc.and_(pc.and_(learnt, pool), pc.is_null(table["duplicate_of"])),
+    }
+    members = {name: np.asarray(mask) for name, mask in members.items()}
+    some = np.logical_or.reduce(list(members.values()))
+    rows, sets = table.filter(some).to_pylist(), {name: np.flatnonzero(mask[some]) for name, mask in members.items()}
+    if len(sets["ground"]) < 2:
+        count = len(sets["ground"])
+        raise ValueError(f"{source}: the pool has {count} used example; utility needs at least 2, add examples")
+    prompts = [join_instruction(row["instruction"], row["prompt"]) for row in rows]
+    encoding = encode(models.tokenizer(model), template, prompts, [row["response"] for row in rows])
+    return Pool([row["id"] for row in rows], sets, encoding)
+
+
+def choose_pairs(work: Shard, pool: Pool, vectors: Path, map: Map) -> tuple[np.ndarray, np.ndarray, Counter]:
+    """Return the pairs that the kernel asks for, those that were tried to find them, and what was scored for that."""
+    settings, none = work.settings, np.empty((0, 2), np.int64)
+    if settings.kernel not in KERNELS:
+        raise ValueError(f"unknown kernel {settings.kernel!r}; known: {', '.join(KERNELS)}")
+    if settings.kernel == "exact":
+        return pairs_of_all(pool.sets), none, Counter()
+    table = read_table(vectors)
+    place = {name: row for row, name in enumerate(table["id"].to_pylist())}
+    flat = np.asarray(table["embedding"].combine_chunks().flatten()).reshape(table.num_rows, -1)
+    found = flat[[place[name] for name in pool.ids]]
+    if settings.kernel == "neighbours":
+        return pairs_of_neighbours(pool.sets, found, settings.neighbours), none, Counter()
+    return find_landmarks(work, pool, found, map)
+
+
+def find_landmarks(work: Shard, pool: Pool, vectors: np.ndarray, map: Map) -> tuple[np.ndarray, np.ndarray, Counter]:
+    """Try many demos on a few targets, half of them on twice as many, and so on: return as `choose_pairs`."""
+    settings, ground = work.settings, pool.sets["ground"]
+    count = len(ground) if settings.landmark_targets is None else min(settings.landmark_targets, len(ground))
+    targets = np.random.default_rng(settings.seed).permutation(ground)[:count]
+    rounds, tried, scored = plan_rounds(len(ground), settings.landmarks, count), [], Counter()
+    demos = ground[representatives(vectors[ground], rounds[0][0])]
+    for (_, answered), (fewer, _) in pairwise(rounds):
+        tried.append(pair_all(targets[:answered], demos))
+        asked, _ = ask(pool, {"tried": tried[-1]}, work.model.max_tokens)
+        scores, done = score_missing(work, asked, map)
+        demos, scored = demos[top_demos(_similar(scores, demos, settings), fewer)], scored + done
+    others = {name: pool.sets[name] for name in ("task", "learnt")}
+    shown = {name: some[representatives(vectors[some], settings.landmarks)] for name, some in others.items()}
+    kernel = pairs_of_landmarks(shown | {"ground": demos}, others | {"ground": targets})
+    return kernel, unite([np.empty((0, 2), np.int64), *tried]), scored
+
+
+def _similar(scores: pa.Table, demos: np.ndarray, settings: UtilitySettings) -> np.ndarray:
+    """Return max(U, 0) of scored pairs, targets by demos; NaN where there is none or an example answers itself."""
+    pairs = compute_utility(scores, settings)
+    target, demo = (np.asarray(pairs[name]) for name in ("target", "demo"))
+    column = np.zeros(demos.max() + 1, np.int64)
+    column[demos] = np.arange(len(demos))
+    answered, row = np.unique(target, return_inverse=True)
+    table = np.full((len(answered), len(demos)), np.nan)
+    table[row, column[demo]] = np.where(target == demo, np.nan, np.maximum(np.asarray(pairs["utility"]), 0))
+    return table
+
+
+def draw_check(pool: Pool, settings: UtilitySettings) -> np.ndarray:
+    """Return the pairs of a few drawn targets of the pool with all of its demos; none where the kernel is exact."""
+    ground = pool.sets["ground"]
+    count = 0 if settings.kernel == "exact" else min(settings.check_targets, len(ground))
+    drawn = np.random.default_rng(settings.seed).choice(ground, count, replace=False)
+    return unite([pair_all(drawn, ground)])
+
+
+def ask(pool: Pool, wanted_for: Mapping[str, np.ndarray], max_tokens: int) -> tuple[pa.Table, pa.Table]:
+    """Return what is to be scored, each once, and the pairs that do not fit in the context.
+
+    Returns:
+        By id and by place: each target alone first (demo -1), then the pairs, with a column for each purpose that a
+        pair may be wanted for. And a table SKIPPED.
+
+    Raises:
+        ValueError: a target that does not fit even alone.
+    """
+    pairs, skipped = split_by_length(pool, unite(wanted_for.values()), max_tokens)
+    alone = np.column_stack([pool.targets, np.full(len(pool.targets), -1)])
+    target, demo = (pa.array(column.astype(np.int32)) for column in np.concatenate([alone, pairs]).T)
+    names = pa.array([*pool.ids, NOTHING])
+    shown = pc.if_else(pc.less(demo, 0), len(pool.ids), demo)
+    columns = {"target_id": names.take(target), "demo_id": names.take(shown), "target": target, "demo": demo}
+    for purpose, wanted in wanted_for.items():
+        member = np.isin(*(places @ [len(pool.ids), 1] for places in (pairs, wanted)))
+        columns[purpose] = pa.array(np.concatenate([np.zeros(len(alone), bool), member]))
+    return pa.table(columns), skipped
+
+
+def split_by_length(pool: Pool, pairs: np.ndarray, max_tokens: int) -> tuple[np.ndarray, pa.Table]:
+    """Return the pairs that fit in the context and a table of those that do not.
+
+    Raises:
+        ValueError: a target that does not fit even alone.
+    """
+    encoding = pool.encoding
+    lengths = [len(query) + len(answer) for query, answer in zip(encoding.queries, encoding.responses, strict=True)]
+    long = [place for place in pool.targets.tolist() if len(encoding.base) + lengths[place] > max_tokens]
+    if long:
+        raise ValueError(
+            f"{len(long)} of {len(pool.targets)} examples are longer than models.max_tokens = {max_tokens}, "
+            f"first ids {[pool.ids[place] for place in long[:3]]}; raise it or take these rows out of the raw data"
+        )
+    whole = fits([len(prefix) for prefix in encoding.prefixes], lengths, pairs, max_tokens)
+    reason = f"demo and target together are longer than {max_tokens} tokens"
+    rows = [[pool.ids[target], pool.ids[demo], reason] for target, demo in pairs[~whole]]
+    return pairs[whole], pa.table(list(zip(*rows, strict=True)) or [[], [], []], schema=schemas.SKIPPED)
+
+
+def cut_shards(empty: Shard, lacking: pa.Table) -> list[Shard]:
+    """Cut the missing pairs, those of a demo together, into shards of `settings.shard_pairs`."""
+    pairs = np.column_stack([np.asarray(lacking["target"]), np.asarray(lacking["demo"])])
+    pairs = pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))]
+    size = empty.settings.shard_pairs
+    return [replace(empty, pairs=pairs[start : start + size]) for start in range(0, len(pairs), size)]
+
+
+def score_shard(shard: Shard) -> int:
+    """Score a shard's pairs, append them to the store as one part, and return their number.
+
+    Raises:
+        ValueError: a non-finite score, naming the pair.
+    """
+    pool = read_pool(shard.examples, shard.digest, shard.model, shard.settings.template)
+    members: dict[int, list[int]] = {}
+    pairs = shard.pairs.tolist()
+    for target, demo in pairs:
+        members.setdefault(demo, []).append(target)
+    names = [(pool.ids[target], pool.ids[demo] if demo >= 0 else NOTHING) for target, demo in pairs]
+    try:
+        with model_lock:
+            model, start = scoring_model(shard.model), time.perf_counter()
+            rows = score_responses(model, _groups(pool, members), shard.settings.pack_tokens)
+            seconds = time.perf_counter() - start
+    except NonFiniteError as error:
+        demo = list(members)[error.group]
+        target = pool.ids[members[demo][error.target]]
+        shown = pool.ids[demo] if demo >= 0 else "nothing"
+        raise ValueError(
+            f"the score of target {target} with demo {shown} is not finite; "
+            "set models.dtype: float32, or check the model's weights"
+        ) from error
+    answers = [measure(row) for group in rows for row in group]
+    columns = [[target for target, _ in names], [demo for _, demo in names]]
+    columns += [[getattr(answer, name) for answer in answers] for name in ("tokens", "distance", "log_likelihood")]
+    pair_store.append(shard.folder, pa.table(columns, schema=schemas.PAIRS), seconds=seconds)
+    return len(names)
+
+
+def _groups(pool: Pool, members: Mapping[int, list[int]]) -> list[Group]:
+    encoding = pool.encoding
+    return [
+        Group(
+            encoding.prefixes[demo] if demo >= 0 else encoding.base,
+            [encoding.queries[target] for target in targets],
+            [encoding.responses[target] for target in targets],
+        )
+        for demo, targets in members.items()
+    ]
+
+
+def _write(out: Path, provenance: Provenance, scores: pa.Table, skipped: pa.Table, settings: UtilitySettings) -> None:
+    alone, shown = scores.filter(pc.less(scores["demo"], 0)), compute_utility(scores, settings)
+    kernel, check = (shown.filter(shown[purpose]) for purpose in ("kernel", "check"))
+    columns = [alone[name] for name in ("target_id", "tokens", "distance", "log_likelihood")]
+    write_table(kernel.select(schemas.UTILITY.names).cast(schemas.UTILITY), out / "utility.parquet", provenance)
+    write_table(check.select(schemas.UTILITY.names).cast(schemas.UTILITY), out / "checked.parquet", provenance)
+    write_table(pa.table(columns, schema=schemas.DISTANCES), out / "distances.parquet", provenance)
+    write_table(skipped, out / "skipped.parquet", provenance)
+    utility = np.asarray(kernel["utility"])
+    facts = {
+        "wanted": True,
+        "kernel": settings.kernel,
+        "targets": alone.num_rows,
+        "pairs_scored": kernel.num_rows,
+        "pairs_skipped": skipped.num_rows,
+        "share_helped": float((utility > 0).mean()) if len(utility) else 0.0,
+        "utility_median": float(np.median(utility)) if len(utility) else 0.0,
+        "error": describe_error(check),
+    }
+    write_json(facts, out / "utility.json")
+
+
+def compute_utility(scores: pa.Table, settings: UtilitySettings) -> pa.Table:
+    """Return the scored pairs with their utility."""
+    measured = "distance" if settings.distance == "probability" else "log_likelihood"
+    single = pc.less(scores["demo"], 0)
+    alone, shown = scores.filter(single), scores.filter(pc.invert(single))
+    before = np.full(int(np.asarray(alone["target"]).max()) + 1, np.nan)
+    before[np.asarray(alone["target"])] = np.asarray(alone[measured])
+    after = np.asarray(shown[measured], dtype=np.float64)
+    utility = gain(after, before[np.asarray(shown["target"])], settings.distance)
+    return shown.append_column(schemas.UTILITY.field("utility"), pa.array(utility, pa.float32()))
+
+
+def describe_error(check: pa.Table) -> dict[str, Any]:
+    """Return what the kernel lacks of the pairs that were scored to check it; figures are null where there are none."""
+    found = {"targets": pc.count_distinct(check["target"]).as_py(), "pairs": check.num_rows}
+    if not check.num_rows:
+        return found | {field.name: None for field in fields(Missed)}
+    return found | asdict(approximation_error(np.asarray(check["utility"]), np.asarray(check["kernel"])))
+
+
+def _write_nothing(out: Path, provenance: Provenance) -> Mapping[str, Any]:
+    for name, schema in (
+        ("utility", schemas.UTILITY),
+        ("checked", schemas.UTILITY),
+        ("distances", schemas.DISTANCES),
+        ("skipped", schemas.SKIPPED),
+    ):
+        write_table(schema.empty_table(), out / f"{name}.parquet", provenance)
+    why = "the rows are chosen without utility (selection.rows_by)"
+    write_json({"wanted": False, "why": why, "pairs_scored": 0, "pairs_skipped": 0}, out / "utility.json")
+    return dict.fromkeys(("pairs_scored", "pairs_known", "alone_scored", "alone_known", "shards"), 0) | {
+        "scoring_seconds": 0.0
+    }

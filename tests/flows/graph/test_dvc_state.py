@@ -1,0 +1,203 @@
+"""The contract with DVC's Python interface: what flows/graph/dvc_state.py uses, on the small graph."""
+
+import contextlib
+import shutil
+import sys
+
+import pytest
+from worlds.projects import GRAPHS, Project, drive_by_dvc, run_dvc, start_project
+
+from flows.graph import dvc_state
+from flows.stage import InputsChanged
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory, apart) -> Project:
+    """The small project after `dvc repro`."""
+    root = tmp_path_factory.mktemp("contract") / "small"
+    GRAPHS["small"].make(root, "")
+    project = start_project(root)
+    drive_by_dvc(project)
+    return project
+
+
+@pytest.fixture
+def project(made, tmp_path, monkeypatch) -> Project:
+    """A copy of it, as the current folder."""
+    shutil.copytree(made.root, tmp_path / "small")
+    monkeypatch.chdir(tmp_path / "small")
+    return Project(tmp_path / "small")
+
+
+@pytest.fixture
+def tables(project) -> Project:
+    """The project with the scores in a file that is called a table, committed."""
+    for path in ("dvc.yaml", "small/score.py"):
+        text = (project.root / path).read_text()
+        (project.root / path).write_text(text.replace("score.txt", "score.parquet"))
+    drive_by_dvc(project)
+    project.git("add", ".")
+    project.git("commit", "--quiet", "--message", "made")
+    return project
+
+
+def add_version(project: Project) -> None:
+    project.edit("params.yaml", "v1: {raw: raw/v1.txt}", "v1: {raw: raw/v1.txt}\n  v2: {raw: raw/v2.txt}")
+
+
+def test_plan_is_dvcs_graph_in_order(project):
+    add_version(project)
+    planned = dvc_state.plan()
+    place = {one.address: order for order, one in enumerate(planned)}
+    assert len(planned) == 8
+    assert all(place[up] < place[one.address] for one in planned for up in one.upstream)
+    (score,) = [one for one in planned if one.address == "score@v1"]
+    assert score.command == "python -m small.stage score v1"
+    assert score.upstream == ("letters@v1",)
+    assert score.outputs == ("data/score/version=v1/score.txt", "data/score/version=v1/run.json")
+
+
+def test_plan_of_a_version_holds_its_stages_only(project):
+    add_version(project)
+    assert [one.address for one in dvc_state.plan(["v2"])] == ["letters@v2", "score@v2", "choose@v2", "total@v2"]
+
+
+def test_plan_of_a_version_holds_the_stages_of_another_one_that_it_reads(project):
+    add_version(project)
+    old = '"data/choose/version=${key}/chosen.txt", small/total.py'
+    project.edit("dvc.yaml", old, old.replace("${key}", "v1"))
+    assert [one.address for one in dvc_state.plan(["v2"])][-2:] == ["choose@v1", "total@v2"]
+
+
+def test_unknown_version_is_refused(project):
+    with pytest.raises(dvc_state.StateError, match=r"there is no data version 'v7'; params\.yaml has v1"):
+        dvc_state.plan(["v7"])
+
+
+def test_fresh_stage_is_left_alone(project):
+    assert dvc_state.probe("choose@v1") == dvc_state.Probe("fresh", {})
+
+
+def test_changed_parameter_is_never_answered_with_the_outputs_of_the_old_one(project):
+    """DVC's restore() takes the outputs of dvc.lock for those of the inputs that a stage object holds."""
+    project.edit("params.yaml", "rows: 5", "rows: 6")
+    found = dvc_state.probe("choose@v1")
+    assert found.state == "stale"
+    assert found.inputs["choose"] == {"rows": 6}
+    assert not (project.root / "data/choose/version=v1/chosen.txt").exists()
+    project.edit("params.yaml", "rows: 6", "rows: 5")
+    assert dvc_state.probe("choose@v1").state == "restored"
+    assert project.status() == {}
+
+
+def test_missing_input_is_named_before_anything_is_removed(project):
+    shutil.rmtree(project.root / "data/score")
+    with pytest.raises(dvc_state.NotReady, match=r"choose@v1 cannot run: 1 of 3 inputs are missing, first data/score/"):
+        dvc_state.probe("choose@v1")
+    assert (project.root / "data/choose/version=v1/chosen.txt").exists()
+
+
+def test_inputs_that_move_between_probe_and_record_are_not_recorded(project):
+    project.edit("params.yaml", "rows: 5", "rows: 6")
+    inputs = dvc_state.probe("choose@v1").inputs
+    project.edit("params.yaml", "rows: 6", "rows: 7")
+    before = (project.root / "dvc.lock").read_text()
+    with pytest.raises(InputsChanged, match=r"1 of 3 inputs of choose@v1 changed while it ran: choose"):
+        dvc_state.record("choose@v1", inputs)
+    assert (project.root / "dvc.lock").read_text() == before
+
+
+def test_output_that_was_not_written_is_named(project):
+    project.edit("params.yaml", "rows: 5", "rows: 6")
+    inputs = dvc_state.probe("choose@v1").inputs
+    with pytest.raises(
+        dvc_state.StateError, match=r"choose@v1 ran but did not write data/choose/version=v1/chosen\.txt"
+    ):
+        dvc_state.record("choose@v1", inputs)
+
+
+def test_references_hold_path_digest_and_size(project):
+    (text, _) = dvc_state.files("choose@v1")
+    path = project.root / "data/choose/version=v1/chosen.txt"
+    assert (text.path, text.size) == ("data/choose/version=v1/chosen.txt", path.stat().st_size)
+    assert text.digest.startswith("md5:")
+
+
+def test_dvc_keeps_off_a_claimed_stage(project):
+    project.edit("params.yaml", "rows: 5", "rows: 6")
+    with dvc_state.claim("choose@v1"):
+        done = run_dvc(project, "repro")
+    assert done.returncode != 0
+    assert "busy" in done.stdout + done.stderr
+    assert drive_by_dvc(project) == ["choose@v1", "total@v1"]
+
+
+@contextlib.contextmanager
+def claimed_by_another(address: str, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["another", "command"])
+        held = dvc_state.claim(address)
+        held.__enter__()
+    try:
+        yield
+    finally:
+        held.__exit__(None, None, None)
+
+
+def test_stage_that_another_process_holds_is_busy(project, monkeypatch):
+    project.edit("params.yaml", "rows: 5", "rows: 6")
+    with claimed_by_another("choose@v1", monkeypatch):
+        with pytest.raises(dvc_state.Busy, match="another command"):
+            dvc_state.probe("choose@v1")
+        assert dvc_state.standings()[2][1] == "running"
+    assert dvc_state.probe("choose@v1").state == "stale"
+
+
+def test_standings_say_what_and_why(project):
+    assert [(state, why) for _, state, why in dvc_state.standings()] == [("fresh", "")] * 4
+    project.edit("params.yaml", "rows: 5", "rows: 6")
+    assert dvc_state.standings()[2:] == [
+        ("choose@v1", "stale", "changed deps: choose modified"),
+        ("total@v1", "waits", "for choose@v1"),
+    ]
+    (project.root / "data/choose/version=v1/chosen.txt").unlink()
+    assert dvc_state.standings()[2][1:] == ("missing", "1 of 2 artifacts: data/choose/version=v1/chosen.txt")
+
+
+def test_tables_of_a_revision_stand_in_the_cache_and_are_laid_out_as_in_a_project(tables):
+    path = "data/score/version=v1/score.parquet"
+    old = (tables.root / path).read_bytes()
+    tables.edit("params.yaml", "scale: 3", "scale: 4")
+    drive_by_dvc(tables)
+    assert (tables.root / path).read_bytes() != old
+    assert list(dvc_state.tables("HEAD")) == [path]
+    with dvc_state.at_revision("HEAD") as root:
+        assert [str(found.relative_to(root)) for found in root.rglob("*.parquet")] == [path]
+        assert (root / path).read_bytes() == old
+    assert not root.exists()
+    assert tables.status() == {}
+
+
+def test_table_of_a_revision_that_the_cache_lacks_is_named(tables):
+    (held,) = dvc_state.tables("HEAD").values()
+    held.unlink()
+    named = r"1 of 1 tables of HEAD are not in the local cache, first data/score/.*score\.parquet; .*`dvc fetch -T`"
+    with pytest.raises(dvc_state.StateError, match=named), dvc_state.at_revision("HEAD"):
+        pass
+
+
+def test_revision_that_cannot_be_read_is_refused_by_name(tables):
+    with pytest.raises(dvc_state.StateError, match="nowhere"):
+        dvc_state.tables("nowhere")
+    with pytest.raises(dvc_state.StateError, match=r"HEAD~1 holds no tables; name a revision whose dvc\.lock records"):
+        dvc_state.tables("HEAD~1")
+
+
+def test_graph_that_dvc_cannot_read_is_an_error_of_ours(project):
+    project.edit(
+        "dvc.yaml",
+        "foreach: ${versions}\n    do:\n      cmd: python -m small.stage total",
+        "foreach: ${x}\n    do:\n      cmd: a",
+    )
+    with pytest.raises(dvc_state.StateError, match="DVC: "):
+        dvc_state.plan()

@@ -1,0 +1,245 @@
+"""Sides, use and changes of rows depend on text and seed alone."""
+
+import hashlib
+import unicodedata
+from collections import Counter
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from oracles import largest_remainders
+
+from tamis.examples.parsing import fold, identify
+from tamis.examples.splits import (
+    Before,
+    Rows,
+    SplitError,
+    allocate,
+    assign_sides,
+    find_withdrawn,
+    is_held_out,
+    label_changes,
+    link_duplicates,
+    mark_used,
+    number_repetitions,
+    refuse_shared,
+    sample,
+    set_apart,
+    share_held_out,
+    tell_earlier,
+)
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+SPACES = st.text(" \t\n\u00a0\u2003", min_size=1, max_size=3)
+SIZES = st.dictionaries(st.text("abcdef", min_size=1, max_size=2), st.integers(1, 50), min_size=1)
+
+
+@given(TEXT, SPACES)
+def test_prompts_that_only_look_different_fall_on_one_side(prompt, space):
+    spaced = space + space.join(prompt.split(" ")) + space
+    for other in (spaced, unicodedata.normalize("NFKD", prompt)):
+        assert is_held_out(other, seed=3, held_out_in=2) == is_held_out(prompt, seed=3, held_out_in=2)
+
+
+@given(TEXT, st.integers(0, 9), st.integers(1, 7))
+def test_the_split_is_the_documented_rule(prompt, seed, held_out_in):
+    whole = int(hashlib.sha256((str(seed) + fold(prompt)).encode()).hexdigest(), 16)
+    assert is_held_out(prompt, seed=seed, held_out_in=held_out_in) == (whole % held_out_in == 0)
+
+
+def test_about_one_prompt_in_five_is_held_out():
+    held_out = sum(is_held_out(f"prompt {k}", seed=0, held_out_in=5) for k in range(5000))
+    assert abs(held_out - 1000) < 4 * (5000 * 0.2 * 0.8) ** 0.5
+
+
+def test_a_seed_gives_another_split():
+    splits = [[is_held_out(f"prompt {k}", seed=seed, held_out_in=2) for k in range(64)] for seed in (0, 1)]
+    assert splits[0] != splits[1]
+
+
+def test_holding_out_one_in_none_is_refused():
+    with pytest.raises(ValueError, match="held_out_in is 0; one prompt in so many is held out, so give 1 or more"):
+        is_held_out("a", seed=0, held_out_in=0)
+
+
+@given(st.lists(st.sampled_from("abcd")))
+def test_duplicates_point_to_the_first(ids):
+    assert link_duplicates(ids) == [None if ids.index(each) == k else ids.index(each) for k, each in enumerate(ids)]
+
+
+@given(SIZES, st.integers(0, 200))
+def test_rows_are_divided_by_largest_remainders(sizes, rows):
+    given_rows = allocate(sizes, rows)
+    assert sum(given_rows.values()) == min(rows, sum(sizes.values()))
+    assert all(0 <= given_rows[topic] <= size for topic, size in sizes.items())
+    if rows < sum(sizes.values()):
+        assert given_rows == largest_remainders(sizes, rows)
+
+
+def test_a_negative_number_of_rows_is_refused():
+    with pytest.raises(ValueError, match="-1 rows cannot be sampled"):
+        allocate({"a": 1}, -1)
+
+
+@given(SIZES, st.integers(0, 60), st.integers(0, 3), st.randoms(use_true_random=False))
+def test_a_sample_has_each_topics_share_whatever_the_order(sizes, rows, seed, shuffle):
+    topics = {f"{topic}{k}": topic for topic, size in sizes.items() for k in range(size)}
+    chosen = sample(topics, rows, seed)
+    assert {topic: sum(topics[each] == topic for each in chosen) for topic in sizes} == allocate(sizes, rows)
+    mixed = list(topics)
+    shuffle.shuffle(mixed)
+    assert sample({each: topics[each] for each in mixed}, rows, seed) == chosen
+
+
+@given(st.integers(1, 40), st.integers(0, 39), st.integers(0, 3))
+def test_a_topic_keeps_its_rows_when_the_sample_grows(size, rows, seed):
+    assume(rows < size)
+    topics = {f"{k}": "a" for k in range(size)}
+    assert sample(topics, rows, seed) < sample(topics, rows + 1, seed)
+
+
+def test_another_seed_samples_other_rows():
+    topics = {f"{k}": "a" for k in range(100)}
+    assert sample(topics, 10, seed=0) == sample(topics, 10, seed=0)
+    assert sample(topics, 10, seed=0) != sample(topics, 10, seed=1)
+
+
+def test_no_number_samples_everything():
+    assert sample({"a": "x", "b": "y"}, None, seed=0) == {"a", "b"}
+
+
+ROWS = st.lists(st.tuples(st.sampled_from("pqrstuvw"), st.sampled_from("yn")), max_size=30)
+VERSION = st.lists(st.tuples(st.sampled_from("pqrstu"), st.sampled_from("yno")), max_size=12)
+
+
+def rows_of(pairs, seed=0, changes=None):
+    """Return rows of prompt and response, each prompt a topic of its own, half of the prompts held out."""
+    prompts = [prompt for prompt, _ in pairs]
+    ids = [identify(*pair) for pair in pairs]
+    sides = assign_sides(prompts, [None] * len(pairs), held_out_in=2, seed=seed)
+    return Rows(ids, link_duplicates(ids), sides, prompts, changes or ["new"] * len(pairs))
+
+
+def use(rows, **changes):
+    """Return why rows are not used."""
+    asked = {"ground_set": "new", "distinct": True, "seed": 0, "pool_rows": None, "held_out_rows": None}
+    return mark_used(rows, **asked | changes)
+
+
+@given(ROWS, st.integers(0, 5), st.integers(0, 3))
+def test_no_prompt_is_on_both_sides_and_each_id_is_used_once(pairs, seed, pool_rows):
+    rows = rows_of(pairs, seed)
+    because = use(rows, seed=seed, pool_rows=pool_rows)
+    assert all(
+        len({side for (prompt, _), side in zip(pairs, rows.sides, strict=True) if prompt == one}) == 1
+        for one, _ in pairs
+    )
+    used = [each for each, why in zip(rows.ids, because, strict=True) if why is None]
+    assert len(used) == len(set(used))
+    pool = {each for each, side in zip(rows.ids, rows.sides, strict=True) if side == "pool"}
+    assert len(pool & set(used)) == min(pool_rows, len(pool))
+    assert set(rows.ids) - pool <= set(used)
+
+
+@given(ROWS, st.integers(0, 5))
+def test_more_rows_change_nothing_for_those_there_were(pairs, seed):
+    few, more = rows_of(pairs, seed), rows_of([*pairs, ("z", "n")], seed)
+    assert (more.ids[:-1], more.sides[:-1], more.first[:-1]) == (few.ids, few.sides, few.first)
+
+
+def test_repetitions_may_be_left_in_use_under_ids_of_their_own():
+    rows = Rows(["1", "2", "1"], [None, None, 0], ["pool"] * 3, ["a"] * 3, ["new"] * 3)
+    assert use(rows) == [None, None, "duplicate"]
+    assert use(rows, distinct=False) == [None] * 3
+    assert number_repetitions(rows.ids) == ["1", "2", "1-1"]
+
+
+def test_kept_rows_of_the_pool_are_used_with_the_whole_ground_set_only():
+    rows = Rows(["1", "2", "3"], [None] * 3, ["pool", "pool", "held_out"], ["a"] * 3, ["kept", "edited", "kept"])
+    assert use(rows) == ["kept", None, None]
+    assert use(rows, ground_set="all") == [None] * 3
+
+
+def test_a_sample_is_of_what_may_be_chosen():
+    rows = Rows([f"{k}" for k in range(8)], [None] * 8, ["pool"] * 8, ["a"] * 8, ["kept"] * 5 + ["new"] * 3)
+    assert Counter(use(rows, pool_rows=2)) == {"kept": 5, None: 2, "not sampled": 1}
+
+
+def test_an_unknown_ground_set_is_refused():
+    with pytest.raises(SplitError, match=r"examples.ground_set is 'old'; it must be one of new, all"):
+        use(rows_of([("p", "y")]), ground_set="old")
+
+
+@given(VERSION, VERSION)
+def test_every_row_of_two_versions_is_kept_edited_new_or_withdrawn_as_the_slow_rule_says(old, new):
+    before = Before([identify(*pair) for pair in old], [(prompt,) for prompt, _ in old], [False] * len(old), [])
+    ids, keys = [identify(*pair) for pair in new], [(prompt,) for prompt, _ in new]
+    slow = [
+        "kept" if pair in old else "edited" if any(pair[0] == prompt for prompt, _ in old) else "new" for pair in new
+    ]
+    assert label_changes(ids, keys, before) == slow
+    gone = find_withdrawn(ids, keys, before)
+    assert [place for place, _ in gone] == [place for place, pair in enumerate(old) if pair not in new]
+    for place, instead in gone:
+        same = [identify(*pair) for pair in new if pair[0] == old[place][0] and pair not in old]
+        assert instead == (same[0] if same else None)
+
+
+def test_a_version_that_repeats_the_one_before_keeps_everything():
+    before = Before(["1", "2"], [("a",), ("b",)], [True, True], [False, True])
+    assert label_changes(before.ids, before.keys, before) == ["kept", "kept"]
+    assert find_withdrawn(before.ids, before.keys, before) == []
+    assert tell_earlier(before.ids, before) == ["offered", "learnt"]
+
+
+def test_the_target_task_is_set_apart_from_the_pool_by_hash_with_its_repetitions():
+    ids = [*map(str, range(6)), "0"]
+    rows = Rows(
+        ids, link_duplicates(ids), ["pool"] * 5 + ["held_out", "pool"], ["a"] * 4 + ["b", "a", "a"], ["new"] * 7
+    )
+    sides = set_apart(rows, "a", 2, seed=3)
+    smallest = sorted("0123", key=lambda each: hashlib.sha256(f"3{each}".encode()).digest())[:2]
+    assert {each for each, side in zip(ids, sides, strict=True) if side == "target"} == set(smallest)
+    assert sides[4:6] == ["pool", "held_out"]
+    assert set_apart(rows, "a", None, seed=3).count("target") == 5
+
+
+@pytest.mark.parametrize(("topic", "count"), [("a", 4), ("c", None)])
+def test_a_target_task_without_enough_rows_is_refused(topic, count):
+    rows = Rows(list("123"), [None] * 3, ["pool"] * 3, ["a", "a", "b"], ["new"] * 3)
+    text = f"asks for {count or 'all'} rows of topic '{topic}' and the pool has . distinct .* its topics are a, b"
+    with pytest.raises(SplitError, match=text):
+        set_apart(rows, topic, count, seed=0)
+
+
+def test_a_target_row_with_the_prompt_of_a_held_out_row_is_refused():
+    prompts = ["What is history?", "what is  history?", "Hi"]
+    assert assign_sides(prompts[:1], ["target"], held_out_in=5, seed=0) == ["target"]
+    with pytest.raises(SplitError, match=r"1 of 1 target rows have the prompt of a held-out row, first rows \[0\]"):
+        assign_sides(prompts, ["target", None, None], held_out_in=5, seed=0)
+    with pytest.raises(SplitError, match=r"1 of 1 target rows have the prompt of a held-out row, first rows \[1\]"):
+        assign_sides(["Bye", "Hi"], [None, "target"], held_out_in=5, seed=0, measured=["hi"])
+
+
+@pytest.mark.parametrize("side", ["pool", "target", "held_out"])
+def test_a_general_row_with_the_prompt_of_another_row_is_refused(side):
+    prompts, sides = ["Hi", "Bye", " bye", "hi"], ["general", side, "general", "general"]
+    refuse_shared(["Hi", "Bye", "hi"], ["general", side, "general"])
+    text = rf"1 of 3 general rows have the prompt of another row \(1 of the {side}\), first rows \[2\] \(' bye'\)"
+    with pytest.raises(SplitError, match=text):
+        refuse_shared(prompts, sides)
+
+
+def test_a_general_row_with_a_prompt_that_an_earlier_version_chose_is_refused():
+    text = r"2 of 2 general rows .* \(1 of the earlier subset, 1 of the pool\), first rows \[1, 2\]"
+    with pytest.raises(SplitError, match=text):
+        refuse_shared(["Hi", "Bye", "hi"], ["pool", "general", "general"], taught=["BYE"])
+
+
+def test_general_rows_are_all_used_but_repetitions():
+    rows = Rows(["1", "2", "1"], [None, None, 0], ["general"] * 3, ["a"] * 3, ["kept"] * 3)
+    assert use(rows, pool_rows=0, held_out_rows=0) == [None, None, "duplicate"]
+
+
+def test_shares_are_per_topic():
+    assert share_held_out([("b", True), ("a", False), ("b", False), ("b", False)]) == {"a": 0.0, "b": 1 / 3}

@@ -1,0 +1,189 @@
+"""Order, rate, packing and loss."""
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tamis.language.packing import packed_attention
+from tamis.language.templates import encode
+from tamis.training.steps import (
+    collate,
+    describe,
+    final_loss,
+    optimise,
+    plan_steps,
+    response_loss,
+    scale_rate,
+    tabulate_curve,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def network(toy_folder):
+    return AutoModelForCausalLM.from_pretrained(toy_folder, dtype=torch.float64)
+
+
+@pytest.fixture
+def encoding(toy_folder):
+    prompts, responses = ["one", "a longer prompt", "x", "two words"], ["yes", "no, never ever", "abc", "z"]
+    return encode(AutoTokenizer.from_pretrained(toy_folder), "chat", prompts, responses)
+
+
+def packed_loss(network, base, queries, responses):
+    batch = collate(base, queries, responses, CPU)
+    labels = batch.pop("labels")
+    with packed_attention(network):
+        return response_loss(network(**batch).logits, labels)
+
+
+def padded_gradient(network, encoding):
+    """The gradient of transformers' own loss over right-padded rows."""
+    rows = [encoding.base + query + answer for query, answer in zip(encoding.queries, encoding.responses, strict=True)]
+    width = max(map(len, rows))
+    ids, mask, labels = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width), []
+    for place, row in enumerate(rows):
+        ids[place, : len(row)], mask[place, : len(row)] = torch.tensor(row), 1
+        answer = len(encoding.responses[place])
+        labels.append([-100] * (len(row) - answer) + row[-answer:] + [-100] * (width - len(row)))
+    network.zero_grad()
+    network(input_ids=ids, attention_mask=mask, labels=torch.tensor(labels)).loss.backward()
+    return [weight.grad.clone() for weight in network.parameters()]
+
+
+def test_loss_of_a_packed_step_is_that_of_whole_rows_run_one_by_one(network, encoding):
+    expected = oracles.training_loss(network, encoding.base, encoding.queries, encoding.responses)
+    # the loss itself is taken in float32
+    found = float(packed_loss(network, encoding.base, encoding.queries, encoding.responses).detach())
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_gradient_of_a_packed_step_is_that_of_padded_rows(network, encoding):
+    expected = padded_gradient(network, encoding)
+    network.zero_grad()
+    packed_loss(network, encoding.base, encoding.queries, encoding.responses).backward()
+    for weight, gradient in zip(network.parameters(), expected, strict=True):
+        torch.testing.assert_close(weight.grad, gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_loss_does_not_depend_on_the_order_of_rows_in_a_step(network, encoding):
+    forth = packed_loss(network, encoding.base, encoding.queries, encoding.responses)
+    back = packed_loss(network, encoding.base, encoding.queries[::-1], encoding.responses[::-1])
+    torch.testing.assert_close(forth, back)
+
+
+def test_same_step_gives_the_same_bits(network, encoding):
+    losses = [packed_loss(network, encoding.base, encoding.queries, encoding.responses) for _ in range(2)]
+    assert torch.equal(*losses)
+
+
+def test_labels_are_the_response_tokens_and_no_others(encoding):
+    batch = collate(encoding.base, encoding.queries, encoding.responses, CPU)
+    tokens, kept = batch["input_ids"][0], batch["logits_to_keep"]
+    labelled = sorted(tokens[kept + 1].tolist())
+    assert batch["labels"][0].tolist() == tokens[kept + 1].tolist()
+    assert labelled == sorted(token for response in encoding.responses for token in response)
+    assert len(set(kept.tolist())) == len(kept)
+
+
+def test_every_row_is_trained_to_end_its_turn(encoding):
+    end = encoding.responses[0][-1]
+    labels = collate(encoding.base, encoding.queries, encoding.responses, CPU)["labels"][0].tolist()
+    assert labels.count(end) == len(encoding.responses)
+
+
+def test_prefix_is_laid_down_once(encoding):
+    tokens = collate(encoding.base, encoding.queries, encoding.responses, CPU)["input_ids"][0]
+    rows = sum(len(query) + len(answer) for query, answer in zip(encoding.queries, encoding.responses, strict=True))
+    assert len(tokens) == len(encoding.base) + rows
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 3), st.integers(0, 5))
+def test_every_epoch_takes_every_row_once(rows, batch_rows, epochs, seed):
+    steps = plan_steps(rows, batch_rows, epochs, seed)
+    per_epoch = -(-rows // batch_rows)
+    assert len(steps) == epochs * per_epoch
+    for epoch in range(epochs):
+        taken = np.concatenate(steps[epoch * per_epoch : (epoch + 1) * per_epoch])
+        assert sorted(taken.tolist()) == list(range(rows))
+
+
+def test_order_of_rows_is_fixed_by_the_seed_and_differs_between_epochs():
+    one, again, other = (np.concatenate(plan_steps(30, 8, 2, seed)).tolist() for seed in (3, 3, 4))
+    assert one == again
+    assert one != other
+    assert one[:30] != one[30:]
+
+
+def test_first_epoch_is_the_same_whatever_follows():
+    short, long = plan_steps(10, 4, 1, seed=0), plan_steps(10, 4, 3, seed=0)
+    assert [step.tolist() for step in short] == [step.tolist() for step in long[: len(short)]]
+
+
+@pytest.mark.parametrize(("steps", "fraction"), [(1, 0.1), (6, 0.1), (20, 0.1), (7, 0.0), (5, 1.0)])
+def test_learning_rate_is_the_slow_one(steps, fraction):
+    expected = oracles.learning_rates(steps, min(round(fraction * steps), steps - 1))
+    assert [scale_rate(step, steps, fraction) for step in range(steps)] == pytest.approx(expected)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 200), st.floats(0, 1))
+def test_learning_rate_rises_to_its_peak_and_falls_and_never_rests(steps, fraction):
+    rates = [scale_rate(step, steps, fraction) for step in range(steps)]
+    peak = int(np.argmax(rates))
+    assert max(rates) == 1
+    assert min(rates) > 0
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+
+
+def test_schedule_of_the_optimiser_is_the_slow_one():
+    optimizer, schedule = optimise(torch.nn.Linear(2, 2), 6, 0.5, 0.2)
+    rates = []
+    for _ in range(6):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.5 * rate for rate in oracles.learning_rates(6, 1)])
+
+
+def test_optimiser_trains_what_asks_for_it_and_lets_no_weight_decay():
+    network = torch.nn.Linear(2, 2)
+    network.bias.requires_grad_(False)
+    optimizer, _ = optimise(network, 6, 0.5, 0.2)
+    (group,) = optimizer.param_groups
+    assert [weight is network.weight for weight in group["params"]] == [True]
+    assert group["weight_decay"] == 0
+
+
+def test_numbers_of_an_arm_count_its_tokens_over_all_epochs(encoding):
+    found = describe(encoding, np.array([0, 2]), [3.0, 2.0, 1.0, 1.0], epochs=2)
+    answers = 2 * (len(encoding.responses[0]) + len(encoding.responses[2]))
+    queries = 2 * (len(encoding.queries[0]) + len(encoding.queries[2]))
+    assert found == {
+        "rows": 2,
+        "epochs": 2,
+        "steps": 4,
+        "losses": [3.0, 2.0, 1.0, 1.0],
+        "tokens": queries + answers,
+        "response_tokens": answers,
+        "final_loss": 1.0,
+    }
+
+
+def test_curve_has_a_line_per_run_and_step():
+    logs = {f"random-{seed}": {"epochs": 2, "steps": 4, "losses": [2.0, 1.0, 0.5, seed]} for seed in (0, 1)}
+    lines = tabulate_curve(logs).splitlines()
+    assert lines[1] == "random,0,1,0.5,2"
+    assert lines[-1] == "random,1,4,2,1"
+    assert len(lines) == 1 + 2 * 4
+
+
+def test_final_loss_takes_one_step_at_least():
+    assert final_loss([3.0, 2.0]) == 2.0
+    assert final_loss([0.0] * 8 + [1.0, 3.0]) == 2.0

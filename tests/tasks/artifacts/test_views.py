@@ -1,0 +1,234 @@
+"""Questions that are answered, and those that must not be."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from worlds.toy_project import POOL, World, make_world, withdraw
+
+from tasks.artifacts import views
+from tasks.artifacts.tables import ArtifactError
+
+
+@pytest.fixture
+def world(tmp_path) -> World:
+    """A project in which every promise is kept."""
+    return make_world(tmp_path)
+
+
+VIEWS = (
+    "embedding",
+    "evaluation",
+    "examples",
+    "mask",
+    "phi_data",
+    "scores",
+    "subset",
+    "tensors",
+    "utility",
+    "withdrawn",
+)
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[20] ^= 1
+    path.write_bytes(content)
+
+
+def drop_a_row(path: Path) -> None:
+    pq.write_table(pq.read_table(path, partitioning=None).slice(1), path)
+
+
+@pytest.mark.parametrize(
+    ("edit", "text"),
+    [(flip_a_byte, "was changed after it was written"), (drop_a_row, "was written or edited by other hands")],
+)
+def test_an_artifact_edited_by_hand_stops_the_audit_and_every_question(world, edit, text):
+    edit(world.write().folder("utility") / "utility.parquet")
+    asked = lambda: views.query(world.root, "FROM examples"), lambda: views.show(world.root, "a")
+    for ask in (world.check, *asked):
+        with pytest.raises(ArtifactError, match=rf"utility.parquet .*{text}.* restore it with `dvc checkout"):
+            ask()
+
+
+def test_questions_see_all_versions(world):
+    world.write()
+    replace(world, examples=world.examples[:3]).write("v2")
+    names, rows = views.query(world.root, "SELECT version, count(*) AS n FROM examples GROUP BY ALL ORDER BY version")
+    assert (names, rows) == (["version", "n"], [("v1", 8), ("v2", 3)])
+    assert views.query(world.root, "SHOW TABLES")[1] == [(name,) for name in VIEWS]
+    assert views.query(world.root, "DESCRIBE subset")[1][0][:2] == ("id", "VARCHAR")
+
+
+REFUSED = {
+    "COPY examples TO '{out}'": "COPY is not answered",
+    "EXPLAIN ANALYZE COPY (SELECT 1) TO '{out}'": "file system operations are disabled",
+    "ATTACH '{out}'": "ATTACH is not answered",
+    "SELECT * FROM read_csv('/etc/passwd')": "file system operations are disabled",
+    "SELECT * FROM read_parquet('{data}')": "file system operations are disabled",
+    "SELECT * FROM '{data}'": "file system operations are disabled",
+    "SELECT content FROM read_text('/etc/passwd')": "file system operations are disabled",
+    "SELECT * FROM glob('/*')": "file system operations are disabled",
+    "FROM query('SELECT * FROM read_text(''/etc/passwd'')')": "file system operations are disabled",
+    "SELECT * FROM world": "does not exist",
+    "INSTALL httpfs": "LOAD is not answered",
+    "LOAD json": "LOAD is not answered",
+    "SET enable_external_access = true": "SET is not answered",
+    "PRAGMA enable_profiling": "is not answered",
+    "CALL pragma_version()": "is not answered",
+    "CREATE TABLE mine AS SELECT 1": "CREATE is not answered",
+    "DROP VIEW examples": "DROP is not answered",
+    "DELETE FROM examples": "DELETE is not answered",
+    "EXPORT DATABASE '{out}'": "EXPORT is not answered",
+    "SELECT 1; COPY examples TO '{out}'": "SELECT, COPY is not answered",
+    "": "nothing is not answered",
+    "SELEKT 1": "syntax error",
+    "SELECT nothing FROM examples": "reads these views and nothing else: embedding, evaluation, examples, mask, phi_d",
+}
+
+
+@pytest.mark.parametrize("sql", REFUSED)
+def test_a_question_can_only_read_the_artifacts(world, sql):
+    path = world.write().folder("examples") / "examples.parquet"
+    before = {file: file.read_bytes() for file in world.root.rglob("*") if file.is_file()}
+    with pytest.raises(views.QuestionError, match=REFUSED[sql]):
+        views.query(world.root, sql.format(out=world.root / "out", data=path))
+    assert {file: file.read_bytes() for file in world.root.rglob("*") if file.is_file()} == before
+
+
+def test_without_artifacts_there_is_nothing_to_ask(tmp_path):
+    with pytest.raises(ArtifactError, match=r"no artifacts in .*data yet; make them: `tamis run`"):
+        views.query(tmp_path, "SELECT 1")
+
+
+def test_a_refused_question_leaves_nothing_on_stderr(world):
+    world.write()
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom tasks.artifacts import views\n"
+        "try: views.query(Path(sys.argv[1]), 'SELECT nothing FROM examples')\n"
+        "except ValueError as error: kept = error"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(world.root)], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_show_tells_all_that_is_known(world):
+    world.write()
+    ids = [row["id"] for row in world.examples]
+    found = views.show(world.root, ids[5][:12])
+    assert found["id"] == ids[5]
+    assert found["examples"][0]["prompt"] == "what is 5 + 5"
+    assert found["selection"][0] | {"covered_by": ids[0], "covering_prompt": "what is 0 + 0"} == found["selection"][0]
+    assert [row["id"] for row in found["best_demos"]] == ids[:5]
+    assert [row["utility"] for row in found["best_demos"]] == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1])
+    assert [row["id"] for row in found["helps_most"]] == ids[4::-1]
+    assert found["evaluation"] == []
+    assert [row["arm"] for row in views.show(world.root, ids[POOL])["evaluation"]] == ["base", "chosen"]
+    json.dumps(found)
+
+
+def test_show_tells_what_became_of_an_example(world):
+    old, new = world.examples[0], world.examples[1]
+    gone = [withdraw(old | {"earlier": "learnt"}, edited_to=new["id"])]
+    replace(world, examples=[new | {"change": "edited"}], withdrawn=gone, previous="v1").write("v2")
+    world.write()
+    found = views.show(world.root, old["id"])
+    assert [(row["version"], row["change"], row["earlier"]) for row in found["examples"]] == [("v1", "new", None)]
+    (said,) = found["withdrawn"]
+    assert (said["version"], said["earlier"], said["edited_to"]) == ("v2", "learnt", new["id"])
+
+
+def test_show_names_demos_that_are_learnt_and_not_used(world):
+    world.examples[5] |= {"used": False, "unused_because": "kept", "change": "kept", "earlier": "learnt"}
+    world.write()
+    helps = views.show(world.root, world.examples[5]["id"])
+    assert [row["score"] for row in helps["scores"]] == [5.0]
+    assert [row["id"] for row in helps["helps_most"]] == [row["id"] for row in world.examples[4::-1]]
+    partners = views.show(world.root, world.examples[4]["id"])["best_demos"]
+    assert world.examples[5]["id"] in [row["id"] for row in partners]
+
+
+def test_show_lists_every_row_of_a_duplicate(world):
+    twin = world.examples[0] | {"row": 99, "duplicate_of": 0, "used": False, "unused_because": "duplicate"}
+    found = views.show(replace(world, examples=[*world.examples, twin]).write().root, twin["id"])
+    assert [(row["row"], row["duplicate_of"]) for row in found["examples"]] == [(0, None), (99, 0)]
+
+
+def test_show_works_on_examples_alone(world):
+    world.write()
+    for stage in ("embedding", "utility", "scores", "gradients", "selection", "evaluation"):
+        shutil.rmtree(world.root / "data" / stage)
+    assert list(views.show(world.root, world.examples[0]["id"])) == ["id", "examples", "withdrawn"]
+
+
+def test_an_unknown_or_ambiguous_id_gets_suggestions(world):
+    world.write()
+    with pytest.raises(
+        views.QuestionError, match=r"no example's id begins with '5 \+ 5'; the nearest: .*what is 5 \+ 5"
+    ):
+        views.show(world.root, "5 + 5")
+    with pytest.raises(views.QuestionError, match=r"several examples begin with '': .*give more digits"):
+        views.show(world.root, "")
+
+
+UP, WTE, NORM = "model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight", "model.norm.weight"
+SHAPES = {WTE: (3, 4), UP: (4, 5), NORM: (1, 4)}
+
+
+@pytest.fixture
+def masked(world) -> World:
+    """Two versions with masks, and base, which has none."""
+    replace(world, mask={WTE: [0, 3, 9], UP: [1, 6, 7, 8]}, shapes=SHAPES).write()
+    replace(world, mask={WTE: [0, 1, 9], UP: [15]}, shapes=SHAPES).write("v2")
+    return world
+
+
+def test_density_by_layer_and_module_can_be_asked(masked):
+    sql = """
+        SELECT layer, module, sum(chosen) / sum(entries) AS density FROM tensors WHERE version = 'v1'
+        GROUP BY layer, module ORDER BY layer, module"""
+    assert views.query(masked.root, sql)[1] == [(1, "up", 0.2), (None, "embedding", 0.25), (None, "norm", 0.0)]
+
+
+def test_the_overlap_of_two_versions_masks_can_be_asked(masked):
+    sql = """
+        WITH shared AS (
+            SELECT tensor, sum(len(list_intersect(a.columns, b.columns))) AS shared
+            FROM mask a JOIN mask b USING (tensor, row) WHERE a.version = 'v1' AND b.version = 'v2' GROUP BY tensor)
+        SELECT tensor, a.chosen, b.chosen, coalesce(shared, 0) AS shared,
+            coalesce(shared, 0) / (a.chosen + b.chosen - coalesce(shared, 0)) AS jaccard
+        FROM tensors a JOIN tensors b USING (tensor) LEFT JOIN shared USING (tensor)
+        WHERE a.version = 'v1' AND b.version = 'v2' AND a.chosen + b.chosen > 0 ORDER BY tensor"""
+    assert views.query(masked.root, sql)[1] == [(WTE, 3, 3, 2, 0.5), (UP, 4, 1, 0, 0.0)]
+
+
+def test_the_rows_of_a_tensor_with_most_chosen_entries_can_be_asked(masked):
+    sql = f"""
+        SELECT row, chosen, columns FROM mask WHERE version = 'v1' AND tensor = '{UP}'
+        ORDER BY chosen DESC, row LIMIT 2"""
+    assert views.query(masked.root, sql)[1] == [(1, 3, [1, 2, 3]), (0, 1, [1])]
+
+
+def test_phi_data_can_be_asked_beside_what_delift_chose(masked):
+    sql = """
+        SELECT id, score, rank, gain FROM phi_data JOIN subset USING (version, id) WHERE version = 'v1'
+        ORDER BY score DESC LIMIT 3"""
+    ids = [row["id"] for row in masked.examples]
+    assert views.query(masked.root, sql)[1] == [
+        (ids[0], 1.0, 0, None),
+        (ids[1], 0.0, 1, None),
+        (ids[2], -1.0, None, None),
+    ]
+
+
+def test_show_tells_phi_data_where_there_is_some(masked):
+    ids = [row["id"] for row in masked.examples]
+    told = {"score": 0.0, "order": "second"}
+    assert views.show(masked.root, ids[1])["gradients"] == [told | {"version": name} for name in ("v1", "v2")]
+    assert views.show(masked.root, ids[POOL - 1])["gradients"] == []

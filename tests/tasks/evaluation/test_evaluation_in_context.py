@@ -1,0 +1,175 @@
+"""The in-context learner of the stage `evaluation`: the nearest rows of an arm, shown before each held-out row."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import oracles
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from worlds.toy_corpus import write_examples
+from worlds.toy_training import evaluate, make_world, rows_of, run
+
+from tamis.language.embedding import encode_texts
+from tamis.language.templates import encode, encode_demos
+from tasks import models
+from tasks.artifacts import schemas
+from tasks.artifacts.tables import ArtifactError, read_table
+from tasks.evaluation.evaluation import Conditions, EvaluationSettings, Run, read_held_out, read_runs, show_rows
+from tasks.finetuning.trainer import FinetuningSettings
+from tasks.models import ModelChoice
+
+SETTINGS = EvaluationSettings(new_tokens=4, demos=2, bootstrap=50)
+TRAINING = FinetuningSettings(arms={"chosen": [0, 1], "random": [0, 1], "full": [0]}, batch_rows=8)
+SHOWN = [("chosen", 0), ("random", 0), ("random", 1), ("full", 0)]
+HELD_OUT = 3
+
+
+@pytest.fixture(scope="module")
+def model(toy_folder) -> ModelChoice:
+    return ModelChoice(str(toy_folder), device="cpu", max_tokens=256)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, model) -> Path:
+    """A first version with trained arms, and the evaluation of it."""
+    folder = tmp_path_factory.mktemp("shown")
+    make_world(folder / "v1")
+    write_examples(folder / "base/examples", pool=0, held_out=0)
+    (folder / "base/out/arms").mkdir(parents=True)
+    run(folder / "v1", model, TRAINING)
+    evaluate(folder / "v1", folder / "base", model, SETTINGS, version="v1", previous="base")
+    return folder
+
+
+@pytest.fixture
+def copy(home, tmp_path) -> Path:
+    """The same, to be changed."""
+    return shutil.copytree(home, tmp_path / "copy")
+
+
+def table_of(home: Path) -> pa.Table:
+    return read_table(home / "v1/evaluation/evaluation.parquet", schemas.EVALUATION)
+
+
+def metrics_of(home: Path) -> dict:
+    return json.loads((home / "v1/evaluation/metrics.json").read_text())
+
+
+def prompts_of(home: Path, model, template: str = "chat", settings: EvaluationSettings = SETTINGS) -> list[Run]:
+    held_out = read_held_out({"v1": home / "v1/examples", "base": home / "base/examples"}, model, template)
+    conditions = Conditions(model, model, template, settings)
+    return show_rows(read_runs(home / "v1/out", home / "base/out"), home / "v1/examples", held_out, conditions)
+
+
+def slow_prompts(home: Path, model, label: str, template: str, demos: int) -> list[list[int]]:
+    """Prefix and query of each held-out row: an embedding per text, all rows of the arm sorted."""
+    table = read_table(home / "v1/examples/examples.parquet", schemas.EXAMPLES).to_pylist()
+    ids = json.loads((home / "v1/out/arms" / label / "rows.json").read_text())
+    known = [next(row for row in table if row["id"] == name) for name in ids]
+    tokenizer, encoder = models.tokenizer(model), models.embedder(model)
+
+    def embed(text: str) -> np.ndarray:
+        return encode_texts(encoder, tokenizer, [text], 1, model.max_tokens)[0].double().numpy()
+
+    found = []
+    for row in (row for row in table if row["split"] == "held_out"):
+        asked = embed(row["prompt"])
+        near = sorted(known, key=lambda other: -float(asked @ embed(other["prompt"])))[:demos]
+        prefix = encode_demos(tokenizer, template, [(one["prompt"], one["response"]) for one in reversed(near)])
+        found.append(prefix + encode(tokenizer, template, [row["prompt"]], ["x"]).queries[0])
+    return found
+
+
+@pytest.mark.parametrize("template", ["chat", "delift"])
+@pytest.mark.parametrize("demos", [1, 3])
+def test_prompts_show_the_nearest_rows_of_the_arm_the_nearest_last(home, model, template, demos):
+    model = replace(model, max_tokens=1000)
+    runs = prompts_of(home, model, template, replace(SETTINGS, demos=demos))
+    assert [(one.arm, one.seed) for one in runs] == SHOWN
+    for one in runs:
+        assert one.encoding.base == []
+        assert one.encoding.queries == slow_prompts(home, model, f"{one.arm}-{one.seed}", template, demos)
+
+
+def test_an_arm_of_few_rows_shows_all_of_them(home, model):
+    settings = replace(SETTINGS, demos=99)
+    chosen, *_ = prompts_of(home, replace(model, max_tokens=10_000), settings=settings)
+    assert chosen.fewer_demos == 0
+    assert chosen.encoding.queries == slow_prompts(home, model, "chosen-0", "chat", 5)
+
+
+def test_losses_and_answers_are_those_of_the_base_model_asked_one_by_one(home, model, toy_folder):
+    network = AutoModelForCausalLM.from_pretrained(toy_folder, dtype=torch.float64).eval()
+    tokenizer = AutoTokenizer.from_pretrained(toy_folder)
+    for one in prompts_of(home, model):
+        rows = rows_of(table_of(home), arm=one.arm, seed=one.seed, learner="in_context")
+        assert len(rows) == HELD_OUT
+        for row, prompt, response in zip(rows, one.encoding.queries, one.encoding.responses, strict=True):
+            expected = -np.mean(oracles.plain_log_probs(network, prompt, response))
+            assert row["loss"] == pytest.approx(expected, rel=1e-5)
+            ids = oracles.greedy_answer(network, prompt, SETTINGS.new_tokens, response[-1])
+            assert row["generated"] == tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def test_runs_that_learn_from_the_same_rows_are_asked_once(home):
+    rows = rows_of(table_of(home), learner="in_context")
+    assert list(dict.fromkeys((row["arm"], row["seed"]) for row in rows)) == SHOWN
+    trained = rows_of(table_of(home), learner="finetuning")
+    assert {row["seed"] for row in trained if row["arm"] == "chosen"} == {0, 1}
+
+
+def test_metrics_of_the_in_context_learner_stand_apart(home):
+    found, table = metrics_of(home), table_of(home)
+    shown = found["in_context"]
+    assert (shown["demos"], shown["held_out_rows"]) == (2, HELD_OUT)
+    assert shown["arms"]["base"] == found["arms"]["base"]
+    for arm, seeds in (("chosen", 1), ("random", 2), ("full", 1)):
+        part = table.filter((pc.field("arm") == arm) & (pc.field("learner") == "in_context"))
+        numbers = shown["arms"][arm]
+        assert (numbers["seeds"], numbers["fewer_demos"], numbers["rows"]) == (seeds, 0, 12 if arm == "full" else 5)
+        for measure in ("loss", "rouge_l", "similarity"):
+            assert numbers[measure] == pytest.approx(pc.mean(part[measure]).as_py(), rel=1e-5)
+            assert numbers[f"{measure}_low"] <= numbers[measure] <= numbers[f"{measure}_high"]
+
+
+def test_difference_of_chosen_and_random_demonstrations_has_an_interval(home):
+    shown = metrics_of(home)["in_context"]
+    loss = {arm: numbers["loss"] for arm, numbers in shown["arms"].items()}
+    difference = shown["differences"]["chosen-random"]
+    assert difference["loss"] == pytest.approx(loss["chosen"] - loss["random"], abs=1e-12)
+    assert difference["low"] <= difference["loss"] <= difference["high"]
+
+
+def test_demonstrations_leave_the_trained_learners_figures_alone(home, copy, model):
+    evaluate(copy / "v1", copy / "base", model, replace(SETTINGS, demos=0), version="v1", previous="base")
+    found, before = metrics_of(copy), metrics_of(home)
+    assert "in_context" not in found
+    assert found == {name: value for name, value in before.items() if name != "in_context"}
+    assert set(table_of(copy)["learner"].to_pylist()) == {"none", "finetuning"}
+
+
+def test_rows_without_room_for_all_demonstrations_are_counted(copy, model):
+    longest = max(len(prompt) for one in prompts_of(copy, model) for prompt in one.encoding.queries)
+    evaluate(copy / "v1", copy / "base", replace(model, max_tokens=longest), SETTINGS, version="v1", previous="base")
+    arms = metrics_of(copy)["in_context"]["arms"]
+    assert sum(arms[arm]["fewer_demos"] for arm in ("chosen", "random", "full")) > 0
+    assert "fewer_demos" not in arms["base"]
+
+
+def test_without_a_version_before_nothing_is_said_of_learning_and_forgetting(home):
+    assert "continual" not in metrics_of(home)
+    assert set(table_of(home)["held_out_of"].to_pylist()) == {"v1"}
+
+
+def test_rows_of_arms_that_are_not_among_the_examples_are_refused(copy, model):
+    path = copy / "v1/out/arms/full-0/rows.json"
+    path.write_text(json.dumps([*json.loads(path.read_text()), "elsewhere"]))
+    text = r"1 of 13 rows that arms were trained on are not among the examples, first \['elsewhere'\]; .*tamis run"
+    with pytest.raises(ArtifactError, match=text):
+        evaluate(copy / "v1", copy / "base", model, SETTINGS, version="v1", previous="base")

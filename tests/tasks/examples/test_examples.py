@@ -1,0 +1,203 @@
+"""Every format in, one table out."""
+
+import json
+import re
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+from worlds.raw_rows import FIELDS, FORMATS, ROWS, read_metrics, read_rejects, write_saved, write_toy
+
+from tamis.examples.parsing import identify
+from tamis.examples.splits import is_held_out
+from tasks.artifacts.tables import provenance
+from tasks.examples import examples
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def make(tmp_path, toy):
+    """Write examples from a text or rows, with the toy model; returns the table."""
+    return partial(write_toy, tmp_path, toy)
+
+
+def test_rows_become_examples(make, tmp_path):
+    table = make(ROWS, fields=FIELDS | {"topic": "topic"})
+    first = table.to_pylist()[0]
+    held_out = is_held_out("what is 0 + 0?", seed=0, held_out_in=3)
+    assert first == {
+        "row": 0,
+        "id": identify("what is 0 + 0?", "it is 0"),
+        "topic": "sums0",
+        "source": None,
+        "instruction": None,
+        "prompt": "what is 0 + 0?",
+        "response": "it is 0",
+        "tests": None,
+        "prompt_tokens": 14,
+        "response_tokens": 8,
+        "split": "held_out" if held_out else "pool",
+        "change": "new",
+        "earlier": None,
+        "duplicate_of": None,
+        "used": True,
+        "unused_because": None,
+        "file": "v1/toy.jsonl",
+        "line": 1,
+    }
+    assert table.num_rows == 24
+    assert read_rejects(tmp_path) == []
+
+
+def test_an_instruction_counts_among_the_prompts_tokens(make):
+    table = make([row | {"i": "Add."} for row in ROWS], fields=FIELDS | {"instruction": "i"})
+    assert table["instruction"].to_pylist() == ["Add."] * 24
+    assert table["prompt_tokens"][0].as_py() == len("Add.\n\nwhat is 0 + 0?")
+
+
+def test_tests_stand_beside_a_response_and_are_no_part_of_its_id(make):
+    plain = make(ROWS)
+    table = make([row | {"t": ["assert f(1)", "assert f(2)"]} for row in ROWS], fields=FIELDS | {"tests": "t"})
+    assert table["tests"].to_pylist() == ["assert f(1)\nassert f(2)"] * 24
+    assert table["id"].equals(plain["id"])
+    assert table["response_tokens"].equals(plain["response_tokens"])
+
+
+def test_provenance_names_the_raw_files_and_no_folder_of_this_machine(make, tmp_path, toy):
+    make(ROWS)
+    for name in ("examples", "rejects", "withdrawn"):
+        record = provenance(tmp_path / f"out/{name}.parquet")
+        assert list(record["inputs"]) == [
+            "examples/version=base/examples.parquet",
+            "raw/v1/toy.jsonl",
+            "selection/version=base/subset.parquet",
+        ]
+        assert (record["stage"], record["version"], record["seed"]) == ("examples", "v1", 0)
+        assert str(tmp_path) not in json.dumps(record)
+        assert str(Path(toy.name).parent) not in json.dumps(record)
+
+
+def test_the_same_rows_give_the_same_bytes(make, tmp_path):
+    make(ROWS, pool_rows=5)
+    first = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    make(ROWS, pool_rows=5)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == first
+
+
+@pytest.mark.parametrize("write", FORMATS)
+def test_every_format_gives_the_same_examples(make, tmp_path, write):
+    expected = make(ROWS, fields=FIELDS | {"topic": "topic"}).drop_columns(["file", "line"])
+    (tmp_path / "raw/v1/toy.jsonl").unlink()
+    write(tmp_path / "raw/v1")
+    table = make(fields=FIELDS | {"topic": "topic"})
+    assert table.drop_columns(["file", "line"]).equals(expected)
+    assert {name.split("/")[0] for name in table["file"].to_pylist()} == {"v1"}
+
+
+def test_one_file_is_enough(make, tmp_path):
+    make(ROWS)
+    table = make(raw=tmp_path / "raw/v1/toy.jsonl")
+    assert set(table["file"].to_pylist()) == {"toy.jsonl"}
+    assert set(table["topic"].to_pylist()) == {"toy"}
+
+
+def test_a_saved_folder_may_be_the_raw_path_itself(make, tmp_path):
+    write_saved(tmp_path)
+    table = make(raw=tmp_path / "toy")
+    assert (table["file"][3].as_py(), table["line"][3].as_py(), table["topic"][3].as_py()) == ("toy", 4, "toy")
+
+
+def test_files_are_read_by_name_and_give_topics_without_a_mapping(make, tmp_path):
+    make(ROWS[12:], name="b.jsonl")
+    (tmp_path / "raw/v1/.hidden.jsonl").write_text("no JSON")
+    (tmp_path / "raw/v1/README.md").write_text("about")
+    table = make(ROWS[:12], name="a.jsonl")
+    assert table["prompt"].to_pylist() == [row["prompt"] for row in ROWS]
+    assert table["topic"].to_pylist() == ["a"] * 12 + ["b"] * 12
+    assert table["row"].to_pylist() == list(range(24))
+    assert read_metrics(tmp_path)["ignored_files"] == ["README.md"]
+
+
+def test_chats_become_examples(make):
+    chats = [
+        {"m": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]}
+        for row in ROWS
+    ]
+    chats[0]["m"].insert(0, {"role": "system", "content": "Add."})
+    table = make(chats, fields={"messages": "m"})
+    assert table["response"].to_pylist() == [row["response"] for row in ROWS]
+    assert table["instruction"].to_pylist() == ["Add."] + [None] * 23
+
+
+def test_duplicates_are_kept_and_linked_to_rows(make, tmp_path):
+    twin = {"prompt": " what is 1 + 1?", "response": "it is 2\n"}
+    table = make([{"prompt": 1, "response": "a"}, *ROWS, twin], on_bad_row="reject").to_pylist()
+    first = next(row for row in table if row["prompt"] == "what is 1 + 1?")
+    assert (first["row"], first["duplicate_of"]) == (2, None)
+    assert table[-1] | {"row": 25, "duplicate_of": 2, "used": False, "unused_because": "duplicate"} == table[-1]
+    assert read_metrics(tmp_path)["duplicates"] == 1
+    assert read_metrics(tmp_path)["distinct"] == 24
+
+
+def test_what_is_not_sampled_stays_and_says_so(make, tmp_path):
+    table = make(ROWS, pool_rows=4, held_out_rows=2).to_pylist()
+    assert Counter((row["split"], row["used"]) for row in table if row["used"]) == {
+        ("pool", True): 4,
+        ("held_out", True): 2,
+    }
+    assert {row["unused_because"] for row in table if not row["used"]} == {"not sampled"}
+    assert read_metrics(tmp_path)["used"] == {"pool": 4, "target": 0, "held_out": 2, "general": 0}
+
+
+def test_low_held_out_shares_are_named(make, tmp_path):
+    kept = [row for row in ROWS if not is_held_out(row["prompt"], seed=0, held_out_in=3)]
+    dull = [{"prompt": row["prompt"], "response": "dull", "topic": "dull"} for row in kept]
+    make(ROWS + dull, fields=FIELDS | {"topic": "topic"})
+    found = read_metrics(tmp_path)
+    assert found["held_out_share"]["dull"] == 0
+    assert found["topics_below"] == ["dull"]
+    assert found["topics"]["dull"] == len(dull)
+
+
+COUNTS = {"v1": (566, {"tech_support": (0, 0), "ai": (105, 105)}), "v2": (2026, {"tech_support": (1050, 10)})}
+
+
+@pytest.mark.parametrize("version", COUNTS)
+def test_the_sample_data_is_all_there_and_as_it_was(make, tmp_path, toy, version):
+    rows, topics = COUNTS[version]
+    table = make(
+        raw=ROOT / "data/raw" / version,
+        fields=FIELDS | {"topic": "topic"},
+        model=replace(toy, max_tokens=10_000),
+        held_out_in=5,
+        pool_rows=160,
+        held_out_rows=40,
+    )
+    found = table.to_pylist()
+    assert len(found) == rows
+    for topic, (total, distinct) in topics.items():
+        ids = [row["id"] for row in found if row["topic"] == topic]
+        assert (len(ids), len(set(ids))) == (total, distinct)
+    assert all(row["file"] == f"{version}/{row['topic']}.jsonl" for row in found)
+    assert read_metrics(tmp_path)["used"] == {"pool": 160, "target": 0, "held_out": 40, "general": 0}
+    assert read_metrics(tmp_path)["topics_below"] == ["greetings", "health", "humor"]
+    counted = re.findall(r"^    all +(\d+)", (ROOT / "data/raw/NOTICE").read_text(), flags=re.MULTILINE)
+    assert str(rows) in counted
+
+
+def test_no_prompt_changes_sides_between_versions():
+    sides: dict[str, set] = {}
+    for path in sorted((ROOT / "data/raw").glob("v*/*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            prompt = json.loads(line)["prompt"]
+            sides.setdefault(prompt, set()).add(is_held_out(prompt, seed=0, held_out_in=5))
+    assert len(sides) > 500
+    assert all(len(side) == 1 for side in sides.values())
+
+
+def test_many_rows_are_read_in_batches(make, monkeypatch):
+    monkeypatch.setattr(examples, "BATCH", 5)
+    assert make(ROWS)["prompt_tokens"].to_pylist() == [len(row["prompt"]) for row in ROWS]

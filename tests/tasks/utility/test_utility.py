@@ -1,0 +1,188 @@
+import builtins
+import json
+from dataclasses import replace
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from worlds.toy_corpus import write_examples
+from worlds.toy_pairs import EXACT, embed, run
+
+from tasks import models
+from tasks.artifacts.tables import provenance, read_table
+from tasks.utility import utility
+from tasks.utility.utility import read_pool
+
+NEIGHBOURS = replace(EXACT, kernel="neighbours", neighbours=2, check_targets=0)
+
+
+@pytest.fixture
+def folders(tmp_path, toy):
+    ids = write_examples(tmp_path / "examples")
+    embed(tmp_path, toy)
+    return tmp_path, ids
+
+
+def matrix(path, ids) -> np.ndarray:
+    table, place = read_table(path / "utility.parquet"), {name: row for row, name in enumerate(ids)}
+    found = np.full((len(ids), len(ids)), np.nan)
+    for row in table.to_pylist():
+        found[place[row["target_id"]], place[row["demo_id"]]] = row["utility"]
+    return found
+
+
+@pytest.mark.parametrize("template", ["chat", "delift"])
+def test_the_kernel_is_what_a_forward_pass_per_pair_gives(folders, toy, template):
+    tmp_path, ids = folders
+    toy = replace(toy, max_tokens=512)
+    run(tmp_path, toy, replace(EXACT, template=template))
+    source = tmp_path / "examples/examples.parquet"
+    code = read_pool(source, "again", toy, template).encoding
+    slow = oracles.utility(models.language_model(toy), code.base, code.prefixes, code.queries, code.responses)
+    assert matrix(tmp_path / "out", ids) == pytest.approx(slow, abs=1e-5)
+
+
+def test_the_log_likelihood_form_is_the_difference_of_mean_log_likelihoods(folders, toy):
+    tmp_path, ids = folders
+    run(tmp_path, toy, replace(EXACT, distance="log_likelihood"))
+    code = read_pool(tmp_path / "examples/examples.parquet", "again", toy, "chat").encoding
+    network = models.language_model(toy)
+    alone = np.mean(oracles.plain_log_probs(network, code.base + code.queries[1], code.responses[1]))
+    shown = np.mean(oracles.plain_log_probs(network, code.prefixes[3] + code.queries[1], code.responses[1]))
+    assert matrix(tmp_path / "out", ids)[1, 3] == pytest.approx(shown - alone, abs=1e-5)
+
+
+def test_both_distances_are_served_by_one_scoring(folders, toy):
+    tmp_path, _ = folders
+    run(tmp_path, toy)
+    facts = run(tmp_path, toy, replace(EXACT, distance="log_likelihood"), out="other")
+    assert facts["pairs_scored"] == 0
+
+
+def test_neighbours_score_each_target_with_itself_and_k_demos(folders, toy):
+    tmp_path, ids = folders
+    facts = run(tmp_path, toy, NEIGHBOURS)
+    found = matrix(tmp_path / "out", ids)
+    assert (~np.isnan(found)).sum(1).tolist() == [3] * 6
+    assert not np.isnan(np.diag(found)).any()
+    assert facts["pairs_scored"] == 18
+    assert facts["alone_scored"] == 6
+
+
+def test_a_sparse_kernel_agrees_with_the_exact_one_where_it_has_pairs(folders, toy):
+    tmp_path, ids = folders
+    run(tmp_path, toy, NEIGHBOURS, out="sparse")
+    sparse = matrix(tmp_path / "sparse", ids)
+    run(tmp_path, toy)
+    there = ~np.isnan(sparse)
+    assert np.array_equal(matrix(tmp_path / "out", ids)[there], sparse[there])
+
+
+def test_finished_shards_survive_a_crash(folders, toy):
+    tmp_path, _ = folders
+
+    def interrupted(function, shards):
+        for number, shard in enumerate(shards):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield function(shard)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, toy, map=interrupted)
+    facts = run(tmp_path, toy)
+    assert facts.pop("scoring_seconds") > 0
+    assert facts == {"pairs_scored": 22, "pairs_known": 14, "alone_scored": 0, "alone_known": 6, "shards": 3}
+
+
+def test_the_bytes_do_not_depend_on_where_a_crash_was(folders, toy):
+    tmp_path, _ = folders
+    run(tmp_path, toy, store="whole")
+    once = (tmp_path / "out/utility.parquet").read_bytes()
+    for finished in (1, 3):
+
+        def interrupted(function, shards, finished=finished):
+            yield from builtins.map(function, shards[:finished])
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, toy, store=f"crashed-{finished}", map=interrupted)
+        facts = run(tmp_path, toy, store=f"crashed-{finished}", out="resumed")
+        assert facts["pairs_known"] + facts["alone_known"] == 10 * finished
+        assert (tmp_path / "resumed/utility.parquet").read_bytes() == once
+
+
+def test_how_shards_are_cut_and_run_is_no_part_of_the_bytes(folders, toy):
+    tmp_path, _ = folders
+    run(tmp_path, toy)
+    run(tmp_path, toy, replace(EXACT, shard_pairs=7, pack_tokens=300), out="other")
+    assert (tmp_path / "out/utility.parquet").read_bytes() == (tmp_path / "other/utility.parquet").read_bytes()
+
+
+def test_a_new_example_costs_only_its_pairs(folders, toy):
+    tmp_path, _ = folders
+    run(tmp_path, toy)
+    write_examples(tmp_path / "examples", pool=7)
+    embed(tmp_path, toy)
+    facts = run(tmp_path, toy)
+    assert (facts["pairs_scored"], facts["alone_scored"]) == (7 * 7 - 6 * 6, 1)
+
+
+def test_a_pair_that_does_not_fit_is_skipped_and_named(folders, toy):
+    tmp_path, _ = folders
+    small = replace(toy, max_tokens=40)
+    run(tmp_path, small)
+    skipped = read_table(tmp_path / "out/skipped.parquet").to_pylist()
+    scored = read_table(tmp_path / "out/utility.parquet").num_rows
+    assert 0 < len(skipped) < 36
+    assert scored + len(skipped) == 36
+    assert skipped[0]["reason"] == "demo and target together are longer than 40 tokens"
+    assert json.loads((tmp_path / "out/utility.json").read_text())["pairs_skipped"] == len(skipped)
+
+
+def test_a_target_that_does_not_fit_alone_is_refused(folders, toy):
+    tmp_path, _ = folders
+    with pytest.raises(ValueError, match=r"2 of 6 examples are longer than models\.max_tokens = 20, first ids"):
+        run(tmp_path, replace(toy, max_tokens=20))
+
+
+def test_a_single_example_is_refused(tmp_path, toy):
+    write_examples(tmp_path / "examples", pool=1)
+    (tmp_path / "embedding").mkdir()
+    (tmp_path / "embedding/embedding.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match="the pool has 1 used example; utility needs at least 2"):
+        run(tmp_path, toy)
+
+
+def test_a_non_finite_utility_stops_the_run_and_names_the_pair(folders, toy, monkeypatch):
+    tmp_path, ids = folders
+    broken = type(models.language_model(toy)).from_pretrained(toy.name).eval()
+    digit = models.tokenizer(toy)("5", add_special_tokens=False).input_ids[0]
+    with torch.no_grad():
+        broken.get_input_embeddings().weight[digit] = float("nan")
+    monkeypatch.setattr(utility, "scoring_model", lambda choice: broken)
+    with pytest.raises(ValueError, match=rf"the score of target {ids[0]} with demo nothing is not finite"):
+        run(tmp_path, toy)
+
+
+def test_a_stage_that_nobody_asked_for_writes_empty_artifacts_that_say_so(folders, toy):
+    tmp_path, _ = folders
+    run(tmp_path, toy, wanted=False)
+    assert read_table(tmp_path / "out/utility.parquet").num_rows == 0
+    facts = json.loads((tmp_path / "out/utility.json").read_text())
+    assert facts["wanted"] is False
+    assert "selection.rows_by" in facts["why"]
+
+
+def test_the_artifact_says_where_it_comes_from(folders, toy):
+    tmp_path, _ = folders
+    run(tmp_path, toy)
+    record = provenance(tmp_path / "out/utility.parquet")
+    assert record["parameters"]["template"] == "chat"
+    assert record["parameters"]["model_digest"] == models.model_digest(toy)
+    assert len(record["inputs"]) == 2
+
+
+def test_an_unknown_kernel_is_refused(folders, toy):
+    with pytest.raises(ValueError, match="unknown kernel 'polynomial'; known: exact, neighbours, landmarks"):
+        run(folders[0], toy, replace(EXACT, kernel="polynomial"))

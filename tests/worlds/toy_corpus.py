@@ -1,0 +1,67 @@
+"""A small corpus as an examples artifact, for tests of the stages that come after `examples`."""
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from tamis.examples.parsing import identify
+from tasks.artifacts import schemas
+from tasks.artifacts.tables import Provenance, write_table
+
+TOPICS = ("sums", "letters", "greetings")
+
+
+def write_examples(
+    folder: Path, pool: int = 6, held_out: int = 2, *, target: int = 0, learnt: int = 0, general: int = 0
+) -> list[str]:
+    """Write `examples.parquet` with short rows of three topics and return the used pool's ids in order.
+
+    After the pool and the held-out rows come `target` rows of the target task, then `learnt` rows of the pool that an
+    earlier version chose and that are not used, then `general` rows of what must not be forgotten.
+    """
+    splits = ["pool"] * pool + ["held_out"] * held_out + ["target"] * target
+    rows = [row(place, split) for place, split in enumerate(splits)]
+    rows += [learn(row(len(rows) + place, "pool", used=False)) for place in range(learnt)]
+    rows += [row(len(rows) + place, "general") for place in range(general)]
+    return write_rows(folder, rows)
+
+
+def write_rows(folder: Path, rows: list[dict]) -> list[str]:
+    """Write `examples.parquet` with these rows and return the used pool's ids in order."""
+    table = pa.Table.from_pylist(rows, schema=schemas.EXAMPLES)
+    write_table(table, folder / "examples.parquet", Provenance("examples", "v1"))
+    return [one["id"] for one in rows if one["split"] == "pool" and one["used"]]
+
+
+def learn(one: dict) -> dict:
+    """Return a row as one that an earlier version chose; unused, it was kept out as known."""
+    return one | {"change": "kept", "earlier": "learnt", "unused_because": None if one["used"] else "kept"}
+
+
+def row(place: int, split: str, used: bool = True) -> dict:
+    """Return the row at a place; the same text for the same place, in any version."""
+    prompt, response = f"what is {place} + {place}", f"{2 * place}" + "!" * (place % 3)
+    return {
+        "row": place,
+        "id": identify(prompt, response),
+        "topic": TOPICS[place % 3],
+        "prompt": prompt,
+        "response": response,
+        "prompt_tokens": len(prompt),
+        "response_tokens": len(response) + 1,
+        "split": split,
+        "change": "new",
+        "used": used,
+        "file": "toy.jsonl",
+        "line": place + 1,
+    }
+
+
+def write_subset(folder: Path, pool: list[str], chosen: int) -> None:
+    """Write `subset.parquet`, in which the first rows of a pool are chosen."""
+    rows = [
+        {"id": each, "topic": "toy", "response_tokens": 1, "chosen": place < chosen, "rank": place}
+        for place, each in enumerate(pool)
+    ]
+    table = pa.Table.from_pylist(rows, schema=schemas.SUBSET)
+    write_table(table, folder / "subset.parquet", Provenance("selection", "v1"))

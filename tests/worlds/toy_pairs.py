@@ -1,0 +1,48 @@
+"""The stages `embedding` and `utility`, run on a toy corpus with the toy model."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks.artifacts.tables import read_table
+from tasks.embedding.embedding import write_embedding
+from tasks.models import ModelChoice
+from tasks.utility.settings import UtilitySettings
+from tasks.utility.utility import write_utility
+
+EXACT = UtilitySettings(kernel="exact", shard_pairs=10, pack_tokens=200)
+
+
+def embed(root: Path, model: ModelChoice) -> None:
+    """Write the embeddings of `root/examples`."""
+    common = {"out": root / "embedding", "store": root / "texts", "version": "v1", "model": model}
+    write_embedding(examples=root / "examples", batch_rows=4, max_tokens=64, **common)
+
+
+def run(
+    root: Path,
+    model: ModelChoice,
+    settings: UtilitySettings = EXACT,
+    *,
+    out: str = "out",
+    store: str = "pairs",
+    wanted: bool = True,
+    map: Callable = map,
+) -> Mapping[str, Any]:
+    """Write the utility of `root/examples` and return what was scored."""
+    return write_utility(
+        examples=root / "examples",
+        embedding=root / "embedding",
+        out=root / out,
+        store=root / store,
+        version="v1",
+        model=model,
+        settings=settings,
+        wanted=wanted,
+        map=map,
+    )
+
+
+def pairs_of(path: Path) -> dict[tuple[str, str], float]:
+    """Return the utility of every pair (target, demo) of a table."""
+    return {(row["target_id"], row["demo_id"]): row["utility"] for row in read_table(path).to_pylist()}
