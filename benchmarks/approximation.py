@@ -31,6 +31,8 @@ from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import Provenance, read_table, write_table
 from tasks.embedding.embedding import write_embedding
+from tasks.embedding.settings import EmbeddingSettings
+from tasks.settings import RuntimeSettings
 from tasks.utility.settings import UtilitySettings
 from tasks.utility.utility import write_utility
 
@@ -51,11 +53,11 @@ def main(
     seed: int = 0,
 ) -> None:
     """Score the rows exactly and twice approximately, and print a JSON line per mode, then the better one's."""
-    choices = models.ModelChoice(name=model), models.ModelChoice(name=embedding, max_tokens=256)
+    choices = models.ModelChoice(name=model, template=template), models.ModelChoice(name=embedding, max_tokens=256)
     texts = read_texts(data, rows, seed)
     count = len(texts)
     picks = resolve({"fraction": budget}, topics=[""] * count, response_tokens=np.ones(count, np.int64))
-    settings = {mode: plan(mode, count, share, picks.limit, template) for mode in ("exact", "neighbours", "landmarks")}
+    settings = {mode: plan(mode, count, share, picks.limit) for mode in ("exact", "neighbours", "landmarks")}
     with tempfile.TemporaryDirectory() as folder:
         score(Path(folder) / "warm", texts[:2], settings["neighbours"], choices)
         runs = {mode: score(Path(folder) / mode, texts, each, choices) for mode, each in settings.items()}
@@ -69,12 +71,11 @@ def main(
         print(json.dumps(line | fixed))
 
 
-def plan(mode: str, rows: int, share: float, picks: int, template: str) -> UtilitySettings:
+def plan(mode: str, rows: int, share: float, picks: int) -> UtilitySettings:
     """Return the settings with which a kernel asks for a share of the pairs, those that are only tried counted."""
     demos, room = min(rows, PER_PICK * picks), share * rows * rows
     targets = [count for count in range(1, rows + 1) if count_pairs(rows, demos, count) <= room]
     return UtilitySettings(
-        template=template,
         kernel=mode,
         neighbours=max(1, round(share * rows) - 1),
         landmarks=demos,
@@ -99,8 +100,9 @@ def score(
     language, encoder = choices
     ids = write_examples(folder, texts)
     common = {"examples": folder, "store": folder / "store", "version": "benchmark", "out": folder}
-    size = {"batch_rows": 64, "max_tokens": encoder.max_tokens, "wanted": settings.kernel != "exact"}
-    _, *embedding = timed(lambda: write_embedding(model=encoder, **common, **size))
+    common["runtime"] = RuntimeSettings()
+    encoding = {"settings": EmbeddingSettings(max_tokens=encoder.max_tokens), "wanted": settings.kernel != "exact"}
+    _, *embedding = timed(lambda: write_embedding(model=encoder, **common, **encoding))
     scoring = {"embedding": folder, "model": language, "settings": settings, "wanted": True}
     facts, *utility = timed(lambda: write_utility(**common, **scoring))
     place = {name: number for number, name in enumerate(ids)}

@@ -161,10 +161,10 @@ def compare(
     *,
     version: Annotated[str, typer.Argument(help="The data version.")] = "v1",
     selectors: Annotated[
-        str, typer.Option(help="Words of selection.rows_by, or all, with commas; random is added.")
+        str, typer.Option(help="Words of selection.selector, or all, with commas; random is added.")
     ] = "delift",
     masks: Annotated[
-        str, typer.Option(help="Words of selection.mask_by, with commas; none, random and selector all are added.")
+        str, typer.Option(help="Words of mask.selector, with commas; none, random and selector all are added.")
     ] = "none",
     budgets: Annotated[
         str, typer.Option(help="Fractions of the pool and of the parameters, or counts of rows.")

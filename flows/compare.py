@@ -10,18 +10,19 @@ as a fraction is then spent on each. Without a mask all weights are trained, so 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, get_args, get_type_hints
 
 from flows import params
-from flows.checks import check
-from flows.sections import Params, Selection
+from flows.checks import refuse_contradictions
+from flows.params import Params
 from flows.stage import fingerprint, refuse_edited, say, sources
 from flows.stage_calls import STAGES, folder, language
 from flows.trials import Trial, attempt, conclude, digest
+from tasks.masks.settings import MaskSettings
+from tasks.selection.selectors import SELECTORS
 
-SELECTORS = get_args(get_type_hints(Selection)["rows_by"])
-MASKS = get_args(get_type_hints(Selection)["mask_by"])
+MASKS = get_args(get_type_hints(MaskSettings)["selector"])
 ALL, RANDOM, NONE = "all", "random", "none"  # every row of the pool; chance; every parameter
 SCORING = ("embedding", "utility", "scores", "gradients")  # stages whose cost is that of the choice
 TRIED = (*SCORING, "selection", "finetuning")
@@ -55,10 +56,10 @@ def compare(
 
     Args:
         version: from params.yaml; the version that it continues from must be up to date.
-        selectors: words of selection.rows_by, or `all`; `random` is added where it is missing.
+        selectors: words of selection.selector, or `all`; `random` is added where it is missing.
         budgets: fractions of the pool (with a point, at most 1) and of the parameters, or counts of rows.
         seeds: of training, and of what is drawn: 0 to seeds - 1.
-        masks: words of selection.mask_by; with any but `none`, `none` and `random` are added, and selector `all`.
+        masks: words of mask.selector; with any but `none`, `none` and `random` are added, and selector `all`.
 
     Raises:
         CompareError: an unknown version, selector or mask, a budget that is none, no seed, a stale version before.
@@ -206,25 +207,24 @@ def ask(cell: Cell, seed: int, values: Params, masked: bool) -> Params:
     Raises:
         ParamsError: the cell's parameters contradict each other.
     """
-    from tasks.selection.selection import SelectionSettings, find_seed
+    from tasks.selection.selection import find_seed
 
     budget = read_budget(cell.budget)
-    everything = {"rows_by": RANDOM, "budget": {"fraction": 1.0}, "caps": {}, "floors": {}}
-    rows = everything if cell.selector == ALL else {"rows_by": cell.selector, "budget": budget}
-    mask = {"mask_budget": budget} if cell.mask != NONE and "fraction" in budget else {}
-    asked = replace(values.selection, **rows, **mask, mask_by=cell.mask, seed=seed)
-    drawn = cell.mask == RANDOM or (cell.selector != ALL and find_seed(SelectionSettings(**asdict(asked))) is not None)
+    everything = {"selector": RANDOM, "budget": {"fraction": 1.0}, "caps": {}, "floors": {}}
+    rows = everything if cell.selector == ALL else {"selector": cell.selector, "budget": budget}
+    asked = replace(values.selection, **rows, seed=seed)
+    cut = {"budget": budget} if cell.mask != NONE and "fraction" in budget else {}
+    cut |= {"update_steps": None} if cell.mask != "dualsft" else {}
+    drawn = cell.selector != ALL and find_seed(asked) is not None  # without a draw all seeds share one choice
     method = "masked" if cell.mask != NONE else "full" if masked else values.finetuning.method
-    training = {"arms": {**values.finetuning.arms, "chosen": [seed]}, "whole_model": False, "method": method}
-    if cell.mask != "dualsft":
-        training["rescore_every"] = None
     found = replace(
         values,
-        selection=replace(asked, seed=seed if drawn else 0),  # without a draw all seeds share one choice
-        finetuning=replace(values.finetuning, **training),
+        selection=replace(asked, seed=seed if drawn else 0),
+        mask=replace(values.mask, selector=cell.mask, seed=seed if cell.mask == RANDOM else 0, **cut),
+        finetuning=replace(values.finetuning, arms={"chosen": [seed]}, whole_model=False, method=method),
     )
-    check({name: section for name, section in vars(found).items() if is_dataclass(section)})
-    return replace(found, finetuning=replace(found.finetuning, arms={"chosen": [seed]}))
+    refuse_contradictions(found)
+    return found
 
 
 def run_cell(
@@ -270,7 +270,7 @@ def measure(
     name = f"losses-{digest({'sources': sources([address]), **asked})}.json"
     for home, arms in ((done["finetuning"].folder, done["finetuning"].folder), (done["examples"].folder, None)):
         if not (home / name).exists():
-            asked |= {"model": language(values), "template": values.utility.template}
+            asked |= {"model": language(values)}
             record = measure_losses(examples=done["examples"].folder, arms=arms, **asked)
             refuse_edited(address, loaded)
             conclude(home / name, record)
@@ -297,8 +297,10 @@ def repeat(version: str, seeds: int = 5) -> list[dict[str, Any]]:
     choices = [("embedding", 0), *(("random", seed) for seed in range(seeds))]
     folders = []
     for selector, seed in choices:
-        choice = {"rows_by": selector, "objective": "facility_location", "caps": {}, "floors": {}, "seed": seed}
-        chosen = replace(values, selection=replace(values.selection, **choice, mask_by=NONE))
+        choice = {"selector": selector, "objective": "facility_location", "caps": {}, "floors": {}, "seed": seed}
+        chosen = replace(
+            values, selection=replace(values.selection, **choice), mask=replace(values.mask, selector=NONE)
+        )
         done = {"examples": examples}
         for name in (*SCORING, "selection"):
             done[name] = attempt(name, version, chosen, done, loaded)

@@ -1,56 +1,100 @@
-"""The only reader of params.yaml: checked, with the profile in force merged in, as frozen dataclasses.
+"""The only reader and writer of params.yaml: its sections as the stages' settings, checked alone and together.
 
 A value that is unknown, missing, of another type, out of range, or that contradicts another one is refused here, by
 name, before anything runs. It also reads the parts of dvc.yaml that say which files and parameters a stage depends on.
+YAML is read as DVC reads it.
 """
 
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from io import StringIO
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
+from pydantic import ValidationError
+from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml.constructor import DuplicateKeyError
 
-from flows.checks import ParamsError, check, hint, refuse_unknown
-from flows.sections import Number, Params, Version
+from flows.checks import ParamsError, hint, refuse_contradictions
+from tasks.audit.settings import AuditSettings
+from tasks.embedding.settings import EmbeddingSettings
+from tasks.evaluation.settings import EvaluationSettings
+from tasks.examples.settings import ExamplesSettings
+from tasks.finetuning.settings import FinetuningSettings
+from tasks.gradients.settings import GradientsSettings
+from tasks.masks.settings import MaskSettings
+from tasks.scores.settings import ScoresSettings
+from tasks.selection.settings import SelectionSettings
+from tasks.settings import ModelsSettings, RuntimeSettings, VersionSettings
+from tasks.utility.settings import UtilitySettings
 
 BASE = "base"  # what a first version continues from: the base model, and empty artifacts that stand in git
-GENERAL = "general"  # what evaluation calls rows of examples.general, beside the versions' held-out rows
-TRACKED = ("examples", "utility", "finetuning", "evaluation")  # what dvc.yaml tracks of a profile
-SHARED = {  # values that another stage reads, too
-    "utility.template": "examples, finetuning and evaluation",
-    "utility.kernel": "embedding",
-}
+GENERAL = "general"  # what evaluation calls rows of examples.retention_set, beside the versions' held-out rows
+NAME = re.compile(r"(?!.*\.\.)(?!.*(?:\.lock|\.)$)[A-Za-z0-9][A-Za-z0-9._-]*$")  # of a folder, a stage and a git tag
+BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}  # pydantic's words -> ours
+
+
+@dataclass(frozen=True)
+class Params:
+    """params.yaml, checked."""
+
+    versions: Mapping[str, VersionSettings]  # oldest first
+    models: ModelsSettings
+    examples: ExamplesSettings
+    embedding: EmbeddingSettings
+    utility: UtilitySettings
+    scores: ScoresSettings
+    gradients: GradientsSettings
+    selection: SelectionSettings
+    mask: MaskSettings
+    finetuning: FinetuningSettings
+    evaluation: EvaluationSettings
+    audit: AuditSettings
+    runtime: RuntimeSettings
+
+
+SECTIONS = {name: kind for name, kind in get_type_hints(Params).items() if name != "versions"}
 
 
 def read(path: Path = Path("params.yaml")) -> Params:
-    """Read and check all parameters, the profile in force merged in.
+    """Read and check all parameters.
 
     Raises:
         ParamsError: naming the value, what was found, and what is allowed.
     """
-    raw = _load(path)
-    kinds = get_type_hints(Params)
-    refuse_unknown(raw, [*kinds, "profiles"], path.name)
-    _complete(raw, [*kinds, "profiles"], path.name)
-    override = _profile(raw)
-    sections = {
-        name: _section(kind, {**_mapping(raw[name], name), **override.get(name, {})}, name)
-        for name, kind in kinds.items()
-        if name not in ("profile", "versions")
-    }
-    check(sections)
-    return Params(profile=raw["profile"], versions=_versions(raw["versions"]), **sections)
+    raw = load(path)
+    _refuse_untracked(raw, path.with_name("dvc.yaml"))
+    return compose(raw, path.name)
 
 
-def read_versions(path: Path = Path("params.yaml")) -> dict[str, Version]:
+def compose(raw: Mapping[str, Any], place: str = "params.yaml") -> Params:
+    """Return what a file says as parameters, after checking them.
+
+    Raises:
+        ParamsError: as `read`.
+    """
+    raw = {"runtime": {}, **raw}
+    _refuse_unknown(raw, ["versions", *SECTIONS], place)
+    missing = [name for name in ("versions", *SECTIONS) if name not in raw]
+    if missing:
+        raise ParamsError(f"{place} lacks {_add(missing)} (an empty section is written {{}})")
+    sections = {name: _settings(kind, raw[name], name) for name, kind in SECTIONS.items()}
+    values = Params(versions=_versions(raw["versions"]), **sections)
+    refuse_contradictions(values)
+    return values
+
+
+def read_versions(path: Path = Path("params.yaml")) -> dict[str, VersionSettings]:
     """Read and check the data versions alone.
 
     Raises:
-        ParamsError: a version continues from itself, from one that is not there, or in a circle.
+        ParamsError: a name that cannot be one; a version continues from itself, from one that is not there, or in a
+            circle.
     """
-    return _versions(_at(_load(path), "versions"))
+    return _versions(_at(load(path), "versions"))
 
 
 def needs(address: str, root: Path = Path(".")) -> tuple[list[str], dict[str, Any]]:
@@ -61,8 +105,8 @@ def needs(address: str, root: Path = Path(".")) -> tuple[list[str], dict[str, An
         root: the folder that holds dvc.yaml and params.yaml.
     """
     name, _, key = address.partition("@")
-    raw = _load(root / "params.yaml")
-    stages = _load(root / "dvc.yaml")["stages"]
+    raw = load(root / "params.yaml")
+    stages = load(root / "dvc.yaml")["stages"]
     if name not in stages or key not in raw["versions"]:
         known = [f"{stage}@{version}" for version in raw["versions"] for stage in stages]
         raise ParamsError(f"there is no stage {address}{hint(address, known)}; known: {', '.join(known)}")
@@ -76,13 +120,76 @@ def needs(address: str, root: Path = Path(".")) -> tuple[list[str], dict[str, An
     return [resolve(text) for text in entry.get("deps", [])], {key: _at(raw, key) for key in keys}
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> dict[str, Any]:
+    """Return what a YAML file holds.
+
+    Raises:
+        ParamsError: it is missing, empty, no YAML, no mapping, or gives a key twice.
+    """
     try:
-        return _mapping(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+        found = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ParamsError(f"there is no {path} here; run in the folder of the project") from error
-    except yaml.YAMLError as error:
-        raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except DuplicateKeyError as error:
+        key = re.search(r'duplicate key "?([^"\s]+)"?', str(error))
+        where = f"line {error.problem_mark.line + 1}" if error.problem_mark else "it"
+        raise ParamsError(f"{path} gives {key[1] if key else 'a key'} twice ({where}); keep one of them") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path} is not valid YAML: {_shorten(error)}") from None
+    if found is None:
+        raise ParamsError(f"{path} is empty; `git checkout {path.name}` brings the last one back")
+    return _mapping(found, str(path))
+
+
+def merge(text: str, addition: str, place: str) -> str:
+    """Return params.yaml's text with the settings of another text in it, and all comments kept.
+
+    Args:
+        text: of params.yaml.
+        addition: sections, and of each some settings; a setting's value is replaced whole.
+        place: the addition's file, for messages.
+
+    Raises:
+        ParamsError: an unknown section, or the outcome cannot be used.
+    """
+    editor = YAML()
+    editor.width = 1000  # a line stays a line
+    null = "tag:yaml.org,2002:null"
+    editor.representer.add_representer(type(None), lambda one, _: one.represent_scalar(null, "null"))
+    whole, added = editor.load(text), editor.load(addition)
+    _refuse_unknown(added, SECTIONS, place)
+    for section, settings in added.items():
+        for key, value in settings.items():
+            if whole[section].get(key, ...) != value:
+                whole[section][key] = value
+    stream = StringIO()
+    editor.dump(whole, stream)
+    compose(YAML(typ="safe", pure=True).load(stream.getvalue()))
+    return stream.getvalue()
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file whole."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+
+
+def _refuse_untracked(raw: Mapping[str, Any], graph: Path) -> None:
+    """Raise ParamsError where dvc.yaml names a parameter that the file leaves to its default: DVC cannot follow it."""
+    if graph.exists():
+        for entry in load(graph)["stages"].values():
+            for dotted in entry.get("do", entry).get("params", []):
+                _at(raw, dotted)
+
+
+def _shorten(error: Exception) -> str:
+    """Return an error of YAML in a line, without its advice to programmers."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return " ".join(str(error).split())
+    tab = "; indent with blanks, not tabs" if "'\\t'" in problem else ""
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}{tab}"
 
 
 def _at(value: Any, dotted: str) -> Any:
@@ -99,51 +206,35 @@ def _mapping(value: Any, name: str) -> dict[str, Any]:
     return dict(value)
 
 
-def _profile(raw: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the sections of the profile in force, each of them one that dvc.yaml tracks."""
-    profiles = _mapping(raw["profiles"], "profiles")
-    name = raw["profile"]
-    if name not in profiles:
-        raise ParamsError(f"unknown profile {name!r}{hint(name, profiles)}; known: {', '.join(profiles)}")
-    where = f"profiles.{name}"
-    sections = _mapping(profiles[name], where)
-    refuse_unknown(sections, TRACKED, where)
-    _complete(sections, TRACKED, where)
-    chosen = {section: _mapping(values, f"{where}.{section}") for section, values in sections.items()}
-    for dotted, readers in SHARED.items():
-        section, _, key = dotted.partition(".")
-        if key in chosen.get(section, {}):
-            raise ParamsError(f"{where}.{dotted} is read by {readers} as well; set {dotted} itself")
-    return chosen
-
-
-def _section(kind: type, values: Mapping[str, Any], name: str) -> Any:
-    """Return a section as its dataclass, each value of its type."""
-    kinds = get_type_hints(kind)
-    refuse_unknown(values, kinds, name)
-    _complete(values, kinds, name)
-    for key, value in values.items():
-        if not _fits(value, kinds[key]):
-            raise ParamsError(f"{name}.{key} must be {_words(kinds[key])}, got {value!r}{_advice(value, kinds[key])}")
-    return kind(**values)
-
-
-def _versions(raw: Any) -> dict[str, Version]:
-    versions = {
-        str(name): _section(Version, _mapping(values, f"versions.{name}"), f"versions.{name}")
-        for name, values in _mapping(raw, "versions").items()
-    }
+def _versions(raw: Any) -> dict[str, VersionSettings]:
+    named = _mapping(raw, "versions")
+    for name in named:
+        _check_name(name)
+    versions = {name: _settings(VersionSettings, values, f"versions.{name}") for name, values in named.items()}
     if not versions:
         raise ParamsError("versions is empty; add one, such as v1: {raw: data/raw/v1, previous: base}")
-    for name, what in ((BASE, "what was before any version"), (GENERAL, "rows of examples.general")):
-        if name in versions:
-            raise ParamsError(f"versions names {name!r}, which stands for {what}; give another name")
     for name, version in versions.items():
         _check_previous(name, version.previous, versions)
     return versions
 
 
-def _check_previous(name: str, previous: str, versions: Mapping[str, Version]) -> None:
+def _check_name(name: Any) -> None:
+    """Refuse a version's name that cannot name a folder, a stage and a git tag, or that stands for something else."""
+    if not isinstance(name, str):
+        raise ParamsError(
+            f"versions names {name}, which YAML reads as a {type(name).__name__}; write '{name}': in quotes"
+        )
+    if not NAME.match(name):
+        raise ParamsError(
+            f"versions names {name!r}; a version's name has letters, digits, and . _ - between them, such as v2 or "
+            "2026-11"
+        )
+    for taken, what in ((BASE, "what was before any version"), (GENERAL, "rows of examples.retention_set")):
+        if name == taken:
+            raise ParamsError(f"versions names {name!r}, which stands for {what}; give another name")
+
+
+def _check_previous(name: str, previous: str, versions: Mapping[str, VersionSettings]) -> None:
     """Refuse a version that does not lead back to the base."""
     path = [name]
     while previous != BASE:
@@ -163,35 +254,55 @@ def _check_previous(name: str, previous: str, versions: Mapping[str, Version]) -
         previous = versions[previous].previous
 
 
-def _complete(values: Mapping[str, Any], names: Any, where: str) -> None:
-    missing = [name for name in names if name not in values]
+def _settings(kind: type, raw: Any, name: str) -> Any:
+    """Return a section as its settings; a section inside it likewise."""
+    values, kinds = _mapping(raw, name), get_type_hints(kind)
+    _refuse_unknown(values, kinds, name)
+    needed = [one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]
+    missing = [key for key in needed if key not in values]
     if missing:
-        way = " (an empty one is written {})" if where.startswith("profiles.") else ""
-        raise ParamsError(f"{where} lacks {', '.join(missing)}; add {'it' if len(missing) == 1 else 'them'}{way}")
+        raise ParamsError(f"{name} lacks {_add(missing)}")
+    for key, value in values.items():
+        if is_dataclass(kinds[key]):
+            values[key] = _settings(kinds[key], value, f"{name}.{key}")
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise ParamsError(_explain(error, kinds, values, name)) from None
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    """Return whether a YAML value is of a field's type; true and false are no numbers."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return isinstance(value, str) and value in inner
-    if origin in (Union, UnionType):
-        return any(_fits(value, one) for one in inner)
-    if origin is list:
-        return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
-    if origin is not None:
-        return isinstance(value, Mapping) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+def _explain(error: ValidationError, kinds: Mapping[str, Any], values: Mapping[str, Any], name: str) -> str:
+    """Return what is wrong with a section, its first fault: what, where, what is allowed."""
+    first = error.errors(include_url=False)[0]
+    key, *inner = first["loc"]
+    dotted, context = ".".join(map(str, (name, *first["loc"]))), first.get("ctx", {})
+    if first["type"] == "value_error":
+        return f"{dotted} {context['error']}"
+    if first["type"] == "literal_error" and inner:
+        known = get_args(get_args(kinds[key])[0])
+        return f"{name}.{key} has an unknown {inner[0]!r}{hint(inner[0], known)}; known: {', '.join(known)}"
+    for bound, words in BOUNDS.items():
+        if bound in context:
+            return f"{dotted} is {first['input']}; it must be {words} {context[bound]:g}"
+    return f"{name}.{key} must be {_words(kinds[key])}, got {values[key]!r}{_advice(values[key], kinds[key])}"
+
+
+def _refuse_unknown(values: Mapping[str, Any], names: Any, where: str) -> None:
+    for key in values:
+        if key not in names:
+            raise ParamsError(f"{where} has an unknown {key!r}{hint(key, names)}; known: {', '.join(names)}")
+
+
+def _add(names: Sequence[str]) -> str:
+    return f"{', '.join(names)}; add {'it' if len(names) == 1 else 'them'}"
 
 
 def _words(kind: Any) -> str:
     """Return a type in words, for messages."""
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-    if kind == Number:
+    if kind == int | float:
         return "a number"
-    if kind in names:
-        return names[kind]
-    return " or ".join(_parts(kind))
+    return names[kind] if kind in names else " or ".join(_parts(kind))
 
 
 def _parts(kind: Any) -> Iterator[str]:
@@ -207,8 +318,4 @@ def _parts(kind: Any) -> Iterator[str]:
 
 
 def _advice(value: Any, kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return hint(value, get_args(kind))
-    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value, re.IGNORECASE):
-        return " (YAML reads 2e-4 as text; write 2.0e-4)"
-    return ""
+    return hint(value, get_args(kind)) if get_origin(kind) is Literal else ""

@@ -4,16 +4,14 @@ Modules are imported when they are called: a process that runs one stage loads n
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flows.sections import Params
+from flows.params import Params
+from tasks.selection.selectors import SELECTORS
 
 DATA = Path("data")
 CACHE = Path(".cache")
-BY_VECTORS = ("embedding", "deft_ucs")  # selectors that read embeddings
-BY_PAIRS = ("delift",)  # selectors that read utility
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -33,7 +31,7 @@ def folder(name: str, version: str) -> Path:
 
 def make_examples(values: Params, version: str, map: Map, where: Where = folder) -> Notes:
     """Read raw rows."""
-    from tasks.examples.examples import ExamplesSettings, write_examples
+    from tasks.examples.examples import write_examples
 
     source = values.versions[version]
     return write_examples(
@@ -43,8 +41,7 @@ def make_examples(values: Params, version: str, map: Map, where: Where = folder)
         out=where("examples", version),
         version=version,
         model=language(values),
-        template=values.utility.template,
-        settings=ExamplesSettings(**asdict(values.examples)),
+        settings=values.examples,
         held_out_share=values.audit.held_out_share,
     )
 
@@ -53,21 +50,21 @@ def make_embedding(values: Params, version: str, map: Map, where: Where = folder
     """Encode texts."""
     from tasks.embedding.embedding import write_embedding
 
-    by, kernel = values.selection.rows_by, values.utility.kernel
+    reads = SELECTORS[values.selection.selector].reads
     return write_embedding(
         examples=where("examples", version),
         out=where("embedding", version),
         store=CACHE / "embeddings",
         version=version,
         model=_encoder(values),
-        wanted=by in BY_VECTORS or (by in BY_PAIRS and kernel != "exact"),
-        **asdict(values.embedding),
+        settings=values.embedding,
+        runtime=values.runtime,
+        wanted=reads == "embedding" or (reads == "utility" and values.utility.kernel != "exact"),
     )
 
 
 def make_utility(values: Params, version: str, map: Map, where: Where = folder) -> Notes:
     """Score pairs."""
-    from tasks.utility.settings import UtilitySettings
     from tasks.utility.utility import write_utility
 
     return write_utility(
@@ -77,15 +74,16 @@ def make_utility(values: Params, version: str, map: Map, where: Where = folder) 
         store=CACHE / "pairs",
         version=version,
         model=language(values),
-        settings=UtilitySettings(**asdict(values.utility)),
-        wanted=values.selection.rows_by in BY_PAIRS,
+        settings=values.utility,
+        runtime=values.runtime,
+        wanted=SELECTORS[values.selection.selector].reads == "utility",
         map=map,
     )
 
 
 def make_scores(values: Params, version: str, map: Map, where: Where = folder) -> Notes:
     """Score rows, for selectors that sort by a score."""
-    from tasks.scores.scores import ScoresSettings, write_scores
+    from tasks.scores.scores import write_scores
 
     return write_scores(
         examples=where("examples", version),
@@ -93,8 +91,10 @@ def make_scores(values: Params, version: str, map: Map, where: Where = folder) -
         store=CACHE / "scores",
         version=version,
         model=language(values),
-        settings=ScoresSettings(**asdict(values.scores), template=values.utility.template),
-        selector=values.selection.rows_by,
+        settings=values.scores,
+        runtime=values.runtime,
+        selector=values.selection.selector,
+        wanted=SELECTORS[values.selection.selector].reads == "scores",
         map=map,
     )
 
@@ -111,16 +111,17 @@ def make_gradients(values: Params, version: str, map: Map, where: Where = folder
         store=CACHE / "gradients",
         version=version,
         model=language(values),
-        settings=_gradients(values),
-        rows_by=values.selection.rows_by,
-        mask_by=values.selection.mask_by,
+        settings=values.gradients,
+        runtime=values.runtime,
+        selector=values.selection.selector,
+        mask_selector=values.mask.selector,
         map=map,
     )
 
 
 def make_selection(values: Params, version: str, map: Map, where: Where = folder) -> Notes:
     """Choose rows and parameters."""
-    from tasks.selection.selection import SelectionSettings, write_selection
+    from tasks.selection.selection import write_selection
 
     return write_selection(
         examples=where("examples", version),
@@ -131,14 +132,15 @@ def make_selection(values: Params, version: str, map: Map, where: Where = folder
         out=where("selection", version),
         version=version,
         model=language(values),
-        settings=SelectionSettings(**asdict(values.selection)),
+        settings=values.selection,
+        mask=values.mask,
         map=map,
     )
 
 
 def make_finetuning(values: Params, version: str, map: Map, where: Where = folder) -> Notes:
     """Train arms."""
-    from tasks.finetuning.finetuning import FinetuningSettings, write_finetuning
+    from tasks.finetuning.finetuning import write_finetuning
 
     out = where("finetuning", version)
     return write_finetuning(
@@ -149,14 +151,16 @@ def make_finetuning(values: Params, version: str, map: Map, where: Where = folde
         scratch=CACHE / "finetuning" / version if out == folder("finetuning", version) else out / "scratch",
         version=version,
         model=language(values),
-        settings=FinetuningSettings(**asdict(values.finetuning), template=values.utility.template),
-        gradients=_gradients(values),
+        settings=values.finetuning,
+        runtime=values.runtime,
+        update_steps=values.mask.update_steps,
+        gradients=values.gradients,
     )
 
 
 def make_evaluation(values: Params, version: str, map: Map, where: Where = folder) -> Notes:
     """Measure arms."""
-    from tasks.evaluation.evaluation import EvaluationSettings, write_evaluation
+    from tasks.evaluation.evaluation import write_evaluation
 
     previous = values.versions[version].previous
     return write_evaluation(
@@ -169,8 +173,7 @@ def make_evaluation(values: Params, version: str, map: Map, where: Where = folde
         version=version,
         model=language(values),
         embedding_model=_encoder(values),
-        settings=EvaluationSettings(**asdict(values.evaluation)),
-        template=values.utility.template,
+        settings=values.evaluation,
     )
 
 
@@ -188,12 +191,9 @@ def make_audit(values: Params, version: str, map: Map, where: Where = folder) ->
         evaluation=where("evaluation", version),
         out=where("audit", version),
         version=version,
-        budget=values.selection.budget,
-        caps=values.selection.caps,
-        floors=values.selection.floors,
-        mask_by=values.selection.mask_by,
-        mask_budget=values.selection.mask_budget,
-        held_out_share=values.audit.held_out_share,
+        selection_settings=values.selection,
+        mask=values.mask,
+        settings=values.audit,
     )
 
 
@@ -209,20 +209,13 @@ def name_current(values: Params) -> set[str]:
     return codes | {models.model_digest(language(values)), models.model_digest(_encoder(values))}
 
 
-def _gradients(values: Params) -> Any:
-    from tasks.gradients.warmup import GradientsSettings
-
-    return GradientsSettings(**asdict(values.gradients), template=values.utility.template)
-
-
 def language(values: Params) -> Any:
     """Return the language model that the parameters name."""
     from tasks.models import ModelChoice
 
     chosen = values.models
-    return ModelChoice(
-        chosen.language, chosen.language_revision, chosen.device, dtype=chosen.dtype, max_tokens=chosen.max_tokens
-    )
+    how = {"dtype": chosen.dtype, "max_tokens": chosen.max_tokens, "template": chosen.template}
+    return ModelChoice(chosen.language, chosen.language_revision, chosen.device, **how)
 
 
 def _encoder(values: Params) -> Any:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import params
-from flows.sections import Params
+from flows.params import Params
 from flows.stage import fingerprint, in_order, refuse_edited, refuse_moved
 from flows.stage_calls import CACHE, STAGES, folder
 
@@ -105,8 +105,7 @@ def digest(facts: Mapping[str, Any]) -> str:
 
 
 def _value(values: Any, dotted: str) -> Any:
-    """Return the value of a parameter that dvc.yaml names; a profile's section is part of the section itself."""
-    parts = dotted.split(".")
-    for part in parts[2:] if parts[0] == "profiles" else parts:
+    """Return the value of a parameter that dvc.yaml names."""
+    for part in dotted.split("."):
         values = values[part] if isinstance(values, Mapping) else getattr(values, part)
     return asdict(values) if is_dataclass(values) else values

@@ -49,6 +49,7 @@ class ModelChoice:
     device: str = "auto"  # auto | cpu | cuda
     dtype: str = "float32"  # float32 | bfloat16 | float16
     max_tokens: int = 2048  # longest sequence scored or trained
+    template: str = "chat"  # chat | delift: how prompts are written
 
 
 def device(choice: ModelChoice) -> torch.device:

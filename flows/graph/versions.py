@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.graph import dvc_state
-from flows.sections import Version
+from tasks.settings import VersionSettings
 
 UNPUSHED = Path(".cache/unpushed")  # tags whose artifacts the remote may lack, a line each
 GIT = "data versions are recorded as git tags: run `git init` here, and commit the project"
@@ -28,7 +28,7 @@ def tag_of(version: str) -> str:
     return f"data-{version}"
 
 
-def unrecorded(versions: Mapping[str, Version]) -> list[str]:
+def unrecorded(versions: Mapping[str, VersionSettings]) -> list[str]:
     """Return the versions that have no tag, what a version continues from before it.
 
     Raises:
@@ -50,7 +50,7 @@ def unrecorded(versions: Mapping[str, Version]) -> list[str]:
     return [name for name in dvc_state.in_order(versions, edges) if name in versions and tag_of(name) not in tags]
 
 
-def refuse_rewritten(versions: Mapping[str, Version]) -> None:
+def refuse_rewritten(versions: Mapping[str, VersionSettings]) -> None:
     """Raise RecordError where the raw data of a recorded version are not what they were."""
     with dvc_state.opened() as repo:
         known = set() if dvc_state.without_git(repo) else set(repo.scm.list_tags())
@@ -149,7 +149,7 @@ def _note(tags: Iterable[str]) -> None:
     os.replace(draft, UNPUSHED)
 
 
-def _earlier(name: str, versions: Mapping[str, Version]) -> list[str]:
+def _earlier(name: str, versions: Mapping[str, VersionSettings]) -> list[str]:
     """Return the versions that a version continues from, directly or not."""
     found: list[str] = []
     while name in versions:

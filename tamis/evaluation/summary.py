@@ -6,6 +6,10 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 IN_CONTEXT = ("chosen-random", "chosen-base")  # differences of the in-context learner that are worth a note
+NO_CHANCE = (
+    "no random rows were trained on, so nothing is known about what chance would do; to know it, set "
+    "finetuning.arms: {chosen: [0], random: [0, 1, 2]}"
+)
 
 
 class ArmSummary(NamedTuple):
@@ -69,6 +73,7 @@ def summarise(metrics: Mapping[str, Any], utility: Mapping[str, Any], audit: Map
 
 def _note(metrics: Mapping[str, Any], utility: Mapping[str, Any], audit: Mapping[str, Any]) -> list[str]:
     notes = [_compare(name, found) for name, found in metrics.get("differences", {}).items() if "chosen-" in name]
+    notes += [NO_CHANCE] if "chosen" in metrics["arms"] and "random" not in metrics["arms"] else []
     for name, arm in metrics["arms"].items():
         losses = [f"{loss:.4f}" for loss in arm["loss_by_seed"].values()]
         notes += [f"loss of {name} by seed: {', '.join(losses)}"] if len(losses) > 1 else []

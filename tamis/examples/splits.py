@@ -40,28 +40,28 @@ class Before:
     learnt: Sequence[bool]  # was chosen, likewise
 
 
-def is_held_out(prompt: str, *, seed: int, held_out_in: int) -> bool:
+def is_held_out(prompt: str, *, seed: int, held_out_every: int) -> bool:
     """Return whether a prompt belongs to the held-out rows.
 
-    `sha256(seed + fold(prompt)) mod held_out_in == 0`: the seed's decimal digits followed by the prompt, UTF-8,
-    the digest read as one big-endian integer. About one prompt in `held_out_in` is held out, whatever its topic; all
+    `sha256(seed + fold(prompt)) mod held_out_every == 0`: the seed's decimal digits followed by the prompt, UTF-8,
+    the digest read as one big-endian integer. About one prompt in `held_out_every` is held out, whatever its topic; all
     rows of a prompt fall on one side, in every data version.
 
     Args:
         prompt: without the instruction.
         seed: any integer.
-        held_out_in: 1 holds out everything.
+        held_out_every: 1 holds out everything.
 
     Raises:
-        ValueError: `held_out_in` is below 1.
+        ValueError: `held_out_every` is below 1.
 
-    >>> [is_held_out(prompt, seed=0, held_out_in=5) for prompt in ("Hi", "What is history?", "What is  history?")]
+    >>> [is_held_out(prompt, seed=0, held_out_every=5) for prompt in ("Hi", "What is history?", "What is  history?")]
     [False, True, True]
     """
-    if held_out_in < 1:
-        raise ValueError(f"held_out_in is {held_out_in}; one prompt in so many is held out, so give 1 or more")
+    if held_out_every < 1:
+        raise ValueError(f"held_out_every is {held_out_every}; one prompt in so many is held out, so give 1 or more")
     digest = hashlib.sha256(f"{seed}{fold(prompt)}".encode()).digest()
-    return int.from_bytes(digest, "big") % held_out_in == 0
+    return int.from_bytes(digest, "big") % held_out_every == 0
 
 
 def link_duplicates(ids: Sequence[str]) -> list[int | None]:
@@ -130,24 +130,24 @@ def sample(topics: Mapping[str, str], rows: int | None, seed: int) -> set[str]:
 
 
 def assign_sides(
-    prompts: Sequence[str], given: Sequence[str | None], *, held_out_in: int, seed: int, measured: Iterable[str] = ()
+    prompts: Sequence[str], given: Sequence[str | None], *, held_out_every: int, seed: int, measured: Iterable[str] = ()
 ) -> list[str]:
     """Return the side of each row: the one it was given, else `held_out` or `pool` by its prompt.
 
     Args:
         prompts: of every row.
         given: `target` or `general` of rows from files of the target task or the general set, None of the others.
-        held_out_in: one prompt in so many is held out (`is_held_out`).
+        held_out_every: one prompt in so many is held out (`is_held_out`).
         seed: of the split.
         measured: prompts that the version before is measured on, which are measured on again.
 
     Raises:
         SplitError: a target row has the prompt of a held-out row.
 
-    >>> assign_sides(["Hi", "What is history?", "2 + 2"], ["target", None, "general"], held_out_in=5, seed=0)
+    >>> assign_sides(["Hi", "What is history?", "2 + 2"], ["target", None, "general"], held_out_every=5, seed=0)
     ['target', 'held_out', 'general']
     """
-    drawn = [HELD_OUT if is_held_out(prompt, seed=seed, held_out_in=held_out_in) else POOL for prompt in prompts]
+    drawn = [HELD_OUT if is_held_out(prompt, seed=seed, held_out_every=held_out_every) else POOL for prompt in prompts]
     sides = [side or other for side, other in zip(given, drawn, strict=True)]
     asked = {fold(prompt) for prompt in measured}
     asked |= {fold(prompt) for prompt, side in zip(prompts, sides, strict=True) if side == HELD_OUT}
@@ -186,7 +186,7 @@ def refuse_shared(prompts: Sequence[str], sides: Sequence[str], taught: Iterable
         raise SplitError(
             f"{len(places)} of {len(general)} general rows have the prompt of another row ({found}), first rows "
             f"{places[:3]} ({prompts[places[0]][:60]!r}): what must not be forgotten is not trained on, nor measured "
-            "twice; take them out of the general set (examples.general), or the others out of the raw files"
+            "twice; take them out of the general set (examples.retention_set), or the others out of the raw files"
         )
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -16,6 +16,9 @@ from tamis.evaluation.summary import summarise as summarise_metrics
 from tamis.examples.parsing import fold
 from tasks.artifacts import schemas, tables
 from tasks.artifacts.views import opened, stream
+from tasks.audit.settings import AuditSettings
+from tasks.masks.settings import MaskSettings
+from tasks.selection.settings import SelectionSettings
 
 SHOWN = 3  # of what is found, in an error
 BESIDE = ("embedding", "scores", "gradients", "finetuning")  # stages that only the provenance of the others leads to
@@ -129,12 +132,9 @@ def write_audit(
     evaluation: Path,
     out: Path,
     version: str,
-    budget: Mapping[str, float],
-    caps: Mapping[str, int],
-    floors: Mapping[str, int],
-    held_out_share: float,
-    mask_by: str = "none",
-    mask_budget: Mapping[str, float] | None = None,
+    selection_settings: SelectionSettings,
+    mask: MaskSettings,
+    settings: AuditSettings,
     raw: Path | None = None,
 ) -> None:
     """Check the promises of a version and write audit.parquet and audit.json.
@@ -146,16 +146,16 @@ def write_audit(
         previous_examples: folder of the examples artifact that this version continues from; it may hold no row. Its
             held-out rows are measured on again; what else this version was made from lies beside it.
         raw: file or folder of the raw rows; None: traced only if they lie in `raw/<version>` beside the stages.
-        budget, caps, floors, mask_by, mask_budget: as selection was given them.
-        held_out_share: topics with a lower share of held-out examples are named, as information.
+        selection_settings, mask: as selection was given them.
+        settings: what is named, as information.
 
     Raises:
         AuditError: a promise is broken; nothing is written.
         ArtifactError: an artifact is missing or was edited.
     """
     sources = read_sources(examples, previous_examples, utility, selection, evaluation)
-    limits = tabulate_limits(sources["texts"], budget, caps, floors, held_out_share)
-    limits["mask_budget"] = limit_mask(sources["tensors"], mask_by, mask_budget or {})
+    limits = tabulate_limits(sources["texts"], selection_settings, settings.held_out_share)
+    limits["mask_budget"] = limit_mask(sources["tensors"], mask)
     compared = pa.table({"version": [version], "previous": [previous_examples.name.removeprefix("version=")]})
     with opened({**sources, **limits, "compared": compared}) as connection:
         checks, changes = run_checks(connection), count_changes(connection)
@@ -166,8 +166,9 @@ def write_audit(
     found = trace(records, present, version, None if rows.exists() else previous_examples.name)
     checks.append(Check("provenance", True, found))
     refuse_broken(checks, version)
-    parameters = {"budget": dict(budget), "caps": dict(caps), "floors": dict(floors), "held_out_share": held_out_share}
-    parameters |= {"mask_by": mask_by} | ({"mask_budget": dict(mask_budget or {})} if mask_by != "none" else {})
+    asked = asdict(selection_settings)
+    parameters = {name: asked[name] for name in ("budget", "caps", "floors")} | asdict(settings)
+    parameters["mask"] = {"selector": mask.selector} | ({"budget": mask.budget} if mask.selector != "none" else {})
     made = tables.Provenance("audit", version, parameters, present)
     tables.write_table(tabulate(checks), out / "audit.parquet", made)
     tables.write_json(count_kept(checks) | {"changes": changes}, out / "audit.json")
@@ -201,32 +202,26 @@ def read_texts(examples: pads.Dataset) -> pa.Table:
     return table.set_column(5, "prompt", pa.array(map(fold, table["prompt"].to_pylist()), pa.string()))
 
 
-def tabulate_limits(
-    texts: pa.Table,
-    budget: Mapping[str, float],
-    caps: Mapping[str, int],
-    floors: Mapping[str, int],
-    held_out_share: float,
-) -> dict[str, pa.Table]:
+def tabulate_limits(texts: pa.Table, asked: SelectionSettings, held_out_share: float) -> dict[str, pa.Table]:
     """Return what the parameters allow, as tables; a fraction is of the used pool, rounded down to whole rows."""
     pool = texts.filter(pc.and_(texts["used"], pc.equal(texts["split"], "pool")))
-    unit, most = limit_spending(budget, pool.num_rows)
-    highest = spread_caps(caps, sorted(set(pool["topic"].to_pylist())))
+    unit, most = limit_spending(asked.budget, pool.num_rows)
+    highest = spread_caps(asked.caps, sorted(set(pool["topic"].to_pylist())))
     text, number = pa.string(), pa.int64()
     return {
         "budget": pa.table({"unit": [unit], "most": [most]}),
         "caps": pa.table([pa.array(highest, text), pa.array(highest.values(), number)], ["topic", "most"]),
-        "floors": pa.table([pa.array(floors, text), pa.array(floors.values(), number)], ["topic", "least"]),
-        "least": pa.table({"share": [float(held_out_share)]}),
+        "floors": pa.table([pa.array(asked.floors, text), pa.array(asked.floors.values(), number)], ["topic", "least"]),
+        "least": pa.table({"share": [held_out_share]}),
     }
 
 
-def limit_mask(tensors: pads.Dataset, by: str, budget: Mapping[str, float]) -> pa.Table:
+def limit_mask(tensors: pads.Dataset, mask: MaskSettings) -> pa.Table:
     """Return how many parameters the mask must hold, as a table: none without one; else what its budget comes to."""
-    if by == "none":
+    if mask.selector == "none":
         return pa.table({"most": [0]})
     entries = pc.sum(tensors.to_table(columns=["entries"])["entries"]).as_py()
-    return pa.table({"most": [max(1, limit_spending(budget, entries or 0)[1])]})
+    return pa.table({"most": [max(1, limit_spending(mask.budget, entries or 0)[1])]})
 
 
 def run_checks(connection: duckdb.DuckDBPyConnection) -> list[Check]:

@@ -27,6 +27,8 @@ from tasks.artifacts.tables import (
     read_table,
     write_table,
 )
+from tasks.embedding.settings import EmbeddingSettings
+from tasks.settings import RuntimeSettings
 
 BLOCK = 1024  # texts per part of the store: what a crash can lose
 CODE = digest_code(tamis.language.embedding)  # what a vector depends on, as imported
@@ -40,8 +42,8 @@ def write_embedding(
     store: Path,
     version: str,
     model: models.ModelChoice,
-    batch_rows: int,
-    max_tokens: int,
+    settings: EmbeddingSettings,
+    runtime: RuntimeSettings,
     wanted: bool = True,
 ) -> Mapping[str, Any]:
     """Encode examples (prompt and response) and write `embedding.parquet`, in the order of their rows.
@@ -61,14 +63,14 @@ def write_embedding(
         return {"wanted": False, "scoring_seconds": 0.0}
     rows = read_texts(source)
     ids = [row["id"] for row in rows]
-    folder = Path(store) / _key(model, max_tokens)
+    folder = Path(store) / _key(model, settings.max_tokens)
     describe(folder, kind="embeddings", model=model.name, model_digest=models.model_digest(model), code=CODE)
     known = _load(folder, pa.array(ids, pa.string()))
     fresh = [row for row in rows if row["id"] not in known]
 
-    cut = encode_missing(fresh, folder, model, batch_rows, max_tokens)
+    cut = encode_missing(fresh, folder, model, runtime.embedding_rows, settings.max_tokens)
 
-    parameters = {"model": model.name, "max_tokens": max_tokens, "model_digest": models.model_digest(model)}
+    parameters = {"model": model.name, "max_tokens": settings.max_tokens, "model_digest": models.model_digest(model)}
     vectors = _table(ids, _load(folder, pa.array(ids, pa.string())))
     write_table(vectors, out / "embedding.parquet", Provenance("embedding", version, parameters, inputs))
     counts = {"texts_encoded": len(fresh), "texts_cut": cut, "texts_known": len(rows) - len(fresh)}

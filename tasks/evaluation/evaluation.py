@@ -42,6 +42,7 @@ from tasks.evaluation.inputs import (
     read_rows,
     read_runs,
 )
+from tasks.evaluation.settings import EvaluationSettings
 from tasks.evaluation.task_metrics import Expected, judge, read_expected
 from tasks.masks import sparse_deltas
 
@@ -52,24 +53,11 @@ COLUMNS = (*evaluation_bootstrap.MEASURES, evaluation_bootstrap.CORRECT)
 
 
 @dataclass(frozen=True)
-class EvaluationSettings:
-    """How arms are compared."""
-
-    new_tokens: int = 24  # tokens generated per held-out row, at most
-    task_metric: str = "none"  # none | exact_match | pass_at_1: whether an answer is right, beside its loss
-    demos: int = 2  # rows shown before each held-out row of the in-context learner; 0 leaves it out
-    bootstrap: int = 2000  # resamples of the held-out rows and, in arms with several, of the seeds
-    confidence: float = 0.95  # of the intervals
-    seed: int = 0  # of the resamples
-
-
-@dataclass(frozen=True)
 class Conditions:
     """What every run is evaluated under."""
 
     model: models.ModelChoice  # the base
     embedding_model: models.ModelChoice
-    template: str
     settings: EvaluationSettings
 
 
@@ -95,7 +83,6 @@ def write_evaluation(
     model: models.ModelChoice,
     embedding_model: models.ModelChoice,
     settings: EvaluationSettings,
-    template: str,
 ) -> None:
     """Evaluate the base model and every arm, and write `evaluation.parquet` and `metrics.json`.
 
@@ -108,7 +95,6 @@ def write_evaluation(
         model: the base model.
         embedding_model: encodes answers, to compare them, and prompts, to find the nearest.
         settings: lengths, demonstrations and intervals.
-        template: the one that the arms were trained with.
 
     Raises:
         ArtifactError: an input or an arm's folder is missing, or does not belong to the others.
@@ -116,15 +102,15 @@ def write_evaluation(
         SandboxError: the system refuses to run code apart, which `pass_at_1` needs.
         ValueError: a row that is too long.
     """
-    conditions = Conditions(model, embedding_model, template, settings)
-    held_out = read_held_out({version: examples, previous: previous_examples}, model, template)
+    conditions = Conditions(model, embedding_model, settings)
+    held_out = read_held_out({version: examples, previous: previous_examples}, model)
     expected = read_expected(held_out, settings.task_metric)
     runs = read_runs(arms, previous_arms)
     runs += show_rows(runs, examples, held_out, conditions) if settings.demos else []
     table = measure(list(answer_all(runs, held_out, model, settings.new_tokens)), expected, held_out, embedding_model)
     files = [folder / "examples.parquet" for folder in (examples, previous_examples)]
     inputs = tables.digest_inputs(*files, arms / "finetuning.json")
-    parameters = {**asdict(settings), "template": template, "model": models.model_digest(model)}
+    parameters = {**asdict(settings), "template": model.template, "model": models.model_digest(model)}
     provenance = tables.Provenance("evaluation", version, parameters, inputs, settings.seed)
     tables.write_table(table, out / "evaluation.parquet", provenance)
     tables.write_json(summarise(table, runs, held_out, settings), out / "metrics.json")
@@ -135,7 +121,6 @@ def measure_losses(
     examples: Path,
     arms: Path | None,
     model: models.ModelChoice,
-    template: str,
     metric: str = "none",
     new_tokens: int,
 ) -> dict[str, Any]:
@@ -144,7 +129,7 @@ def measure_losses(
     Likewise `general_ids` and `general_losses`, which are empty where there are no general rows; and whether each
     held-out row is answered right, `correct`, which is empty without a task metric: only then answers are generated.
     """
-    held_out = read_held_out({"": examples}, model, template)
+    held_out = read_held_out({"": examples}, model)
     expected = read_expected(held_out, metric)
     runs = [run for run in read_runs(arms, None) if run.learner == TRAINED] if arms else [Run("base")]
     answers = list(answer_all(runs, held_out, model, new_tokens if metric != "none" else 0))
@@ -176,7 +161,9 @@ def show_rows(runs: Sequence[Run], examples: Path, held_out: HeldOut, conditions
     for run, ids in ((run, ids) for run, ids in trained.items() if (run.arm, ids) not in found):
         near = nearest_among(vectors[: len(asked)], vectors[[place[name] for name in ids]], conditions.settings.demos)
         demos = [[(ask(pool[ids[one]]), pool[ids[one]]["response"]) for one in ones] for ones in near]
-        encoding, fewer = templates.write_prompts(tokenizer, conditions.template, held_out.encoding, demos, **limits)
+        encoding, fewer = templates.write_prompts(
+            tokenizer, conditions.model.template, held_out.encoding, demos, **limits
+        )
         found[run.arm, ids] = replace(run, learner=SHOWN, folder=None, encoding=encoding, fewer_demos=fewer)
     return list(found.values())
 

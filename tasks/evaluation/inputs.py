@@ -50,7 +50,7 @@ class Run:
         return f"{name} in context" if self.learner == SHOWN else name
 
 
-def read_held_out(examples: Mapping[str, Path], model: models.ModelChoice, template: str) -> HeldOut:
+def read_held_out(examples: Mapping[str, Path], model: models.ModelChoice) -> HeldOut:
     """Read and tokenise the used held-out rows of these versions, and the first one's general rows.
 
     Only the first must have held-out rows.
@@ -61,18 +61,20 @@ def read_held_out(examples: Mapping[str, Path], model: models.ModelChoice, templ
     if not found[version]:
         raise EvaluationError(
             f"0 of {len(tables[version])} used rows are held out, so nothing can be compared; lower "
-            "examples.held_out_in, raise examples.held_out_rows or add raw rows"
+            "examples.held_out_every, raise examples.held_out_rows or add raw rows"
         )
     general = [row for row in tables[version] if row["split"] == GENERAL]
     if general and GENERAL in examples:
-        raise EvaluationError(f"a data version is called {GENERAL!r}, as is the set of examples.general; rename it")
+        raise EvaluationError(
+            f"a data version is called {GENERAL!r}, as is the set of examples.retention_set; rename it"
+        )
     found |= {GENERAL: general} if general else {}
     first: dict[str, dict[str, Any]] = {}
     for row in (row for ours in found.values() for row in ours):
         first.setdefault(row["id"], row)
     rows, place = list(first.values()), {name: number for number, name in enumerate(first)}
     prompts, responses = [ask(row) for row in rows], [row["response"] for row in rows]
-    encoding = templates.encode(models.tokenizer(model), template, prompts, responses)
+    encoding = templates.encode(models.tokenizer(model), model.template, prompts, responses)
     templates.refuse_long(encoding, [row["row"] for row in rows], model.max_tokens)
     of = {name: [place[row["id"]] for row in ours] for name, ours in found.items()}
     return HeldOut(rows, encoding, version, previous, of)

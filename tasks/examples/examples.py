@@ -17,25 +17,10 @@ from tamis.language.templates import count_overhead, join_instruction
 from tasks import models
 from tasks.artifacts import schemas, tables
 from tasks.examples.raw_files import READ, SHOWN, ExamplesError, Reading, is_inside, list_files, read_rows, reject, show
+from tasks.examples.settings import ExamplesSettings
 
 BATCH = 1024  # rows per call of the tokenizer
 SIDES = (splits.POOL, splits.TARGET, splits.HELD_OUT, splits.GENERAL)
-
-
-@dataclass(frozen=True)
-class ExamplesSettings:
-    """How raw rows become examples."""
-
-    fields: Mapping[str, str]  # part of an example -> field of the files (`tamis.examples.parsing.parse_row`)
-    on_bad_row: str = "stop"  # stop | reject: name bad rows and write nothing | write them to rejects.parquet
-    held_out_in: int = 5  # one prompt in so many is held out
-    distinct: bool = True  # false leaves repetitions in use, each under an id of its own
-    ground_set: str = "new"  # new | all: use of the pool what the version before did not have | everything
-    target: Mapping[str, Any] | None = None  # the target task: topic (of the pool) or path (inside raw); rows
-    general: str | None = None  # file or folder inside raw: rows of what must not be forgotten
-    seed: int = 0  # of the split and of the samples
-    pool_rows: int | None = None  # sampled from the pool; None for all
-    held_out_rows: int | None = None  # likewise from the held-out side
 
 
 @dataclass(frozen=True)
@@ -62,7 +47,6 @@ def write_examples(
     out: Path,
     version: str,
     model: models.ModelChoice,
-    template: str,
     settings: ExamplesSettings,
     held_out_share: float,
 ) -> None:
@@ -72,8 +56,7 @@ def write_examples(
         raw: one file, or a folder whose data files are read by name.
         previous_examples: folder of the examples artifact that this version continues from; it may hold no row.
         previous_subset: folder of its selection artifact.
-        model: its tokenizer counts; prompt and response must fit its `max_tokens`, in the template.
-        template: chat or delift.
+        model: its tokenizer counts; prompt and response must fit its `max_tokens`, in its template.
         held_out_share: topics whose held-out share is lower are named.
 
     Raises:
@@ -84,14 +67,14 @@ def write_examples(
     check_fields(settings.fields)
     files, ignored = list_files(raw, name_apart(settings))
     reading = read_rows(files, settings.fields)
-    tokens = count_tokens(reading, model, template)
+    tokens = count_tokens(reading, model)
     refuse_bad_rows(reading, settings.on_bad_row)
 
     before = read_before(previous_examples, previous_subset)
     division = divide(reading.columns, before, settings, Path(raw))
     refuse_empty_sides(division, settings)
     old = previous_examples / "examples.parquet", previous_subset / "subset.parquet"
-    made = _trace([*files.values(), *old], version, model, template, settings)
+    made = _trace([*files.values(), *old], version, model, settings)
     tables.write_table(make_table(reading.columns | tokens, division), out / "examples.parquet", made)
     tables.write_table(make_rejects(reading), out / "rejects.parquet", made)
     gone = make_withdrawn(before, reading.columns, division.ids)
@@ -102,7 +85,10 @@ def write_examples(
 
 def name_apart(settings: ExamplesSettings) -> dict[str, str]:
     """Return the parameters that name a file or folder inside the raw folder, and what they name."""
-    found = {"examples.target.path": (settings.target or {}).get("path"), "examples.general": settings.general}
+    found = {
+        "examples.target.path": (settings.target or {}).get("path"),
+        "examples.retention_set": settings.retention_set,
+    }
     return {parameter: name for parameter, name in found.items() if name is not None}
 
 
@@ -140,7 +126,7 @@ def divide(
     ids = [identify(*text) for text in texts]
     target = settings.target or {}
     given = [tell_given(file, raw, settings) for file in columns["file"]]
-    drawn = {"held_out_in": settings.held_out_in, "seed": settings.seed, "measured": measured}
+    drawn = {"held_out_every": settings.held_out_every, "seed": settings.seed, "measured": measured}
     sides = splits.assign_sides(columns["prompt"], given, **drawn)
     changes = splits.label_changes(ids, list(_keys(columns)), before)
     rows = Rows(ids, splits.link_duplicates(ids), sides, columns["topic"], changes)
@@ -162,12 +148,12 @@ def divide(
 
 def tell_given(file: str, raw: Path, settings: ExamplesSettings) -> str | None:
     """Return the side that a parameter gives to a file's rows; None: it depends on their prompts."""
-    sides = {"examples.target.path": splits.TARGET, "examples.general": splits.GENERAL}
+    sides = {"examples.target.path": splits.TARGET, "examples.retention_set": splits.GENERAL}
     named = (sides[parameter] for parameter, name in name_apart(settings).items() if is_inside(file, raw, name))
     return next(named, None)
 
 
-def count_tokens(reading: Reading, model: models.ModelChoice, template: str) -> dict[str, list[int]]:
+def count_tokens(reading: Reading, model: models.ModelChoice) -> dict[str, list[int]]:
     """Return prompt_tokens (instruction and prompt) and response_tokens (with the end-of-turn token) of the good rows.
 
     Rows that the model's context cannot hold, or that hold a control token's text, are moved to the rejects first.
@@ -177,7 +163,7 @@ def count_tokens(reading: Reading, model: models.ModelChoice, template: str) -> 
     prompts = _count(tokenizer, queries)
     responses = [tokens + 1 for tokens in _count(tokenizer, columns["response"])]
     models.check_context(model)
-    room = model.max_tokens - count_overhead(tokenizer, template)
+    room = model.max_tokens - count_overhead(tokenizer, model.template)
     texts = (f"{query} {response}" for query, response in zip(queries, columns["response"], strict=True))
     control = sorted(set(tokenizer.all_special_tokens))
     rows = zip(prompts, responses, texts, strict=True)
@@ -232,20 +218,21 @@ def refuse_empty_sides(division: Division, settings: ExamplesSettings) -> None:
         )
         raise ExamplesError(
             f"the pool has {pool} usable example{'' if pool == 1 else 's'} ({found}, {held_out} used held-out{why}); "
-            "choosing needs 2 or more: give more rows, or raise examples.held_out_in or examples.pool_rows"
+            "choosing needs 2 or more: give more rows, or raise examples.held_out_every or examples.pool_rows"
         )
     if not held_out:
         raise ExamplesError(
             f"no row is held out ({found}), so nothing could be measured; "
-            "give more rows, lower examples.held_out_in, or raise examples.held_out_rows"
+            "give more rows, lower examples.held_out_every, or raise examples.held_out_rows"
         )
     if settings.target is not None and not division.count(splits.TARGET):
         raise ExamplesError(
             f"examples.target is {dict(settings.target)} and gives no row ({found}); name other rows, or set it to null"
         )
-    if settings.general is not None and not division.count(splits.GENERAL):
+    if settings.retention_set is not None and not division.count(splits.GENERAL):
         raise ExamplesError(
-            f"examples.general is {settings.general!r} and gives no row ({found}); name other rows, or set it to null"
+            f"examples.retention_set is {settings.retention_set!r} and gives no row ({found}); name other rows, or "
+            "set it to null"
         )
 
 
@@ -309,11 +296,9 @@ def make_rejects(reading: Reading) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schemas.REJECTS)
 
 
-def _trace(
-    files: list[Path], version: str, model: models.ModelChoice, template: str, settings: ExamplesSettings
-) -> tables.Provenance:
+def _trace(files: list[Path], version: str, model: models.ModelChoice, settings: ExamplesSettings) -> tables.Provenance:
     asked = {name: value for name, value in vars(settings).items() if name not in ("on_bad_row", "seed")}
-    asked |= {"template": template, "model": Path(model.name).name, "max_tokens": model.max_tokens}
+    asked |= {"template": model.template, "model": Path(model.name).name, "max_tokens": model.max_tokens}
     inputs = tables.digest_inputs(*(path for file in files for path in _contents(file)))
     return tables.Provenance("examples", version, asked, inputs, settings.seed)
 

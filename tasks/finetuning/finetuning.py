@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,10 @@ from tasks.artifacts import schemas, tables
 from tasks.artifacts.tables import ArtifactError
 from tasks.finetuning import mask_updates, trainer
 from tasks.finetuning.trainer import Arm, FinetuningSettings, Recipe
-from tasks.gradients.warmup import GradientsSettings
+from tasks.gradients.settings import GradientsSettings
 from tasks.masks import mask_tables, sparse_deltas
 from tasks.masks.sparse_deltas import replacing_folder
+from tasks.settings import RuntimeSettings
 
 LIBRARIES = (torch, transformers, peft, accelerate)  # another release of one of them starts an arm anew
 MODULES = (steps, packing, templates, models, sparse_deltas, trainer)
@@ -60,6 +61,8 @@ def write_finetuning(
     version: str,
     model: models.ModelChoice,
     settings: FinetuningSettings,
+    runtime: RuntimeSettings,
+    update_steps: int | None = None,
     gradients: GradientsSettings | None = None,
 ) -> Mapping[str, Any]:
     """Train every arm of `settings.arms`, write `arms/`, `curve.csv` and `finetuning.json`, say what this run did.
@@ -70,7 +73,9 @@ def write_finetuning(
         previous: folder of this artifact of the version that this one continues from; its `arms/` may be empty.
         out: folder of this artifact.
         scratch: folder for checkpoints and finished arms, this version's own; keeps adapters for the next run.
-        gradients: what a mask is cut anew by; read where `settings.rescore_every` is set.
+        runtime: how a mask is cut anew, without a part in what comes out.
+        update_steps: optimiser steps after which a mask by dualsft is cut anew; None: never.
+        gradients: what it is cut anew by; wanted with `update_steps`.
 
     Raises:
         ArtifactError: an input is missing or does not fit the other, or the disk is full.
@@ -82,7 +87,9 @@ def write_finetuning(
     source, files = examples / "examples.parquet", ["subset.parquet"]
     recipe = Recipe(model, settings, trainer.find_start(previous, model, settings))
     if settings.method == "masked":
-        restriction = mask_updates.read_restriction(source, subset, model, settings.rescore_every, gradients)
+        restriction = mask_updates.read_restriction(
+            source, subset, model, every=update_steps, settings=gradients, runtime=runtime
+        )
         recipe, files = replace(recipe, restriction=restriction), [*files, "mask.parquet"]
     pool = read_pool(examples, subset, model, settings)
     arms = plan_arms(pool, recipe)
@@ -114,7 +121,7 @@ def read_pool(examples: Path, subset: Path, model: models.ModelChoice, settings:
     rows = ground + [row for row in known if row["id"] in again and not row["used"]]
     prompts = [templates.join_instruction(row["instruction"], row["prompt"]) for row in rows]
     responses = [row["response"] for row in rows]
-    encoding = templates.encode(models.tokenizer(model), settings.template, prompts, responses)
+    encoding = templates.encode(models.tokenizer(model), model.template, prompts, responses)
     templates.refuse_long(encoding, [row["row"] for row in rows], model.max_tokens)
     picked = np.array([row["id"] in chosen for row in ground])
     replayed = np.flatnonzero([row["id"] in again for row in rows])
@@ -216,7 +223,7 @@ def _key(name: str, seed: int, ids: Sequence[str], recipe: Recipe) -> str:
     facts = {
         **{key: value for key, value in asdict(recipe.settings).items() if key not in ("arms", "replay")},
         "arm": (name, seed, ids),
-        "model": (models.model_digest(model), str(models.device(model)), model.dtype, model.name, model.revision),
+        "model": (models.model_digest(model), str(models.device(model)), *astuple(model)),
         "start": start.digest if start else None,
         "restriction": restriction.describe() if restriction else None,
         "sources": [tables.digest(Path(source)) for source in sources],

@@ -34,8 +34,10 @@ from tasks import models
 from tasks.artifacts.tables import digest
 from tasks.artifacts.tensors import read, write
 from tasks.gradients import warmup
-from tasks.gradients.warmup import GradientsSettings, Sets
+from tasks.gradients.settings import GradientsSettings
+from tasks.gradients.warmup import Sets
 from tasks.masks.mask_tables import MaskPlan, read_mask, read_plan
+from tasks.settings import RuntimeSettings
 
 DENSE_BYTES = 8  # of dense AdamW's state, per parameter: two moments in float32
 
@@ -48,6 +50,7 @@ class Scoring:
     plan: MaskPlan  # how the first mask was cut
     model: models.ModelChoice  # the base, and the teacher
     settings: GradientsSettings
+    runtime: RuntimeSettings
     sets: Sets  # validation rows and anchors, those that the first mask was scored with
 
 
@@ -122,7 +125,13 @@ class MaskedTraining:
 
 
 def read_restriction(
-    source: Path, selection: Path, model: models.ModelChoice, every: int | None, settings: GradientsSettings | None
+    source: Path,
+    selection: Path,
+    model: models.ModelChoice,
+    *,
+    every: int | None,
+    settings: GradientsSettings | None,
+    runtime: RuntimeSettings,
 ) -> Restriction:
     """Return the mask of a selection artifact and, where it is to be cut anew, what that takes.
 
@@ -132,6 +141,7 @@ def read_restriction(
         model: the base.
         every: optimiser steps between two cuts; None: it is cut once.
         settings: of stage gradients; wanted with `every`.
+        runtime: how the pool is passed through.
 
     Raises:
         ValueError: a mask of another model; a mask that gradients did not choose is to be cut anew.
@@ -140,13 +150,13 @@ def read_restriction(
     if every is None:
         return Restriction(mask)
     plan = read_plan(selection)
-    if plan.mask_by != "dualsft" or settings is None:
+    if plan.selector != "dualsft" or settings is None:
         raise ValueError(
-            f"finetuning.rescore_every is {every} and {selection} holds a mask by {plan.mask_by}; only a mask by "
-            "dualsft is cut anew: set rescore_every: null"
+            f"mask.update_steps is {every} and {selection} holds a mask by {plan.selector}; only a mask by "
+            "dualsft is cut anew: set update_steps: null"
         )
     sets = warmup.read_sets(source, digest(source), model, settings)
-    return Restriction(mask, Scoring(every, plan, model, settings, sets))
+    return Restriction(mask, Scoring(every, plan, model, settings, runtime, sets))
 
 
 def restrict_model(network: PreTrainedModel, mask: Mask, rate: float, kept: Kept | None) -> MaskedTraining:
@@ -187,9 +197,9 @@ class Rescorer(TrainerCallback):
         """Warn where the training is too short for a new cut."""
         if self.scoring.every >= state.max_steps:
             warnings.warn(
-                f"finetuning.rescore_every is {self.scoring.every} and arm {self.label} takes {state.max_steps} "
+                f"mask.update_steps is {self.scoring.every} and arm {self.label} takes {state.max_steps} "
                 "optimiser steps, so its mask is never cut anew; lower it, raise finetuning.epochs, or set "
-                "rescore_every: null",
+                "update_steps: null",
                 stacklevel=2,
             )
 
@@ -222,7 +232,7 @@ def score(network: PreTrainedModel, scoring: Scoring, rows: Encoding, ids: Seque
     over the pool; first order whatever `gradients.order` says, as second moments are there for chosen entries only.
 
     Cost: a forward-backward pass over validation rows, anchors and the arm's rows, once for each group of parameters
-    (`gradients.block_parameters`); memory: phi, and three times the group in float32.
+    (`runtime.block_parameters`); memory: phi, and three times the group in float32.
 
     Args:
         network: in eval mode, with its own attention.
@@ -237,17 +247,17 @@ def score(network: PreTrainedModel, scoring: Scoring, rows: Encoding, ids: Seque
     for weight in network.parameters():
         weight.requires_grad_(True)
     teacher = models.language_model(scoring.model)
-    how = {"confidence": settings.confidence, "tau": settings.tau}
-    largest = settings.block_parameters or sum(weight.numel() for weight in network.parameters())
+    how = {"confidence": settings.confidence, "tau": settings.temperature}
+    largest = scoring.runtime.block_parameters or sum(weight.numel() for weight in network.parameters())
     for names in group_parameters(network, largest):
-        with _batches(sets, sets.validation, settings) as batches:
+        with _batches(sets, sets.validation, scoring.runtime) as batches:
             v_new = validation_gradient(network, batches, keep=names)
-        with _batches(sets, sets.anchors, settings) as batches:
+        with _batches(sets, sets.anchors, scoring.runtime) as batches:
             v_prior = preservation_gradient(network, teacher, batches, keep=names, **how).v_prior
         u = direction(Terms(v_new, v_prior, settings.lambda_new, settings.lambda_prior))
         del v_new, v_prior
         with _naming(ids):
-            G = accumulate(network, warmup.lay_out(rows, settings), keep=names).G
+            G = accumulate(network, warmup.lay_out(rows, scoring.runtime.pack_tokens), keep=names).G
         phi |= {name: tensor.cpu() for name, tensor in score_parameters(u, G).items()}
     return phi
 
@@ -313,9 +323,9 @@ def _at_rest(network: PreTrainedModel, attention: str) -> Iterator[None]:
 
 
 @contextmanager
-def _batches(sets: Sets, places: Sequence[int], settings: GradientsSettings) -> Iterator[list[Batch]]:
+def _batches(sets: Sets, places: Sequence[int], runtime: RuntimeSettings) -> Iterator[list[Batch]]:
     with _naming([sets.ids[place] for place in places]):
-        yield warmup.lay_out(sets.encoding.pick(places), settings)
+        yield warmup.lay_out(sets.encoding.pick(places), runtime.pack_tokens)
 
 
 @contextmanager
@@ -332,7 +342,7 @@ def _naming(ids: Sequence[str]) -> Iterator[None]:
 
 def _describe(scoring: Scoring) -> dict[str, Any]:
     """Return what determines a new cut, beside the mask and the model."""
-    names = ("confidence", "tau", "lambda_new", "lambda_prior", "block_parameters", "pack_tokens")
+    names = ("confidence", "temperature", "lambda_new", "lambda_prior")
     plan = {name: value for name, value in asdict(scoring.plan).items() if name not in ("shapes", "seed")}
     rows = [[scoring.sets.ids[place] for place in getattr(scoring.sets, name)] for name in ("validation", "anchors")]
     settings = {name: getattr(scoring.settings, name) for name in names}

@@ -31,6 +31,7 @@ from tasks.artifacts import tables
 from tasks.artifacts.tables import ArtifactError
 from tasks.finetuning import mask_updates
 from tasks.finetuning.mask_updates import MaskedTraining, Rescorer, Restriction
+from tasks.finetuning.settings import FinetuningSettings
 from tasks.masks import sparse_deltas
 
 GOES_ON = {("lora", "lora"), ("full", "full"), ("masked", "masked"), ("masked", "full")}  # method before, and now
@@ -38,25 +39,6 @@ GOES_ON = {("lora", "lora"), ("full", "full"), ("masked", "masked"), ("masked", 
 
 class TrainingError(ValueError):
     """An arm cannot be trained."""
-
-
-@dataclass(frozen=True)
-class FinetuningSettings:
-    """How every arm is trained."""
-
-    arms: Mapping[str, Sequence[int]]  # arm (chosen | random | full) -> seeds
-    method: str = "lora"  # lora | full | masked: adapters on all linear layers but the head | all weights | a mask's
-    replay: str = "none"  # none | subset | all: what arms repeat of earlier versions: | chosen rows | all rows
-    epochs: int = 1  # passes over the arm's rows
-    learning_rate: float = 2e-4  # peak
-    warmup_fraction: float = 0.1  # of the optimiser steps
-    batch_rows: int = 8  # rows per optimiser step
-    lora_rank: int = 16  # width of the adapters
-    lora_alpha: int = 32  # their scale times their rank
-    save_steps: int = 20  # optimiser steps between checkpoints
-    whole_model: bool = False  # write `chosen` as a whole Hugging Face folder, too
-    rescore_every: int | None = None  # masked by dualsft: optimiser steps between two cuts of the mask
-    template: str = "chat"  # chat | delift
 
 
 @dataclass(frozen=True)
@@ -339,8 +321,8 @@ def _optimise(
 ) -> tuple:
     """Return the optimiser of what is trained, and the schedule of its learning rate."""
     if inside:
-        return inside.optimizer, inside.schedule(steps, settings.warmup_fraction)
-    return training_steps.optimise(network, steps, settings.learning_rate, settings.warmup_fraction)
+        return inside.optimizer, inside.schedule(steps, settings.lr_warmup_fraction)
+    return training_steps.optimise(network, steps, settings.learning_rate, settings.lr_warmup_fraction)
 
 
 def _arguments(seed: int, checkpoints: Path, device: torch.device, settings: FinetuningSettings) -> TrainingArguments:

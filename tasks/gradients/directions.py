@@ -7,7 +7,8 @@ from torch import Tensor
 from tamis.gradients.interaction import Terms, correct_curvature, direction
 from tasks import models
 from tasks.artifacts.tensors import read
-from tasks.gradients.warmup import Files, GradientsSettings, Work
+from tasks.gradients.settings import GradientsSettings
+from tasks.gradients.warmup import Files, Work
 
 
 @lru_cache(maxsize=1)
@@ -30,4 +31,4 @@ def read_terms(files: Files, settings: GradientsSettings) -> Terms:
         return Terms(**parts, **weights)
     moments, facts = read(files.moments, parts["v_new"])
     c = correct_curvature(moments, settings.curvature, beta2=facts["beta2"], steps=facts["steps"])
-    return Terms(**parts, **weights, c=c, eta=settings.eta)
+    return Terms(**parts, **weights, c=c, eta=settings.learning_rate)

@@ -31,9 +31,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from tamis.gradients.distillation import CONFIDENCES
 from tamis.gradients.interaction import (
-    CURVATURES,
     diagnose,
     measure,
     score_parameters,
@@ -46,10 +44,10 @@ from tasks.artifacts.tables import Provenance, check_part, digest, digest_inputs
 from tasks.artifacts.tensors import read, stream, write
 from tasks.gradients import warmup
 from tasks.gradients.directions import make_direction, read_direction, read_terms
+from tasks.gradients.settings import GradientsSettings
 from tasks.gradients.warmup import (
     CODE,
     Files,
-    GradientsSettings,
     Sets,
     Work,
     compute_fisher,
@@ -61,10 +59,10 @@ from tasks.gradients.warmup import (
     sum_seconds,
 )
 from tasks.scoring_model import model_lock
+from tasks.settings import RuntimeSettings
 
-ORDERS = ("first", "second")
 SCORERS = {"dualsft": "total", "fisher": "fisher"}  # of parameters; the file that has their shapes
-NO_PART = ("shard_rows", "pack_tokens", "block_parameters", "fisher_rows")  # of what determines phi_data, phi_param
+NO_PART = ("fisher_rows",)  # of what determines phi_data and phi_param
 STORED = pa.schema([("id", pa.string()), ("score", pa.float64())])  # the parts of the store
 
 Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
@@ -89,39 +87,41 @@ def write_gradients(
     version: str,
     model: models.ModelChoice,
     settings: GradientsSettings,
-    rows_by: str,
-    mask_by: str,
+    runtime: RuntimeSettings,
+    selector: str,
+    mask_selector: str,
     map: Map = map,
 ) -> Mapping[str, Any]:
     """Write `phi_data.parquet`, `phi_param.safetensors` and `gradients.json`; return what this run did.
 
-    phi_data has rows where `rows_by` or `mask_by` is dualsft. phi_param has tensors where parameters are scored: those
-    of DualSFT or Fisher information, as `mask_by` says, and its header's `scores` says which. What is kept in scratch
-    and store is the same for both.
+    phi_data has rows where `selector` or `mask_selector` is dualsft. phi_param has tensors where parameters are scored:
+    those of DualSFT or Fisher information, as `mask_selector` says, and its header's `scores` says which. What is kept
+    in scratch and store is the same for both.
 
     Args:
         examples: folder of the examples artifact; its held-out rows are not read.
         out: folder of this artifact.
         scratch: folder for tensors, this version's own; what a run has no use for is removed from it.
         store: keeps phi_data.
-        rows_by: the selector of rows.
-        mask_by: what scores parameters.
+        runtime: how the work is cut and run.
+        selector: of rows.
+        mask_selector: what scores parameters.
         map: runs shards.
 
     Raises:
         ValueError: settings that cannot be; no validation row; fewer anchors than a batch; a row that is too long;
             a gradient that is not finite, with its row's id; sums over rows and over columns that differ.
     """
-    source, kinds = examples / "examples.parquet", {rows_by, mask_by} & {*SCORERS}
+    source, kinds = examples / "examples.parquet", {selector, mask_selector} & {*SCORERS}
     made = partial(Provenance, "gradients", version, inputs=digest_inputs(source))
-    works, sets = open_work(source, scratch, store, model, settings) if kinds else ([], None)
+    works, sets = open_work(source, scratch, store, model, settings=settings, runtime=runtime) if kinds else ([], None)
     found: dict[str, Scored] = {}
     try:
         if "dualsft" in kinds:
             found["dualsft"] = score_pool(works, sets, map)
         if "fisher" in kinds:
             found["fisher"] = score_fisher(works, sets)
-        _write(out, made, works, sets, found=found, mask_by=mask_by)
+        _write(out, made, works, sets, found=found, mask_selector=mask_selector)
     finally:
         clear_caches()
     did = dict.fromkeys(("rows_summed", "rows_scored", "rows_squared", "shards"), 0)
@@ -131,16 +131,22 @@ def write_gradients(
 
 
 def open_work(
-    source: Path, scratch: Path, store: Path, model: models.ModelChoice, settings: GradientsSettings
+    source: Path,
+    scratch: Path,
+    store: Path,
+    model: models.ModelChoice,
+    *,
+    settings: GradientsSettings,
+    runtime: RuntimeSettings,
 ) -> tuple[list[Work], Sets]:
     """Draw the rows, name the files and stored parts of each group, and clear the scratch folder of all other files."""
-    _refuse(model, settings)
+    _refuse(model)
     known = digest(source)
     sets, works = read_sets(source, known, model, settings), []
-    for names in warmup.group(model, settings):
+    for names in warmup.group(model, runtime.block_parameters):
         files = plan_files(scratch, sets, model, settings, names=names)
         folder = Path(store) / warmup.digest_facts(_name_terms(files, settings))
-        works.append(Work(source, known, files, folder, model, settings, names))
+        works.append(Work(source, known, files, folder, model, settings, runtime, names))
     kept = {path for work in works for path in work.files}
     for path in Path(scratch).glob("*"):
         if path not in kept:
@@ -152,22 +158,15 @@ def _name_terms(files: Files, settings: GradientsSettings) -> list[Any]:
     """Return what determines phi_data of a row."""
     terms = [files.v_new.name, files.v_prior.name, settings.lambda_new, settings.lambda_prior]
     if settings.order == "second":
-        terms += [files.total.name, settings.curvature, settings.eta]
+        terms += [files.total.name, settings.curvature, settings.learning_rate]
     return terms
 
 
-def _refuse(model: models.ModelChoice, settings: GradientsSettings) -> None:
+def _refuse(model: models.ModelChoice) -> None:
     if model.dtype == "float16":
         raise ValueError(
             "models.dtype is float16, in which gradients and second moments underflow to 0; set bfloat16 or float32"
         )
-    for name, known in (("order", ORDERS), ("confidence", CONFIDENCES), ("curvature", CURVATURES)):
-        if getattr(settings, name) not in known:
-            raise ValueError(f"gradients.{name} is {getattr(settings, name)!r}; it is one of {', '.join(known)}")
-    for name in ("eta", "tau", "batch_rows", "shard_rows", "fisher_rows", "block_parameters"):
-        value = getattr(settings, name)
-        if value is not None and not value > 0:
-            raise ValueError(f"gradients.{name} is {value}; it is above 0")
 
 
 def score_pool(works: Sequence[Work], sets: Sets, map: Map) -> Scored:
@@ -179,7 +178,7 @@ def score_pool(works: Sequence[Work], sets: Sets, map: Map) -> Scored:
     phi_data, spent, did = np.zeros(len(sets.pool)), 0.0, dict.fromkeys(("rows_summed", "rows_scored", "shards"), 0)
     for work in works:
         made = {"model": work.model.name, "model_digest": models.model_digest(work.model)}
-        told = {"template": work.settings.template, "order": work.settings.order}
+        told = {"template": work.model.template, "order": work.settings.order}
         describe(work.folder, kind="gradients", code=CODE, **made, **told)
         prepare(work, sets)
         for each in (sum_gradients(work, sets, map), score_missing(work, sets, map)):
@@ -209,7 +208,7 @@ def sum_gradients(work: Work, sets: Sets, map: Map) -> dict[str, int]:
     """Add to G the rows of the pool that it lacks, in shards; return how many rows and shards these were."""
     path = work.files.total
     known = read(path, ())[1]["rows"] if path.exists() else 0
-    shards = -(-(len(sets.pool) - known) // work.settings.shard_rows)
+    shards = -(-(len(sets.pool) - known) // work.runtime.shard_rows)
     return {"rows_summed": sum(map(add_shard, [work] * shards)), "shards": shards}
 
 
@@ -222,7 +221,7 @@ def add_shard(work: Work) -> int:
     sets, path = read_sets(work.source, work.digest, work.model, work.settings), work.files.total
     with alone(path), model_lock:
         kept, known = read(path) if path.exists() else ({}, {"rows": 0, "seconds": 0.0})
-        places = sets.pool[known["rows"] :][: work.settings.shard_rows]
+        places = sets.pool[known["rows"] :][: work.runtime.shard_rows]
         u = read_direction(work) if work.settings.order == "first" else None
         G = {name: tensor.to(models.device(work.model), copy=True) for name, tensor in kept.items()}
         del kept  # one G is in memory during the pass
@@ -248,7 +247,7 @@ def score_missing(work: Work, sets: Sets, map: Map) -> dict[str, int]:
 
     At first order there are none, but where another direction is asked for when G is known.
     """
-    known, size = _load(work.folder), work.settings.shard_rows
+    known, size = _load(work.folder), work.runtime.shard_rows
     lacking = [place for place in sets.pool if sets.ids[place] not in known]
     shards = [replace(work, places=tuple(lacking[start : start + size])) for start in range(0, len(lacking), size)]
     return {"rows_scored": sum(map(score_shard, shards)), "shards": len(shards)}
@@ -330,7 +329,7 @@ def check_row_column_law(works: Sequence[Work], phi_data: np.ndarray) -> dict[st
 
 def _describe(kind: str, work: Work, sets: Sets) -> dict[str, Any]:
     """Return what determines the scores; how the work was cut and run is no part of it."""
-    settings = vars(work.settings)
+    settings = asdict(work.settings) | {"template": work.model.template}
     known = [name for name in settings if name not in NO_PART] if kind == "dualsft" else ["fisher_rows", "template"]
     if kind == "dualsft" and work.settings.order == "first":
         known.remove("curvature")
@@ -349,12 +348,12 @@ def _write(
     sets: Sets | None,
     *,
     found: Mapping[str, Scored],
-    mask_by: str,
+    mask_selector: str,
 ) -> None:
     """Write the artifact."""
     records = {None: made({"scores": None})}
     records |= {kind: made(_describe(kind, works[0], sets), seed=works[0].settings.seed) for kind in found}
-    of_rows, of_parameters = (kind if kind in found else None for kind in ("dualsft", mask_by))
+    of_rows, of_parameters = (kind if kind in found else None for kind in ("dualsft", mask_selector))
     sources = [getattr(work.files, SCORERS[of_parameters]) for work in works] if of_parameters else []
     stream(read_scores(of_parameters, works), sources, out / "phi_param.safetensors", asdict(records[of_parameters]))
     table = schemas.PHI_DATA.empty_table()
@@ -366,7 +365,7 @@ def _write(
     if found:
         facts |= describe_sets(sets, found) | {"groups": len(works), "seconds": {}}
     else:
-        facts["why"] = "neither rows nor parameters are chosen by gradients (selection.rows_by, selection.mask_by)"
+        facts["why"] = "neither rows nor parameters are chosen by gradients (selection.selector, mask.selector)"
     for one in found.values():
         facts |= one.facts | {"seconds": facts["seconds"] | one.seconds}
     write_json(facts, out / "gradients.json")

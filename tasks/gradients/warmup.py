@@ -42,36 +42,15 @@ from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import digest_code, read_table
 from tasks.artifacts.tensors import read, write
+from tasks.gradients.settings import GradientsSettings
 from tasks.scoring_model import model_lock
+from tasks.settings import RuntimeSettings
 
 WARMUP_FRACTION = 0.1  # of the warm-up's steps over which the learning rate rises, as in finetuning
 LEAST_MOVED = 0.5  # share of entries that the checkpoint of a warm-up moves; below, a narrow one is told of
 SOURCES = (batches, layers, distillation, training_steps, fisher, per_example, interaction, packing, templates)
 DRAWN = {"dualsft": ("pool", "validation", "warmup", "anchors"), "fisher": ("pool", "fisher")}  # sets that each reads
 CODE = digest_code(*SOURCES, sys.modules[__name__])  # what figures depend on, as imported
-
-
-@dataclass(frozen=True)
-class GradientsSettings:
-    """How rows and parameters are scored."""
-
-    order: str = "second"  # first | second: without | with the curvature term; one | two passes over the pool
-    confidence: str = "max_prob"  # max_prob | entropy_inv | uniform: how anchors weigh
-    tau: float = 2.0  # temperature of the distillation
-    lambda_new: float = 1.0  # weight of the target task in the direction
-    lambda_prior: float = 0.2  # weight of what is preserved
-    eta: float = 2e-5  # learning rate: peak of the warm-up's, and in the curvature term
-    curvature: str = "raw"  # raw | corrected: AdamW's second moments as they are | without their bias
-    warmup_share: float = 0.1  # of the pool's rows, that the warm-up trains on; a batch at least
-    anchor_share: float = 0.02  # of the pool's rows, whose answers are to be preserved; a batch at least
-    validation_share: float = 0.1  # of the pool's prompts, set apart where there is no target task
-    batch_rows: int = 8  # rows per optimiser step of the warm-up
-    shard_rows: int = 64  # rows between two writings of G, which is read and written whole, and per part of the store
-    pack_tokens: int = 2048  # tokens per forward-backward pass
-    block_parameters: int | None = None  # parameters whose sums are in memory at once, a tensor at least; None: all
-    fisher_rows: int = 64  # rows of the pool that Fisher information is averaged over
-    seed: int = 0  # of the draws and of the warm-up's order
-    template: str = "chat"  # chat | delift
 
 
 @dataclass(frozen=True)
@@ -110,6 +89,7 @@ class Work:
     folder: Path  # of the store
     model: models.ModelChoice
     settings: GradientsSettings
+    runtime: RuntimeSettings
     names: tuple[str, ...] | None = None  # of the group's parameters; None: all
     places: tuple[int, ...] = ()  # of the second pass
 
@@ -131,7 +111,7 @@ def read_sets(source: Path, digest: str, model: models.ModelChoice, settings: Gr
     pool, validation = ([place for place, side in enumerate(sides) if side == name] for name in ("pool", "validation"))
     drawn = {name: draw(rows, pool, name, settings) for name in ("warmup", "anchors", "fisher")}
     asked, answers = [prompts[place] for place in kept], [row["response"] for row in rows]
-    encoding = encode(models.tokenizer(model), settings.template, asked, answers)
+    encoding = encode(models.tokenizer(model), model.template, asked, answers)
     refuse_long(encoding, [row["row"] for row in rows], model.max_tokens)
     steered_by = "target" if any(row["split"] == "target" for row in rows) else "pool"
     ids, left_out = [row["id"] for row in rows], len(used) - len(kept)
@@ -191,11 +171,11 @@ def salt(seed: int, purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:6], "big")
 
 
-def group(model: models.ModelChoice, settings: GradientsSettings) -> list[tuple[str, ...] | None]:
+def group(model: models.ModelChoice, block_parameters: int | None) -> list[tuple[str, ...] | None]:
     """Return the groups of parameters whose sums are in memory at once; one, None, where that is all of them."""
-    if settings.block_parameters is None:
+    if block_parameters is None:
         return [None]
-    return [tuple(names) for names in group_parameters(load(model), settings.block_parameters)]
+    return [tuple(names) for names in group_parameters(load(model), block_parameters)]
 
 
 def plan_files(
@@ -207,19 +187,19 @@ def plan_files(
     names: Sequence[str] | None = None,
 ) -> Files:
     """Return where each file of tensors lies; how the rows are cut into shards is no part of its name."""
-    made = [models.model_digest(model), str(models.device(model)), settings.template, CODE]
+    made = [models.model_digest(model), str(models.device(model)), model.template, CODE]
 
     def name(kind: str, places: Sequence[int], *facts: Any) -> Path:
         ids = [sets.ids[place] for place in places]
         return Path(scratch) / f"{kind}-{digest_facts([*made, ids, *facts])}.safetensors"
 
-    how, part = (settings.eta, settings.batch_rows, settings.seed), () if names is None else (list(names),)
+    how, part = (settings.learning_rate, settings.batch_rows, settings.seed), () if names is None else (list(names),)
     start = name("weights", sets.warmup, *how)
     return Files(
         weights=start,
         moments=name("moments", sets.warmup, *how),
         v_new=name("v_new", sets.validation, start.name, *part),
-        v_prior=name("v_prior", sets.anchors, start.name, settings.confidence, settings.tau, *part),
+        v_prior=name("v_prior", sets.anchors, start.name, settings.confidence, settings.temperature, *part),
         total=name("G", sets.pool, start.name, *part),
         fisher=name("fisher", sets.fisher, *part),
     )
@@ -241,7 +221,7 @@ def prepare(work: Work, sets: Sets) -> None:
                 v_new = validation_gradient(network, batches, work.names)
             write(v_new, files.v_new, facts)
         if not files.v_prior.exists():
-            teacher, how = load(work.model), {"confidence": work.settings.confidence, "tau": work.settings.tau}
+            teacher, how = load(work.model), {"confidence": work.settings.confidence, "tau": work.settings.temperature}
             with timed(work, sets, sets.anchors) as (network, batches, facts):
                 found = preservation_gradient(network, teacher, batches, **how, keep=work.names)
             told = {"preservation_loss": found.loss, "mean_confidence": float(found.weights.mean())}
@@ -268,7 +248,7 @@ def train(work: Work, sets: Sets) -> None:
         ValueError: a parameter that cannot be covered; a loss that is not finite.
     """
     network = load(replace(work.model, dtype="float32"))
-    verify_coverage(network, largest=work.settings.block_parameters)  # now, too: a warm-up may take hours
+    verify_coverage(network, largest=work.runtime.block_parameters)  # now, too: a warm-up may take hours
     start = perf_counter()
     optimizer, losses = run_epoch(network, sets.encoding.pick(sets.warmup), work.settings)
     facts = {"seconds": perf_counter() - start, "steps": len(losses), "loss": final_loss(losses)}
@@ -289,7 +269,7 @@ def measure_moved(weights: Mapping[str, Tensor], model: models.ModelChoice) -> f
     if model.dtype == "bfloat16" and share < LEAST_MOVED:
         warnings.warn(
             f"the warm-up moved {share:.1%} of all entries, others were rounded back: at bfloat16 its checkpoint is "
-            "nearly the base model; raise gradients.eta or set models.dtype: float32",
+            "nearly the base model; raise gradients.learning_rate or set models.dtype: float32",
             stacklevel=2,
         )
     return share
@@ -300,7 +280,7 @@ def run_epoch(
 ) -> tuple[torch.optim.Optimizer, list[float]]:
     """Train on each row once, with the order, loss and schedule of finetuning; return the loss of every step."""
     steps = plan_steps(len(rows.queries), settings.batch_rows, 1, settings.seed)
-    optimizer, schedule = optimise(network, len(steps), settings.eta, WARMUP_FRACTION)
+    optimizer, schedule = optimise(network, len(steps), settings.learning_rate, WARMUP_FRACTION)
     device, losses = next(network.parameters()).device, []
     with packed_attention(network):
         for number, places in enumerate(steps, start=1):
@@ -312,7 +292,7 @@ def run_epoch(
             if not torch.isfinite(loss):
                 raise ValueError(
                     f"the warm-up's loss is {float(loss.detach())} at step {number} of {len(steps)}; lower "
-                    "gradients.eta, or check the model's weights"
+                    "gradients.learning_rate, or check the model's weights"
                 )
             loss.backward()
             optimizer.step()
@@ -333,22 +313,22 @@ def timed(
         ValueError: a gradient is not finite, with the ids of its rows.
     """
     weights = work.files.weights if warm else None
-    network, facts = load_trained(work.model, weights, work.settings.block_parameters), {}
-    batches, start = lay_out(sets.encoding.pick(places), work.settings), perf_counter()
+    network, facts = load_trained(work.model, weights, work.runtime.block_parameters), {}
+    batches, start = lay_out(sets.encoding.pick(places), work.runtime.pack_tokens), perf_counter()
     try:
         yield network, batches, facts
     except GradientError as error:
         ids = [sets.ids[places[example]] for example in error.examples]
         raise ValueError(
             f"{len(ids)} of {len(places)} rows have a gradient that is not finite, first ids {ids[:3]}; take them out "
-            "of the raw data, lower gradients.eta, or check the model's weights"
+            "of the raw data, lower gradients.learning_rate, or check the model's weights"
         ) from error
     facts["seconds"] = perf_counter() - start
 
 
-def lay_out(rows: Encoding, settings: GradientsSettings) -> list[Batch]:
+def lay_out(rows: Encoding, pack_tokens: int) -> list[Batch]:
     """Return the batches in which rows are passed; prefixes are not shared in a pack."""
-    return plan_batches([rows.base + query for query in rows.queries], rows.responses, settings.pack_tokens)
+    return plan_batches([rows.base + query for query in rows.queries], rows.responses, pack_tokens)
 
 
 def load(choice: models.ModelChoice) -> PreTrainedModel:

@@ -41,30 +41,18 @@ from tasks.artifacts.tables import (
     write_table,
     write_tables,
 )
+from tasks.masks.settings import MaskSettings
 
-MASKS = ("none", "dualsft", "fisher", "magnitude", "random")
 BY_GRADIENTS = ("dualsft", "fisher")  # their scores are read, the others' made
 PHI_PARAM = "phi_param.safetensors"
 TIES = 1e-4  # share of the mask from which a choice among equal scores is worth a warning
 
 
 @dataclass(frozen=True)
-class MaskRule:
-    """How parameters are chosen."""
-
-    by: str  # one of MASKS
-    budget: Mapping[str, float]  # count | fraction, of all parameters
-    signed: bool  # take the largest score, not the largest absolute one
-    layer_share: float  # of the mask, divided equally over layers
-    module_share: float  # of the mask, divided equally over module groups
-    seed: int  # of random scores
-
-
-@dataclass(frozen=True)
 class MaskPlan:
     """What a mask was cut by, and the model that it was cut for."""
 
-    mask_by: str  # one of MASKS
+    selector: str  # what scored parameters
     k: int  # chosen entries; 0 where no mask was asked for
     signed: bool
     layer_share: float
@@ -75,52 +63,50 @@ class MaskPlan:
 
 
 def write_mask(
-    rule: MaskRule, *, examples: Path, gradients: Path, out: Path, version: str, model: models.ModelChoice
+    settings: MaskSettings, *, examples: Path, gradients: Path, out: Path, version: str, model: models.ModelChoice
 ) -> dict[str, Any]:
     """Cut the mask, write `mask.parquet` and `tensors.parquet`, and return what was chosen, in numbers.
 
     Without a mask (`none`) both are empty, and nothing of the model is read.
 
     Raises:
-        MaskError: an unknown rule, a budget or shares that cannot be; scores of another kind, of another model, of
+        MaskError: a budget or shares that cannot be; scores of another kind, of another model, of
             other examples, or not finite.
     """
-    if rule.by not in MASKS:
-        raise MaskError(f"selection.mask_by is {rule.by!r}; it must be one of {', '.join(MASKS)}")
     source = gradients / PHI_PARAM
-    if rule.by == "none":
-        made = Provenance("selection", version, {"mask_by": "none"}, digest_inputs(examples))
+    if settings.selector == "none":
+        made = Provenance("selection", version, {"selector": "none"}, digest_inputs(examples))
         write_table(schemas.MASK.empty_table(), out / "mask.parquet", made)
         write_table(schemas.TENSORS.empty_table(), out / "tensors.parquet", made)
         return {"by": "none", "chosen": 0}
-    shapes, read = open_scores(rule, source, examples, model)
-    k = resolve(rule.budget, count_entries(shapes))
-    shares = {"layer_share": float(rule.layer_share), "module_share": float(rule.module_share)}
-    found = cut(shapes, read, k, signed=rule.signed, **shares)
-    how = {"mask_by": rule.by, "mask_budget": dict(rule.budget), "k": k, "signed": rule.signed} | shares
+    shapes, read = open_scores(settings, source, examples, model)
+    k = resolve(settings.budget, count_entries(shapes))
+    shares = {"layer_share": settings.layer_share, "module_share": settings.module_share}
+    found = cut(shapes, read, k, signed=settings.signed, **shares)
+    how = {"selector": settings.selector, "budget": dict(settings.budget), "k": k, "signed": settings.signed} | shares
     how |= {"model": model.name, "model_digest": models.model_digest(model)}
-    inputs = digest_inputs(examples, *([source] if rule.by in BY_GRADIENTS else []))
-    made = Provenance("selection", version, how, inputs, rule.seed if rule.by == "random" else None)
+    inputs = digest_inputs(examples, *([source] if settings.selector in BY_GRADIENTS else []))
+    made = Provenance("selection", version, how, inputs, settings.seed if settings.selector == "random" else None)
     thresholds: dict[str, float] = {}
     write_tables(tabulate_rows(found, read, thresholds), schemas.MASK, out / "mask.parquet", made)
     write_table(tabulate_tensors(found, thresholds), out / "tensors.parquet", made)
-    return describe(rule.by, found)
+    return describe(settings.selector, found)
 
 
-def open_scores(rule: MaskRule, source: Path, examples: Path, model: models.ModelChoice) -> tuple[Shapes, Read]:
+def open_scores(settings: MaskSettings, source: Path, examples: Path, model: models.ModelChoice) -> tuple[Shapes, Read]:
     """Return the shapes of the model's tensors, in its order, and what reads the scores of one.
 
     dualsft and fisher: from `phi_param.safetensors`; magnitude: |w| of the base model; random: uniform in [0, 1), by
     seed and name. A tied head stands once. Weights are read for magnitude alone.
     """
-    network = models.language_model(model) if rule.by == "magnitude" else models.skeleton(model)
+    network = models.language_model(model) if settings.selector == "magnitude" else models.skeleton(model)
     weights = dict(network.named_parameters())
     shapes = list_shapes(weights)
-    if rule.by == "magnitude":
+    if settings.selector == "magnitude":
         return shapes, lambda name: weights[name].detach().float().abs().cpu().numpy()
-    if rule.by == "random":
-        return shapes, lambda name: draw(name, shapes[name], rule.seed)
-    refuse_other_scores(rule.by, source, shapes, model, digest(examples))
+    if settings.selector == "random":
+        return shapes, lambda name: draw(name, shapes[name], settings.seed)
+    refuse_other_scores(settings.selector, source, shapes, model, digest(examples))
     return shapes, lambda name: read_scores(source, name)
 
 
@@ -157,7 +143,7 @@ def refuse_other_scores(by: str, source: Path, shapes: Shapes, model: models.Mod
     kind, known = record["parameters"].get("scores"), record["parameters"].get("model_digest")
     if kind != by:
         raise MaskError(
-            f"{source} holds {f'scores of {kind}' if kind else 'no scores'} and selection.mask_by is {by}; make it "
+            f"{source} holds {f'scores of {kind}' if kind else 'no scores'} and mask.selector is {by}; make it "
             "again: `tamis run`"
         )
     if examples not in record["inputs"].values():
@@ -215,13 +201,11 @@ def describe(by: str, cut: Cut) -> dict[str, Any]:
     """Return what was chosen, in numbers; warn where much of it was chosen for its place, not for its score."""
     entries, chosen = count_entries(cut.shapes), sum(cut.chosen.values())
     if cut.tie_share >= TIES:
-        zeros = (
-            f"{cut.zeros} of all {entries} scores are 0 ({cut.zeros / entries:.1%}); lower selection.mask_budget or "
-        )
+        zeros = f"{cut.zeros} of all {entries} scores are 0 ({cut.zeros / entries:.1%}); lower mask.budget or "
         warnings.warn(
             f"{cut.tie_share:.2%} of the {chosen} entries of the mask by {by} are chosen among equal scores, "
             f"{cut.ties_left} entries with these scores are left out: the first tensors and the lowest indices are "
-            f"taken. {zeros}choose by another selection.mask_by where this is not wanted",
+            f"taken. {zeros}choose by another mask.selector where this is not wanted",
             stacklevel=2,
         )
     modules = densities(cut.shapes, cut.chosen)["module"]
@@ -248,7 +232,7 @@ def read_plan(selection: Path) -> MaskPlan:
     how = record["parameters"]
     shapes = {row["tensor"]: tuple(row["shape"]) for row in table.select(["tensor", "shape"]).to_pylist()}
     return MaskPlan(
-        mask_by=how["mask_by"],
+        selector=how["selector"],
         k=how.get("k", 0),
         signed=how.get("signed", False),
         layer_share=how.get("layer_share", 0.0),
@@ -272,7 +256,7 @@ def read_mask(selection: Path, model: models.ModelChoice) -> dict[str, np.ndarra
     """
     plan, path = read_plan(selection), selection / "mask.parquet"
     if not plan.k:
-        raise MaskError(f"{path} is empty: selection.mask_by is {plan.mask_by}; name what scores parameters")
+        raise MaskError(f"{path} is empty: mask.selector is {plan.selector}; name what scores parameters")
     refuse_other_model(plan, model, path)
     check_table(path, schemas.MASK)
     if tell(path) != tell(selection / "tensors.parquet"):

@@ -9,7 +9,7 @@ import json
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
@@ -23,40 +23,28 @@ from tamis.language.packing import Group, verify_packing
 from tamis.scores.less import Checkpoint, features, pack, pick_warmup, unpack, warm_up
 from tasks import models
 from tasks.artifacts.tables import ArtifactError, replacing
+from tasks.scores.settings import ScoresSettings
 
 FILE = "warmup.safetensors"
 LEAST_ROWS = 8
 
 
-@dataclass(frozen=True)
-class WarmupSettings:
-    """How adapters are trained and gradients projected."""
-
-    dimensions: int  # of a projected gradient; two are kept per row and epoch
-    warmup_share: float  # of the ground set, which is trained on (8 rows at least)
-    epochs: int  # gradients are taken after each
-    batch_rows: int  # rows per optimiser step
-    learning_rate: float  # its peak
-    lora_rank: int  # width of the adapters; their scale is 2
-    seed: int  # of the rows, their order, the adapters and the projection
-
-
-def draw_rows(rows: int, settings: WarmupSettings) -> list[int]:
+def draw_rows(rows: int, settings: ScoresSettings) -> list[int]:
     """Return the places of the rows that are trained on, of so many."""
-    return pick_warmup(rows, settings.warmup_share, LEAST_ROWS, settings.seed).tolist()
+    return pick_warmup(rows, settings.less.warmup_share, LEAST_ROWS, settings.seed).tolist()
 
 
-def store_folder(folder: Path, ids: Sequence[str], settings: WarmupSettings) -> Path:
+def store_folder(folder: Path, ids: Sequence[str], settings: ScoresSettings) -> Path:
     """Return the folder of the warm-up on these rows, beside `folder`: of one model, template and code."""
     key = json.dumps([folder.name, list(ids), asdict(settings)])
     return folder.parent / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
-def train(model: models.ModelChoice, group: Group, folder: Path, settings: WarmupSettings) -> None:
+def train(model: models.ModelChoice, group: Group, folder: Path, settings: ScoresSettings) -> None:
     """Train fresh adapters on rows and keep a checkpoint per epoch: weights, Adam's moments, mean learning rate."""
     adapt.cache_clear()
     network, start = adapt(model, settings), perf_counter()
-    how = {"epochs": settings.epochs, "batch_rows": settings.batch_rows, "rate": settings.learning_rate}
+    how = {"epochs": settings.less.epochs, "batch_rows": settings.less.batch_rows, "rate": settings.less.learning_rate}
     tensors, facts = pack(warm_up(network, group, seed=settings.seed, **how))
     facts["seconds"] = perf_counter() - start
     with replacing(folder / FILE) as part:
@@ -79,21 +67,21 @@ def read(folder: Path, device: str | torch.device = "cpu") -> tuple[list[Checkpo
 
 
 def measure(
-    model: models.ModelChoice, group: Group, names: Sequence[str], folder: Path, settings: WarmupSettings
+    model: models.ModelChoice, group: Group, names: Sequence[str], folder: Path, settings: ScoresSettings
 ) -> np.ndarray:
     """Return each row's features, per checkpoint: as a training example, then as a query."""
     found, network = [], adapt(model, settings)
     for checkpoint in read(folder, models.device(model))[0]:
-        found += features(network, checkpoint, group, names, dimensions=settings.dimensions, seed=settings.seed)
+        found += features(network, checkpoint, group, names, dimensions=settings.less.dimensions, seed=settings.seed)
     return torch.cat(found, dim=1).numpy()
 
 
 @lru_cache(maxsize=1)
-def adapt(choice: models.ModelChoice, settings: WarmupSettings) -> torch.nn.Module:
+def adapt(choice: models.ModelChoice, settings: ScoresSettings) -> torch.nn.Module:
     """Return the model with fresh adapters on all linear layers but the head; they alone are trained."""
     base = models.language_model.__wrapped__(choice)  # past the cache: adapters change it
     verify_packing(base)
-    rank = settings.lora_rank
+    rank = settings.less.lora_rank
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=re.escape("`is_gradient_checkpointing` is deprecated"))  # inside peft

@@ -7,7 +7,7 @@ formula or another budget asks the model nothing. Those of `less` stand beside t
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -42,8 +42,9 @@ from tasks.artifacts.tables import (
     write_table,
 )
 from tasks.scores import less_warmup
-from tasks.scores.less_warmup import WarmupSettings
+from tasks.scores.settings import ScoresSettings
 from tasks.scoring_model import model_lock, scoring_model
+from tasks.settings import RuntimeSettings
 
 ASKED = digest_code(
     tamis.language.packing, tamis.scores.scoring_prompts, tamis.language.templates
@@ -57,25 +58,8 @@ LEARNT = digest_code(
     less_warmup,
 )
 STORED = pa.schema([("id", pa.string()), ("figures", pa.list_(pa.float32()))])
-UNSCORED = ("delift", "random", "longest", "embedding", "deft_ucs", "dualsft")  # selectors that sort by no score of it
 
 Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
-
-
-@dataclass(frozen=True)
-class ScoresSettings:
-    """How rows are scored."""
-
-    template: str = "chat"  # chat | delift
-    pack_tokens: int = 2048  # tokens per forward pass
-    shard_rows: int = 64  # rows per part of the store
-    less_dimensions: int = 1024  # of a projected gradient; the store keeps two per row and epoch
-    less_warmup_share: float = 0.05  # of the ground set, which the warm-up trains on (8 rows at least)
-    less_epochs: int = 1  # of the warm-up; gradients are taken after each
-    less_batch_rows: int = 1  # rows per optimiser step of the warm-up
-    less_learning_rate: float = 2e-4  # its peak
-    less_lora_rank: int = 16  # width of its adapters; their scale is 2
-    seed: int = 0  # of the warm-up's rows, their order, the adapters and the projection
 
 
 @dataclass(frozen=True)
@@ -97,6 +81,7 @@ class Shard:
     folder: Path  # of the store
     model: models.ModelChoice
     settings: ScoresSettings
+    runtime: RuntimeSettings
     rows: Sequence[Row]
 
 
@@ -119,42 +104,32 @@ def write_scores(
     version: str,
     model: models.ModelChoice,
     settings: ScoresSettings,
+    runtime: RuntimeSettings,
     selector: str,
+    wanted: bool = True,
     map: Map = map,
 ) -> Mapping[str, Any]:
     """Write `scores.parquet`, a score per row of the ground set by row, and `scores.json`; return what this run scored.
 
-    Where the selector needs no scores the table is empty and the JSON says so.
+    Where `wanted` is false (the selector sorts by no score of these) the table is empty and the JSON says so.
     """
     source = examples / "examples.parquet"
     inputs = digest_inputs(source)
-    if not uses_scores(selector):
+    if not wanted:
         return _write_nothing(out, Provenance("scores", version, {"wanted": False}, inputs), selector)
     rows = read_ground(source)
-    work, spent = Shard(selector, store_folder(store, model, settings.template, selector), model, settings, rows), 0.0
+    folder, spent = store_folder(store, model, selector), 0.0
+    work = Shard(selector, folder, model, settings, runtime, rows)
     described = _describe(work)
     if selector == "less":
         queries = read_ground(source, "target")
         work, spent = prepare_less(work, queries)
-        less = {name: value for name, value in asdict(settings).items() if name.startswith("less_")}
-        described |= {"queries": "target" if queries else "pool", "seed": settings.seed, **less}
+        described |= {"queries": "target" if queries else "pool", **asdict(settings)}
     figures, facts = measure_missing(work, map)
     score = METHODS[selector].score(work, figures) if rows else np.empty(0)
 
     _write(out, Provenance("scores", version, described, inputs), [row.id for row in rows], score)
     return {**facts, "scoring_seconds": round(facts["scoring_seconds"] + spent, 3)}
-
-
-def uses_scores(selector: str) -> bool:
-    """Return whether a selector needs the scores of this stage.
-
-    Raises:
-        ValueError: nobody knows it.
-    """
-    known = (*METHODS, *UNSCORED)
-    if selector not in known:
-        raise ValueError(f"unknown selector {selector!r} (selection.rows_by); known: {', '.join(sorted(known))}")
-    return selector in METHODS
 
 
 def read_ground(source: Path, split: str = "pool") -> list[Row]:
@@ -167,9 +142,9 @@ def read_ground(source: Path, split: str = "pool") -> list[Row]:
     ]
 
 
-def store_folder(store: Path, model: models.ModelChoice, template: str, selector: str) -> Path:
+def store_folder(store: Path, model: models.ModelChoice, selector: str) -> Path:
     """Return the folder that holds the figures of one model, template, selector and code."""
-    key = f"{models.model_digest(model)}\n{template}\n{selector}\n{METHODS[selector].code}"
+    key = f"{models.model_digest(model)}\n{model.template}\n{selector}\n{METHODS[selector].code}"
     return Path(store) / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
@@ -183,7 +158,7 @@ def measure_missing(work: Shard, map: Map) -> tuple[np.ndarray, Mapping[str, Any
     """
     known, _ = _load(work)
     lacking = [row for row in work.rows if row.id not in known]
-    size = work.settings.shard_rows
+    size = work.runtime.shard_rows
     shards = [replace(work, rows=lacking[start : start + size]) for start in range(0, len(lacking), size)]
     _refuse_long(shards, work.model.max_tokens)
     if work.rows:
@@ -227,7 +202,7 @@ def measure_answers(shard: Shard, groups: list[Group]) -> np.ndarray:
     """
     each = sum(len(group.queries) for group in groups) // len(shard.rows)  # targets per row
     try:
-        scored = score_responses(scoring_model(shard.model), groups, shard.settings.pack_tokens)
+        scored = score_responses(scoring_model(shard.model), groups, shard.runtime.pack_tokens)
     except NonFiniteError as error:
         before = sum(len(group.queries) for group in groups[: error.group])
         raise ValueError(
@@ -242,7 +217,7 @@ def _ask(question: Callable[..., list[Group]]) -> Callable[[Shard], list[Group]]
 
     def ask(shard: Shard) -> list[Group]:
         prompts, responses = [row.prompt for row in shard.rows], [row.response for row in shard.rows]
-        return question(models.tokenizer(shard.model), shard.settings.template, prompts, responses)
+        return question(models.tokenizer(shard.model), shard.model.template, prompts, responses)
 
     return ask
 
@@ -254,7 +229,7 @@ def prepare_less(work: Shard, queries: list[Row]) -> tuple[Shard, float]:
     """
     if not work.rows:
         return work, 0.0
-    how = _warmup_settings(work)
+    how = work.settings
     drawn = [work.rows[place] for place in less_warmup.draw_rows(len(work.rows), how)]
     folder = less_warmup.store_folder(work.folder, [row.id for row in drawn], how)
     work = replace(work, folder=folder, rows=[*work.rows, *queries])
@@ -269,7 +244,7 @@ def prepare_less(work: Shard, queries: list[Row]) -> tuple[Shard, float]:
 def measure_gradients(shard: Shard, groups: list[Group]) -> np.ndarray:
     """Return each row's features, per checkpoint: as a training example, then as a query."""
     names = [row.id for row in shard.rows]
-    return less_warmup.measure(shard.model, groups[0], names, shard.folder, _warmup_settings(shard))
+    return less_warmup.measure(shard.model, groups[0], names, shard.folder, shard.settings)
 
 
 def score_less(work: Shard, figures: np.ndarray) -> np.ndarray:
@@ -286,13 +261,8 @@ def _score_ratings(work: Shard, figures: np.ndarray) -> np.ndarray:
     return score_selectit(figures.reshape(-1, len(RATING_PROMPTS), len(RATINGS)))
 
 
-def _warmup_settings(work: Shard) -> WarmupSettings:
-    named = {name.removeprefix("less_"): value for name, value in asdict(work.settings).items()}
-    return WarmupSettings(**{field.name: named[field.name] for field in fields(WarmupSettings)})
-
-
 def _adapted(work: Shard) -> torch.nn.Module:
-    return less_warmup.adapt(work.model, _warmup_settings(work))
+    return less_warmup.adapt(work.model, work.settings)
 
 
 METHODS = {  # selector -> how it scores rows
@@ -306,7 +276,7 @@ METHODS = {  # selector -> how it scores rows
 def _describe(work: Shard) -> dict[str, str]:
     """Return what figures are made with, but for the code."""
     made = {"model": work.model.name, "model_digest": models.model_digest(work.model)}
-    return {"selector": work.selector, "template": work.settings.template, **made}
+    return {"selector": work.selector, "template": work.model.template, **made}
 
 
 def _refuse_long(shards: Sequence[Shard], max_tokens: int) -> None:
@@ -358,7 +328,7 @@ def _write(out: Path, provenance: Provenance, ids: list[str], score: np.ndarray)
 
 def _write_nothing(out: Path, provenance: Provenance, selector: str) -> Mapping[str, Any]:
     write_table(schemas.SCORES.empty_table(), out / "scores.parquet", provenance)
-    why = f"selection.rows_by: {selector} needs no score of a row by itself"
+    why = f"selection.selector: {selector} needs no score of a row by itself"
     facts = {"wanted": False, "selector": selector, "why": why, "rows": 0, "min": None, "median": None, "max": None}
     write_json(facts, out / "scores.json")
     return {"rows_scored": 0, "rows_known": 0, "shards": 0, "scoring_seconds": 0.0}

@@ -110,7 +110,7 @@ def cut(pairs: pa.Table, names: tuple[list[str], list[str]], source: Path) -> Ke
     if not there.any():
         raise SelectionError(
             f"{source} holds no pair of {len(names[0])} targets and {len(names[1])} demos that the objective needs; "
-            "make it again with selection.rows_by: delift (`tamis run`)"
+            "make it again with selection.selector: delift (`tamis run`)"
         )
     values = pairs["utility"].to_numpy()[there]
     return gather(target[there], demo[there], values, (len(names[0]), len(names[1])))
@@ -161,7 +161,7 @@ def read_phi(source: Path, ids: list[str], examples: str) -> np.ndarray:
     """
     table, again = read_table(source, schemas.PHI_DATA), "make them again: `tamis run`"
     if not table.num_rows:
-        raise SelectionError(f"{source} holds no row; set selection.rows_by: dualsft and {again}")
+        raise SelectionError(f"{source} holds no row; set selection.selector: dualsft and {again}")
     if examples not in provenance(source)["inputs"].values():
         raise SelectionError(f"{source} was made from other examples than those there are; {again}")
     orders = pc.unique(table["order"]).to_pylist()

@@ -6,7 +6,7 @@ and mask are chosen apart: each is written, and says what it was made from, what
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from tamis.submodular.optimisers import Map, maximise, restrict, share_of_all, s
 from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import Provenance, digest, digest_inputs, write_json, write_table
-from tasks.masks.mask_tables import MaskRule, write_mask
+from tasks.masks.mask_tables import write_mask
+from tasks.masks.settings import MaskSettings
 from tasks.selection.inputs import (
     Rows,
     SelectionError,
@@ -37,35 +38,16 @@ from tasks.selection.inputs import (
     read_utility,
     read_vectors,
 )
+from tasks.selection.selectors import SELECTORS
+from tasks.selection.settings import SelectionSettings
 
-SIMILAR = ("delift", "embedding")  # an objective over similarities is maximised
-SCORED = ("perplexity", "ifd", "selectit", "less")  # the largest score first
-SELECTORS = ("delift", "random", "longest", "embedding", "perplexity", "ifd", "selectit", "deft_ucs", "less", "dualsft")
+READ = {  # files of a stage's artifact that its selectors read
+    "utility": ("utility.parquet", "checked.parquet"),
+    "embedding": ("embedding.parquet",),
+    "scores": ("scores.parquet",),
+    "gradients": ("phi_data.parquet",),
+}
 DRAWS = 5  # random choices that a choice is checked against
-
-
-@dataclass(frozen=True)
-class SelectionSettings:
-    """How rows, and the parameters that they train, are chosen."""
-
-    rows_by: str = "delift"  # one of SELECTORS
-    objective: str = "conditional_gain"  # of delift and embedding: that | facility_location | mutual_information
-    information: str = "saturated"  # saturated | additive | queries: the form of mutual information
-    eta: float = 1.0  # weight of the target task in it
-    nu: float = 1.0  # weight of what was learnt in conditional gain
-    scaling: str = "relu"  # relu | minmax | none: how a utility becomes a similarity >= 0
-    optimiser: str = "lazy"  # lazy | stochastic | partition
-    epsilon: float = 0.01  # stochastic: smaller looks at more rows per pick
-    partitions: int = 4  # partition: parts of the pool that are chosen from apart
-    mask_by: str = "none"  # none | dualsft | fisher | magnitude | random: what scores parameters
-    mask_budget: Mapping[str, float] = field(default_factory=lambda: {"fraction": 0.1})  # count | fraction
-    mask_signed: bool = False  # take the largest score, not the largest absolute one
-    mask_layer_share: float = 0.2  # of the mask, divided equally over layers
-    mask_module_share: float = 0.2  # of the mask, divided equally over module groups
-    budget: Mapping[str, float] = field(default_factory=lambda: {"fraction": 0.3})  # count | fraction | response_tokens
-    caps: Mapping[str, int] = field(default_factory=dict)  # topic -> at most so many rows; "*": every topic not named
-    floors: Mapping[str, int] = field(default_factory=dict)  # topic -> at least so many rows
-    seed: int = 0  # of a draw, of clusters, of the optimisers stochastic and partition, of a mask at random
 
 
 @dataclass(frozen=True)
@@ -91,6 +73,7 @@ def write_selection(
     version: str,
     model: models.ModelChoice,
     settings: SelectionSettings,
+    mask: MaskSettings,
     map: Map = map,
 ) -> None:
     """Choose rows and parameters; write `subset.parquet`, a row for each of the pool, the mask and `selection.json`.
@@ -105,54 +88,27 @@ def write_selection(
             written only once all is known.
     """
     table = examples / "examples.parquet"
-    sources = list_sources(settings.rows_by, embedding, utility, scores, gradients)
+    folders = {"embedding": embedding, "utility": utility, "scores": scores, "gradients": gradients}
+    reads = SELECTORS[settings.selector].reads
+    sources = [folders[reads] / name for name in READ[reads]] if reads else []
     rows = read_rows(table)
     budget = resolve_budget(rows.ground, settings)
 
     picks = choose_rows(rows, budget, [*sources, table], settings, map=map)
-    checked = check(rows, budget, picks, sources[-1]) if settings.rows_by == "delift" else None
+    checked = check(rows, budget, picks, sources[-1]) if settings.selector == "delift" else None
 
-    mask = write_mask(rule_of(settings), examples=table, gradients=gradients, out=out, version=version, model=model)
-    made = Provenance(
-        "selection", version, describe_rows(settings), digest_inputs(table, *sources), find_seed(settings)
-    )
+    cut = write_mask(mask, examples=table, gradients=gradients, out=out, version=version, model=model)
+    made = Provenance("selection", version, asdict(settings), digest_inputs(table, *sources), find_seed(settings))
     write_table(tabulate(rows.ground, picks), out / "subset.parquet", made)
     found = describe(rows, budget, picks, settings)
-    write_json(found | {"checked": checked, "mask": mask}, out / "selection.json")
-
-
-def list_sources(rows_by: str, embedding: Path, utility: Path, scores: Path, gradients: Path) -> list[Path]:
-    """Return the artifacts that a selector reads besides the examples.
-
-    Raises:
-        SelectionError: nobody knows it.
-    """
-    if rows_by not in SELECTORS:
-        raise SelectionError(f"selection.rows_by is {rows_by!r}; it must be one of {', '.join(SELECTORS)}")
-    if rows_by == "delift":
-        return [utility / "utility.parquet", utility / "checked.parquet"]
-    if rows_by in ("embedding", "deft_ucs"):
-        return [embedding / "embedding.parquet"]
-    if rows_by == "dualsft":
-        return [gradients / "phi_data.parquet"]
-    return [scores / "scores.parquet"] if rows_by in SCORED else []
-
-
-def rule_of(settings: SelectionSettings) -> MaskRule:
-    """Return how parameters are chosen."""
-    shares = settings.mask_layer_share, settings.mask_module_share
-    return MaskRule(settings.mask_by, settings.mask_budget, settings.mask_signed, *shares, settings.seed)
-
-
-def describe_rows(settings: SelectionSettings) -> dict[str, Any]:
-    """Return what rows are chosen by: a change of the mask alone must leave the subset's bytes as they are."""
-    return {name: value for name, value in asdict(settings).items() if not name.startswith("mask_")}
+    write_json(found | {"checked": checked, "mask": cut}, out / "selection.json")
 
 
 def find_seed(settings: SelectionSettings) -> int | None:
     """Return the seed of what is left to chance; None where nothing is."""
-    drawn = settings.rows_by in ("random", "deft_ucs")
-    return settings.seed if drawn or (settings.rows_by in SIMILAR and settings.optimiser != "lazy") else None
+    selector = SELECTORS[settings.selector]
+    drawn = selector.draws or (selector.objective and settings.optimiser != "lazy")
+    return settings.seed if drawn else None
 
 
 def resolve_budget(ground: pa.Table, settings: SelectionSettings) -> Budget:
@@ -166,21 +122,21 @@ def choose_rows(
     rows: Rows, budget: Budget, sources: list[Path], settings: SelectionSettings, *, map: Map
 ) -> ChosenRows:
     """Choose rows by the selector that is asked for, from its artifacts; the last source are the examples."""
-    rows_by, ids, source = settings.rows_by, rows.ground["id"].to_pylist(), sources[0]
-    if rows_by == "random":
+    selector, ids, source = settings.selector, rows.ground["id"].to_pylist(), sources[0]
+    if selector == "random":
         return ChosenRows(draw(budget, seed=settings.seed))
-    if rows_by == "delift":
+    if selector == "delift":
         similar = read_utility(source, rows, settings.objective, settings.scaling)
         return choose_similar(*similar, budget, settings, map=map)
-    if rows_by == "embedding":
+    if selector == "embedding":
         return choose_similar(*compare_vectors(source, rows, settings.objective), budget, settings, map=map)
-    if rows_by == "longest":
+    if selector == "longest":
         return ChosenRows(rank(budget, order_longest(rows.ground["response_tokens"].to_numpy())))
-    if rows_by == "deft_ucs":
+    if selector == "deft_ucs":
         return ChosenRows(rank(budget, order_deft_ucs(*read_vectors(source, ids), None, settings.seed)))
-    if rows_by == "dualsft":
+    if selector == "dualsft":
         return choose_scored(read_phi(source, ids, digest(sources[-1])), budget)
-    scores = read_scores(source, rows_by, ids)
+    scores = read_scores(source, selector, ids)
     return ChosenRows(rank(budget, order_scores(scores)), scores=scores)
 
 
@@ -206,13 +162,13 @@ def choose_similar(
     kernels: Kernels, demos: np.ndarray, budget: Budget, settings: SelectionSettings, *, map: Map
 ) -> ChosenRows:
     """Choose, of the pool's rows `demos`, some whose objective is large; note which is most similar to each row."""
-    weights = {"eta": float(settings.eta), "nu": float(settings.nu)}
-    objective = objectives.build(kernels, settings.objective, information=settings.information, **weights)
+    weights = {"eta": settings.target_weight, "nu": settings.learnt_weight}
+    objective = objectives.build(kernels, settings.objective, information=settings.mutual_information, **weights)
     choice = maximise(
         objective,
         restrict(budget, demos),
         settings.optimiser,
-        epsilon=float(settings.epsilon),
+        epsilon=settings.epsilon,
         partitions=settings.partitions,
         seed=settings.seed,
         map=lambda function, parts: map(function, list(parts)),
@@ -268,7 +224,7 @@ def describe(rows: Rows, budget: Budget, picks: ChosenRows, settings: SelectionS
     tokens, order = rows.ground["response_tokens"].to_numpy(), picks.order
     return (
         {
-            "selector": settings.rows_by,
+            "selector": settings.selector,
             "learnt_rows": len(rows.learnt),
             "target_rows": len(rows.target),
             "pool_rows": len(tokens),

@@ -1,19 +1,30 @@
 """Settings of the stage `utility`."""
 
-from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tasks.settings import Seed, checked
 
 
-@dataclass(frozen=True)
+@checked
 class UtilitySettings:
     """How pairs are chosen and scored."""
 
-    template: str = "chat"  # chat | delift
-    distance: str = "probability"  # probability | log_likelihood
-    kernel: str = "neighbours"  # exact | neighbours | landmarks
-    neighbours: int = 8  # demos per target, itself not counted
-    landmarks: int = 64  # demos that are scored and may be chosen
-    landmark_targets: int | None = None  # targets that landmarks are scored on; None: all
-    check_targets: int = 4  # targets scored with every demo of the pool, to know the kernel's error
-    seed: int = 0  # of the draw of these targets
-    shard_pairs: int = 256  # pairs per part of the store
-    pack_tokens: int = 2048  # tokens per forward pass
+    kernel: Literal["exact", "neighbours", "landmarks"] = Field(
+        "neighbours", description="all pairs | each target's nearest demos by embedding | few demos"
+    )
+    neighbours: Annotated[int, Field(ge=1)] = Field(32, description="demos per target, itself not counted")
+    landmarks: Annotated[int, Field(ge=1)] = Field(
+        64, description="demos that kernel landmarks scores; no others can be chosen"
+    )
+    landmark_targets: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="targets that landmarks are scored on; null: all"
+    )
+    check_targets: Annotated[int, Field(ge=0)] = Field(
+        16, description="targets scored with every demo, to know the kernel's error"
+    )
+    distance: Literal["probability", "log_likelihood"] = Field(
+        "probability", description="root mean square of 1 - p (DELIFT, equation 1) | mean log p (its KL form)"
+    )
+    seed: Seed = Field(0, description="of the targets drawn for landmarks and for the check")

@@ -37,6 +37,7 @@ from tasks.artifacts import schemas
 from tasks.artifacts.stores import describe
 from tasks.artifacts.tables import Provenance, digest, digest_code, digest_inputs, read_table, write_json, write_table
 from tasks.scoring_model import model_lock, scoring_model
+from tasks.settings import RuntimeSettings
 from tasks.utility import pair_store
 from tasks.utility.settings import UtilitySettings
 
@@ -57,6 +58,7 @@ class Shard:
     folder: Path  # of the pair store
     model: models.ModelChoice
     settings: UtilitySettings
+    runtime: RuntimeSettings
     pairs: np.ndarray  # int32, pair x (target, demo): places among the examples; demo -1: nothing shown
 
 
@@ -83,6 +85,7 @@ def write_utility(
     version: str,
     model: models.ModelChoice,
     settings: UtilitySettings,
+    runtime: RuntimeSettings,
     wanted: bool,
     map: Map = map,
 ) -> Mapping[str, Any]:
@@ -97,9 +100,9 @@ def write_utility(
     if not wanted:
         return _write_nothing(out, Provenance("utility", version, {"wanted": False}, inputs))
     known = digest(source)
-    pool = read_pool(source, known, model, settings.template)
-    folder = open_store(store, model, settings.template)
-    work = Shard(source, known, folder, model, settings, np.empty((0, 2), np.int32))
+    pool = read_pool(source, known, model)
+    folder = open_store(store, model)
+    work = Shard(source, known, folder, model, settings, runtime, np.empty((0, 2), np.int32))
 
     kernel, tried, before = choose_pairs(work, pool, vectors, map)
     wanted_for = {"kernel": kernel, "tried": tried, "check": draw_check(pool, settings)}
@@ -111,11 +114,11 @@ def write_utility(
     return count_pairs(asked, before + done) | {"scoring_seconds": cost_of_kernel(folder, asked)}
 
 
-def open_store(store: Path, model: models.ModelChoice, template: str) -> Path:
-    """Return the folder that keeps the scores of a model under a template, after it says so itself."""
+def open_store(store: Path, model: models.ModelChoice) -> Path:
+    """Return the folder that keeps the scores of a model under its template, after it says so itself."""
     digest = models.model_digest(model)
-    folder = pair_store.store_folder(store, digest, template, CODE)
-    describe(folder, kind="pairs", model=model.name, model_digest=digest, code=CODE, template=template)
+    folder = pair_store.store_folder(store, digest, model.template, CODE)
+    describe(folder, kind="pairs", model=model.name, model_digest=digest, code=CODE, template=model.template)
     return folder
 
 
@@ -160,12 +163,12 @@ def cost_of_kernel(folder: Path, asked: pa.Table) -> float:
 
 def _describe(model: models.ModelChoice, settings: UtilitySettings) -> dict[str, Any]:
     """Return what determines the table; how the work was cut and run is no part of it."""
-    described = {name: value for name, value in vars(settings).items() if name not in ("shard_pairs", "pack_tokens")}
+    described = asdict(settings) | {"template": model.template}
     return described | {"model": model.name, "model_digest": models.model_digest(model)}
 
 
 @lru_cache(maxsize=1)
-def read_pool(source: Path, digest: str, model: models.ModelChoice, template: str) -> Pool:
+def read_pool(source: Path, digest: str, model: models.ModelChoice) -> Pool:
     """Read the examples that stand in a pair and tokenise each once; `digest` keys the cache.
 
     Raises:
@@ -185,7 +188,7 @@ def read_pool(source: Path, digest: str, model: models.ModelChoice, template: st
         count = len(sets["ground"])
         raise ValueError(f"{source}: the pool has {count} used example; utility needs at least 2, add examples")
     prompts = [join_instruction(row["instruction"], row["prompt"]) for row in rows]
-    encoding = encode(models.tokenizer(model), template, prompts, [row["response"] for row in rows])
+    encoding = encode(models.tokenizer(model), model.template, prompts, [row["response"] for row in rows])
     return Pool([row["id"] for row in rows], sets, encoding)
 
 
@@ -286,10 +289,10 @@ def split_by_length(pool: Pool, pairs: np.ndarray, max_tokens: int) -> tuple[np.
 
 
 def cut_shards(empty: Shard, lacking: pa.Table) -> list[Shard]:
-    """Cut the missing pairs, those of a demo together, into shards of `settings.shard_pairs`."""
+    """Cut the missing pairs, those of a demo together, into shards of `runtime.shard_pairs`."""
     pairs = np.column_stack([np.asarray(lacking["target"]), np.asarray(lacking["demo"])])
     pairs = pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))]
-    size = empty.settings.shard_pairs
+    size = empty.runtime.shard_pairs
     return [replace(empty, pairs=pairs[start : start + size]) for start in range(0, len(pairs), size)]
 
 
@@ -299,7 +302,7 @@ def score_shard(shard: Shard) -> int:
     Raises:
         ValueError: a non-finite score, naming the pair.
     """
-    pool = read_pool(shard.examples, shard.digest, shard.model, shard.settings.template)
+    pool = read_pool(shard.examples, shard.digest, shard.model)
     members: dict[int, list[int]] = {}
     pairs = shard.pairs.tolist()
     for target, demo in pairs:
@@ -308,7 +311,7 @@ def score_shard(shard: Shard) -> int:
     try:
         with model_lock:
             model, start = scoring_model(shard.model), time.perf_counter()
-            rows = score_responses(model, _groups(pool, members), shard.settings.pack_tokens)
+            rows = score_responses(model, _groups(pool, members), shard.runtime.pack_tokens)
             seconds = time.perf_counter() - start
     except NonFiniteError as error:
         demo = list(members)[error.group]
@@ -387,7 +390,7 @@ def _write_nothing(out: Path, provenance: Provenance) -> Mapping[str, Any]:
         ("skipped", schemas.SKIPPED),
     ):
         write_table(schema.empty_table(), out / f"{name}.parquet", provenance)
-    why = "the rows are chosen without utility (selection.rows_by)"
+    why = "the rows are chosen without utility (selection.selector)"
     write_json({"wanted": False, "why": why, "pairs_scored": 0, "pairs_skipped": 0}, out / "utility.json")
     return dict.fromkeys(("pairs_scored", "pairs_known", "alone_scored", "alone_known", "shards"), 0) | {
         "scoring_seconds": 0.0

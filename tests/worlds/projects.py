@@ -211,18 +211,12 @@ def toy_row(place: int) -> dict[str, str]:
 
 
 TOY = {
-    "profiles": {
-        "demo": {
-            "examples": {"pool_rows": 20, "held_out_rows": 4},
-            "utility": {"neighbours": 3, "check_targets": 2},
-            "finetuning": {"epochs": 1},
-            "evaluation": {"new_tokens": 4},
-        }
-    },
     "models": {"device": "cpu", "max_tokens": 128},
-    "utility": {"shard_pairs": 16},
-    "finetuning": {"arms": {"chosen": [0], "random": [0], "full": [0]}, "lora_rank": 2, "lora_alpha": 4},
-    "evaluation": {"bootstrap": 50, "demos": 1},
+    "examples": {"pool_rows": 20, "held_out_rows": 4},
+    "utility": {"neighbours": 3, "check_targets": 2},
+    "finetuning": {"arms": {"chosen": [0], "random": [0], "full": [0]}, "epochs": 1, "lora_rank": 2, "lora_alpha": 4},
+    "evaluation": {"new_tokens": 4, "bootstrap": 50, "demos": 1},
+    "runtime": {"shard_pairs": 16},
 }
 VERSIONS = "v1: {raw: raw/v1.txt}"
 GRAPHS = {

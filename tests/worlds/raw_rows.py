@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import read_table
-from tasks.examples.examples import ExamplesSettings, write_examples
+from tasks.examples.examples import write_examples
+from tasks.examples.settings import ExamplesSettings
 
 BASE = Path(__file__).parents[2] / "data"
 FIELDS = {"prompt": "prompt", "response": "response"}
@@ -36,11 +37,10 @@ def write_toy(folder: Path, toy, content=None, name: str = "toy.jsonl", **change
         "out": folder / "out",
         "version": "v1",
         "model": toy,
-        "template": "chat",
         "held_out_share": 0.05,
     }
     given = {name: changes.pop(name) for name in [*changes] if name in ExamplesSettings.__dataclass_fields__}
-    settings = ExamplesSettings(**{"fields": FIELDS, "held_out_in": 3} | given)
+    settings = ExamplesSettings(**{"fields": FIELDS, "held_out_every": 3} | given)
     write_examples(**(asked | changes), settings=settings)
     return read_table((asked | changes)["out"] / "examples.parquet", schemas.EXAMPLES)
 

@@ -7,23 +7,27 @@ import torch
 
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import read_table
-from tasks.gradients.gradients import GradientsSettings, write_gradients
+from tasks.gradients.gradients import write_gradients
+from tasks.gradients.settings import GradientsSettings
 from tasks.gradients.warmup import read_sets
+from tasks.settings import RuntimeSettings
 
 SMALL = GradientsSettings(
-    eta=1e-3,
+    order="second",
+    learning_rate=1e-3,
     curvature="corrected",
     lambda_prior=0.5,
     warmup_share=0.5,
     anchor_share=0.3,
     batch_rows=3,
-    shard_rows=4,
-    pack_tokens=120,
 )
+SMALL_RUNTIME = RuntimeSettings(shard_rows=4, pack_tokens=120)
 FIRST = replace(SMALL, order="first")
 
 
-def run(folder, model, settings=SMALL, *, out="out", scratch="scratch", store="store", map=map, **by):
+def run(
+    folder, model, settings=SMALL, *, out="out", scratch="scratch", store="store", runtime=SMALL_RUNTIME, map=map, **by
+):
     return write_gradients(
         examples=folder / "examples",
         out=folder / out,
@@ -32,8 +36,9 @@ def run(folder, model, settings=SMALL, *, out="out", scratch="scratch", store="s
         version="v1",
         model=model,
         settings=settings,
+        runtime=runtime,
         map=map,
-        **{"rows_by": "dualsft", "mask_by": "dualsft"} | by,
+        **{"selector": "dualsft", "mask_selector": "dualsft"} | by,
     )
 
 

@@ -6,17 +6,20 @@ from typing import Any
 
 from tasks.artifacts.tables import read_table
 from tasks.embedding.embedding import write_embedding
+from tasks.embedding.settings import EmbeddingSettings
 from tasks.models import ModelChoice
+from tasks.settings import RuntimeSettings
 from tasks.utility.settings import UtilitySettings
 from tasks.utility.utility import write_utility
 
-EXACT = UtilitySettings(kernel="exact", shard_pairs=10, pack_tokens=200)
+EXACT = UtilitySettings(kernel="exact", neighbours=8, check_targets=4)
+SMALL = RuntimeSettings(shard_pairs=10, pack_tokens=200, embedding_rows=4)
 
 
 def embed(root: Path, model: ModelChoice) -> None:
     """Write the embeddings of `root/examples`."""
     common = {"out": root / "embedding", "store": root / "texts", "version": "v1", "model": model}
-    write_embedding(examples=root / "examples", batch_rows=4, max_tokens=64, **common)
+    write_embedding(examples=root / "examples", settings=EmbeddingSettings(max_tokens=64), runtime=SMALL, **common)
 
 
 def run(
@@ -24,6 +27,7 @@ def run(
     model: ModelChoice,
     settings: UtilitySettings = EXACT,
     *,
+    runtime: RuntimeSettings = SMALL,
     out: str = "out",
     store: str = "pairs",
     wanted: bool = True,
@@ -38,6 +42,7 @@ def run(
         version="v1",
         model=model,
         settings=settings,
+        runtime=runtime,
         wanted=wanted,
         map=map,
     )

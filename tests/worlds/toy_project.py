@@ -12,11 +12,15 @@ from tamis.masks.tensor_layout import locate
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import Provenance, digest_inputs, read_table, write_json, write_table
 from tasks.audit import audit
+from tasks.audit.settings import AuditSettings
 from tasks.masks import mask_tables
+from tasks.masks.settings import MaskSettings
+from tasks.selection.settings import SelectionSettings
 from worlds import toy_corpus
 
 POOL, HELD_OUT = 6, 2
 EXAMPLES, SUBSET = ("examples", "examples.parquet"), ("selection", "subset.parquet")
+NO_MASK = MaskSettings(selector="none")
 MADE_FROM = {
     "embedding": [EXAMPLES],
     "utility": [EXAMPLES, ("embedding", "embedding.parquet")],
@@ -118,12 +122,18 @@ class World:
         made = {"version": version, "inputs": digest_inputs(*sources), "arms": {}}
         write_json(made, self.folder("finetuning", version) / "finetuning.json")
 
-    def check(self, **promises) -> pa.Table:
-        """Run the audit and return its table."""
-        asked = {"budget": {"count": 2}, "caps": {}, "floors": {}, "held_out_share": 0.05} | promises
+    def check(
+        self, *, held_out_share: float = 0.05, mask: MaskSettings = NO_MASK, raw: Path | None = None, **promises
+    ) -> pa.Table:
+        """Run the audit, with other settings of the selection where there are some, and return its table."""
+        asked = {
+            "selection_settings": SelectionSettings(**{"budget": {"count": 2}} | promises),
+            "mask": mask,
+            "settings": AuditSettings(held_out_share=held_out_share),
+        }
         stages = {stage: self.folder(stage) for stage in ("examples", "utility", "selection", "evaluation")}
         stages["previous_examples"] = self.folder("examples", self.previous)
-        audit.write_audit(**stages, out=self.folder("audit"), version="v1", **asked)
+        audit.write_audit(**stages, out=self.folder("audit"), version="v1", raw=raw, **asked)
         return read_table(self.folder("audit") / "audit.parquet", schemas.AUDIT)
 
     def found(self, check: str) -> list[str]:

@@ -11,10 +11,13 @@ import torch
 
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import Provenance, digest_inputs, read_table, write_table
+from tasks.masks.settings import MaskSettings
 from tasks.models import ModelChoice
-from tasks.selection.selection import SelectionSettings, write_selection
+from tasks.selection.selection import write_selection
+from tasks.selection.settings import SelectionSettings
 
 HALF = SelectionSettings(budget={"fraction": 0.5})
+NO_MASK = MaskSettings(selector="none")
 NOWHERE = ModelChoice("nowhere")  # rows are chosen without it
 
 
@@ -70,11 +73,18 @@ def write_embedding(folder: Path, ids: list[str], vectors: np.ndarray):
 
 
 def run(
-    folder: Path, settings: SelectionSettings = HALF, out: str = "out", *, model: ModelChoice = NOWHERE, **more
+    folder: Path,
+    settings: SelectionSettings = HALF,
+    out: str = "out",
+    *,
+    model: ModelChoice = NOWHERE,
+    mask: MaskSettings = NO_MASK,
+    **more,
 ) -> tuple[list[dict], dict]:
     """Return the subset's rows and the metrics."""
     sources = {name: folder / name for name in ("examples", "embedding", "utility", "scores", "gradients")}
-    write_selection(**sources, out=folder / out, version="v1", model=model, settings=settings, **more)
+    asked = {"settings": settings, "mask": mask}
+    write_selection(**sources, out=folder / out, version="v1", model=model, **asked, **more)
     subset = read_table(folder / out / "subset.parquet", schemas.SUBSET).to_pylist()
     return subset, json.loads((folder / out / "selection.json").read_text())
 

@@ -11,16 +11,21 @@ from safetensors.torch import save_file
 from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import Provenance, digest_inputs, write_table
-from tasks.evaluation.evaluation import EvaluationSettings, write_evaluation
+from tasks.evaluation.evaluation import write_evaluation
+from tasks.evaluation.settings import EvaluationSettings
 from tasks.finetuning import trainer
 from tasks.finetuning.finetuning import write_finetuning
-from tasks.finetuning.trainer import ArmProgress, FinetuningSettings
-from tasks.gradients.warmup import GradientsSettings
+from tasks.finetuning.settings import FinetuningSettings
+from tasks.finetuning.trainer import ArmProgress
+from tasks.gradients.settings import GradientsSettings
 from tasks.masks import mask_tables
+from tasks.masks.settings import MaskSettings
+from tasks.settings import RuntimeSettings
 from worlds.toy_corpus import learn, row, write_examples, write_rows
 
 ROWS, HELD_OUT = 12, 3
 CHOSEN = {1, 4, 6, 9, 10}
+SMALL_RUNTIME = RuntimeSettings(pack_tokens=120)
 
 
 def make_world(folder: Path) -> Path:
@@ -46,7 +51,7 @@ def write_mask(
 ) -> dict[str, torch.Tensor]:
     """Write the mask of a world, by random scores whatever it says that it is by, and return it."""
     source, examples = folder / "gradients/phi_param.safetensors", folder / "examples/examples.parquet"
-    rule = mask_tables.MaskRule(by, {"fraction": fraction}, signed=False, layer_share=0.2, module_share=0.2, seed=seed)
+    settings = MaskSettings(selector=by, budget={"fraction": fraction}, seed=seed)
     source.parent.mkdir(exist_ok=True)
     asked = {"scores": by, "model_digest": models.model_digest(model)}
     record = json.dumps(asdict(Provenance("gradients", "v1", asked, digest_inputs(examples))))
@@ -54,7 +59,7 @@ def write_mask(
     scores = {name: torch.from_numpy(mask_tables.draw(name, shape, seed)) for name, shape in shapes.items()}
     save_file(scores, source, {"tamis": record})
     mask_tables.write_mask(
-        rule, examples=examples, gradients=source.parent, out=folder / "selection", version="v1", model=model
+        settings, examples=examples, gradients=source.parent, out=folder / "selection", version="v1", model=model
     )
     return {
         name: torch.from_numpy(places) for name, places in mask_tables.read_mask(folder / "selection", model).items()
@@ -90,7 +95,9 @@ def write(
     settings: FinetuningSettings,
     out: str = "out",
     previous: Path | None = None,
+    update_steps: int | None = None,
     gradients: GradientsSettings | None = None,
+    runtime: RuntimeSettings = SMALL_RUNTIME,
 ) -> dict:
     """Train and return what the run says of itself."""
     return write_finetuning(
@@ -102,6 +109,8 @@ def write(
         version="v1",
         model=model,
         settings=settings,
+        runtime=runtime,
+        update_steps=update_steps,
         gradients=gradients,
     )
 
@@ -124,7 +133,7 @@ def interrupt(monkeypatch, arm: str, after: int) -> None:
 
 def evaluate(world: Path, before: Path, model, settings: EvaluationSettings, **others) -> Path:
     """Evaluate the arms in `out` against those in `before` / `out` and return the artifact's folder."""
-    asked = {"out": world / "evaluation", "version": "v2", "previous": "v1", "template": "chat"} | others
+    asked = {"out": world / "evaluation", "version": "v2", "previous": "v1"} | others
     write_evaluation(
         examples=world / "examples",
         arms=world / "out",

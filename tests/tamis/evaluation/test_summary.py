@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tamis.evaluation.summary import limit_spending, spread_caps, summarise
+from tamis.evaluation.summary import NO_CHANCE, limit_spending, spread_caps, summarise
 
 ARM = {"rows": 2, "loss": 1.5, "loss_low": 1.0, "loss_high": 2.0, "seeds": 1, "loss_by_seed": {"0": 1.5}}
 
@@ -34,7 +34,13 @@ def test_arms_are_listed_by_their_rows():
     metrics = {"arms": {"chosen": ARM, "base": ARM | {"rows": 0, "loss": 1.7}}}
     summary = summarise(metrics, {"pairs_scored": 12}, {})
     assert summary.arms == [("base", 0, 1.7, 1.0, 2.0, 1), ("chosen", 2, 1.5, 1.0, 2.0, 1)]
-    assert (summary.pairs_scored, summary.notes) == (12, [])
+    assert summary.pairs_scored == 12
+
+
+def test_where_chance_is_left_out_nothing_is_known_about_it():
+    arms = {"base": ARM | {"rows": 0}, "chosen": ARM}
+    assert summarise({"arms": arms}, {"pairs_scored": 0}, {}).notes == [NO_CHANCE]
+    assert summarise({"arms": arms | {"random": ARM}}, {"pairs_scored": 0}, {}).notes == []
 
 
 def test_losses_of_several_seeds_are_shown_apart():
@@ -105,6 +111,7 @@ def test_how_many_answers_are_right_is_told_per_arm_with_those_that_were_cut():
     arms = {"base": make_arm(0.125), "chosen": make_arm(0.25, 0.5)}
     metrics = {"arms": arms, "task_metric": "exact_match", "floor": False, "held_out_rows": 8}
     assert summarise(metrics, {"pairs_scored": 0}, {}).notes == [
+        NO_CHANCE,
         "exact_match of base: 0.125 (0.000 to 0.250)",
         "exact_match of chosen: 0.250 (0.125 to 0.375); 50% of its answers were cut at evaluation.new_tokens",
     ]

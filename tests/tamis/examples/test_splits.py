@@ -38,28 +38,28 @@ SIZES = st.dictionaries(st.text("abcdef", min_size=1, max_size=2), st.integers(1
 def test_prompts_that_only_look_different_fall_on_one_side(prompt, space):
     spaced = space + space.join(prompt.split(" ")) + space
     for other in (spaced, unicodedata.normalize("NFKD", prompt)):
-        assert is_held_out(other, seed=3, held_out_in=2) == is_held_out(prompt, seed=3, held_out_in=2)
+        assert is_held_out(other, seed=3, held_out_every=2) == is_held_out(prompt, seed=3, held_out_every=2)
 
 
 @given(TEXT, st.integers(0, 9), st.integers(1, 7))
-def test_the_split_is_the_documented_rule(prompt, seed, held_out_in):
+def test_the_split_is_the_documented_rule(prompt, seed, held_out_every):
     whole = int(hashlib.sha256((str(seed) + fold(prompt)).encode()).hexdigest(), 16)
-    assert is_held_out(prompt, seed=seed, held_out_in=held_out_in) == (whole % held_out_in == 0)
+    assert is_held_out(prompt, seed=seed, held_out_every=held_out_every) == (whole % held_out_every == 0)
 
 
 def test_about_one_prompt_in_five_is_held_out():
-    held_out = sum(is_held_out(f"prompt {k}", seed=0, held_out_in=5) for k in range(5000))
+    held_out = sum(is_held_out(f"prompt {k}", seed=0, held_out_every=5) for k in range(5000))
     assert abs(held_out - 1000) < 4 * (5000 * 0.2 * 0.8) ** 0.5
 
 
 def test_a_seed_gives_another_split():
-    splits = [[is_held_out(f"prompt {k}", seed=seed, held_out_in=2) for k in range(64)] for seed in (0, 1)]
+    splits = [[is_held_out(f"prompt {k}", seed=seed, held_out_every=2) for k in range(64)] for seed in (0, 1)]
     assert splits[0] != splits[1]
 
 
 def test_holding_out_one_in_none_is_refused():
-    with pytest.raises(ValueError, match="held_out_in is 0; one prompt in so many is held out, so give 1 or more"):
-        is_held_out("a", seed=0, held_out_in=0)
+    with pytest.raises(ValueError, match="held_out_every is 0; one prompt in so many is held out, so give 1 or more"):
+        is_held_out("a", seed=0, held_out_every=0)
 
 
 @given(st.lists(st.sampled_from("abcd")))
@@ -116,7 +116,7 @@ def rows_of(pairs, seed=0, changes=None):
     """Return rows of prompt and response, each prompt a topic of its own, half of the prompts held out."""
     prompts = [prompt for prompt, _ in pairs]
     ids = [identify(*pair) for pair in pairs]
-    sides = assign_sides(prompts, [None] * len(pairs), held_out_in=2, seed=seed)
+    sides = assign_sides(prompts, [None] * len(pairs), held_out_every=2, seed=seed)
     return Rows(ids, link_duplicates(ids), sides, prompts, changes or ["new"] * len(pairs))
 
 
@@ -214,11 +214,11 @@ def test_a_target_task_without_enough_rows_is_refused(topic, count):
 
 def test_a_target_row_with_the_prompt_of_a_held_out_row_is_refused():
     prompts = ["What is history?", "what is  history?", "Hi"]
-    assert assign_sides(prompts[:1], ["target"], held_out_in=5, seed=0) == ["target"]
+    assert assign_sides(prompts[:1], ["target"], held_out_every=5, seed=0) == ["target"]
     with pytest.raises(SplitError, match=r"1 of 1 target rows have the prompt of a held-out row, first rows \[0\]"):
-        assign_sides(prompts, ["target", None, None], held_out_in=5, seed=0)
+        assign_sides(prompts, ["target", None, None], held_out_every=5, seed=0)
     with pytest.raises(SplitError, match=r"1 of 1 target rows have the prompt of a held-out row, first rows \[1\]"):
-        assign_sides(["Bye", "Hi"], [None, "target"], held_out_in=5, seed=0, measured=["hi"])
+        assign_sides(["Bye", "Hi"], [None, "target"], held_out_every=5, seed=0, measured=["hi"])
 
 
 @pytest.mark.parametrize("side", ["pool", "target", "held_out"])

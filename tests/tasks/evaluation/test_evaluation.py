@@ -25,7 +25,6 @@ from tasks.evaluation import evaluation
 from tasks.evaluation.evaluation import (
     Answers,
     EvaluationError,
-    EvaluationSettings,
     Run,
     generate,
     measure,
@@ -33,9 +32,11 @@ from tasks.evaluation.evaluation import (
     read_held_out,
     write_evaluation,
 )
+from tasks.evaluation.settings import EvaluationSettings
 from tasks.finetuning.finetuning import write_finetuning
-from tasks.finetuning.trainer import FinetuningSettings
+from tasks.finetuning.settings import FinetuningSettings
 from tasks.models import ModelChoice
+from tasks.settings import RuntimeSettings
 
 HELD_OUT = 5
 SETTINGS = EvaluationSettings(new_tokens=6, demos=0, bootstrap=200)
@@ -91,10 +92,11 @@ def train(folder: Path, model: ModelChoice, settings: FinetuningSettings) -> Non
         version="v1",
         model=model,
         settings=settings,
+        runtime=RuntimeSettings(),
     )
 
 
-def run(folder: Path, model: ModelChoice, out: str = "evaluation", template: str = "chat") -> Path:
+def run(folder: Path, model: ModelChoice, out: str = "evaluation") -> Path:
     write_evaluation(
         examples=folder / "examples",
         arms=folder / "finetuning",
@@ -106,13 +108,12 @@ def run(folder: Path, model: ModelChoice, out: str = "evaluation", template: str
         model=model,
         embedding_model=model,
         settings=SETTINGS,
-        template=template,
     )
     return folder / out
 
 
 def held_out_of(folder: Path, model: ModelChoice) -> evaluation.HeldOut:
-    return read_held_out({"v1": folder / "examples", "base": folder / "base/examples"}, model, "chat")
+    return read_held_out({"v1": folder / "examples", "base": folder / "base/examples"}, model)
 
 
 def table_of(folder: Path) -> pa.Table:
@@ -293,14 +294,14 @@ def test_rows_of_an_arm_do_not_depend_on_the_other_arms(copy, toy, world):
 
 
 def test_fully_trained_arms_and_the_delift_template_are_evaluated(tmp_path, toy):
-    settings = replace(TRAINING, arms={"full": [0]}, method="full", template="delift", learning_rate=1e-3)
-    train(tmp_path, toy, settings)
-    arms = json.loads((run(tmp_path, toy, template="delift") / "metrics.json").read_text())["arms"]
+    toy = replace(toy, template="delift")
+    train(tmp_path, toy, replace(TRAINING, arms={"chosen": [0], "full": [0]}, method="full", learning_rate=1e-3))
+    arms = json.loads((run(tmp_path, toy) / "metrics.json").read_text())["arms"]
     assert arms["full"]["loss"] < arms["base"]["loss"]
 
 
 def test_losses_alone_are_those_of_the_evaluation(world, toy):
-    table, places = table_of(world), {"examples": world / "examples", "model": toy, "template": "chat", "new_tokens": 4}
+    table, places = table_of(world), {"examples": world / "examples", "model": toy, "new_tokens": 4}
     found = measure_losses(arms=world / "finetuning", **places) | {"base": measure_losses(arms=None, **places)}
     assert list(found["losses"]) == ["chosen-0", "random-0", "random-1", "full-0"]
     for label, losses in {**found["losses"], **found["base"]["losses"]}.items():
@@ -311,7 +312,7 @@ def test_losses_alone_are_those_of_the_evaluation(world, toy):
 
 def test_right_answers_alone_are_told_where_a_task_metric_is_asked(world, toy, monkeypatch):
     monkeypatch.setattr(evaluation, "generate", lambda *asked: [("it is 18", False)] * len(asked[3]))
-    places = {"examples": world / "examples", "model": toy, "template": "chat", "new_tokens": 4}
+    places = {"examples": world / "examples", "model": toy, "new_tokens": 4}
     found = measure_losses(arms=None, **places, metric="exact_match")
     assert found["correct"] == {"base": [False, True, False, False, False]}  # 8 + 8, 9 + 9, ...
     assert measure_losses(arms=None, **places)["correct"] == {}
@@ -319,7 +320,7 @@ def test_right_answers_alone_are_told_where_a_task_metric_is_asked(world, toy, m
 
 def test_no_held_out_rows_is_an_error(copy, toy):
     write_examples(copy / "examples", pool=8, held_out=0)
-    with pytest.raises(EvaluationError, match=r"0 of 8 used rows are held out, .*lower examples.held_out_in"):
+    with pytest.raises(EvaluationError, match=r"0 of 8 used rows are held out, .*lower examples.held_out_every"):
         run(copy, toy)
 
 

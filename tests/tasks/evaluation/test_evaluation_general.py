@@ -19,14 +19,15 @@ from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import read_table
 from tasks.evaluation import evaluation, inputs, sandbox
-from tasks.evaluation.evaluation import EvaluationSettings, Run, loaded, measure_losses, score
+from tasks.evaluation.evaluation import Run, loaded, measure_losses, score
 from tasks.evaluation.inputs import EvaluationError, read_held_out
-from tasks.finetuning.trainer import FinetuningSettings
+from tasks.evaluation.settings import EvaluationSettings
+from tasks.finetuning.settings import FinetuningSettings
 from tasks.masks import sparse_deltas
 from tasks.models import ModelChoice
 
 SETTINGS = EvaluationSettings(new_tokens=4, demos=1, bootstrap=50)
-TRAINING = FinetuningSettings(arms={"chosen": [0], "random": [0, 1]}, learning_rate=1e-2, batch_rows=4)
+TRAINING = FinetuningSettings(arms={"chosen": [0], "random": [0, 1]}, epochs=1, learning_rate=1e-2, batch_rows=4)
 LABELS = [("base", None), ("chosen", 0), ("random", 0), ("random", 1)]
 GENERAL = 2
 TESTS = "assert double(2) == 4"
@@ -90,7 +91,7 @@ def test_every_trained_model_and_the_base_answer_the_general_rows(home):
 
 def test_losses_on_general_rows_are_those_of_whole_float64_passes(home, model, toy_folder):
     network = AutoModelForCausalLM.from_pretrained(toy_folder, dtype=torch.float64).eval()
-    encoding = read_held_out({"v1": home / "v1/examples"}, model, "chat").encoding
+    encoding = read_held_out({"v1": home / "v1/examples"}, model).encoding
     for place, one in enumerate(rows_of(table_of(home), held_out_of="general", arm="base"), start=HELD_OUT):
         before = encoding.base + encoding.queries[place]
         assert one["loss"] == pytest.approx(
@@ -130,9 +131,7 @@ def test_general_rows_leave_all_other_figures_alone(home, copy, model):
 
 
 def test_losses_alone_are_those_of_the_evaluation_with_those_on_general_rows_apart(home, model):
-    found = measure_losses(
-        arms=home / "v1/out", examples=home / "v1/examples", model=model, template="chat", new_tokens=4
-    )
+    found = measure_losses(arms=home / "v1/out", examples=home / "v1/examples", model=model, new_tokens=4)
     assert list(found["losses"]) == list(found["general_losses"]) == ["chosen-0", "random-0", "random-1"]
     for prefix, version in (("", "v1"), ("general_", "general")):
         for label, losses in found[f"{prefix}losses"].items():
@@ -144,14 +143,16 @@ def test_losses_alone_are_those_of_the_evaluation_with_those_on_general_rows_apa
 
 def test_losses_alone_have_none_on_general_rows_where_there_are_none(copy, model):
     write_examples(copy / "v1/examples", pool=ROWS, held_out=HELD_OUT)
-    found = measure_losses(arms=None, examples=copy / "v1/examples", model=model, template="chat", new_tokens=4)
+    found = measure_losses(arms=None, examples=copy / "v1/examples", model=model, new_tokens=4)
     assert (found["general_ids"], found["general_losses"]) == ([], {})
     assert len(found["losses"]["base"]) == HELD_OUT
 
 
 def test_a_version_with_the_name_of_the_general_set_is_refused(home, model):
-    with pytest.raises(EvaluationError, match=r"a data version is called 'general', as is the set of examples.general"):
-        read_held_out({"general": home / "v1/examples"}, model, "chat")
+    with pytest.raises(
+        EvaluationError, match=r"a data version is called 'general', as is the set of examples.retention_set"
+    ):
+        read_held_out({"general": home / "v1/examples"}, model)
 
 
 def test_without_a_task_metric_nothing_is_right_or_wrong(home):
@@ -173,7 +174,7 @@ def say(monkeypatch, texts: list[str]) -> None:
 
 def answers_of(home: Path, model) -> list[str]:
     """Reference answers of the held-out rows, then of the general ones, said in other words."""
-    rows = read_held_out({"v1": home / "v1/examples"}, model, "chat").rows
+    rows = read_held_out({"v1": home / "v1/examples"}, model).rows
     return [f"1 + 1 #### {one['response'].rstrip('!')}.0" for one in rows]
 
 
@@ -236,7 +237,7 @@ def test_a_run_with_a_delta_is_its_base_with_other_entries_for_as_long_as_it_is_
     values = before.flatten()[places] + 1
     shapes = {each: tuple(one.shape) for each, one in named.items()}
     sparse_deltas.write_delta(Delta(shapes, {name: places}, {name: values}), tmp_path, model, {})
-    held_out = read_held_out({"v1": home / "v1/examples"}, model, "chat")
+    held_out = read_held_out({"v1": home / "v1/examples"}, model)
     arm = Run("chosen", 0, inputs.TRAINED, 1, tmp_path)
     with loaded(arm, base, model) as network:
         assert network is base

@@ -20,12 +20,13 @@ from tamis.language.templates import encode, encode_demos
 from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import ArtifactError, read_table
-from tasks.evaluation.evaluation import Conditions, EvaluationSettings, Run, read_held_out, read_runs, show_rows
-from tasks.finetuning.trainer import FinetuningSettings
+from tasks.evaluation.evaluation import Conditions, Run, read_held_out, read_runs, show_rows
+from tasks.evaluation.settings import EvaluationSettings
+from tasks.finetuning.settings import FinetuningSettings
 from tasks.models import ModelChoice
 
 SETTINGS = EvaluationSettings(new_tokens=4, demos=2, bootstrap=50)
-TRAINING = FinetuningSettings(arms={"chosen": [0, 1], "random": [0, 1], "full": [0]}, batch_rows=8)
+TRAINING = FinetuningSettings(arms={"chosen": [0, 1], "random": [0, 1], "full": [0]}, epochs=1, batch_rows=8)
 SHOWN = [("chosen", 0), ("random", 0), ("random", 1), ("full", 0)]
 HELD_OUT = 3
 
@@ -61,13 +62,13 @@ def metrics_of(home: Path) -> dict:
     return json.loads((home / "v1/evaluation/metrics.json").read_text())
 
 
-def prompts_of(home: Path, model, template: str = "chat", settings: EvaluationSettings = SETTINGS) -> list[Run]:
-    held_out = read_held_out({"v1": home / "v1/examples", "base": home / "base/examples"}, model, template)
-    conditions = Conditions(model, model, template, settings)
+def prompts_of(home: Path, model, settings: EvaluationSettings = SETTINGS) -> list[Run]:
+    held_out = read_held_out({"v1": home / "v1/examples", "base": home / "base/examples"}, model)
+    conditions = Conditions(model, model, settings)
     return show_rows(read_runs(home / "v1/out", home / "base/out"), home / "v1/examples", held_out, conditions)
 
 
-def slow_prompts(home: Path, model, label: str, template: str, demos: int) -> list[list[int]]:
+def slow_prompts(home: Path, model, label: str, demos: int) -> list[list[int]]:
     """Prefix and query of each held-out row: an embedding per text, all rows of the arm sorted."""
     table = read_table(home / "v1/examples/examples.parquet", schemas.EXAMPLES).to_pylist()
     ids = json.loads((home / "v1/out/arms" / label / "rows.json").read_text())
@@ -81,27 +82,27 @@ def slow_prompts(home: Path, model, label: str, template: str, demos: int) -> li
     for row in (row for row in table if row["split"] == "held_out"):
         asked = embed(row["prompt"])
         near = sorted(known, key=lambda other: -float(asked @ embed(other["prompt"])))[:demos]
-        prefix = encode_demos(tokenizer, template, [(one["prompt"], one["response"]) for one in reversed(near)])
-        found.append(prefix + encode(tokenizer, template, [row["prompt"]], ["x"]).queries[0])
+        prefix = encode_demos(tokenizer, model.template, [(one["prompt"], one["response"]) for one in reversed(near)])
+        found.append(prefix + encode(tokenizer, model.template, [row["prompt"]], ["x"]).queries[0])
     return found
 
 
 @pytest.mark.parametrize("template", ["chat", "delift"])
 @pytest.mark.parametrize("demos", [1, 3])
 def test_prompts_show_the_nearest_rows_of_the_arm_the_nearest_last(home, model, template, demos):
-    model = replace(model, max_tokens=1000)
-    runs = prompts_of(home, model, template, replace(SETTINGS, demos=demos))
+    model = replace(model, max_tokens=1000, template=template)
+    runs = prompts_of(home, model, replace(SETTINGS, demos=demos))
     assert [(one.arm, one.seed) for one in runs] == SHOWN
     for one in runs:
         assert one.encoding.base == []
-        assert one.encoding.queries == slow_prompts(home, model, f"{one.arm}-{one.seed}", template, demos)
+        assert one.encoding.queries == slow_prompts(home, model, f"{one.arm}-{one.seed}", demos)
 
 
 def test_an_arm_of_few_rows_shows_all_of_them(home, model):
     settings = replace(SETTINGS, demos=99)
     chosen, *_ = prompts_of(home, replace(model, max_tokens=10_000), settings=settings)
     assert chosen.fewer_demos == 0
-    assert chosen.encoding.queries == slow_prompts(home, model, "chosen-0", "chat", 5)
+    assert chosen.encoding.queries == slow_prompts(home, model, "chosen-0", 5)
 
 
 def test_losses_and_answers_are_those_of_the_base_model_asked_one_by_one(home, model, toy_folder):

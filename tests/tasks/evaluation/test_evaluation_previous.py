@@ -19,8 +19,9 @@ from worlds.toy_training import evaluate, make_next, make_world, rows_of, run
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import ArtifactError, provenance, read_table
 from tasks.evaluation import evaluation
-from tasks.evaluation.evaluation import EvaluationSettings, read_held_out
-from tasks.finetuning.trainer import FinetuningSettings
+from tasks.evaluation.evaluation import read_held_out
+from tasks.evaluation.settings import EvaluationSettings
+from tasks.finetuning.settings import FinetuningSettings
 from tasks.models import ModelChoice
 
 SETTINGS = EvaluationSettings(new_tokens=4, demos=0, bootstrap=50)
@@ -84,7 +85,7 @@ def test_losses_are_those_of_whole_float64_passes_one_by_one(home, model, toy_fo
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of peft's use of transformers
         network = PeftModel.from_pretrained(base, home / place).double().eval()
     folders = {version: home / version / "examples", "base": home / "v1/examples"}
-    encoding = read_held_out(folders, model, "chat").encoding
+    encoding = read_held_out(folders, model).encoding
     rows = rows_of(table_of(home), arm=arm, held_out_of=version)
     assert len(rows) == 3
     for number, row in enumerate(rows):

@@ -27,7 +27,7 @@ def make(tmp_path, toy):
 def test_rows_become_examples(make, tmp_path):
     table = make(ROWS, fields=FIELDS | {"topic": "topic"})
     first = table.to_pylist()[0]
-    held_out = is_held_out("what is 0 + 0?", seed=0, held_out_in=3)
+    held_out = is_held_out("what is 0 + 0?", seed=0, held_out_every=3)
     assert first == {
         "row": 0,
         "id": identify("what is 0 + 0?", "it is 0"),
@@ -153,7 +153,7 @@ def test_what_is_not_sampled_stays_and_says_so(make, tmp_path):
 
 
 def test_low_held_out_shares_are_named(make, tmp_path):
-    kept = [row for row in ROWS if not is_held_out(row["prompt"], seed=0, held_out_in=3)]
+    kept = [row for row in ROWS if not is_held_out(row["prompt"], seed=0, held_out_every=3)]
     dull = [{"prompt": row["prompt"], "response": "dull", "topic": "dull"} for row in kept]
     make(ROWS + dull, fields=FIELDS | {"topic": "topic"})
     found = read_metrics(tmp_path)
@@ -172,7 +172,7 @@ def test_the_sample_data_is_all_there_and_as_it_was(make, tmp_path, toy, version
         raw=ROOT / "data/raw" / version,
         fields=FIELDS | {"topic": "topic"},
         model=replace(toy, max_tokens=10_000),
-        held_out_in=5,
+        held_out_every=5,
         pool_rows=160,
         held_out_rows=40,
     )
@@ -193,7 +193,7 @@ def test_no_prompt_changes_sides_between_versions():
     for path in sorted((ROOT / "data/raw").glob("v*/*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             prompt = json.loads(line)["prompt"]
-            sides.setdefault(prompt, set()).add(is_held_out(prompt, seed=0, held_out_in=5))
+            sides.setdefault(prompt, set()).add(is_held_out(prompt, seed=0, held_out_every=5))
     assert len(sides) > 500
     assert all(len(side) == 1 for side in sides.values())
 

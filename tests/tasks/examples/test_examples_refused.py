@@ -205,7 +205,7 @@ def test_a_mistyped_choice_is_refused(make):
 
 
 def pick(held_out: bool) -> list[dict]:
-    return [row for row in ROWS if is_held_out(row["prompt"], seed=0, held_out_in=3) is held_out]
+    return [row for row in ROWS if is_held_out(row["prompt"], seed=0, held_out_every=3) is held_out]
 
 
 def test_a_single_example_is_refused(make, tmp_path):
@@ -230,7 +230,7 @@ def test_nothing_held_out_is_refused(make):
 
 
 def test_nothing_but_held_out_rows_is_refused(make):
-    with pytest.raises(ExamplesError, match=r"the pool has 0 usable examples .*raise examples.held_out_in"):
+    with pytest.raises(ExamplesError, match=r"the pool has 0 usable examples .*raise examples.held_out_every"):
         make(pick(held_out=True))
 
 

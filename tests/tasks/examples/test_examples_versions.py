@@ -11,7 +11,7 @@ from tasks.artifacts import schemas
 from tasks.artifacts.tables import read_table
 from tasks.examples.raw_files import ExamplesError
 
-POOL = [row for row in ROWS if not is_held_out(row["prompt"], seed=0, held_out_in=3)]
+POOL = [row for row in ROWS if not is_held_out(row["prompt"], seed=0, held_out_every=3)]
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_target_task_is_named_by_topic(make, tmp_path):
     rows = make(ROWS, fields=fields, target={"topic": "sums1", "rows": 2}).to_pylist()
     target = [row for row in rows if row["split"] == "target"]
     assert [row["topic"] for row in target] == ["sums1"] * 2
-    assert all(row["used"] and not is_held_out(row["prompt"], seed=0, held_out_in=3) for row in target)
+    assert all(row["used"] and not is_held_out(row["prompt"], seed=0, held_out_every=3) for row in target)
     assert read_metrics(tmp_path)["used"]["target"] == 2
 
 
@@ -180,11 +180,14 @@ def test_a_general_row_that_the_version_before_chose_is_refused(follow, tmp_path
 @pytest.mark.parametrize(
     ("asked", "text"),
     [
-        ({"general": "nowhere"}, "examples.general is 'nowhere' and .* has no such file or folder; put its rows there"),
-        ({"general": "blank.jsonl"}, "examples.general is 'blank.jsonl' and gives no row"),
+        (
+            {"general": "nowhere"},
+            "examples.retention_set is 'nowhere' and .* has no such file or folder; put its rows there",
+        ),
+        ({"general": "blank.jsonl"}, "examples.retention_set is 'blank.jsonl' and gives no row"),
         (
             {"general": "known", "target": {"path": "known/facts.jsonl"}},
-            "1 of 1 files are named by examples.target.path and examples.general, first v1/known/facts.jsonl",
+            "1 of 1 files are named by examples.target.path and examples.retention_set, first v1/known/facts.jsonl",
         ),
     ],
 )

@@ -20,12 +20,13 @@ from worlds.toy_training import ROWS, content, interrupt, make_world, run, write
 from tasks import models
 from tasks.artifacts.tables import ArtifactError, digest_inputs
 from tasks.finetuning import finetuning, trainer
-from tasks.finetuning.trainer import ArmProgress, FinetuningSettings, TrainingError
+from tasks.finetuning.settings import FinetuningSettings
+from tasks.finetuning.trainer import ArmProgress, TrainingError
 
 SETTINGS = FinetuningSettings(
     arms={"chosen": [0], "random": [0, 1], "full": [0]}, epochs=2, learning_rate=1e-2, batch_rows=2, save_steps=2
 )
-ONE = replace(SETTINGS, arms={"full": [0]}, save_steps=4)  # 12 steps
+ONE = replace(SETTINGS, arms={"chosen": [0]}, epochs=4, save_steps=4)  # 12 steps
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -104,9 +105,9 @@ def test_an_artifact_that_was_not_recorded_is_made_again_without_training(world,
 
 
 def test_a_run_begins_by_removing_what_it_has_no_use_for(world, toy, monkeypatch):
-    run(world, toy, replace(SETTINGS, arms={"random": [0, 1]}, epochs=1))
+    run(world, toy, replace(SETTINGS, arms={"chosen": [1], "random": [0]}, epochs=1))
     stale = {path.name for path in (world / "scratch").iterdir()}
-    interrupt(monkeypatch, "full-0", 6)
+    interrupt(monkeypatch, "chosen-0", 6)
     with pytest.raises(RuntimeError, match="out of power"):
         run(world, toy, ONE)
     (home,) = (world / "scratch").iterdir()
@@ -136,7 +137,7 @@ def test_numbers_and_curve_hold_every_arm(trained):
 
 
 def test_training_lowers_the_loss(world, toy):
-    out = run(world, toy, replace(ONE, epochs=6))
+    out = run(world, toy, replace(ONE, epochs=12))
     losses = [float(line.split(",")[4]) for line in (out / "curve.csv").read_text().splitlines()[1:]]
     assert np.mean(losses[-6:]) < np.mean(losses[:6]) - 0.1
 
@@ -148,24 +149,24 @@ def test_same_seed_gives_the_same_bits(world, toy, method):
 
 
 def test_seeds_differ(world, toy):
-    out = run(world, toy, replace(SETTINGS, arms={"full": [0, 1]}))
-    one, other = (content(out / "arms" / f"full-{seed}") for seed in (0, 1))
+    out = run(world, toy, replace(SETTINGS, arms={"chosen": [0, 1]}))
+    one, other = (content(out / "arms" / f"chosen-{seed}") for seed in (0, 1))
     assert one["adapter_model.safetensors"] != other["adapter_model.safetensors"]
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-@pytest.mark.parametrize("after", [6, 9], ids=["at an epoch's end", "inside an epoch"])
+@pytest.mark.parametrize("after", [6, 8], ids=["at an epoch's end", "inside an epoch"])
 def test_interrupted_arm_resumes_from_its_checkpoint_bit_for_bit(world, toy, monkeypatch, steps, method, after):
-    settings = replace(ONE, method=method, save_steps=3)
+    settings = replace(ONE, method=method, save_steps=2)
     whole = run_afresh(world, toy, settings, "whole")
     counting = trainer.ArmProgress
-    interrupt(monkeypatch, "full-0", after)
+    interrupt(monkeypatch, "chosen-0", after)
     with pytest.raises(RuntimeError, match="out of power"):
         run(world, toy, settings)
     steps.clear()
     monkeypatch.setattr(trainer, "ArmProgress", counting)
     resumed = run(world, toy, settings)
-    assert steps == ["full-0"] * (12 - after)
+    assert steps == ["chosen-0"] * (12 - after)
     assert content(resumed) == content(whole)
 
 
@@ -184,7 +185,7 @@ def test_finished_arms_are_not_trained_again(world, toy, monkeypatch, steps):
 def test_checkpoint_cut_short_by_a_kill_is_not_resumed(world, toy, monkeypatch, steps):
     whole = run_afresh(world, toy, ONE, "whole")
     counting = trainer.ArmProgress
-    interrupt(monkeypatch, "full-0", 6)
+    interrupt(monkeypatch, "chosen-0", 6)
     with pytest.raises(RuntimeError, match="out of power"):
         run(world, toy, ONE)
     (torn,) = (world / "scratch").glob("*/checkpoints")
@@ -198,7 +199,7 @@ def test_checkpoint_cut_short_by_a_kill_is_not_resumed(world, toy, monkeypatch, 
 
 def test_changed_setting_starts_an_arm_anew(world, toy, monkeypatch, steps):
     counting = trainer.ArmProgress
-    interrupt(monkeypatch, "full-0", 6)
+    interrupt(monkeypatch, "chosen-0", 6)
     with pytest.raises(RuntimeError, match="out of power"):
         run(world, toy, ONE)
     monkeypatch.setattr(trainer, "ArmProgress", counting)
@@ -207,16 +208,16 @@ def test_changed_setting_starts_an_arm_anew(world, toy, monkeypatch, steps):
 
 
 def test_error_in_an_arm_says_which_arm(world, toy, monkeypatch):
-    interrupt(monkeypatch, "full-0", 6)
+    interrupt(monkeypatch, "chosen-0", 6)
     with pytest.raises(RuntimeError) as caught:
         run(world, toy, ONE)
-    assert caught.value.__notes__[0].startswith("arm full-0; the next run goes on from")
+    assert caught.value.__notes__[0].startswith("arm chosen-0; the next run goes on from")
 
 
 def test_adapter_names_the_model_as_it_was_chosen(world, toy, toy_folder, monkeypatch):
     monkeypatch.setattr(models, "_package_folder", lambda name: toy_folder)
     out = run(world, replace(toy, name="package:toy"), ONE)
-    config = json.loads((out / "arms/full-0/adapter_config.json").read_text())
+    config = json.loads((out / "arms/chosen-0/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "package:toy"
     assert config["target_modules"] == sorted(config["target_modules"])
     assert all(str(toy_folder).encode() not in text for text in content(out).values())
@@ -246,7 +247,7 @@ def test_whole_model_is_the_base_with_the_adapters_merged_in(world, toy, toy_fol
 
 def test_full_method_writes_a_model_folder(world, toy, toy_folder):
     out = run(world, toy, replace(ONE, method="full"))
-    folder = out / "arms/full-0"
+    folder = out / "arms/chosen-0"
     assert not [path for path in folder.rglob("*") if path.suffix not in {".json", ".safetensors", ".jinja"}]
     tuned = models.language_model(replace(toy, name=str(folder)))
     base = AutoModelForCausalLM.from_pretrained(toy_folder)
@@ -263,19 +264,19 @@ def test_training_leaves_the_cached_base_model_alone(world, toy, toy_folder):
 
 
 def test_delift_template_trains(world, toy):
-    assert (run(world, toy, replace(ONE, template="delift", epochs=1)) / "arms/full-0").is_dir()
+    assert (run(world, replace(toy, template="delift"), replace(ONE, epochs=1)) / "arms/chosen-0").is_dir()
 
 
 def test_bfloat16_base_keeps_float32_adapters(world, toy):
     from safetensors.torch import load_file
 
     out = run(world, replace(toy, dtype="bfloat16"), replace(ONE, epochs=1))
-    weights = load_file(out / "arms/full-0/adapter_model.safetensors")
+    weights = load_file(out / "arms/chosen-0/adapter_model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
 
 
 def test_loss_that_is_not_finite_names_arm_and_step(world, toy):
-    with pytest.raises(TrainingError, match=r"arm full-0: the loss is nan at step \d+ of 12; lower .*learning_rate"):
+    with pytest.raises(TrainingError, match=r"arm chosen-0: the loss is nan at step \d+ of 12; lower .*learning_rate"):
         run(world, toy, replace(ONE, learning_rate=1e30))
 
 
@@ -326,7 +327,7 @@ def test_checkpoint_that_the_system_refuses_names_the_folder_and_the_way_out(wor
     """A real refusal: files may not grow beyond so many bytes."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    text = r"arm full-0: a checkpoint could not be written to .*/scratch/\w+/checkpoints: .*(large|pos).* Free space"
+    text = r"arm chosen-0: a checkpoint could not be written to .*/scratch/\w+/checkpoints: .*(large|pos).* Free space"
     try:
         with pytest.raises(ArtifactError, match=text):
             run(world, toy, ONE)
@@ -337,7 +338,7 @@ def test_checkpoint_that_the_system_refuses_names_the_folder_and_the_way_out(wor
 
 
 def test_other_errors_of_training_keep_their_names(world, toy, monkeypatch):
-    interrupt(monkeypatch, "full-0", 2)
+    interrupt(monkeypatch, "chosen-0", 2)
     with pytest.raises(RuntimeError, match=r"^out of power\n"):
         run(world, toy, ONE)
 

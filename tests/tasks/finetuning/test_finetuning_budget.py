@@ -9,7 +9,8 @@ from worlds.toy_training import CHOSEN, ROWS, make_next, write_subset
 from tamis.submodular.budgets import draw
 from tasks.artifacts.tables import ArtifactError, Provenance, read_table, write_table
 from tasks.finetuning.finetuning import plan_arms, read_pool
-from tasks.finetuning.trainer import FinetuningSettings, Recipe
+from tasks.finetuning.settings import FinetuningSettings
+from tasks.finetuning.trainer import Recipe
 
 SEEDS = list(range(6))
 SETTINGS = FinetuningSettings(arms={"chosen": [0], "random": SEEDS, "full": [0]})

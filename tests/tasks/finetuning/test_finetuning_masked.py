@@ -18,7 +18,8 @@ from tamis.training.steps import plan_steps
 from tasks.artifacts.tables import digest
 from tasks.finetuning import mask_updates, trainer
 from tasks.finetuning.finetuning import plan_arms, read_pool
-from tasks.finetuning.trainer import ArmProgress, FinetuningSettings, Recipe, TrainingError
+from tasks.finetuning.settings import FinetuningSettings
+from tasks.finetuning.trainer import ArmProgress, Recipe, TrainingError
 from tasks.masks import sparse_deltas
 from tasks.models import ModelChoice
 
@@ -91,11 +92,11 @@ def test_the_delta_on_the_base_has_the_logits_of_the_trained_model(before, model
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_delta(world, model):
-    settings = replace(ONE, arms={"full": [0, 1]}, epochs=1)
+    settings = replace(ONE, arms={"chosen": [0, 1]}, epochs=1)
     one = content(run(world, model, settings))
     shutil.rmtree(world / "scratch")
     assert content(run(world, model, settings, "again")) == one
-    first, second = (sparse_deltas.read_delta(world / f"out/arms/full-{seed}")[0] for seed in (0, 1))
+    first, second = (sparse_deltas.read_delta(world / f"out/arms/chosen-{seed}")[0] for seed in (0, 1))
     assert all(torch.equal(first.indices[name], second.indices[name]) for name in first.indices)
     assert any(not torch.equal(first.values[name], second.values[name]) for name in first.values)
 

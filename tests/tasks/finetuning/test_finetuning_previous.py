@@ -10,6 +10,7 @@ import oracles
 import pytest
 import torch
 from peft import PeftModel
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from worlds.toy_training import CHOSEN, ROWS, content, interrupt, make_next, make_world, run, write
@@ -18,7 +19,8 @@ from tamis.training.steps import plan_steps
 from tasks.artifacts.tables import ArtifactError
 from tasks.finetuning import trainer
 from tasks.finetuning.finetuning import plan_arms, read_pool
-from tasks.finetuning.trainer import ArmProgress, FinetuningSettings, Recipe, TrainingError
+from tasks.finetuning.settings import FinetuningSettings
+from tasks.finetuning.trainer import ArmProgress, Recipe, TrainingError
 from tasks.models import ModelChoice
 
 pytestmark = pytest.mark.usefixtures("frozen")
@@ -167,9 +169,9 @@ def test_rows_that_an_arm_has_already_are_not_repeated(tmp_path, model, before):
     assert (arms["chosen-3"]["rows"], arms["chosen-3"]["replayed"]) == (4 + len(CHOSEN), len(CHOSEN))
 
 
-def test_unknown_replay_is_refused(world, model, before):
-    with pytest.raises(ValueError, match=r"unknown replay 'some'; known: none, subset, all"):
-        run(world, model, replace(ONE, replay="some"), previous=before["lora"])
+def test_unknown_replay_is_refused():
+    with pytest.raises(ValidationError, match=r"(?m)^replay\n  Input should be 'none', 'subset' or 'all' "):
+        replace(ONE, replay="some")
 
 
 @pytest.mark.parametrize(("method", "kind"), [("lora", "an adapter"), ("full", "a whole model")])

@@ -9,25 +9,27 @@ from types import SimpleNamespace
 import pytest
 import torch
 from worlds.small_models import distance, each_gradient
-from worlds.toy_training import content, interrupt, make_world, run, write, write_mask
+from worlds.toy_training import SMALL_RUNTIME, content, interrupt, make_world, run, write, write_mask
 
 from tamis.language import packing
 from tamis.language.templates import Encoding
 from tasks import models
 from tasks.finetuning import mask_updates, trainer
 from tasks.finetuning.mask_updates import Rescorer, load_mask, restrict_model, score, unite
-from tasks.finetuning.trainer import ArmProgress, FinetuningSettings
-from tasks.gradients.warmup import GradientsSettings
+from tasks.finetuning.settings import FinetuningSettings
+from tasks.finetuning.trainer import ArmProgress
+from tasks.gradients.settings import GradientsSettings
 from tasks.masks import sparse_deltas
 from tasks.models import ModelChoice
 
 pytestmark = pytest.mark.usefixtures("frozen")
 ONE = FinetuningSettings(
-    arms={"chosen": [3]}, method="masked", epochs=2, learning_rate=1e-2, batch_rows=2, save_steps=2, rescore_every=2
-)  # 6 steps, of which 2 and 4 are followed by a cut
+    arms={"chosen": [3]}, method="masked", epochs=2, learning_rate=1e-2, batch_rows=2, save_steps=2
+)  # 6 steps
 SMALL = GradientsSettings(
-    lambda_prior=0.5, anchor_share=0.3, validation_share=0.2, batch_rows=3, pack_tokens=120, tau=1.5
+    order="second", lambda_prior=0.5, anchor_share=0.3, validation_share=0.2, batch_rows=3, temperature=1.5
 )
+CUT = {"update_steps": 2, "gradients": SMALL}  # steps 2 and 4 are followed by a cut
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +53,14 @@ def world(source, tmp_path) -> Path:
 @pytest.fixture(scope="module")
 def trained(source, model, tmp_path_factory) -> Path:
     """The artifact of an arm whose mask was cut anew."""
-    return run(shutil.copytree(source, tmp_path_factory.mktemp("trained") / "world"), model, ONE, gradients=SMALL)
+    return run(shutil.copytree(source, tmp_path_factory.mktemp("trained") / "world"), model, ONE, **CUT)
 
 
-def read(world: Path, model: ModelChoice, settings: GradientsSettings = SMALL):
+def read(world: Path, model: ModelChoice):
     """What `score` reads: how the mask is cut anew, and the rows of an arm."""
     source = world / "examples/examples.parquet"
-    scoring = mask_updates.read_restriction(source, world / "selection", model, 2, settings).scoring
+    how = {"every": 2, "settings": SMALL, "runtime": SMALL_RUNTIME}
+    scoring = mask_updates.read_restriction(source, world / "selection", model, **how).scoring
     places = scoring.sets.pool[:5]
     return scoring, scoring.sets.encoding.pick(places), [scoring.sets.ids[place] for place in places]
 
@@ -98,7 +101,7 @@ def slow_scores(model: ModelChoice, scoring, rows: Encoding) -> dict[str, torch.
     network, teacher = move(fresh(model, torch.float64)), fresh(model, torch.float64)
     validation, anchors = (scoring.sets.encoding.pick(getattr(scoring.sets, n)) for n in ("validation", "anchors"))
     new, pool = (each_gradient(network, *whole(some)) for some in (validation, rows))
-    loss = slow_distillation(network, teacher, anchors, scoring.settings.tau)
+    loss = slow_distillation(network, teacher, anchors, scoring.settings.temperature)
     prior = dict(zip(new[0], torch.autograd.grad(loss, list(network.parameters())), strict=True))
     return {
         name: (sum(one[name] for one in new) / len(new) + 0.5 * prior[name]) * sum(one[name] for one in pool)
@@ -115,7 +118,7 @@ def test_scores_are_those_of_the_slow_loop_at_the_weights_as_they_are(source, mo
 
 def test_scores_of_a_group_of_parameters_at_a_time_are_the_same(source, model):
     scoring, rows, ids = read(source, model)
-    blocks = replace(scoring, settings=replace(SMALL, block_parameters=4000))
+    blocks = replace(scoring, runtime=replace(SMALL_RUNTIME, block_parameters=4000))
     one, other = (score(move(fresh(model)), how, rows, ids) for how in (scoring, blocks))
     assert list(one) == list(other)
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -131,15 +134,15 @@ def test_every_cut_is_recorded_and_keeps_the_budget(trained):
 
 
 def test_no_mask_is_cut_after_the_last_step(world, model):
-    out = run(world, model, replace(ONE, rescore_every=3), gradients=SMALL)
+    out = run(world, model, ONE, update_steps=3, gradients=SMALL)
     cuts = json.loads((out / "finetuning.json").read_text())["arms"]["chosen-3"]["rescored"]
     assert [cut["step"] for cut in cuts] == [3]
 
 
 def test_an_arm_that_is_too_short_for_a_new_cut_is_named(world, model):
-    text = r"rescore_every is 3 and arm chosen-3 takes 3 optimiser steps, so its mask is never .*rescore_every: null"
+    text = r"mask.update_steps is 3 and arm chosen-3 takes 3 optimiser steps, so its mask is never .*set update_steps: null"
     with pytest.warns(UserWarning, match=text):
-        run(world, model, replace(ONE, epochs=1, rescore_every=3), gradients=SMALL)
+        run(world, model, replace(ONE, epochs=1), update_steps=3, gradients=SMALL)
 
 
 def test_the_mask_is_digested_once_for_all_arms(source, model):
@@ -151,33 +154,33 @@ def test_the_mask_is_digested_once_for_all_arms(source, model):
 
 
 def test_the_same_seed_gives_the_same_bytes(world, model, trained):
-    assert content(run(world, model, ONE, gradients=SMALL)) == content(trained)
+    assert content(run(world, model, ONE, **CUT)) == content(trained)
 
 
 @pytest.mark.parametrize(
     ("dtype", "every", "after"), [("float32", 2, 5), ("bfloat16", 3, 4)], ids=["a cut at a checkpoint", "between two"]
 )
 def test_an_interrupted_arm_resumes_bit_for_bit(world, model, trained, monkeypatch, dtype, every, after):
-    model, settings = replace(model, dtype=dtype), replace(ONE, rescore_every=every)
-    if settings == ONE:
+    model, how = replace(model, dtype=dtype), CUT | {"update_steps": every}
+    if how == CUT:
         wanted = content(trained)
     else:
         write_mask(world, model, "dualsft")
-        wanted = content(run(world, model, settings, "whole", gradients=SMALL))
+        wanted = content(run(world, model, ONE, "whole", **how))
         shutil.rmtree(world / "scratch")
     interrupt(monkeypatch, "chosen-3", after)
     with pytest.raises(RuntimeError, match="out of power"):
-        run(world, model, settings, gradients=SMALL)
+        run(world, model, ONE, **how)
     (checkpoints,) = (world / "scratch").glob("*/checkpoints")
     assert [path.name for path in mask_updates.list_kept(checkpoints)] == [f"mask-{4 if every == 2 else 3}.safetensors"]
     monkeypatch.setattr(trainer, "ArmProgress", ArmProgress)
-    assert content(run(world, model, settings, gradients=SMALL)) == wanted
+    assert content(run(world, model, ONE, **how)) == wanted
 
 
 def test_a_mask_of_everything_that_is_cut_anew_changes_no_bit(world, model):
     write_mask(world, model, "dualsft", fraction=1.0)
-    one = run(world, model, replace(ONE, epochs=1), "one", gradients=SMALL)
-    other = run(world, model, replace(ONE, epochs=1, rescore_every=None), "other")
+    one = run(world, model, replace(ONE, epochs=1), "one", **CUT)
+    other = run(world, model, replace(ONE, epochs=1), "other")
     first, second = (sparse_deltas.read_delta(out / "arms/chosen-3")[0] for out in (one, other))
     assert all(torch.equal(first.values[name], second.values[name]) for name in second.values)
 
@@ -266,16 +269,20 @@ def test_a_checkpoint_goes_on_with_the_last_mask_that_was_cut_before_it(source, 
 
 def test_settings_that_do_not_enter_a_new_cut_train_nothing_anew(world, model):
     settings = replace(ONE, epochs=1)
-    assert write(world, model, settings, gradients=SMALL)["arms_trained"] == 1
-    for unread in ({"shard_rows": 7}, {"warmup_share": 0.4}, {"eta": 1e-3}, {"fisher_rows": 3}):
-        assert write(world, model, settings, gradients=replace(SMALL, **unread))["arms_trained"] == 0
-    assert write(world, model, settings, gradients=replace(SMALL, lambda_prior=0.7))["arms_trained"] == 1
+    assert write(world, model, settings, **CUT)["arms_trained"] == 1
+    for unread in ({"warmup_share": 0.4}, {"learning_rate": 1e-3}, {"fisher_rows": 3}):
+        assert write(world, model, settings, **CUT | {"gradients": replace(SMALL, **unread)})["arms_trained"] == 0
+    for unread in ({"shard_rows": 7}, {"pack_tokens": 90}, {"block_parameters": 4000}):
+        assert write(world, model, settings, **CUT, runtime=replace(SMALL_RUNTIME, **unread))["arms_trained"] == 0
+    assert write(world, model, settings, **CUT | {"gradients": replace(SMALL, lambda_prior=0.7)})["arms_trained"] == 1
 
 
 def test_a_mask_that_gradients_did_not_choose_is_not_cut_anew(world, model):
     write_mask(world, model, "random")
-    with pytest.raises(ValueError, match=r"rescore_every is 2 and .*selection holds a mask by random; only .* dualsft"):
-        run(world, model, ONE, gradients=SMALL)
+    with pytest.raises(
+        ValueError, match=r"mask.update_steps is 2 and .*selection holds a mask by random; only .* dualsft"
+    ):
+        run(world, model, ONE, **CUT)
 
 
 def test_a_gradient_that_is_not_finite_names_its_rows(source, model):

@@ -12,7 +12,19 @@ import torch
 from transformers import AutoModelForCausalLM
 from worlds.small_models import distance, each_gradient, inner, random_direction
 from worlds.toy_corpus import write_examples
-from worlds.toy_gradients import FIRST, SMALL, content, counted, logits_of, run, scored, sets_of, slow_gradient, told
+from worlds.toy_gradients import (
+    FIRST,
+    SMALL,
+    SMALL_RUNTIME,
+    content,
+    counted,
+    logits_of,
+    run,
+    scored,
+    sets_of,
+    slow_gradient,
+    told,
+)
 
 from tamis.gradients.per_example import accumulate
 from tamis.language.batches import plan_batches
@@ -47,7 +59,7 @@ def slow_warm_up(network, sets, settings):
     steps = plan_steps(len(sets.warmup), settings.batch_rows, 1, settings.seed)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.0)
     for number, places in enumerate(steps):
-        optimizer.param_groups[0]["lr"] = settings.eta * scale_rate(number, len(steps), 0.1)
+        optimizer.param_groups[0]["lr"] = settings.learning_rate * scale_rate(number, len(steps), 0.1)
         rows = [logits_of(network, sets, sets.warmup[place]) for place in places]
         logits, answers = (torch.cat(side) for side in zip(*rows, strict=True))
         optimizer.zero_grad()
@@ -61,12 +73,12 @@ def slow_prior(network, teacher, sets, settings):
     total, weights = 0.0, 0.0
     for place in sets.anchors:
         with torch.no_grad():
-            q = (logits_of(teacher, sets, place)[0] / settings.tau).softmax(-1)
-        p = (logits_of(network, sets, place)[0] / settings.tau).log_softmax(-1)
+            q = (logits_of(teacher, sets, place)[0] / settings.temperature).softmax(-1)
+        p = (logits_of(network, sets, place)[0] / settings.temperature).log_softmax(-1)
         weight = q.amax(-1).mean()
         total = total + weight * (q * (q.log() - p)).sum(-1).mean()
         weights = weights + weight
-    return slow_gradient(network, settings.tau**2 * total / weights)
+    return slow_gradient(network, settings.temperature**2 * total / weights)
 
 
 def slow_scores(model, sets, settings):
@@ -83,7 +95,7 @@ def slow_scores(model, sets, settings):
         u[name] = u[name] + settings.lambda_prior * prior[name]
         if settings.order == "second":
             c = moment / (1 - BETA2**steps) if settings.curvature == "corrected" else moment
-            u[name] = u[name] - 0.5 * settings.eta * c * G[name]
+            u[name] = u[name] - 0.5 * settings.learning_rate * c * G[name]
     phi_data = [float(sum((u[name] * one[name]).sum() for name in u)) for one in each]
     return np.array(phi_data), {name: u[name] * G[name] for name in u}
 
@@ -92,7 +104,7 @@ def slow_scores(model, sets, settings):
 @pytest.mark.parametrize("curvature", [pytest.param("raw", marks=pytest.mark.slow), "corrected"])
 def test_figures_are_those_of_every_rows_own_gradient(corpus, toy, order, curvature):
     tmp_path, ids = corpus
-    settings = replace(SMALL, order=order, curvature=curvature, eta=3e-2)
+    settings = replace(SMALL, order=order, curvature=curvature, learning_rate=3e-2)
     run(tmp_path, toy, settings)
     phi_data, phi_param = slow_scores(toy, sets_of(tmp_path, toy, settings), settings)
     table = read_table(tmp_path / "out/phi_data.parquet", schemas.PHI_DATA)
@@ -117,13 +129,13 @@ def test_the_checkpoint_is_that_of_plain_steps_of_adamw(corpus, toy):
     assert (facts["steps"], facts["beta2"]) == (steps, BETA2)
     for name, weight in network.named_parameters():
         assert (moments[name] - expected[name]).abs().max() <= 1e-4 * expected[name].max(), name
-        assert (weights[name] - weight).abs().max() <= 0.1 * SMALL.eta, name
+        assert (weights[name] - weight).abs().max() <= 0.1 * SMALL.learning_rate, name
 
 
 @pytest.mark.slow
 def test_the_second_order_term_is_of_weight_in_these_tests(corpus, toy):
     tmp_path, _ = corpus
-    run(tmp_path, toy, replace(SMALL, eta=3e-2))
+    run(tmp_path, toy, replace(SMALL, learning_rate=3e-2))
     assert told(tmp_path / "out")["second_over_first"] > 0.01
 
 
@@ -131,7 +143,8 @@ def test_the_second_order_term_is_of_weight_in_these_tests(corpus, toy):
 def test_how_the_work_is_cut_is_no_part_of_the_figures(corpus, toy):
     tmp_path, _ = corpus
     run(tmp_path, toy)
-    run(tmp_path, toy, replace(SMALL, shard_rows=50, pack_tokens=4000), out="other", scratch="other", store="apart")
+    large = replace(SMALL_RUNTIME, shard_rows=50, pack_tokens=4000)
+    run(tmp_path, toy, runtime=large, out="other", scratch="other", store="apart")
     assert scored(tmp_path / "other") == pytest.approx(scored(tmp_path / "out"), rel=1e-3)
 
 
@@ -198,7 +211,7 @@ def test_shards_that_run_at_once_give_the_same_bytes(corpus, toy, settings):
 @pytest.mark.slow
 def test_one_sum_of_gradients_is_kept_whatever_the_number_of_shards(corpus, toy):
     tmp_path, _ = corpus
-    run(tmp_path, toy, replace(SMALL, shard_rows=1))
+    run(tmp_path, toy, runtime=replace(SMALL_RUNTIME, shard_rows=1))
     kinds = sorted(path.name.split("-")[0] for path in (tmp_path / "scratch").glob("*.safetensors"))
     assert kinds == ["G", "moments", "v_new", "v_prior", "weights"]
 
@@ -227,7 +240,7 @@ def test_another_direction_does_not_sum_the_pool_again(corpus, toy):
 
 def test_where_nothing_is_chosen_by_gradients_all_is_empty_and_the_json_says_why(corpus, toy):
     tmp_path, _ = corpus
-    facts = run(tmp_path, toy, rows_by="delift", mask_by="magnitude")
+    facts = run(tmp_path, toy, selector="delift", mask_selector="magnitude")
     assert set(facts.values()) == {0}
     assert told(tmp_path / "out")["scores"] == {"rows": None, "parameters": None}
     assert "neither rows nor parameters" in told(tmp_path / "out")["why"]
@@ -239,8 +252,8 @@ def test_where_nothing_is_chosen_by_gradients_all_is_empty_and_the_json_says_why
 
 def test_what_is_not_chosen_by_gradients_does_not_change_the_bytes(corpus, toy):
     tmp_path, _ = corpus
-    run(tmp_path, toy, rows_by="delift", mask_by="none")
-    run(tmp_path, toy, rows_by="random", mask_by="magnitude", out="again")
+    run(tmp_path, toy, selector="delift", mask_selector="none")
+    run(tmp_path, toy, selector="random", mask_selector="magnitude", out="again")
     assert content(tmp_path / "again") == content(tmp_path / "out")
 
 
@@ -250,8 +263,8 @@ def test_a_crash_in_fisher_information_leaves_all_else(corpus, toy, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(warmup, "fisher_information", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, toy, FIRST, mask_by="fisher")
-    again = run(tmp_path, toy, FIRST, mask_by="fisher")
+            run(tmp_path, toy, FIRST, mask_selector="fisher")
+    again = run(tmp_path, toy, FIRST, mask_selector="fisher")
     assert (*counted(again), again["rows_squared"]) == (0, 0, 0, 14)
 
 
@@ -270,7 +283,7 @@ def test_the_stored_sum_is_dropped_before_rows_are_added_to_its_copy(corpus, toy
 
     monkeypatch.setattr(gradients, "read", reading)
     monkeypatch.setattr(gradients, "accumulate", summing)
-    run(tmp_path, toy, replace(FIRST, shard_rows=7))
+    run(tmp_path, toy, FIRST, runtime=replace(SMALL_RUNTIME, shard_rows=7))
     assert stored
     assert alive == [0, 0]
 

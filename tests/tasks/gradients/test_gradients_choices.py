@@ -1,4 +1,4 @@
-"""The stage `gradients`: what `rows_by` and `mask_by` make it write, and Fisher information."""
+"""The stage `gradients`: what `selector` and `mask_selector` make it write, and Fisher information."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def choices(tmp_path_factory, toy_folder):
     asked |= {"mixed": ("dualsft", "fisher"), "fisher": ("delift", "fisher")}
     settings = replace(SMALL, fisher_rows=5)
     did = {
-        name: run(folder, model, settings, out=name, store=STORE, rows_by=rows, mask_by=mask)
+        name: run(folder, model, settings, out=name, store=STORE, selector=rows, mask_selector=mask)
         for name, (rows, mask) in asked.items()
     }
     return folder, model, did
@@ -140,7 +140,7 @@ def copied(choices, tmp_path):
 
 
 def again(folder, model):
-    return run(folder, model, out="again", store=STORE, mask_by="none")
+    return run(folder, model, out="again", store=STORE, mask_selector="none")
 
 
 def test_a_part_of_another_run_breaks_the_law_and_is_refused(copied):

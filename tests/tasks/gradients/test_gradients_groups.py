@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 from worlds.toy_corpus import write_examples
-from worlds.toy_gradients import FIRST, SMALL, content, counted, run, scored, told
+from worlds.toy_gradients import FIRST, SMALL, SMALL_RUNTIME, content, counted, run, scored, told
 
 import tamis.gradients.distillation
 import tamis.gradients.fisher
@@ -25,8 +25,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def blockwise(settings, **others):
-    return replace(settings, block_parameters=BLOCK, fisher_rows=3, **others)
+def blockwise(settings):
+    runtime = replace(SMALL_RUNTIME, block_parameters=BLOCK)
+    return {"settings": replace(settings, fisher_rows=3), "runtime": runtime}
 
 
 @pytest.fixture
@@ -38,14 +39,14 @@ def wide(toy, monkeypatch):
 
 @pytest.mark.parametrize(
     "settings",
-    [pytest.param(FIRST, marks=pytest.mark.slow), replace(SMALL, eta=3e-2)],
+    [pytest.param(FIRST, marks=pytest.mark.slow), replace(SMALL, learning_rate=3e-2)],
     ids=["first order", "second order"],
 )
-@pytest.mark.parametrize("mask_by", [pytest.param("dualsft", marks=pytest.mark.slow), "fisher"])
-def test_groups_give_the_numbers_of_the_whole(folder, wide, settings, mask_by):
-    run(folder, wide, replace(settings, fisher_rows=3), mask_by=mask_by)
+@pytest.mark.parametrize("mask_selector", [pytest.param("dualsft", marks=pytest.mark.slow), "fisher"])
+def test_groups_give_the_numbers_of_the_whole(folder, wide, settings, mask_selector):
+    run(folder, wide, replace(settings, fisher_rows=3), mask_selector=mask_selector)
     whole = safetensors.torch.load_file(folder / "out/phi_param.safetensors")
-    run(folder, wide, blockwise(settings), out="parts", scratch="apart", mask_by=mask_by)
+    run(folder, wide, **blockwise(settings), out="parts", scratch="apart", mask_selector=mask_selector)
     parts, found = safetensors.torch.load_file(folder / "parts/phi_param.safetensors"), told(folder / "parts")
     size = max(map(abs, scored(folder / "out")))
     assert scored(folder / "parts") == pytest.approx(scored(folder / "out"), rel=1e-12, abs=1e-12 * size)
@@ -62,7 +63,7 @@ def test_groups_give_the_numbers_of_the_whole(folder, wide, settings, mask_by):
 def entries_of(folder, model) -> list[int]:
     """Return the number of entries of each group."""
     weights = dict(models.language_model(model).named_parameters())
-    groups = warmup.group(model, blockwise(SMALL))
+    groups = warmup.group(model, BLOCK)
     return [sum(weights[name].numel() for name in names or weights) for names in groups]
 
 
@@ -88,24 +89,24 @@ class Alive:
 
 
 @pytest.mark.parametrize(
-    ("settings", "mask_by"),
+    ("settings", "mask_selector"),
     [(FIRST, "fisher"), pytest.param(SMALL, "dualsft", marks=pytest.mark.slow)],
     ids=["first order and Fisher information", "second order"],
 )
-def test_sums_and_directions_in_memory_are_those_of_one_group(folder, toy, settings, mask_by, monkeypatch):
+def test_sums_and_directions_in_memory_are_those_of_one_group(folder, toy, settings, mask_selector, monkeypatch):
     alive, entries = Alive(), entries_of(folder, toy)
     for module in (tamis.gradients.per_example, tamis.gradients.distillation, tamis.gradients.fisher):
         monkeypatch.setattr(module, "start_sums", alive.watch(module.start_sums))
     for name in ("direction", "score_parameters"):
         monkeypatch.setattr(gradients, name, alive.watch(getattr(gradients, name)))
-    run(folder, toy, blockwise(settings), mask_by=mask_by)
+    run(folder, toy, **blockwise(settings), mask_selector=mask_selector)
     assert 4 * max(entries) < alive.peak <= 2 * 4 * max(entries) < 4 * sum(entries)  # two of a group; float32
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [FIRST, SMALL], ids=["first order", "second order"])
 def test_a_crash_in_a_later_group_loses_one_shard(folder, toy, settings):
-    run(folder, toy, blockwise(settings), out="whole", scratch="whole", store="apart")
+    run(folder, toy, **blockwise(settings), out="whole", scratch="whole", store="apart")
     started = []
 
     def interrupted(function, items):
@@ -116,17 +117,17 @@ def test_a_crash_in_a_later_group_loses_one_shard(folder, toy, settings):
             yield from builtins.map(function, [item])
 
     with pytest.raises(KeyboardInterrupt):
-        run(folder, toy, blockwise(settings), map=interrupted)
+        run(folder, toy, **blockwise(settings), map=interrupted)
     summed, scored_rows = 4 * 3, 4 * started.count("score_shard")
     wanted = [4 * 8 - summed, 4 * 8 - scored_rows if settings.order == "second" else 0]
-    assert counted(run(folder, toy, blockwise(settings)))[:2] == wanted
+    assert counted(run(folder, toy, **blockwise(settings)))[:2] == wanted
     assert content(folder / "out") == content(folder / "whole")
 
 
 @pytest.mark.slow
 def test_a_second_run_computes_nothing_and_passes_are_counted_by_group(folder, toy):
-    first = run(folder, toy, blockwise(FIRST), mask_by="fisher")
-    again = run(folder, toy, blockwise(FIRST), mask_by="fisher", out="again")
+    first = run(folder, toy, **blockwise(FIRST), mask_selector="fisher")
+    again = run(folder, toy, **blockwise(FIRST), mask_selector="fisher", out="again")
     assert (*counted(first), first["rows_squared"]) == (4 * 8, 0, 4 * 2, 4 * 3)
     assert (*counted(again), again["rows_squared"]) == (0, 0, 0, 0)
     assert content(folder / "again") == content(folder / "out")

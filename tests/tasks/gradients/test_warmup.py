@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pydantic import ValidationError
 from worlds.toy_corpus import row, write_examples, write_rows
-from worlds.toy_gradients import FIRST, SMALL, content, counted, run, scored, sets_of, told
+from worlds.toy_gradients import FIRST, SMALL, SMALL_RUNTIME, content, counted, run, scored, sets_of, told
 
 from tamis.examples.parsing import identify
 from tamis.gradients.per_example import GradientError
@@ -175,7 +176,7 @@ def test_a_gradient_that_is_not_finite_names_its_row(corpus, toy, monkeypatch, s
     sets, kind = sets_of(tmp_path, toy, settings), "fisher" if place == "fisher" else "dualsft"
     monkeypatch.setattr(module, name, broken(2))
     with pytest.raises(ValueError, match=rf"1 of \d rows .* first ids \['{sets.ids[getattr(sets, place)[2]]}'\]"):
-        run(tmp_path, toy, settings, rows_by="delift", mask_by=kind)
+        run(tmp_path, toy, settings, selector="delift", mask_selector=kind)
 
 
 def test_a_parameter_that_cannot_be_covered_is_refused_by_name_before_anything_is_trained(corpus, toy, monkeypatch):
@@ -198,7 +199,7 @@ def test_a_parameter_that_cannot_be_covered_is_refused_by_name_before_anything_i
 def test_a_warm_up_that_diverges_is_refused(corpus, toy, monkeypatch):
     tmp_path, _ = corpus
     monkeypatch.setattr(warmup, "response_loss", lambda logits, labels: logits.sum() * torch.nan)
-    with pytest.raises(ValueError, match=r"the warm-up's loss is nan at step 1 of 3; lower gradients\.eta"):
+    with pytest.raises(ValueError, match=r"the warm-up's loss is nan at step 1 of 3; lower gradients\.learning_rate"):
         run(tmp_path, toy)
 
 
@@ -206,7 +207,7 @@ def trained(folder, toy, settings):
     """What is recorded of a warm-up, and the weights that it gave."""
     sets = sets_of(folder, toy, settings)
     files = warmup.plan_files(folder / "scratch", sets, toy, settings)
-    warmup.train(warmup.Work(folder, "", files, folder, toy, settings), sets)
+    warmup.train(warmup.Work(folder, "", files, folder, toy, settings, SMALL_RUNTIME), sets)
     weights, facts = read(files.weights)
     return facts, weights
 
@@ -221,27 +222,29 @@ def test_the_share_of_entries_that_the_warm_up_moved_is_recorded(corpus, toy):
 
 def test_a_warm_up_that_rounding_to_bfloat16_undoes_is_told_with_its_share(corpus, toy):
     half = replace(toy, dtype="bfloat16")
-    text = r"the warm-up moved \d\.\d% of all entries, .*raise gradients\.eta or set models\.dtype: float32"
+    text = r"the warm-up moved \d\.\d% of all entries, .*raise gradients\.learning_rate or set models\.dtype: float32"
     with pytest.warns(UserWarning, match=text):
-        facts, _ = trained(corpus[0], half, replace(SMALL, eta=2e-6))
+        facts, _ = trained(corpus[0], half, replace(SMALL, learning_rate=2e-6))
     assert 0 < facts["moved"] < 0.1
 
 
 @pytest.mark.parametrize(
-    ("change", "why"),
+    ("settings", "name", "value", "why"),
     [
-        ({"order": "third"}, "gradients.order is 'third'; it is one of first, second"),
-        ({"confidence": "margin"}, "gradients.confidence is 'margin'; it is one of max_prob, entropy_inv, uniform"),
-        ({"curvature": "exact"}, "gradients.curvature is 'exact'; it is one of raw, corrected"),
-        ({"eta": 0.0}, r"gradients.eta is 0\.0; it is above 0"),
-        ({"fisher_rows": 0}, "gradients.fisher_rows is 0; it is above 0"),
-        ({"block_parameters": 0}, "gradients.block_parameters is 0; it is above 0"),
+        (SMALL, "order", "third", "Input should be 'first' or 'second'"),
+        (SMALL, "confidence", "margin", "Input should be 'max_prob', 'entropy_inv' or 'uniform'"),
+        (SMALL, "curvature", "exact", "Input should be 'raw' or 'corrected'"),
+        (SMALL, "learning_rate", 0.0, "Input should be greater than 0"),
+        (SMALL, "temperature", 0.0, "Input should be greater than 0"),
+        (SMALL, "batch_rows", 0, "Input should be greater than or equal to 1"),
+        (SMALL, "fisher_rows", 0, "Input should be greater than or equal to 1"),
+        (SMALL_RUNTIME, "shard_rows", 0, "Input should be greater than or equal to 1"),
+        (SMALL_RUNTIME, "block_parameters", 0, "Input should be greater than or equal to 1"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(corpus, toy, change, why):
-    tmp_path, _ = corpus
-    with pytest.raises(ValueError, match=why):
-        run(tmp_path, toy, replace(SMALL, **change))
+def test_settings_that_cannot_be_are_refused(settings, name, value, why):
+    with pytest.raises(ValidationError, match=rf"(?m)^{name}\n  {why} "):
+        replace(settings, **{name: value})
 
 
 def test_float16_is_refused(corpus, toy):
@@ -266,7 +269,7 @@ def test_scratch_keeps_what_this_run_has_use_for(corpus, toy):
     tmp_path, _ = corpus
     run(tmp_path, toy)
     before = {path.name for path in (tmp_path / "scratch").glob("v_*")}
-    run(tmp_path, toy, replace(SMALL, tau=1.0))
+    run(tmp_path, toy, replace(SMALL, temperature=1.0))
     after = {path.name for path in (tmp_path / "scratch").glob("v_*")}
     assert [name[:5] for name in before & after] == ["v_new"]
     assert len(after) == 2

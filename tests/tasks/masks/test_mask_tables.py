@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from worlds.small_models import small_model
 from worlds.toy_corpus import write_examples
 from worlds.toy_selection import write_phi_param
@@ -15,10 +16,12 @@ from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import ArtifactError, provenance, read_table
 from tasks.masks import mask_tables
-from tasks.masks.mask_tables import MaskRule, read_mask, read_plan, write_mask
+from tasks.masks.mask_tables import read_mask, read_plan, write_mask
+from tasks.masks.settings import MaskSettings
 from tasks.models import ModelChoice
 
-RULE = MaskRule("random", {"fraction": 0.1}, False, 0.2, 0.2, 0)
+RANDOM = MaskSettings(selector="random", budget={"fraction": 0.1})
+DUALSFT = replace(RANDOM, selector="dualsft")
 SHAPES = {"model.layers.0.mlp.up_proj.weight": (3, 4), "model.layers.0.mlp.up_proj.bias": (3,), "odd": (2, 3, 2)}
 
 
@@ -44,16 +47,16 @@ def draw(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, torch.T
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
-def write(folder, model, rule=RULE, out="out"):
+def write(folder, model, settings=RANDOM, out="out"):
     facts = write_mask(
-        rule,
+        settings,
         examples=folder / "examples/examples.parquet",
         gradients=folder / "gradients",
         out=folder / out,
         version="v1",
         model=model,
     )
-    return facts, read_mask(folder / out, model) if rule.by != "none" else {}
+    return facts, read_mask(folder / out, model) if settings.selector != "none" else {}
 
 
 def tables(folder, out="out"):
@@ -80,7 +83,7 @@ def test_a_mask_reads_back_to_the_same_bits(world, monkeypatch, family, by):
     model, shapes = pretend(monkeypatch, weights), mask_tables.list_shapes(weights)
     phi = draw(shapes)
     write_phi_param(world, phi, model_digest="digest of toy")
-    _, found = write(world, model, replace(RULE, by=by))
+    _, found = write(world, model, replace(RANDOM, selector=by))
     read = {
         "dualsft": phi.get,
         "magnitude": lambda name: weights[name].detach().abs(),
@@ -99,7 +102,7 @@ def test_rows_hold_columns_and_their_scores(world, monkeypatch):
     phi = draw(SHAPES)
     model = pretend(monkeypatch, draw(SHAPES, seed=9))
     write_phi_param(world, phi, model_digest="digest of toy")
-    _, mask = write(world, model, replace(RULE, by="dualsft", budget={"count": 11}))
+    _, mask = write(world, model, replace(DUALSFT, budget={"count": 11}))
     rows, _ = tables(world)
     wanted = scores_of(mask, phi)
     assert [(row["tensor"], row["row"], row["columns"], row["chosen"]) for row in rows] == [
@@ -117,8 +120,8 @@ def test_every_tensor_has_its_density_and_threshold(world, monkeypatch, signed):
     phi = draw(SHAPES) | {"empty": torch.full((5,), -0.01)}
     model = pretend(monkeypatch, phi)
     write_phi_param(world, phi, model_digest="digest of toy")
-    rule = replace(RULE, by="dualsft", budget={"count": 9}, signed=signed, layer_share=0.0, module_share=0.0)
-    facts, mask = write(world, model, rule)
+    settings = replace(DUALSFT, budget={"count": 9}, signed=signed, layer_share=0.0, module_share=0.0)
+    facts, mask = write(world, model, settings)
     _, found = tables(world)
     assert [row["tensor"] for row in found] == list(phi)
     for row in found:
@@ -136,18 +139,24 @@ def test_every_tensor_has_its_density_and_threshold(world, monkeypatch, signed):
 
 def test_the_plan_says_what_a_mask_was_cut_by(world, monkeypatch):
     model = pretend(monkeypatch, draw(SHAPES))
-    write(world, model, MaskRule("random", {"fraction": 0.5}, True, 0.1, 0.3, 7))
+    write(
+        world,
+        model,
+        MaskSettings(
+            selector="random", budget={"fraction": 0.5}, signed=True, layer_share=0.1, module_share=0.3, seed=7
+        ),
+    )
     plan = read_plan(world / "out")
     assert plan == mask_tables.MaskPlan("random", 13, True, 0.1, 0.3, 7, SHAPES, "digest of toy")
     assert list(plan.shapes) == list(SHAPES)
 
 
 def test_without_a_mask_both_tables_are_empty_and_no_model_is_read(world):
-    facts, _ = write(world, ModelChoice("nowhere"), replace(RULE, by="none"))
+    facts, _ = write(world, ModelChoice("nowhere"), replace(RANDOM, selector="none"))
     assert facts == {"by": "none", "chosen": 0}
     assert tables(world) == ([], [])
-    assert (read_plan(world / "out").mask_by, read_plan(world / "out").k) == ("none", 0)
-    with pytest.raises(MaskError, match=r"mask.parquet is empty: selection.mask_by is none; name what scores"):
+    assert (read_plan(world / "out").selector, read_plan(world / "out").k) == ("none", 0)
+    with pytest.raises(MaskError, match=r"mask.parquet is empty: mask.selector is none; name what scores"):
         read_mask(world / "out", ModelChoice("nowhere"))
 
 
@@ -155,7 +164,7 @@ def test_random_masks_follow_their_seed_alone(world, monkeypatch):
     shapes = {f"layers.{place}.fc1.weight": (20, 30) for place in range(3)}
     model = pretend(monkeypatch, draw(shapes))
     seeds = {"one": 0, "two": 0, "three": 1}
-    found = {out: write(world, model, replace(RULE, seed=seed), out)[1] for out, seed in seeds.items()}
+    found = {out: write(world, model, replace(RANDOM, seed=seed), out)[1] for out, seed in seeds.items()}
     content = [(world / out / name).read_bytes() for name in ("mask.parquet", "tensors.parquet") for out in seeds]
     assert content[0] == content[1] != content[2]
     assert content[3] == content[4] != content[5]
@@ -168,14 +177,14 @@ def test_random_masks_follow_their_seed_alone(world, monkeypatch):
 def test_only_what_a_mask_is_cut_by_is_recorded_with_it(world, monkeypatch):
     model = pretend(monkeypatch, draw(SHAPES))
     write_phi_param(world, draw(SHAPES), model_digest="digest of toy")
-    write(world, model, replace(RULE, by="dualsft", seed=0))
-    write(world, model, replace(RULE, by="dualsft", seed=1), "again")
+    write(world, model, replace(DUALSFT, seed=0))
+    write(world, model, replace(DUALSFT, seed=1), "again")
     for name in ("mask.parquet", "tensors.parquet"):
         assert (world / "out" / name).read_bytes() == (world / "again" / name).read_bytes()
     made = provenance(world / "out/mask.parquet")
     assert [name.rsplit("/")[-1] for name in made["inputs"]] == ["examples.parquet", "phi_param.safetensors"]
-    assert (made["parameters"]["mask_by"], made["parameters"]["k"], made["seed"]) == ("dualsft", 2, None)
-    write(world, model, replace(RULE, by="magnitude"))
+    assert (made["parameters"]["selector"], made["parameters"]["k"], made["seed"]) == ("dualsft", 2, None)
+    write(world, model, replace(RANDOM, selector="magnitude"))
     made = provenance(world / "out/mask.parquet")
     assert [name.rsplit("/")[-1] for name in made["inputs"]] == ["examples.parquet"]
 
@@ -185,12 +194,12 @@ def test_weights_are_not_read_for_a_mask_that_is_not_cut_by_them(world, monkeypa
     model = pretend(monkeypatch, draw(SHAPES))
     monkeypatch.delattr(models, "language_model")
     write_phi_param(world, draw(SHAPES), scores=by, model_digest="digest of toy")
-    facts, _ = write(world, model, replace(RULE, by=by))
+    facts, _ = write(world, model, replace(RANDOM, selector=by))
     assert facts["chosen"] == 2
 
 
 def test_a_tied_head_stands_once(world, toy):
-    write(world, toy, replace(RULE, budget={"fraction": 0.5}))
+    write(world, toy, replace(RANDOM, budget={"fraction": 0.5}))
     names = [row["tensor"] for row in tables(world)[1]]
     assert "model.embed_tokens.weight" in names
     assert "lm_head.weight" not in names
@@ -199,7 +208,7 @@ def test_a_tied_head_stands_once(world, toy):
 def test_scores_of_a_narrow_model_are_compared_as_float32(world, monkeypatch):
     weights = {name: weight.to(torch.bfloat16) for name, weight in draw(SHAPES).items()}
     model = pretend(monkeypatch, weights)
-    _, found = write(world, model, replace(RULE, by="magnitude", budget={"count": 1}))
+    _, found = write(world, model, replace(RANDOM, selector="magnitude", budget={"count": 1}))
     ((name, (place,)),) = found.items()
     largest = max(weights, key=lambda one: float(weights[one].abs().max()))
     assert (name, place) == (largest, int(weights[largest].float().abs().argmax()))
@@ -220,9 +229,9 @@ def test_ties_at_the_threshold_are_told_with_their_share_and_go_to_the_first(wor
     phi = {"odd": torch.tensor(values).reshape(3, 4)}
     model = pretend(monkeypatch, phi)
     write_phi_param(world, phi, model_digest="digest of toy")
-    rule = replace(RULE, by="dualsft", budget={"count": 4}, layer_share=0.0, module_share=0.0)
+    settings = replace(DUALSFT, budget={"count": 4}, layer_share=0.0, module_share=0.0)
     with pytest.warns(UserWarning, match=text):
-        facts, found = write(world, model, rule)
+        facts, found = write(world, model, settings)
     assert found["odd"].tolist() == [0, 1, 2, 3]
     assert facts["zeros"] == values.count(0.0)
     assert facts["tie_share"] == (4 - len([value for value in values if value > values[3]])) / 4
@@ -232,7 +241,7 @@ def test_a_mask_of_everything_leaves_nothing_to_chance(world, monkeypatch):
     phi = {"odd": torch.zeros(3, 4)}
     model = pretend(monkeypatch, phi)
     write_phi_param(world, phi, model_digest="digest of toy")
-    facts, found = write(world, model, replace(RULE, by="dualsft", budget={"fraction": 1}))
+    facts, found = write(world, model, replace(DUALSFT, budget={"fraction": 1}))
     assert (facts["tie_share"], len(found["odd"])) == (0, 12)
 
 
@@ -240,9 +249,9 @@ REFUSED = {
     "kind": (
         {"scores": "fisher"},
         SHAPES,
-        r"phi_param.safetensors holds scores of fisher and selection.mask_by is dual",
+        r"phi_param.safetensors holds scores of fisher and mask.selector is dual",
     ),
-    "nothing": ({"scores": None}, {}, r"holds no scores and selection.mask_by is dualsft; make it again: `tamis run`"),
+    "nothing": ({"scores": None}, {}, r"holds no scores and mask.selector is dualsft; make it again: `tamis run`"),
     "digest": (
         {"model_digest": "another"},
         SHAPES,
@@ -258,7 +267,7 @@ def test_scores_of_another_kind_or_model_are_refused(world, monkeypatch, case):
     known, shapes, text = REFUSED[case]
     write_phi_param(world, draw(shapes), **({"model_digest": "digest of toy"} | known))
     with pytest.raises(MaskError, match=text):
-        write(world, pretend(monkeypatch, draw(SHAPES)), replace(RULE, by="dualsft"))
+        write(world, pretend(monkeypatch, draw(SHAPES)), DUALSFT)
     assert not (world / "out").exists()
 
 
@@ -268,7 +277,7 @@ def test_scores_of_other_examples_are_refused(world, monkeypatch):
     with pytest.raises(
         MaskError, match=r"phi_param.safetensors was made from other examples than those there are; make"
     ):
-        write(world, pretend(monkeypatch, draw(SHAPES)), replace(RULE, by="dualsft"))
+        write(world, pretend(monkeypatch, draw(SHAPES)), DUALSFT)
 
 
 def test_scores_that_are_not_finite_are_named_by_their_tensor(world, monkeypatch):
@@ -276,7 +285,7 @@ def test_scores_that_are_not_finite_are_named_by_their_tensor(world, monkeypatch
     phi["odd"][1, 0, 0] = torch.nan
     write_phi_param(world, phi, model_digest="digest of toy")
     with pytest.raises(MaskError, match=r"1 of 12 scores of odd are not finite, first entry 6: nan; look at"):
-        write(world, pretend(monkeypatch, draw(SHAPES)), replace(RULE, by="dualsft"))
+        write(world, pretend(monkeypatch, draw(SHAPES)), DUALSFT)
 
 
 def test_scores_that_are_missing_or_damaged_say_how_to_make_them(world, monkeypatch):
@@ -284,29 +293,42 @@ def test_scores_that_are_missing_or_damaged_say_how_to_make_them(world, monkeypa
     path = world / "gradients/phi_param.safetensors"
     path.parent.mkdir()
     with pytest.raises(ArtifactError, match=r"phi_param.safetensors is missing; run `tamis run`"):
-        write(world, model, replace(RULE, by="dualsft"))
+        write(world, model, DUALSFT)
     path.write_bytes(b"no tensors")
     with pytest.raises(ArtifactError, match=r"phi_param.safetensors carries no readable record .*or make it again"):
-        write(world, model, replace(RULE, by="dualsft"))
+        write(world, model, DUALSFT)
 
 
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"budget": {"count": 0}}, r"budget \{'count': 0\} chooses 0 of 27 parameters; give 1 to 27"),
-        ({"budget": {"fraction": 0.01}}, r"chooses 0 of 27 parameters"),
+        ({"budget": {"fraction": 0.01}}, r"budget \{'fraction': 0.01\} chooses 0 of 27 parameters; give 1 to 27"),
         ({"budget": {"count": 28}}, r"chooses 28 of 27 parameters"),
         (
             {"layer_share": 0.6, "module_share": 0.5},
             r"quota shares are 0.6 \(layers\) and 0.5 \(modules\); .* at most 1",
         ),
-        ({"by": "loss"}, r"selection.mask_by is 'loss'; it must be one of none, dualsft, fisher, magnitude, random"),
     ],
 )
 def test_a_mask_that_cannot_be_cut_is_refused_and_nothing_written(world, monkeypatch, changes, text):
     with pytest.raises(MaskError, match=text):
-        write(world, pretend(monkeypatch, draw(SHAPES)), replace(RULE, **changes))
+        write(world, pretend(monkeypatch, draw(SHAPES)), replace(RANDOM, **changes))
     assert not (world / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("selector", "loss", "Input should be 'none', 'dualsft', 'fisher', 'magnitude' or 'random'"),
+        ("budget", {"count": 0}, "Value error, is count: 0, which chooses nothing; it must be above 0"),
+        ("budget", {"fraction": 1.5}, "Value error, is fraction: 1.5, over 100% of the parameters"),
+        ("layer_share", -0.1, "Input should be greater than or equal to 0"),
+        ("module_share", 1.1, "Input should be less than or equal to 1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(name, value, why):
+    with pytest.raises(ValidationError, match=rf"(?m)^{name}\n  {why}"):
+        replace(RANDOM, **{name: value})
 
 
 def test_a_mask_for_another_model_is_refused_by_what_differs(world, monkeypatch):
@@ -326,7 +348,7 @@ def test_a_mask_for_another_model_is_refused_by_what_differs(world, monkeypatch)
 def test_a_mask_beside_the_tensors_of_another_run_is_refused(world, monkeypatch):
     model = pretend(monkeypatch, draw(SHAPES))
     write(world, model)
-    write(world, model, replace(RULE, seed=1), "other")
+    write(world, model, replace(RANDOM, seed=1), "other")
     (world / "other/mask.parquet").replace(world / "out/mask.parquet")
     with pytest.raises(MaskError, match=r"mask.parquet and tensors.parquet in .*out are of two runs"):
         read_mask(world / "out", model)

@@ -19,16 +19,18 @@ from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import ArtifactError, provenance, read_table
 from tasks.scores import less_warmup, scores
-from tasks.scores.scores import ScoresSettings, read_ground, write_scores
+from tasks.scores.scores import read_ground, write_scores
+from tasks.scores.settings import LessSettings, ScoresSettings
+from tasks.settings import RuntimeSettings
 
 SMALL = ScoresSettings(
-    shard_rows=3,
-    less_dimensions=64,
-    less_warmup_share=0.5,
-    less_learning_rate=1e-2,
-    less_lora_rank=2,
-    less_batch_rows=4,
+    less=LessSettings(dimensions=64, warmup_share=0.5, learning_rate=1e-2, lora_rank=2, batch_rows=4)
 )
+SMALL_RUNTIME = RuntimeSettings(shard_rows=3)
+
+
+def changed(**less) -> ScoresSettings:
+    return replace(SMALL, less=replace(SMALL.less, **less))
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ def corpus(tmp_path):
     return tmp_path, write_examples(tmp_path / "examples", pool=12, target=4, learnt=1)
 
 
-def run(tmp_path, model, settings=SMALL, *, out="out", store="store", map=map):
+def run(tmp_path, model, settings=SMALL, *, out="out", store="store", runtime=SMALL_RUNTIME, map=map):
     return write_scores(
         examples=tmp_path / "examples",
         out=tmp_path / out,
@@ -44,6 +46,7 @@ def run(tmp_path, model, settings=SMALL, *, out="out", store="store", map=map):
         version="v1",
         model=model,
         settings=settings,
+        runtime=runtime,
         selector="less",
         map=map,
     )
@@ -80,9 +83,9 @@ def slow_scores(model, ground, queries, settings):
         found = torch.autograd.grad(plain_loss(network, tokens, answer), trained(network))
         return torch.cat([each.flatten() for each in found])
 
-    warm = rows_of([ground[place] for place in pick_warmup(len(ground), settings.less_warmup_share, 8, settings.seed)])
-    steps = plan_steps(len(warm), settings.less_batch_rows, settings.less_epochs, settings.seed)
-    optimizer, schedule = optimise(network, len(steps), settings.less_learning_rate, 0.1)
+    warm = rows_of([ground[place] for place in pick_warmup(len(ground), settings.less.warmup_share, 8, settings.seed)])
+    steps = plan_steps(len(warm), settings.less.batch_rows, settings.less.epochs, settings.seed)
+    optimizer, schedule = optimise(network, len(steps), settings.less.learning_rate, 0.1)
     total, weight, rates = 0.0, 0.0, []
     for number, places in enumerate(steps, start=1):
         losses = [(plain_loss(network, *warm[place]), len(warm[place][1])) for place in places]
@@ -91,7 +94,7 @@ def slow_scores(model, ground, queries, settings):
         rates.append(schedule.get_last_lr()[0])
         optimizer.step()
         schedule.step()
-        if number % (len(steps) // settings.less_epochs) == 0:
+        if number % (len(steps) // settings.less.epochs) == 0:
             moments = read_moments(network, optimizer)
             pool = [adam_direction(gradient_of(*one), moments) for one in rows_of(ground)]
             asked = [gradient_of(*one) for one in rows_of(queries)]
@@ -106,7 +109,7 @@ def slow_scores(model, ground, queries, settings):
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_scores_are_those_of_plain_passes_row_by_row(corpus, toy, epochs):
     tmp_path, ids = corpus
-    settings = replace(SMALL, less_epochs=epochs)
+    settings = changed(epochs=epochs)
     run(tmp_path, toy, settings)
     source = tmp_path / "examples/examples.parquet"
     expected = slow_scores(toy, read_ground(source), read_ground(source, "target"), settings)
@@ -147,7 +150,7 @@ def test_rows_of_the_target_task_in_the_pool_come_first(tmp_path, toy):
     alike = [write(10 + place, "pool", f"zz {10 + place}", "qqq" + "x" * (5 + place)) for place in range(3)]
     others = [write(20 + place, "pool", f"what is {place}?", f"{place} is a number") for place in range(12)]
     ids = write_rows(tmp_path / "examples", [*target, *alike, *others])
-    run(tmp_path, toy, replace(SMALL, less_dimensions=512))
+    run(tmp_path, toy, changed(dimensions=512))
     best = np.argsort(-scored(tmp_path / "out"))[:3]
     assert {ids[place] for place in best} == {one["id"] for one in alike}
 
@@ -229,28 +232,27 @@ def test_the_store_holds_safetensors_parquet_and_what_it_says_of_them(corpus, to
 def test_how_parts_are_cut_is_no_part_of_the_scores(corpus, toy):
     tmp_path, _ = corpus
     run(tmp_path, toy)
-    run(tmp_path, toy, replace(SMALL, shard_rows=50), out="other", store="apart")
+    run(tmp_path, toy, runtime=RuntimeSettings(shard_rows=50), out="other", store="apart")
     assert scored(tmp_path / "other") == pytest.approx(scored(tmp_path / "out"), abs=1e-5)
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("settings", "template"),
     [
-        {"seed": 1},
-        {"less_dimensions": 32},
-        {"less_epochs": 2},
-        {"less_learning_rate": 1e-3},
-        {"less_lora_rank": 3},
-        {"less_batch_rows": 2},
-        {"less_warmup_share": 0.75},
-        {"template": "delift"},
+        pytest.param(replace(SMALL, seed=1), "chat", id="seed"),
+        pytest.param(changed(dimensions=32), "chat", id="dimensions"),
+        pytest.param(changed(epochs=2), "chat", id="epochs"),
+        pytest.param(changed(learning_rate=1e-3), "chat", id="learning_rate"),
+        pytest.param(changed(lora_rank=3), "chat", id="lora_rank"),
+        pytest.param(changed(batch_rows=2), "chat", id="batch_rows"),
+        pytest.param(changed(warmup_share=0.75), "chat", id="warmup_share"),
+        pytest.param(SMALL, "delift", id="template"),
     ],
-    ids=str,
 )
-def test_other_settings_share_no_features(corpus, toy, change):
+def test_other_settings_share_no_features(corpus, toy, settings, template):
     tmp_path, _ = corpus
     run(tmp_path, toy)
-    assert run(tmp_path, toy, replace(SMALL, **change), out="other")["rows_known"] == 0
+    assert run(tmp_path, replace(toy, template=template), settings, out="other")["rows_known"] == 0
     assert scored(tmp_path / "other").tolist() != scored(tmp_path / "out").tolist()
 
 
@@ -317,9 +319,5 @@ def test_the_artifact_says_what_its_gradients_depend_on(corpus, toy):
     tmp_path, _ = corpus
     run(tmp_path, toy)
     parameters = provenance(tmp_path / "out/scores.parquet")["parameters"]
-    assert parameters["queries"] == "target"
-    assert {name: parameters[name] for name in ("less_dimensions", "less_lora_rank", "seed")} == {
-        "less_dimensions": 64,
-        "less_lora_rank": 2,
-        "seed": 0,
-    }
+    assert (parameters["queries"], parameters["seed"]) == ("target", 0)
+    assert (parameters["less"]["dimensions"], parameters["less"]["lora_rank"]) == (64, 2)

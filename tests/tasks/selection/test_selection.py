@@ -5,6 +5,7 @@ import numpy as np
 import oracles
 import pyarrow as pa
 import pytest
+from pydantic import ValidationError
 from worlds.toy_corpus import TOPICS, write_examples
 from worlds.toy_selection import HALF, run, write_utility
 
@@ -12,7 +13,9 @@ from tamis.submodular.budgets import BudgetError
 from tamis.submodular.kernels import KernelError
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import Provenance, provenance, read_table, write_table
-from tasks.selection.selection import SelectionError, SelectionSettings, resolve_budget
+from tasks.selection.selection import SelectionError, resolve_budget
+from tasks.selection.selectors import SELECTORS
+from tasks.selection.settings import SelectionSettings
 
 
 @pytest.fixture
@@ -107,10 +110,10 @@ def test_the_subset_says_where_it_comes_from(world):
     ]
 
 
-@pytest.mark.parametrize("rows_by", ["delift", "random"])
-def test_caps_and_floors_are_kept(world, rows_by):
+@pytest.mark.parametrize("selector", ["delift", "random"])
+def test_caps_and_floors_are_kept(world, selector):
     folder, *_ = world
-    settings = replace(HALF, rows_by=rows_by, caps={"*": 2, "sums": 3}, floors={"letters": 2, "greetings": 1})
+    settings = replace(HALF, selector=selector, caps={"*": 2, "sums": 3}, floors={"letters": 2, "greetings": 1})
     topics = run(folder, settings)[1]["topics"]
     assert topics["sums"] <= 3
     assert topics["letters"] == 2
@@ -118,9 +121,9 @@ def test_caps_and_floors_are_kept(world, rows_by):
     assert sum(topics.values()) == 6
 
 
-@pytest.mark.parametrize("rows_by", ["delift", "random"])
-def test_a_token_budget_is_kept(world, rows_by):
-    subset, facts = run(world[0], SelectionSettings(rows_by=rows_by, budget={"response_tokens": 11}))
+@pytest.mark.parametrize("selector", ["delift", "random"])
+def test_a_token_budget_is_kept(world, selector):
+    subset, facts = run(world[0], SelectionSettings(selector=selector, budget={"response_tokens": 11}))
     assert facts["budget"]["kind"] == "response_tokens"
     assert facts["budget"]["spent"] == facts["chosen_response_tokens"] <= 11
     assert facts["chosen_response_tokens"] == sum(row["response_tokens"] for row in subset if row["chosen"])
@@ -129,7 +132,7 @@ def test_a_token_budget_is_kept(world, rows_by):
 def test_rows_at_random_need_no_utility_and_have_no_gains(world):
     folder, ids, _ = world
     write_table(schemas.UTILITY.empty_table(), folder / "utility/utility.parquet", Provenance("utility", "v1"))
-    subset, facts = run(folder, replace(HALF, rows_by="random"))
+    subset, facts = run(folder, replace(HALF, selector="random"))
     assert sum(row["chosen"] for row in subset) == 6
     assert sorted(row["id"] for row in subset) == sorted(ids)
     assert {row[name] for row in subset for name in ("gain", "objective", "covered_by", "cover")} == {None}
@@ -138,7 +141,7 @@ def test_rows_at_random_need_no_utility_and_have_no_gains(world):
 
 
 def test_the_same_seed_draws_the_same_rows(world):
-    random = replace(HALF, rows_by="random")
+    random = replace(HALF, selector="random")
     assert run(world[0], random) == run(world[0], random, out="again")
     assert run(world[0], random)[0] != run(world[0], replace(random, seed=1), out="other")[0]
 
@@ -196,11 +199,10 @@ def test_negative_utilities_without_scaling_are_counted(world):
         run(folder, replace(HALF, scaling="none"))
 
 
-def test_an_unknown_selector_is_named_with_those_known(world):
-    with pytest.raises(
-        SelectionError, match=r"selection.rows_by is 'loss'; it must be one of delift, random, longest, embed"
-    ):
-        run(world[0], replace(HALF, rows_by="loss"))
+def test_an_unknown_selector_is_named_with_those_known():
+    with pytest.raises(ValidationError, match=r"selector\n.*'delift', 'random', 'longest', 'embed") as caught:
+        replace(HALF, selector="loss")
+    assert all(f"'{name}'" in str(caught.value) for name in SELECTORS)
 
 
 def test_pairs_of_another_pool_are_named(world):
@@ -231,8 +233,6 @@ def test_a_single_example_leaves_nothing_to_choose(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"budget": {"count": 0}}, "count is 0, which chooses nothing"),
-        ({"budget": {"fraction": 1.5}}, "fraction is 1.5, above 1; it is a share of the 12 rows"),
         ({"budget": {"count": 13}}, "count is 13, but the ground set holds 12 rows"),
         ({"budget": {"count": 2}, "floors": {"sums": 3}}, "need at least 3 rows, but .*count allows 2"),
         ({"caps": {"rhymes": 1}}, r"caps name 1 of 1 topics that no row has, first \['rhymes'\]"),
@@ -243,3 +243,20 @@ def test_a_budget_that_cannot_be_kept_writes_nothing(world, changes, text):
     with pytest.raises(BudgetError, match=text):
         run(folder, replace(HALF, **changes))
     assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"budget": {"count": 0}}, "is count: 0, which chooses nothing; it must be above 0"),
+        ({"budget": {"fraction": 1.5}}, "is fraction: 1.5, over 100% of the pool; 0.3 stands for 30%"),
+        ({"caps": {"sums": -1}}, "greater than or equal to 0"),
+        ({"epsilon": 1.0}, "less than 1"),
+        ({"partitions": 0}, "greater than or equal to 1"),
+        ({"target_weight": -0.5}, "greater than or equal to 0"),
+        ({"learnt_weight": -0.5}, "greater than or equal to 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_when_they_are_made(changes, text):
+    with pytest.raises(ValidationError, match=text):
+        replace(HALF, **changes)

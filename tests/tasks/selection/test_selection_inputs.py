@@ -10,14 +10,15 @@ from worlds.toy_selection import chosen, run
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import read_table
 from tasks.masks.mask_tables import BY_GRADIENTS, read_mask
-from tasks.selection.selection import SelectionSettings
+from tasks.masks.settings import MaskSettings
+from tasks.selection.settings import SelectionSettings
 from tasks.utility.settings import UtilitySettings
 
 THREE = SelectionSettings(budget={"count": 3})
 KERNELS = {
     "exact": toy_pairs.EXACT,
-    "neighbours": UtilitySettings(kernel="neighbours", neighbours=3, check_targets=2, pack_tokens=200),
-    "landmarks": UtilitySettings(kernel="landmarks", landmarks=4, check_targets=2, pack_tokens=200),
+    "neighbours": UtilitySettings(kernel="neighbours", neighbours=3, check_targets=2),
+    "landmarks": UtilitySettings(kernel="landmarks", landmarks=4, check_targets=2),
 }
 
 
@@ -40,9 +41,9 @@ def test_every_objective_reads_what_every_kernel_writes(folder, toy, kernel):
         assert facts["checked"] is None if kernel == "exact" else facts["checked"]["targets"] == 2
 
 
-@pytest.mark.parametrize("rows_by", ["embedding", "deft_ucs"])
-def test_embeddings_are_read_as_they_are_written(folder, rows_by):
-    assert len(chosen(run(folder, replace(THREE, rows_by=rows_by))[0])) == 3
+@pytest.mark.parametrize("selector", ["embedding", "deft_ucs"])
+def test_embeddings_are_read_as_they_are_written(folder, selector):
+    assert len(chosen(run(folder, replace(THREE, selector=selector))[0])) == 3
 
 
 def test_a_budget_above_the_landmarks_of_the_room_utility_is_refused(folder, toy):
@@ -51,11 +52,12 @@ def test_a_budget_above_the_landmarks_of_the_room_utility_is_refused(folder, toy
         run(folder, replace(THREE, budget={"count": 5}))
 
 
-@pytest.mark.parametrize("mask_by", BY_GRADIENTS)
-def test_scores_of_rows_and_parameters_are_read_as_gradients_writes_them(tmp_path, toy, mask_by):
+@pytest.mark.parametrize("mask_selector", BY_GRADIENTS)
+def test_scores_of_rows_and_parameters_are_read_as_gradients_writes_them(tmp_path, toy, mask_selector):
     write_examples(tmp_path / "examples", pool=14, held_out=2)
-    toy_gradients.run(tmp_path, toy, out="gradients", mask_by=mask_by)
-    subset, facts = run(tmp_path, replace(THREE, rows_by="dualsft", mask_by=mask_by), model=toy)
+    toy_gradients.run(tmp_path, toy, out="gradients", mask_selector=mask_selector)
+    mask = MaskSettings(selector=mask_selector)
+    subset, facts = run(tmp_path, replace(THREE, selector="dualsft"), model=toy, mask=mask)
     phi = read_table(tmp_path / "gradients/phi_data.parquet", schemas.PHI_DATA).to_pylist()
     assert chosen(subset) == [row["id"] for row in sorted(phi, key=lambda row: -row["score"])[:3]]
     assert facts["not_scored"] == 14 - len(phi) > 0

@@ -1,10 +1,12 @@
 """The stage `selection` choosing rows by phi_data, and rows and parameters freely combined."""
 
 from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from worlds.toy_corpus import TOPICS, write_examples
 from worlds.toy_selection import (
     HALF,
@@ -22,12 +24,15 @@ from tamis.submodular.budgets import BudgetError
 from tasks import models
 from tasks.artifacts.tables import provenance
 from tasks.finetuning.finetuning import read_budget
-from tasks.masks.mask_tables import BY_GRADIENTS, MASKS, list_shapes, read_mask
+from tasks.masks.mask_tables import BY_GRADIENTS, list_shapes, read_mask
+from tasks.masks.settings import MaskSettings
 from tasks.selection.selection import SelectionError
 
-BY_PHI = replace(HALF, rows_by="dualsft", budget={"count": 4})
+BY_PHI = replace(HALF, selector="dualsft", budget={"count": 4})
 PHI = np.random.default_rng(0).normal(size=12)
 UNSCORED = (2, 7)  # validation rows
+MASKS = get_args(get_type_hints(MaskSettings)["selector"])
+DUALSFT = MaskSettings(selector="dualsft")
 
 
 @pytest.fixture
@@ -141,7 +146,7 @@ def test_phi_data_of_another_run_is_refused(world):
     write_phi_data(folder, ids, PHI, order=["first"] * 6 + ["second"] * 6)
     refuse(folder, r"phi_data.parquet holds scores of 2 orders, \['first', 'second'\], so of two runs")
     write_phi_data(folder, [], [])
-    refuse(folder, r"phi_data.parquet holds no row; set selection.rows_by: dualsft and make them again")
+    refuse(folder, r"phi_data.parquet holds no row; set selection.selector: dualsft and make them again")
 
 
 def test_phi_data_of_other_examples_is_refused(world):
@@ -150,14 +155,14 @@ def test_phi_data_of_other_examples_is_refused(world):
     refuse(folder, r"phi_data.parquet was made from other examples than those there are; make them again")
 
 
-@pytest.mark.parametrize("rows_by", ["delift", "random", "embedding", "dualsft"])
-@pytest.mark.parametrize("mask_by", [name for name in MASKS if name != "fisher"])
-def test_rows_and_parameters_are_chosen_apart(scored, rows_by, mask_by):
+@pytest.mark.parametrize("selector", ["delift", "random", "embedding", "dualsft"])
+@pytest.mark.parametrize("mask_selector", [name for name in MASKS if name != "fisher"])
+def test_rows_and_parameters_are_chosen_apart(scored, selector, mask_selector):
     folder, _, toy = scored
-    rows = replace(BY_PHI, rows_by=rows_by)
-    run(folder, replace(rows, mask_by=mask_by), model=toy)
+    rows, mask = replace(BY_PHI, selector=selector), MaskSettings(selector=mask_selector)
+    run(folder, rows, model=toy, mask=mask)
     run(folder, rows, "rows")
-    run(folder, replace(HALF, rows_by="longest", mask_by=mask_by), "parameters", model=toy)
+    run(folder, replace(HALF, selector="longest"), "parameters", model=toy, mask=mask)
     for name, other in (("subset", "rows"), ("mask", "parameters"), ("tensors", "parameters")):
         both, alone = (folder / out / f"{name}.parquet" for out in ("out", other))
         assert both.read_bytes() == alone.read_bytes(), name
@@ -165,9 +170,9 @@ def test_rows_and_parameters_are_chosen_apart(scored, rows_by, mask_by):
 
 def test_settings_of_the_mask_leave_the_subset_and_change_the_mask(scored):
     folder, _, toy = scored
-    first = replace(BY_PHI, mask_by="dualsft")
-    other = replace(first, mask_budget={"count": 99}, mask_signed=True, mask_layer_share=0.0, mask_module_share=0.5)
-    facts = [run(folder, settings, out, model=toy)[1]["mask"] for settings, out in ((first, "out"), (other, "other"))]
+    other = replace(DUALSFT, budget={"count": 99}, signed=True, layer_share=0.0, module_share=0.5)
+    asked = ((DUALSFT, "out"), (other, "other"))
+    facts = [run(folder, BY_PHI, out, model=toy, mask=mask)[1]["mask"] for mask, out in asked]
     assert [one["chosen"] for one in facts] == [int(0.1 * facts[0]["entries"]), 99]
     same = [(folder / "out" / name).read_bytes() == (folder / "other" / name).read_bytes() for name in FILES]
     assert same == [True, False, False]
@@ -179,20 +184,20 @@ FILES = ("subset.parquet", "mask.parquet", "tensors.parquet")
 
 def test_fisher_reads_scores_of_fisher_only(scored):
     folder, _, toy = scored
-    with pytest.raises(MaskError, match=r"holds scores of dualsft and selection.mask_by is fisher; make it again"):
-        run(folder, replace(BY_PHI, mask_by="fisher"), model=toy)
+    with pytest.raises(MaskError, match=r"holds scores of dualsft and mask.selector is fisher; make it again"):
+        run(folder, BY_PHI, model=toy, mask=replace(DUALSFT, selector="fisher"))
     shapes = list_shapes(dict(models.language_model(toy).named_parameters()))
     generator = torch.Generator().manual_seed(1)
     information = {name: torch.randn(shape, generator=generator) ** 2 for name, shape in shapes.items()}
     write_phi_param(folder, information, "fisher", model_digest=models.model_digest(toy))
-    facts = run(folder, replace(BY_PHI, mask_by="fisher"), model=toy)[1]
+    facts = run(folder, BY_PHI, model=toy, mask=replace(DUALSFT, selector="fisher"))[1]
     assert facts["mask"]["by"] == "fisher"
     assert set(BY_GRADIENTS) == {"dualsft", "fisher"}
 
 
 def test_the_subset_records_the_budget_that_finetuning_reads_and_phi_data(scored):
     folder, _, toy = scored
-    run(folder, replace(BY_PHI, mask_by="dualsft", caps={"sums": 2}), model=toy)
+    run(folder, replace(BY_PHI, caps={"sums": 2}), model=toy, mask=DUALSFT)
     made = provenance(folder / "out/subset.parquet")
     assert not [name for name in made["parameters"] if name.startswith("mask")]
     assert [name.rsplit("/")[-1] for name in made["inputs"]] == ["examples.parquet", "phi_data.parquet"]
@@ -204,5 +209,10 @@ def test_the_subset_records_the_budget_that_finetuning_reads_and_phi_data(scored
 def test_a_mask_that_cannot_be_cut_leaves_no_subset(scored):
     folder, _, toy = scored
     with pytest.raises(MaskError, match="chooses 0 of"):
-        run(folder, replace(BY_PHI, mask_by="random", mask_budget={"count": 0}), model=toy)
+        run(folder, BY_PHI, model=toy, mask=MaskSettings(selector="random", budget={"fraction": 1e-9}))
     assert not (folder / "out").exists()
+
+
+def test_a_mask_of_nothing_is_refused_when_it_is_asked_for():
+    with pytest.raises(ValidationError, match="is count: 0, which chooses nothing; it must be above 0"):
+        replace(DUALSFT, budget={"count": 0})

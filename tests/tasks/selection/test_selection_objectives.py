@@ -1,10 +1,12 @@
 """The stage `selection` with every selector, objective and optimiser."""
 
 from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import numpy as np
 import oracles
 import pytest
+from pydantic import ValidationError
 from worlds.toy_corpus import learn, row, write_examples, write_rows
 from worlds.toy_selection import (
     HALF,
@@ -19,12 +21,12 @@ from worlds.toy_selection import (
 
 from tamis.scores.baselines import order_deft_ucs
 from tamis.submodular.budgets import BudgetError, draw, resolve
-from tamis.submodular.greedy import OptimiserError
-from tamis.submodular.kernels import KernelError
+from tamis.submodular.optimisers import OPTIMISERS
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import Provenance, provenance, write_table
 from tasks.selection import inputs, selection
 from tasks.selection.selection import SelectionError
+from tasks.selection.settings import SelectionSettings
 
 GENERATOR = np.random.default_rng(5)
 WHOLE = GENERATOR.normal(size=(15, 15)).astype(np.float32)  # twelve rows of the pool, then three others
@@ -76,22 +78,22 @@ def repeated(tmp_path):
     return tmp_path, {ids[place] for place in (1, 3, 4, 8, 11)}
 
 
-@pytest.mark.parametrize("rows_by", ["delift", "embedding"])
-def test_conditional_gain_leaves_out_what_was_learnt(learnt, rows_by):
+@pytest.mark.parametrize("selector", ["delift", "embedding"])
+def test_conditional_gain_leaves_out_what_was_learnt(learnt, selector):
     folder, ids = learnt
     cosines = relu(VECTORS @ VECTORS.T)
-    own, known = (relu(OWN), relu(TO_OTHERS)) if rows_by == "delift" else (cosines[:12, :12], cosines[:12, 12:])
-    subset, facts = run(folder, replace(HALF, rows_by=rows_by, nu=0.5))
+    own, known = (relu(OWN), relu(TO_OTHERS)) if selector == "delift" else (cosines[:12, :12], cosines[:12, 12:])
+    subset, facts = run(folder, replace(HALF, selector=selector, learnt_weight=0.5))
     assert chosen(subset) == slow(lambda picks: oracles.conditional_gain(own, known, 0.5, picks), ids)
     places = [ids.index(each) for each in chosen(subset)]
     assert facts["objective"] == pytest.approx(oracles.conditional_gain(own, known, 0.5, places), rel=1e-5)
     assert (facts["objective_name"], facts["learnt_rows"], facts["target_rows"]) == ("conditional_gain", 3, 0)
 
 
-@pytest.mark.parametrize("rows_by", ["delift", "embedding"])
-def test_rows_that_were_learnt_add_nothing_to_a_version_that_repeats_them(repeated, rows_by):
+@pytest.mark.parametrize("selector", ["delift", "embedding"])
+def test_rows_that_were_learnt_add_nothing_to_a_version_that_repeats_them(repeated, selector):
     folder, known = repeated
-    subset, facts = run(folder, replace(HALF, rows_by=rows_by, budget={"fraction": 1.0}))
+    subset, facts = run(folder, replace(HALF, selector=selector, budget={"fraction": 1.0}))
     assert {row["id"]: row["gain"] for row in subset if row["id"] in known} == dict.fromkeys(known, 0.0)
     assert facts["objective"] > 0
     assert facts["learnt_rows"] == 5
@@ -108,15 +110,15 @@ def test_facility_location_looks_at_the_pool_alone(learnt):
     assert chosen(subset) == slow(lambda picks: oracles.facility_location(relu(OWN), picks), ids)
 
 
-@pytest.mark.parametrize("rows_by", ["delift", "embedding"])
+@pytest.mark.parametrize("selector", ["delift", "embedding"])
 @pytest.mark.parametrize("form", FORMS)
-def test_mutual_information_chooses_for_the_target_task(task, form, rows_by):
+def test_mutual_information_chooses_for_the_target_task(task, form, selector):
     folder, ids = task
     cosines = relu(VECTORS @ VECTORS.T)
     blocks = (relu(OWN), relu(FROM_OTHERS), relu(TO_OTHERS))
-    if rows_by == "embedding":
+    if selector == "embedding":
         blocks = (cosines[:12, :12], cosines[12:, :12], cosines[:12, 12:])
-    settings = replace(HALF, rows_by=rows_by, objective="mutual_information", information=form, eta=0.5)
+    settings = replace(HALF, selector=selector, objective="mutual_information", mutual_information=form, target_weight=0.5)
     subset, facts = run(folder, settings)
     places = [ids.index(each) for each in chosen(subset)]
     assert places == oracles.greedy_of(lambda picks: oracles.mutual_information(blocks, 0.5, form, picks), 12, 6)
@@ -130,7 +132,7 @@ def test_mutual_information_chooses_for_the_target_task(task, form, rows_by):
 @pytest.mark.parametrize("form", FORMS)
 def test_cover_is_the_pools_own_similarity_whatever_the_objective(task, form):
     folder, ids = task
-    subset, _ = run(folder, replace(HALF, objective="mutual_information", information=form))
+    subset, _ = run(folder, replace(HALF, objective="mutual_information", mutual_information=form))
     places = [ids.index(each) for each in chosen(subset)]
     for each in subset:
         similar = relu(OWN)[ids.index(each["id"]), places]
@@ -149,9 +151,9 @@ def test_kernels_that_meet_are_scaled_by_one_minimum_and_maximum(tmp_path):
 
 def test_mutual_information_without_a_target_task_says_what_to_set(learnt):
     text = "selection.objective is mutual_information but no row is of the target task; set examples.target"
-    for rows_by in ("delift", "embedding"):
+    for selector in ("delift", "embedding"):
         with pytest.raises(SelectionError, match=text):
-            run(learnt[0], replace(HALF, rows_by=rows_by, objective="mutual_information"))
+            run(learnt[0], replace(HALF, selector=selector, objective="mutual_information"))
 
 
 def test_a_kernel_that_the_objective_needs_and_that_was_not_scored_is_named(learnt):
@@ -161,15 +163,20 @@ def test_a_kernel_that_the_objective_needs_and_that_was_not_scored_is_named(lear
         run(folder)
 
 
-def test_unknown_objectives_forms_and_optimisers_are_named_with_those_known(task):
-    folder, _ = task
-    with pytest.raises(KernelError, match=r"selection.objective is 'cover'; it must be one of conditional_gain, facil"):
-        run(folder, replace(HALF, objective="cover"))
-    with pytest.raises(KernelError, match="unknown form of mutual information 'full'; known: saturated, additive"):
-        run(folder, replace(HALF, objective="mutual_information", information="full"))
-    with pytest.raises(OptimiserError, match=r"selection.optimiser is 'plain'; it must be one of lazy, stochastic, p"):
-        run(folder, replace(HALF, optimiser="plain"))
-    assert not (folder / "out").exists()
+def test_unknown_objectives_forms_and_optimisers_are_named_with_those_known():
+    with pytest.raises(ValidationError, match=r"objective\n.*'conditional_gain', 'facility_location' or 'mutual_inf"):
+        replace(HALF, objective="cover")
+    with pytest.raises(ValidationError, match=r"mutual_information\n.*'saturated', 'additive' or 'queries'.*'full'"):
+        replace(HALF, objective="mutual_information", mutual_information="full")
+    with pytest.raises(ValidationError, match=r"optimiser\n.*'lazy', 'stochastic' or 'partition'.*'plain'"):
+        replace(HALF, optimiser="plain")
+
+
+def test_settings_name_what_the_library_knows():
+    known = get_type_hints(SelectionSettings)
+    assert get_args(known["objective"]) == tuple(selection.objectives.OBJECTIVES)
+    assert get_args(known["mutual_information"]) == tuple(selection.objectives.FORMS)
+    assert get_args(known["optimiser"]) == OPTIMISERS
 
 
 SCORED_DEMOS = np.array([2, 5, 7, 10])
@@ -221,7 +228,7 @@ def test_a_large_pool_is_compared_with_its_nearest_rows_only(world, objective, r
     folder, ids = request.getfixturevalue(world)
     monkeypatch.setattr(inputs, "DENSE_ROWS", 11)
     monkeypatch.setattr(inputs, "NEAREST", 3)
-    subset, facts = run(folder, replace(HALF, rows_by="embedding", objective=objective))
+    subset, facts = run(folder, replace(HALF, selector="embedding", objective=objective))
     cosines = relu(VECTORS @ VECTORS.T)
     own = np.where(cosines[:12, :12] >= np.sort(cosines[:12, :12], axis=1)[:, [-4]], cosines[:12, :12], 0)
     blocks = own, cosines[12:, :12], cosines[:12, 12:]
@@ -238,36 +245,36 @@ def test_a_large_pool_is_compared_with_its_nearest_rows_only(world, objective, r
 def test_copies_of_one_row_are_chosen_once_by_embedding(tmp_path):
     ids = write_examples(tmp_path / "examples", pool=60, held_out=0)
     write_embedding(tmp_path / "embedding", ids, draw_vectors(30)[[*range(30), *[4] * 30]])
-    subset, _ = run(tmp_path, replace(HALF, rows_by="embedding"))
+    subset, _ = run(tmp_path, replace(HALF, selector="embedding"))
     copies = {ids[4], *ids[30:]}
     assert len(copies & set(chosen(subset)[:29])) == 1
-    assert len(copies & set(chosen(run(tmp_path, replace(HALF, rows_by="random"), "random")[0]))) > 10
+    assert len(copies & set(chosen(run(tmp_path, replace(HALF, selector="random"), "random")[0]))) > 10
 
 
 def test_an_embedding_of_another_run_is_named(learnt):
     folder, ids = learnt
     write_embedding(folder / "embedding", ids[3:], VECTORS[3:12])
     with pytest.raises(SelectionError, match=rf"embedding.parquet lacks 3 of 12 rows, first ids \['{ids[0]}', .*run`"):
-        run(folder, replace(HALF, rows_by="embedding", objective="facility_location"))
+        run(folder, replace(HALF, selector="embedding", objective="facility_location"))
 
 
-@pytest.mark.parametrize("rows_by", ["embedding", "deft_ucs"])
-def test_an_embedding_that_was_not_wanted_is_named(task, rows_by):
+@pytest.mark.parametrize("selector", ["embedding", "deft_ucs"])
+def test_an_embedding_that_was_not_wanted_is_named(task, selector):
     folder, _ = task
     nothing = schemas.embedding(1).empty_table()
     write_table(nothing, folder / "embedding/embedding.parquet", Provenance("embedding", "v1", {"wanted": False}))
     with pytest.raises(SelectionError, match=r"lacks 12 of 12 rows, .* or of another selector: make both again"):
-        run(folder, replace(HALF, rows_by=rows_by))
+        run(folder, replace(HALF, selector=selector))
 
 
-@pytest.mark.parametrize("rows_by", ["perplexity", "ifd", "selectit", "less"])
-def test_scored_rows_are_chosen_by_score_and_equal_ones_by_row(task, rows_by):
+@pytest.mark.parametrize("selector", ["perplexity", "ifd", "selectit", "less"])
+def test_scored_rows_are_chosen_by_score_and_equal_ones_by_row(task, selector):
     folder, ids = task
-    write_scores(folder / "scores", ids[::-1], [0.5, 3.0, 2.0, *[-1.0] * 8, 2.0], rows_by)
-    subset, facts = run(folder, replace(HALF, rows_by=rows_by, budget={"count": 5}))
+    write_scores(folder / "scores", ids[::-1], [0.5, 3.0, 2.0, *[-1.0] * 8, 2.0], selector)
+    subset, facts = run(folder, replace(HALF, selector=selector, budget={"count": 5}))
     assert chosen(subset) == [ids[10], ids[0], ids[9], ids[11], ids[1]]
     assert {subset[0][name] for name in ("gain", "objective", "covered_by", "cover")} == {None}
-    assert (facts["selector"], facts["objective_name"], facts["checked"]) == (rows_by, None, None)
+    assert (facts["selector"], facts["objective_name"], facts["checked"]) == (selector, None, None)
     record = provenance(folder / "out/subset.parquet")
     assert sorted(path.rsplit("/")[-1] for path in record["inputs"]) == ["examples.parquet", "scores.parquet"]
 
@@ -275,7 +282,7 @@ def test_scored_rows_are_chosen_by_score_and_equal_ones_by_row(task, rows_by):
 def test_caps_floors_and_tokens_hold_for_an_order_by_score(task):
     folder, ids = task
     write_scores(folder / "scores", ids, list(range(12)), "ifd")
-    settings = replace(HALF, rows_by="ifd", budget={"response_tokens": 14}, caps={"greetings": 1}, floors={"sums": 2})
+    settings = replace(HALF, selector="ifd", budget={"response_tokens": 14}, caps={"greetings": 1}, floors={"sums": 2})
     subset, facts = run(folder, settings)
     assert chosen(subset)[:3] == [ids[9], ids[6], ids[11]]
     assert facts["topics"]["greetings"] == 1
@@ -286,28 +293,28 @@ def test_scores_that_lack_rows_or_are_not_numbers_are_refused(task):
     folder, ids = task
     write_scores(folder / "scores", ids[:-2], [0.0] * 10)
     with pytest.raises(SelectionError, match=rf"scores.parquet lacks 2 of 12 rows, first ids \['{ids[10]}', '"):
-        run(folder, replace(HALF, rows_by="less"))
+        run(folder, replace(HALF, selector="less"))
     write_scores(folder / "scores", ids, [0.0] * 11 + [float("nan")])
     with pytest.raises(ValueError, match=r"1 of 12 scores are not finite, first places \[11\]"):
-        run(folder, replace(HALF, rows_by="less"))
+        run(folder, replace(HALF, selector="less"))
 
 
 def test_scores_of_another_selector_are_refused(task):
     folder, ids = task
     write_scores(folder / "scores", ids, [0.0] * 12, "ifd")
     with pytest.raises(SelectionError, match=r"scores.parquet holds scores of ifd, not of less; make it again: `tamis"):
-        run(folder, replace(HALF, rows_by="less"))
+        run(folder, replace(HALF, selector="less"))
 
 
 def test_the_longest_rows_have_the_most_response_tokens(task):
-    subset, _ = run(task[0], replace(HALF, rows_by="longest"))
+    subset, _ = run(task[0], replace(HALF, selector="longest"))
     tokens = [row["response_tokens"] for row in subset]
     assert tokens[:6] == sorted(tokens, reverse=True)[:6]
 
 
 def test_deft_ucs_fills_the_budget_from_clusters_of_embeddings(task):
     folder, ids = task
-    subset, facts = run(folder, replace(HALF, rows_by="deft_ucs", seed=3))
+    subset, facts = run(folder, replace(HALF, selector="deft_ucs", seed=3))
     assert chosen(subset) == [ids[place] for place in order_deft_ucs(VECTORS[:12], None, 3)[:6]]
     assert facts["kernel"] is None
     assert provenance(folder / "out/subset.parquet")["seed"] == 3

@@ -1,0 +1,42 @@
+"""Settings of the stage `gradients` (DualSFT, arXiv 2605.06166v1)."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tasks.settings import Seed, Share, checked
+
+
+@checked
+class GradientsSettings:
+    """How rows and parameters are scored by gradients."""
+
+    order: Literal["first", "second"] = Field(
+        "first", description="without | with the curvature term: one | two passes over the pool"
+    )
+    confidence: Literal["max_prob", "entropy_inv", "uniform"] = Field(
+        "max_prob", description="how much each anchor's answer is preserved"
+    )
+    temperature: Annotated[float, Field(gt=0)] = Field(2.0, description="of the distillation: tau")
+    lambda_new: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="weight of the validation rows' gradient in the direction"
+    )
+    lambda_prior: Annotated[float, Field(ge=0)] = Field(
+        0.2, description="weight of the gradient of what is preserved in the direction"
+    )
+    learning_rate: Annotated[float, Field(gt=0)] = Field(
+        2e-5, description="eta: peak of the warm-up's, and in the curvature term"
+    )
+    curvature: Literal["raw", "corrected"] = Field(
+        "raw", description="AdamW's second moments as they are | without their bias"
+    )
+    warmup_share: Share = Field(0.1, description="of the pool's rows, that the warm-up trains on; a batch at least")
+    anchor_share: Share = Field(
+        0.02, description="of the pool's rows, whose answers are to be preserved; a batch at least"
+    )
+    validation_share: Share = Field(0.1, description="of the pool's prompts, set apart where there is no target task")
+    batch_rows: Annotated[int, Field(ge=1)] = Field(8, description="rows per optimiser step of the warm-up")
+    fisher_rows: Annotated[int, Field(ge=1)] = Field(
+        64, description="rows of the pool that Fisher information is averaged over"
+    )
+    seed: Seed = Field(0, description="of the draws and of the warm-up's order")

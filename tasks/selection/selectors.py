@@ -1,0 +1,27 @@
+"""The selectors, once: what each reads, whether it has an objective, whether it draws, and where it is published."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Selector:
+    """A way to choose rows."""
+
+    reads: str | None  # the stage whose artifact it reads besides the examples
+    objective: bool  # it maximises an objective over similarities; else it sorts or draws
+    draws: bool  # it draws by chance, whatever the optimiser
+    source: str  # where it is published
+
+
+SELECTORS = {
+    "delift": Selector("utility", True, False, "DELIFT, arXiv 2411.04425"),
+    "random": Selector(None, False, True, "chance"),
+    "longest": Selector(None, False, False, "arXiv 2402.04833"),
+    "embedding": Selector("embedding", True, False, "DELIFT's model-independent form, arXiv 2411.04425"),
+    "perplexity": Selector("scores", False, False, "arXiv 2309.04564"),
+    "ifd": Selector("scores", False, False, "arXiv 2308.12032"),
+    "selectit": Selector("scores", False, False, "arXiv 2402.16705"),
+    "deft_ucs": Selector("embedding", False, True, "arXiv 2310.16776"),
+    "less": Selector("scores", False, False, "arXiv 2402.04333"),
+    "dualsft": Selector("gradients", False, False, "DualSFT, arXiv 2605.06166"),
+}

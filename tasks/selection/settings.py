@@ -1,0 +1,51 @@
+"""Settings of the stage `selection`."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tasks.selection.selectors import SELECTORS
+from tasks.settings import RowBudget, Seed, checked
+
+Rows = Annotated[int, Field(ge=0)]
+
+
+@checked
+class SelectionSettings:
+    """How rows are chosen."""
+
+    selector: Literal[tuple(SELECTORS)] = Field("delift", description="what rows are chosen by")
+    objective: Literal["conditional_gain", "facility_location", "mutual_information"] = Field(
+        "conditional_gain",
+        description="of delift and embedding (DELIFT, section 3.2); conditional gain is facility location where "
+        "nothing was learnt before",
+    )
+    mutual_information: Literal["saturated", "additive", "queries"] = Field(
+        "queries", description="the form of mutual information: submodlib's FLVMI | the paper's | submodlib's FLQMI"
+    )
+    target_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="of the target task in it: eta")
+    learnt_weight: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="of what was learnt before in conditional gain: nu"
+    )
+    scaling: Literal["relu", "minmax", "none"] = Field(
+        "relu", description="of utilities: DELIFT's paper | its code | for kernels that are >= 0 already"
+    )
+    budget: RowBudget = Field(
+        default_factory=lambda: {"fraction": 0.3},
+        description="one of count: rows | fraction: of the used pool | response_tokens: tokens",
+    )
+    caps: Mapping[str, Rows] = Field(
+        default_factory=dict, description='topic -> at most so many rows; "*": every topic not named'
+    )
+    floors: Mapping[str, Rows] = Field(default_factory=dict, description="topic -> at least so many rows")
+    optimiser: Literal["lazy", "stochastic", "partition"] = Field("lazy", description="of the objective")
+    epsilon: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.01, description="stochastic: a pick looks at n/k * log(1/epsilon) of n rows (arXiv 1409.7938)"
+    )
+    partitions: Annotated[int, Field(ge=1)] = Field(
+        4, description="partition: parts of the ground set, chosen from apart, then together"
+    )
+    seed: Seed = Field(
+        0, description="of what is drawn: selectors random and deft_ucs, optimisers stochastic, partition"
+    )

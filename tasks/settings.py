@@ -1,0 +1,95 @@
+"""What the settings of all stages have in common: how they are checked, what a budget is, the models, the versions.
+
+A setting stands once: its name, type, range, default and one sentence, in `tasks/<stage>/settings.py`. params.yaml
+holds what a person sets; flows/params.py reads it into these classes.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+checked = partial(dataclass, frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0)]
+
+
+def refuse_budget(budget: Mapping[str, int | float], kinds: tuple[str, ...], what: str) -> Mapping[str, int | float]:
+    """Return a budget, where it is one.
+
+    Args:
+        budget: one kind and its value, such as `{"fraction": 0.3}`.
+        kinds: known ones; all but `fraction` are whole numbers.
+        what: a fraction is of, in words.
+
+    Raises:
+        ValueError: saying what is wrong with it, after the budget's name.
+    """
+    unknown = [kind for kind in budget if kind not in kinds]
+    if unknown or len(budget) != 1:
+        given = f"has {len(budget)} kinds ({dict(budget)})" if not unknown else f"has an unknown {unknown[0]!r}"
+        raise ValueError(f"{given}; give one of {', '.join(kinds)}")
+    ((kind, value),) = budget.items()
+    if not value > 0:
+        raise ValueError(f"is {kind}: {value}, which chooses nothing; it must be above 0")
+    if kind == "fraction" and value > 1:
+        raise ValueError(f"is fraction: {value}, over 100% of {what}; 0.3 stands for 30%")
+    if kind != "fraction" and not isinstance(value, int):
+        raise ValueError(f"is {kind}: {value}; it must be a whole number")
+    return budget
+
+
+RowBudget = Annotated[
+    Mapping[str, int | float],
+    AfterValidator(partial(refuse_budget, kinds=("count", "fraction", "response_tokens"), what="the pool")),
+]
+MaskBudget = Annotated[
+    Mapping[str, int | float],
+    AfterValidator(partial(refuse_budget, kinds=("count", "fraction"), what="the parameters")),
+]
+
+
+@checked
+class VersionSettings:
+    """A data version."""
+
+    raw: str = Field(description="folder of its raw files")
+    previous: str = Field(description="the version that it continues from; base: none, the model as it is")
+
+
+@checked
+class ModelsSettings:
+    """The models and how they are run."""
+
+    language: str = Field(description="package:NAME, a local folder, or a hub name; safetensors or GGUF only")
+    language_revision: str | None = Field(description="commit of a hub name, which needs one")
+    embedding: str = Field(description="likewise, of the text encoder")
+    embedding_revision: str | None = Field(description="commit of a hub name, which needs one")
+    device: Literal["auto", "cpu", "cuda"] = Field(description="auto takes CUDA where there is one")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(description="of the weights")
+    max_tokens: Annotated[int, Field(ge=1)] = Field(description="longest sequence scored or trained, tokens")
+    template: Literal["chat", "delift"] = Field(
+        description="how prompts are written: the tokenizer's chat template, demos as earlier turns | DELIFT's wording"
+    )
+
+
+@checked
+class RuntimeSettings:
+    """What changes speed and memory alone, never a figure: no stage is stale after a change of it."""
+
+    pack_tokens: Annotated[int, Field(ge=1)] = Field(2048, description="tokens per forward pass")
+    embedding_rows: Annotated[int, Field(ge=1)] = Field(64, description="texts per forward pass of the encoder")
+    shard_pairs: Annotated[int, Field(ge=1)] = Field(
+        256, description="pairs per part of the store: what a crash can lose"
+    )
+    shard_rows: Annotated[int, Field(ge=1)] = Field(
+        64,
+        description="rows per part of the stores of scores and gradients: what a crash can lose; after each, the sum "
+        "of all gradients is written whole (4 bytes per parameter): raise it for large models",
+    )
+    block_parameters: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="parameters whose gradients are summed at once, one tensor at least; null: all"
+    )
