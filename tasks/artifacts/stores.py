@@ -133,7 +133,7 @@ def find(folder: Path, wanted: pa.Table) -> pa.Table:
         f"""
         SELECT numbered.*, {", ".join(map(_quote, found))} FROM numbered JOIN (
             SELECT {listed} FROM {STORED} SEMI JOIN numbered USING ({using}) GROUP BY {using}
-        ) USING ({using}) ORDER BY numbered.place
+        ) USING ({using}) ORDER BY numbered._position
         """,
     )
 
@@ -144,7 +144,7 @@ def missing(folder: Path, wanted: pa.Table) -> pa.Table:
     if not parts:
         return wanted
     using = ", ".join(map(_quote, _keys(parts)))
-    query = f"SELECT * FROM numbered ANTI JOIN {STORED} USING ({using}) ORDER BY numbered.place"
+    query = f"SELECT * FROM numbered ANTI JOIN {STORED} USING ({using}) ORDER BY numbered._position"
     return _join(parts, wanted, query)
 
 
@@ -161,7 +161,7 @@ def cost(folder: Path, wanted: pa.Table) -> float:
         parts,
         wanted,
         f"""
-        SELECT filename, count(*) AS rows, 0 AS place FROM (
+        SELECT filename, count(*) AS rows, 0 AS _position FROM (
             SELECT {using}, min(filename) AS filename FROM {STORED} SEMI JOIN numbered USING ({using}) GROUP BY {using}
         ) GROUP BY filename ORDER BY filename
         """,
@@ -195,11 +195,11 @@ def _quote(name: str) -> str:
 
 def _join(parts: Mapping[Path, Any], wanted: pa.Table, query: str) -> pa.Table:
     """Run a query over the wanted rows, numbered, and the stored ones."""
-    numbered = wanted.append_column("place", pa.array(np.arange(wanted.num_rows)))
+    numbered = wanted.append_column("_position", pa.array(np.arange(wanted.num_rows)))
     with duckdb.connect() as connection:
         connection.register("numbered", numbered)
         asked = {"parts": [str(path) for path in parts]}
-        return connection.sql(query, params=asked).to_arrow_table().drop_columns(["place"])
+        return connection.sql(query, params=asked).to_arrow_table().drop_columns(["_position"])
 
 
 def survey(root: Path, keep: Collection[str]) -> list[Stored]:
