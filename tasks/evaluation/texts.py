@@ -42,4 +42,4 @@ def embed_texts(texts: Sequence[str], model: models.ModelChoice, root: Path) -> 
         part = pa.table([block, list(vectors)], schema=STORED)
         stores.append(folder, part, stage="evaluation", seconds=perf_counter() - start)
     found = stores.find(folder, asked)["embedding"].combine_chunks()
-    return np.asarray(found.flatten()).reshape(len(texts), -1)
+    return np.array(found.flatten()).reshape(len(texts), -1)
