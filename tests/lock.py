@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "constraints.txt"
+PROJECT = ("--editable", ".[all]")
 PYTHONS = ("python3.11", "python3.12")
 HEADER = """\
 # Written by `make lock`, never by hand: every package of the environment, pip and what builds included.
@@ -66,7 +67,7 @@ def lock(models: Sequence[str]) -> str:
 
     Python 3.12 gets the versions of 3.11, so that the tests on one speak for the other, unless it has none of them.
     """
-    wanted = ["--editable", ".[all]", "pip", *list_build_requirements()]
+    wanted = [*PROJECT, "pip", *list_build_requirements()]
     with tempfile.TemporaryDirectory() as folder:
         first, second = (make_pip(python, Path(folder, python)) for python in PYTHONS)
         old = resolve(first, *wanted) | resolve(first, "--no-deps", *models)

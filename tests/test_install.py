@@ -22,6 +22,12 @@ def read_pins() -> dict[str, set[str]]:
     return pins
 
 
+def find_strangers(found: dict[str, str]) -> dict[str, str]:
+    """Return the packages that do not stand in the lock at their version."""
+    pins = read_pins()
+    return {name: version for name, version in found.items() if version not in pins.get(name, ())}
+
+
 def test_every_line_is_one_package_at_one_version_without_a_path_or_a_host():
     assert [line for line in LINES if not LINE.fullmatch(line)] == []
 
@@ -40,10 +46,9 @@ def test_pip_and_what_builds_the_project_stand_in_the_lock():
 def test_what_is_installed_is_what_the_lock_says(request):
     if request.config.getoption("latest"):
         pytest.skip("the latest packages are installed without the lock")
-    pins = read_pins()
     found = {lock.normalise(each.name): each.version.partition("+")[0] for each in distributions()}
-    wrong = {name: version for name, version in found.items() if name != "tamis" and version not in pins.get(name, ())}
-    assert wrong == {}, "run `make setup`, or `make lock` after a change of pyproject.toml"
+    del found["tamis"]
+    assert find_strangers(found) == {}, "run `make setup`, or `make lock` after a change of pyproject.toml"
 
 
 def test_a_marker_stands_only_where_both_pythons_need_other_versions():
@@ -66,7 +71,16 @@ def test_the_lock_resolves_for_python_3_12(tmp_path):
     build = [*held, "--build-constraint", str(lock.LOCK), "--no-deps", "--wheel-dir", str(tmp_path)]
     subprocess.run([*pip, "wheel", "--quiet", *build, *NO_WHEELS], check=True)
     only = ["--only-binary=:all:", "--python-version", "3.12", "--find-links", str(tmp_path)]
-    found = lock.resolve(pip, *only, *held, "--editable", ".[all]")
-    pins = read_pins()
-    assert {name: version for name, version in found.items() if version not in pins.get(name, ())} == {}
+    found = lock.resolve(pip, *only, *held, *lock.PROJECT)
+    assert find_strangers(found) == {}
     assert {"torch", "transformers", "prefect"} <= set(found)
+
+
+@pytest.mark.slow
+def test_python_3_12_itself_finds_all_that_it_needs_in_the_lock(tmp_path):
+    """Another Python's pip reads the markers of 3.11, so that only this one sees what 3.12 alone needs."""
+    if subprocess.run(["python3.12", "--version"], capture_output=True).returncode:
+        pytest.skip("there is no python3.12 on the PATH")
+    pip = lock.make_pip("python3.12", tmp_path / "bare")
+    found = lock.resolve(pip, "--constraint", str(lock.LOCK), "pip", *lock.list_build_requirements(), *lock.PROJECT)
+    assert find_strangers(found) == {}
