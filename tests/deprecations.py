@@ -25,6 +25,7 @@ CATEGORIES = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 OURS = "ours"
 PYTHON = "python"
 MACHINERY = {"warnings", "logging", __name__}
+FOUND: list[str] = []  # what is still to be told, by any thread
 WRAPPERS = {"torch.utils._contextlib", "jaxtyping._decorator"}  # they stand between a caller and whom it calls
 
 
@@ -49,7 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
     def make_record(*arguments, **more) -> logging.LogRecord:
         record = make(*arguments, **more)
         if record.levelno >= logging.WARNING and re.search("deprecat", record.getMessage(), re.IGNORECASE):
-            judge(DeprecationWarning(record.getMessage()), sys._getframe(1), config.getoption("latest"))
+            judge(record.getMessage(), sys._getframe(1), config.getoption("latest"))
         return record
 
     logging.setLogRecordFactory(make_record)
@@ -59,7 +60,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection(session: pytest.Session) -> Iterator[None]:
     """Judge what imports warn of."""
     watch(session.config)
-    return (yield)
+    result = yield
+    if found := take_found():
+        raise pytest.UsageError(found)
+    return result
 
 
 @pytest.hookimpl(wrapper=True)
@@ -69,28 +73,60 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     return (yield)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Fail a test for what it and its fixtures warned of."""
+    result = yield
+    fail_found()
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """Fail a test for what its end warned of."""
+    result = yield
+    fail_found()
+    return result
+
+
 def watch(config: pytest.Config) -> None:
     """Judge the warnings that are shown from now on, until pytest puts its own way of showing them back."""
     shown = warnings.showwarning
 
     def show(message, category, filename, lineno, file=None, line=None) -> None:
         if issubclass(category, CATEGORIES):
-            judge(message, sys._getframe(1), config.getoption("latest"))
+            judge(str(message), sys._getframe(1), config.getoption("latest"))
         else:
             shown(message, category, filename, lineno, file, line)
 
     warnings.showwarning = show
 
 
-def judge(message: Warning, frame: FrameType, latest: bool) -> None:
-    """Raise a deprecation that is ours or, with the latest packages, foreign and not listed."""
+def judge(message: str, frame: FrameType, latest: bool) -> None:
+    """Note a deprecation that is ours or, with the latest packages, foreign and not listed.
+
+    It is noted, not raised: once raised in a thread of Prefect's, the main thread waited for an answer for ever.
+    """
     blame = find_blame(frame)
     if blame.cause == OURS:
-        raise type(message)(f"{message} [warned by {blame.source}, caused at {blame.place}; mend this line]")
-    if latest and not is_listed(blame, str(message)):
-        raise type(message)(
+        FOUND.append(f"{message} [warned by {blame.source}, caused at {blame.place}; mend this line]")
+    elif latest and not is_listed(blame, message):
+        FOUND.append(
             f"{message} [warned by {blame.source}, caused by {blame.cause} at {blame.place}; list it in {LIST.name}]"
         )
+
+
+def take_found() -> str:
+    """Return what was noted since the last time, each once."""
+    texts = list(dict.fromkeys(FOUND))
+    FOUND.clear()
+    return "\n".join(texts)
+
+
+def fail_found() -> None:
+    """Fail where a deprecation was noted."""
+    if found := take_found():
+        pytest.fail(found, pytrace=False)
 
 
 def find_blame(frame: FrameType) -> Blame:
