@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from transformers.utils import logging
 
 import tamis.language.embedding
@@ -15,7 +14,8 @@ from tamis.language.embedding import encode_texts
 from tamis.language.templates import join_instruction
 from tasks import models
 from tasks.artifacts import schemas, stores
-from tasks.artifacts.tables import Provenance, digest_code, digest_inputs, read_table, write_table
+from tasks.artifacts.row_sets import USED, read_sets
+from tasks.artifacts.tables import Provenance, digest_code, digest_inputs, write_table
 from tasks.embedding.settings import EmbeddingSettings
 from tasks.settings import RuntimeSettings
 
@@ -75,10 +75,7 @@ def open_store(store: Path, model: models.ModelChoice, max_tokens: int) -> Path:
 
 def read_texts(source: Path) -> list[dict[str, Any]]:
     """Return the examples to encode: each used one, and each distinct one of the pool that was learnt earlier."""
-    table = read_table(source, schemas.EXAMPLES)
-    learnt = pc.and_(pc.equal(table["split"], "pool"), pc.fill_null(pc.equal(table["earlier"], "learnt"), False))
-    wanted = pc.or_(table["used"], pc.and_(learnt, pc.is_null(table["duplicate_of"])))
-    return table.filter(wanted).to_pylist()
+    return read_sets(source, (*USED, "learnt"))[0].to_pylist()
 
 
 def encode_missing(

@@ -118,7 +118,9 @@ def test_mutual_information_chooses_for_the_target_task(task, form, selector):
     blocks = (relu(OWN), relu(FROM_OTHERS), relu(TO_OTHERS))
     if selector == "embedding":
         blocks = (cosines[:12, :12], cosines[12:, :12], cosines[:12, 12:])
-    settings = replace(HALF, selector=selector, objective="mutual_information", mutual_information=form, target_weight=0.5)
+    settings = replace(
+        HALF, selector=selector, objective="mutual_information", mutual_information=form, target_weight=0.5
+    )
     subset, facts = run(folder, settings)
     places = [ids.index(each) for each in chosen(subset)]
     assert places == oracles.greedy_of(lambda picks: oracles.mutual_information(blocks, 0.5, form, picks), 12, 6)
