@@ -13,7 +13,7 @@ from flows.graph.modules import list_imports, list_modules, parse, write_lists
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("examples", "embedding", "utility", "scores", "gradients", "selection", "finetuning", "evaluation", "audit")
-SHARED = {"artifacts", "masks", "models", "scoring_model", "comparison"}  # of tasks/, for every stage
+SHARED = {"artifacts", "estimate", "masks", "models", "scoring_model", "comparison"}  # of tasks/, for every stage
 # What a stage needs of an earlier one, and of nobody else: re-scoring a mask is what gradients does, done again.
 EARLIER = {"finetuning": {"gradients"}}
 STANDARD = set(__import__("sys").stdlib_module_names)

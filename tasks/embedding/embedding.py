@@ -63,7 +63,7 @@ def write_embedding(
         return {"wanted": False, "scoring_seconds": 0.0}
     rows = read_texts(source)
     ids = [row["id"] for row in rows]
-    folder = Path(store) / _key(model, settings.max_tokens)
+    folder = store_folder(store, model, settings.max_tokens)
     describe(folder, kind="embeddings", model=model.name, model_digest=models.model_digest(model), code=CODE)
     known = _load(folder, pa.array(ids, pa.string()))
     fresh = [row for row in rows if row["id"] not in known]
@@ -101,8 +101,10 @@ def encode_missing(
     return cut
 
 
-def _key(model: models.ModelChoice, max_tokens: int) -> str:
-    return hashlib.sha256(f"{models.model_digest(model)}\n{max_tokens}\n{CODE}".encode()).hexdigest()[:32]
+def store_folder(store: Path, model: models.ModelChoice, max_tokens: int) -> Path:
+    """Return the folder that holds the vectors of one encoder, text length and code."""
+    key = f"{models.model_digest(model)}\n{max_tokens}\n{CODE}"
+    return Path(store) / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
 def _load(folder: Path, wanted: pa.Array) -> dict[str, np.ndarray]:
