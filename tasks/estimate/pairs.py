@@ -45,20 +45,30 @@ def read_sets(corpus: Corpus) -> Sets:
     return {"ground": corpus.places("pool"), "task": corpus.places("target"), "learnt": corpus.learnt()}
 
 
-def plan_pairs(case: Case, sets: Sets) -> np.ndarray:
-    """Return the pairs, each target alone (demo -1) first; places in the corpus, only those that fit in the context."""
+def plan_pairs(case: Case, sets: Sets) -> list[np.ndarray]:
+    """Return the pairs that are scored at once, a batch after the other; each target alone (demo -1) in the first.
+
+    They are places in the corpus, only those that fit in the context, and each once.
+    """
     from tasks.utility.utility import Pool, draw_check
 
     settings, corpus = case.values.utility, case.corpus
     check = draw_check(Pool([], dict(sets), Encoding([], [], [], [])), settings)
-    wanted = unite([*_of_kernel(case, sets), check])
-    lengths = corpus.queries + corpus.responses
-    shown = wanted[fits(corpus.prefixes, lengths, wanted, case.model.max_tokens)]
+    lengths = (corpus.queries + corpus.responses).tolist()
+    *tried, kernel = _of_kernel(case, sets)
     targets = np.union1d(sets["ground"], sets["task"])
-    return np.concatenate([np.column_stack([targets, np.full(len(targets), -1)]), shown])
+    batches, known = [], np.empty(0, np.int64)
+    alone = np.column_stack([targets, np.full(len(targets), -1)])
+    for batch in (*tried, unite([kernel, check])):
+        shown = batch[fits(corpus.prefixes.tolist(), lengths, batch, case.model.max_tokens)]
+        names = shown @ [len(corpus.rows), 1]
+        batches.append(np.concatenate([alone, shown[~np.isin(names, known)]]))
+        known, alone = np.union1d(known, names), alone[:0]
+    return batches
 
 
 def _of_kernel(case: Case, sets: Sets) -> list[np.ndarray]:
+    """Return the pairs of the kernel, last, after those that are tried to find them, a round after the other."""
     settings = case.values.utility
     if settings.kernel == "exact":
         return [pairs_of_all(sets)]
@@ -120,13 +130,14 @@ def count_pairs(sizes: Mapping[str, int], settings: Any) -> int:
     return tried + blocks + checked * max(0, ground - few) + (0 if answered == ground else few)
 
 
-def count_tokens(case: Case, pairs: np.ndarray) -> Work:
-    """Return the work of scoring pairs, in the shards and packs that the stage would make of them."""
-    corpus, runtime = case.corpus, case.values.runtime
-    order = pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))]
-    tokens = 0
-    for start in range(0, len(order), runtime.shard_pairs):
-        tokens += _count_shard(corpus, order[start : start + runtime.shard_pairs], runtime.pack_tokens)
+def count_tokens(case: Case, batches: Sequence[np.ndarray]) -> Work:
+    """Return the work of scoring batches of pairs, in the shards and packs that the stage would make of them."""
+    corpus, runtime, tokens = case.corpus, case.values.runtime, 0
+    for batch in batches:
+        order = batch[np.lexsort((batch[:, 0], batch[:, 1]))]
+        for start in range(0, len(order), runtime.shard_pairs):
+            tokens += _count_shard(corpus, order[start : start + runtime.shard_pairs], runtime.pack_tokens)
+    pairs = np.concatenate(batches)
     alone = int((pairs[:, 1] < 0).sum())
     return Work(rows=alone, pairs=len(pairs) - alone, forward=tokens, loads=1 if len(pairs) else 0)
 
@@ -158,12 +169,12 @@ def count_lacking(case: Case) -> Work | None:
         return None
     digest = models.model_digest(case.model)
     folder = pair_store.store_folder(case.cache / "pairs", digest, case.model.template, CODE)
-    pairs = plan_pairs(case, sets)
+    (pairs,) = plan_pairs(case, sets)
     ids = [row["id"] for row in case.corpus.rows]
     asked = name_pairs(ids, pairs)
     lacking = pair_store.missing(folder, asked)
     left = np.column_stack([np.asarray(lacking[name]) for name in ("target", "demo")]).astype(int)
-    return count_tokens(case, left)
+    return count_tokens(case, [left])
 
 
 def name_pairs(ids: Sequence[str], pairs: np.ndarray) -> Any:

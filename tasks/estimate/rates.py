@@ -19,6 +19,11 @@ LANGUAGE, ENCODER = "calibration", "encoder"  # what a calibration measures
 UNITS = ("start", "row", "load", "encoded", "forward", "backward", "generated")
 GUESSED = {"start": 0.5, "row": 2e-4}  # seconds, until a stage has run here: of a stage as such, of a row that it reads
 
+DENSE = (
+    1.5  # of a forward-backward pass that forms the gradients of all weights, in that of a calibration, which does not
+)
+FORM_ALL = ("gradients", "finetuning full", "finetuning masked")  # the stages whose passes do
+
 
 @dataclass(frozen=True)
 class Models:
@@ -46,7 +51,9 @@ def read_rates(path: Path) -> Rates:
     """Return what is kept; nothing, where the file is missing or not ours: it is measured again."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return Rates({name: {"seconds": _checked(one["seconds"]), "run": one.get("run")} for name, one in found.items()})
+        return Rates(
+            {name: {"seconds": _checked(one["seconds"]), "run": one.get("run")} for name, one in found.items()}
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Rates()
 
@@ -79,9 +86,11 @@ def name_stage(stage: str, models: Models) -> str:
 def find(rates: Rates, stage: str, models: Models) -> dict[str, float]:
     """Return the seconds per unit of a stage: its own, else those of the calibration, else guesses."""
     found = dict(GUESSED)
-    for name in (name_stage(kind, models) for kind in (LANGUAGE, ENCODER, stage)):
+    for name in (name_stage(kind, models) for kind in (LANGUAGE, ENCODER)):
         found |= rates.entries[name]["seconds"] if name in rates.entries else {}
-    return found
+    if stage.startswith(FORM_ALL) and "backward" in found:
+        found["backward"] *= DENSE
+    return found | rates.entries.get(name_stage(stage, models), {}).get("seconds", {})
 
 
 def count_units(work: Work) -> dict[str, int]:

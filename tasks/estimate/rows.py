@@ -139,9 +139,7 @@ def make_budget(rows: Sequence[Mapping], ground: np.ndarray, responses: np.ndarr
         BudgetError: it cannot be kept.
     """
     topics, tokens = [rows[place]["topic"] for place in ground], responses[ground].astype(np.int64)
-    return resolve(
-        settings.budget, topics=topics, response_tokens=tokens, caps=settings.caps, floors=settings.floors
-    )
+    return resolve(settings.budget, topics=topics, response_tokens=tokens, caps=settings.caps, floors=settings.floors)
 
 
 def measure_lengths(

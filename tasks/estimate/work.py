@@ -22,8 +22,6 @@ from tasks import models
 from tasks.estimate.rows import SAMPLE, Corpus, is_learnt, make_budget
 from tasks.selection.selectors import SELECTORS
 
-WEIGHTS = 1.5  # cost of a forward-backward pass that forms the gradients of weights, in those of one that does not
-
 
 @dataclass(frozen=True)
 class Work:
@@ -108,8 +106,8 @@ def count_scores(case: Case) -> Work:
         drawn, epochs = len(draw_rows(len(pool), case.values.scores)), case.values.scores.less.epochs
         each = case.corpus.whole(pool) / max(1, len(pool))
         tokens = epochs * (drawn * each + case.corpus.whole(pool) + case.corpus.whole(target))
-        return Work(rows=len(pool) + len(target), backward=round(WEIGHTS * tokens), loads=1)
-    some = pool[: SAMPLE] if len(pool) > SAMPLE else pool
+        return Work(rows=len(pool) + len(target), backward=round(tokens), loads=1)
+    some = pool[:SAMPLE] if len(pool) > SAMPLE else pool
     tokens = sum(count_packed(groups, case.values.runtime.pack_tokens) for groups in _ask(case, some))
     return Work(rows=len(pool), forward=round(tokens * len(pool) / max(1, len(some))), loads=1)
 
@@ -148,10 +146,10 @@ def count_gradients(case: Case) -> Work:
         tokens = warm + groups * (each + passes * corpus.whole(sets["pool"]))
         rows = groups * passes * len(sets["pool"])
         forward = groups * corpus.whole(sets["anchors"])
-        found = Work(rows=rows, forward=forward, backward=round(WEIGHTS * tokens), loads=4)
+        found = Work(rows=rows, forward=forward, backward=round(tokens), loads=4)
     if "fisher" in kinds:
         tokens = groups * corpus.whole(sets["fisher"])
-        found = add(found, Work(rows=groups * len(sets["fisher"]), backward=round(WEIGHTS * tokens), loads=1))
+        found = add(found, Work(rows=groups * len(sets["fisher"]), backward=round(tokens), loads=1))
     return found
 
 
@@ -214,11 +212,8 @@ def count_finetuning(case: Case) -> Work:
             sets = draw_sets(case)
             each = [*rows.tolist(), *sets["validation"], *sets["anchors"]]
             tokens += cuts * count_groups(case) * corpus.whole(each)
-        dear = 1.0 if settings.method == "lora" else WEIGHTS
         loads = 1 if settings.method != "masked" else 2
-        found = add(
-            found, Work(rows=settings.epochs * len(rows), arms=1, backward=round(dear * tokens), loads=loads)
-        )
+        found = add(found, Work(rows=settings.epochs * len(rows), arms=1, backward=tokens, loads=loads))
     return found
 
 
