@@ -11,7 +11,7 @@ from typing import Any
 from flows import params
 from flows.environment import name_machine
 from flows.stage import format_error, last_run, say
-from flows.stage_calls import CACHE, _encoder, folder, language
+from flows.stage_calls import CACHE, encoder, folder, language
 
 RATES = CACHE / "rates.json"
 STEADY = 10.0  # seconds of a run that its first stages must outweigh before they change what is expected of the others
@@ -67,7 +67,7 @@ def make_estimate(versions: Sequence[str] = ()) -> Estimate:
         return Estimate(tuple(Line(address, state, None, 0.0) for address, state, _ in standings))
     from tasks.estimate import plan, rates
 
-    models = rates.Models(language(values), _encoder(values))
+    models = rates.Models(language(values), encoder(values))
     addresses = [address for address, *_ in standings]
     planned = plan.plan_stages(addresses, values, models, where=folder, cache=CACHE, fresh=fresh)
     known = rates.read_rates(RATES)
@@ -96,7 +96,7 @@ def learn(estimate: Estimate | None, computed: Sequence[str]) -> None:
         from tasks.estimate import plan, rates
 
         values = params.read()
-        models = rates.Models(language(values), _encoder(values))
+        models = rates.Models(language(values), encoder(values))
         runs = _read_runs([address for address in computed if address in estimate.planned])
         known = plan.learn_runs(rates.read_rates(RATES), estimate.planned, runs, values, models)
         rates.write_rates(known, RATES)
