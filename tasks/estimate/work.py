@@ -16,6 +16,7 @@ import numpy as np
 
 from tamis.examples.splits import GENERAL, HELD_OUT
 from tamis.language.packing import Group, plan_packs
+from tamis.language.templates import join_instruction
 from tamis.training.arms import pick_replayed, pick_rows
 from tamis.training.steps import plan_steps
 from tasks import models
@@ -76,9 +77,7 @@ def count_embedding(case: Case) -> Work:
     if not (reads == "embedding" or (reads == "utility" and case.values.utility.kernel != "exact")):
         return Work()
     rows = [row for row in case.corpus.rows if row["used"] or (row["split"] == "pool" and is_learnt(row))]
-    from tamis.language.templates import join_instruction
-
-    texts = [f"{join_instruction(row['instruction'], row['prompt'])}\n{row['response']}" for row in rows]
+    texts = [f"{_query(row)}\n{row['response']}" for row in rows]
     return Work(texts=len(rows), encoded=count_encoded(texts, case))
 
 
@@ -124,8 +123,6 @@ def _ask(case: Case, places: Sequence[int]) -> Iterable[list[Group]]:
 
 
 def _query(row: Mapping[str, Any]) -> str:
-    from tamis.language.templates import join_instruction
-
     return join_instruction(row["instruction"], row["prompt"])
 
 

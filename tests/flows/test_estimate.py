@@ -149,6 +149,19 @@ def test_after_a_run_nothing_is_left_and_its_seconds_are_known(ran, monkeypatch)
     Path("params.yaml").write_text(Path("params.yaml").read_text().replace("bootstrap: 51", "bootstrap: 50"))
 
 
+def test_pairs_that_the_store_holds_are_not_counted_again(ran):
+    before = Path("params.yaml").read_text()
+    if "kernel: neighbours" not in before or "selector: ifd" in before:
+        pytest.skip("of kernel neighbours")
+    Path("params.yaml").write_text(before.replace("neighbours: 3", "neighbours: 5"))
+    (found,) = (line for line in estimate.make_estimate(["v1"]).lines if line.address == "utility@v1")
+    run_stages("v1", until="utility")
+    assert 0 < found.work.pairs == stage.last_run("utility@v1")["pairs_scored"]
+    assert not found.work.at_most
+    Path("params.yaml").write_text(before)
+    run_stages("v1", until="utility")
+
+
 def test_rows_for_programs_hold_every_count(ran):
     expected, _ = ran
     rows = estimate.make_rows(Estimate(tuple(expected.values())))
