@@ -111,7 +111,7 @@ def refuse_edited(address: str, loaded: Mapping[str, str]) -> None:
 def format_error(error: BaseException) -> str:
     """Return an error's message and its notes, a line each; with its type, where it is none of ours.
 
-    >>> tell(FileNotFoundError("no x"))
+    >>> format_error(FileNotFoundError("no x"))
     'FileNotFoundError: no x'
     """
     message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"

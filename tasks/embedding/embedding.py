@@ -17,6 +17,7 @@ from tamis.language.embedding import encode_texts
 from tamis.language.templates import join_instruction
 from tasks import models
 from tasks.artifacts import schemas
+from tasks.artifacts.row_sets import USED, read_sets
 from tasks.artifacts.stores import describe
 from tasks.artifacts.tables import (
     Provenance,
@@ -24,7 +25,6 @@ from tasks.artifacts.tables import (
     digest_code,
     digest_inputs,
     provenance,
-    read_table,
     write_table,
 )
 from tasks.embedding.settings import EmbeddingSettings
@@ -79,10 +79,7 @@ def write_embedding(
 
 def read_texts(source: Path) -> list[dict[str, Any]]:
     """Return the examples to encode: each used one, and each distinct one of the pool that was learnt earlier."""
-    table = read_table(source, schemas.EXAMPLES)
-    learnt = pc.and_(pc.equal(table["split"], "pool"), pc.fill_null(pc.equal(table["earlier"], "learnt"), False))
-    wanted = pc.or_(table["used"], pc.and_(learnt, pc.is_null(table["duplicate_of"])))
-    return table.filter(wanted).to_pylist()
+    return read_sets(source, (*USED, "learnt"))[0].to_pylist()
 
 
 def encode_missing(

@@ -17,7 +17,7 @@ import numpy as np
 from tamis.examples.splits import GENERAL, HELD_OUT
 from tamis.language.packing import Group, plan_packs
 from tamis.language.templates import join_instruction
-from tamis.training.arms import pick_replayed, pick_rows
+from tamis.training.arms import REPLAYS, pick_rows
 from tamis.training.steps import plan_steps
 from tasks import models
 from tasks.estimate.rows import SAMPLE, Corpus, is_learnt, make_budget
@@ -186,7 +186,7 @@ def plan_arms(case: Case) -> list[tuple[str, int, np.ndarray]]:
     ground = corpus.places("pool")
     used = set(ground.tolist())
     known = [place for place, row in enumerate(corpus.rows) if row["split"] == "pool" and row["duplicate_of"] is None]
-    again = {known[one] for one in pick_replayed(settings.replay, [corpus.rows[place]["earlier"] for place in known])}
+    again = {place for place in known if corpus.rows[place]["earlier"] in REPLAYS[settings.replay]}
     rows = np.array([*ground, *(place for place in sorted(again) if place not in used)], int)
     replayed = np.flatnonzero([place in again for place in rows])
     chosen = np.array([corpus.rows[place]["id"] in corpus.chosen for place in ground])
