@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flows import params
+from flows.environment import name_machine
 from flows.stage_calls import CACHE, STAGES, Map, folder
 
 T = TypeVar("T")
@@ -68,7 +69,7 @@ def recorded(address: str, out: Path) -> Iterator[dict[str, Any]]:
     yield notes
     name, _, version = address.partition("@")
     record = {"stage": name, "version": version, "created": created}
-    record |= {"code": installed("tamis"), "sources": _summary(code)}
+    record |= {"code": installed("tamis"), "sources": _summary(code), "machine": name_machine()}
     write_json({**notes, **record, "seconds": round(time.monotonic() - start, 1)}, out / "run.json")
     refuse_moved(address, before, fingerprint(address))
 
@@ -110,7 +111,7 @@ def refuse_edited(address: str, loaded: Mapping[str, str]) -> None:
 def format_error(error: BaseException) -> str:
     """Return an error's message and its notes, a line each; with its type, where it is none of ours.
 
-    >>> tell(FileNotFoundError("no x"))
+    >>> format_error(FileNotFoundError("no x"))
     'FileNotFoundError: no x'
     """
     message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"

@@ -52,7 +52,8 @@ def write_embedding(
         return {"wanted": False, "scoring_seconds": 0.0}
     rows = read_texts(source)
     asked = pa.table({"id": [row["id"] for row in rows]}, schema=pa.schema([STORED.field("id")]))
-    folder = open_store(store, model, settings.max_tokens)
+    folder = store_folder(store, model, settings.max_tokens)
+    stores.describe(folder, kind="embeddings", model=model.name, model_digest=models.model_digest(model), code=CODE)
     lacking = set(stores.missing(folder, asked)["id"].to_pylist())
     fresh = [row for row in rows if row["id"] in lacking]
 
@@ -63,14 +64,6 @@ def write_embedding(
     write_table(vectors, out / "embedding.parquet", Provenance("embedding", version, parameters, inputs))
     counts = {"texts_encoded": len(fresh), "texts_cut": cut, "texts_known": len(rows) - len(fresh)}
     return counts | {"scoring_seconds": round(stores.cost(folder, asked), 3)}
-
-
-def open_store(store: Path, model: models.ModelChoice, max_tokens: int) -> Path:
-    """Return the folder that keeps a model's vectors of texts cut at a length, after it says so itself."""
-    digest = models.model_digest(model)
-    folder = stores.store_folder(store, digest, max_tokens, CODE)
-    stores.describe(folder, kind="embeddings", model=model.name, model_digest=digest, code=CODE)
-    return folder
 
 
 def read_texts(source: Path) -> list[dict[str, Any]]:
@@ -94,6 +87,11 @@ def encode_missing(
         part = pa.table([[row["id"] for row in block], list(vectors)], schema=STORED)
         stores.append(folder, part, stage="embedding", seconds=seconds)
     return cut
+
+
+def store_folder(store: Path, model: models.ModelChoice, max_tokens: int) -> Path:
+    """Return the folder that holds the vectors of one encoder, text length and code."""
+    return stores.store_folder(store, models.model_digest(model), max_tokens, CODE)
 
 
 def _table(found: pa.Table) -> pa.Table:

@@ -162,7 +162,7 @@ def test_artifacts_of_a_revision_are_asked_without_checkout(project):
     old = rows_of(tamis("sql", question))
     project.git("add", ".")
     project.git("commit", "--quiet", "--message", "v1 made")
-    project.edit("params.yaml", "rows_by: delift", "rows_by: random")
+    project.edit("params.yaml", "selector: delift", "selector: random")
     project.apply(REAL.version)
     for version in ("v1", "v2"):
         run_stages(version, until="selection")

@@ -152,20 +152,38 @@ def test_rooms_take_what_the_flow_hands_them(asked, name):
 
 
 @pytest.mark.parametrize(
-    ("rows_by", "kernel", "wanted"),
+    ("selector", "kernel", "wanted"),
     [
         ("delift", "neighbours", True),
         ("delift", "exact", False),
         ("random", "neighbours", False),
         ("random", "exact", False),
+        ("embedding", "exact", True),
+        ("deft_ucs", "exact", True),
+        ("less", "neighbours", False),
+        ("dualsft", "neighbours", False),
     ],
 )
-def test_embeddings_are_wanted_where_neighbours_are_looked_for(asked, rows_by, kernel, wanted):
-    assert asked("embedding", selection={"rows_by": rows_by}, utility={"kernel": kernel})["wanted"] is wanted
+def test_embeddings_are_wanted_where_neighbours_are_looked_for(asked, selector, kernel, wanted):
+    assert asked("embedding", selection={"selector": selector}, utility={"kernel": kernel})["wanted"] is wanted
 
 
-def test_examples_are_counted_by_the_template_of_the_pairs(asked):
-    assert asked("examples", utility={"template": "delift"})["template"] == "delift"
+@pytest.mark.parametrize(
+    ("selector", "wanted"), [("delift", {"utility"}), ("ifd", {"scores"}), ("dualsft", set()), ("random", set())]
+)
+def test_pairs_and_scores_are_wanted_by_the_selectors_that_read_them(asked, selector, wanted):
+    found = {name: asked(name, selection={"selector": selector})["wanted"] for name in ("utility", "scores")}
+    assert {name for name, asked_for in found.items() if asked_for} == wanted
+
+
+@pytest.mark.parametrize("name", [name for name in stage.STAGES if name not in ("embedding", "audit")])
+def test_every_stage_writes_prompts_by_the_template_of_the_model(asked, name):
+    assert asked(name, models={"template": "delift"})["model"].template == "delift"
+
+
+@pytest.mark.parametrize("name", ["embedding", "utility", "scores", "gradients", "finetuning"])
+def test_stages_that_compute_take_what_changes_speed_alone(asked, name):
+    assert asked(name, runtime={"pack_tokens": 77})["runtime"].pack_tokens == 77
 
 
 def test_stage_imports_only_its_room():
@@ -189,4 +207,4 @@ for name, function in stage.STAGES.items():
 print(*{"prefect", "dvc", "torch", "pyarrow"} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.splitlines() == [*(f"{name} tasks.{name}" for name in stage.STAGES), ""]
+    assert done.stdout.splitlines() == [*(f"{name} tasks.{name}.{name}" for name in stage.STAGES), ""]
