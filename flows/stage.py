@@ -206,8 +206,8 @@ def main(arguments: Sequence[str]) -> int:
             run(*arguments)
     except Exception as error:
         if not isinstance(error, ValueError | OSError):
-            traceback.print_exc()
-        print(format_error(error), file=sys.stderr)
+            say(traceback.format_exc())
+        say(format_error(error))
         return 1
     return 0
 

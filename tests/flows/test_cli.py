@@ -190,14 +190,3 @@ def test_other_folder_is_refused_by_name(tmp_path, monkeypatch):
     done = tamis("run")
     assert done.exit_code == 1
     assert done.stderr == "error: there is no params.yaml here; run in the folder of the project\n"
-
-
-def test_people_see_tables(project, capsys, monkeypatch):
-    from rich.console import Console
-
-    monkeypatch.setattr(cli, "out", Console(force_terminal=True, width=100))
-    cli.show_rows(["name", "count"], [("a", 1), ("b", None)])
-    shown = capsys.readouterr().out
-    assert "name" in shown
-    assert "┃" in shown
-    assert "None" not in shown

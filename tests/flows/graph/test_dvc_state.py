@@ -109,11 +109,16 @@ def test_artifacts_of_a_stage_that_fails_stay_and_are_fresh_when_the_parameter_i
     project.edit("params.yaml", "factor: 2", "factor: 3")
     assert dvc_state.probe("total@v1").state == "stale"
     assert artifacts(project, "total") == before
-    with pytest.raises(ZeroDivisionError), dvc_state.claim("total@v1"):
-        assert artifacts(project, "total") == {}
-        (project.root / "data/total/version=v1/all").mkdir()
-        (project.root / "data/total/version=v1/all/half.txt").write_text("half")
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with dvc_state.claim("total@v1"):
+            assert artifacts(project, "total") == {}
+            (project.root / "data/total/version=v1/all").mkdir()
+            (project.root / "data/total/version=v1/all/half.txt").write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert artifacts(project, "total") == before
     assert not (project.root / ".cache/aside/total@v1").exists()
     project.edit("params.yaml", "factor: 3", "factor: 2")
@@ -151,12 +156,17 @@ def test_what_a_kill_left_aside_does_not_replace_artifacts_that_were_made_since(
 def test_artifacts_of_inputs_that_moved_are_replaced_by_the_last_good_ones(project):
     before = artifacts(project, "choose")
     project.edit("params.yaml", "rows: 5", "rows: 6")
-    inputs = dvc_state.probe("choose@v1").inputs
-    with pytest.raises(InputsChanged), dvc_state.claim("choose@v1"):
-        for path in before:
-            (project.root / path).write_text("of other inputs")
-        project.edit("params.yaml", "rows: 6", "rows: 7")
-        dvc_state.record("choose@v1", inputs)
+
+    def make_of_others() -> None:
+        inputs = dvc_state.probe("choose@v1").inputs
+        with dvc_state.claim("choose@v1"):
+            for path in before:
+                (project.root / path).write_text("of other inputs")
+            project.edit("params.yaml", "rows: 6", "rows: 7")
+            dvc_state.record("choose@v1", inputs)
+
+    with pytest.raises(InputsChanged):
+        make_of_others()
     assert artifacts(project, "choose") == before
 
 
