@@ -6,7 +6,6 @@ Offline, quiet, and with batches that keep the local server's SQLite file from s
 import os
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ DEFAULTS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # errors are said once, by the command; the server keeps logs
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # of services that report events to the server
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
@@ -39,7 +39,7 @@ def prepare() -> None:
         os.environ.setdefault(name, value)
 
 
-def quieten(say: Callable[[str], None]) -> None:
+def quieten() -> None:
     """Tell warnings of our own as talk, and none of other packages, which a user can do nothing about.
 
     Asked for by `python -W` or PYTHONWARNINGS, everything is shown. An error is none of this: it is always told.
@@ -49,6 +49,8 @@ def quieten(say: Callable[[str], None]) -> None:
 
     def show(message: Warning | str, category: type[Warning], filename: str, *more: Any) -> None:
         if Path(filename).is_relative_to(HOME) and Path(filename).relative_to(HOME).parts[0] in OURS:
+            from flows.stage import say
+
             say(f"note: {message}")
 
     warnings.simplefilter("default")

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flows import environment, params
+from flows import params
 from flows.stage_calls import CACHE, STAGES, Map, folder
 
 HARMLESS = "\u00a0\u3000\u200c\u200d"  # spaces and joiners that writing needs, which Python does not call printable
@@ -200,7 +200,6 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 2:
         print("usage: python -m flows.stage NAME VERSION", file=sys.stderr)
         return 2
-    environment.quieten(say)
     try:
         with named("@".join(arguments)):
             run(*arguments)

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from flows import environment, params
+from flows import params
 from flows.stage import format_error, say
 
 MARKS = ("params.yaml", "dvc.yaml")  # what a project's folder holds
@@ -32,7 +32,6 @@ def spoken(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def guarded(context: typer.Context, **arguments: Any) -> None:
-        environment.quieten(say)
         try:
             with contextlib.chdir(find_project(context.obj.stood)):
                 params.read()
