@@ -1,14 +1,18 @@
 """A toy project that has run, once for all pages, and a copy of it for each."""
 
 import contextlib
+import copy
+import gc
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from ruamel.yaml import YAML
 from typer.testing import CliRunner
 from worlds.projects import GRAPHS, ROOT, Project, environment, start_project
 
@@ -44,6 +48,20 @@ def drive(versions=(), *, runner: str = "threads", workers: int = 1) -> list:
     return outcomes
 
 
+def remember(load: Callable) -> Callable:
+    """Return YAML's reading of a text that reads each text once: DVC reads dvc.yaml anew for every stage."""
+    known: dict[str, Any] = {}
+
+    def read(self: YAML, stream: Any) -> Any:
+        if not isinstance(stream, str) or self.typ != ["safe"]:
+            return load(self, stream)
+        if stream not in known:
+            known[stream] = load(self, stream)
+        return copy.deepcopy(known[stream])
+
+    return read
+
+
 @pytest.fixture(scope="session")
 def apart(tmp_path_factory) -> Iterator[None]:
     """Keep DVC's state out of the user's folders, and Prefect's engine out of the commands."""
@@ -56,11 +74,12 @@ def apart(tmp_path_factory) -> Iterator[None]:
             patch.setenv(f"GIT_{name}_NAME", environment()[f"GIT_{name}_NAME"])
             patch.setenv(f"GIT_{name}_EMAIL", environment()[f"GIT_{name}_EMAIL"])
         patch.setattr(pipeline, "run", drive)
+        patch.setattr(YAML, "load", remember(YAML.load))
         yield
 
 
 @pytest.fixture(scope="session")
-def world(apart, toy_folder, tmp_path_factory) -> World:
+def world(apart, toy_folder, tmp_path_factory) -> Iterator[World]:
     """The toy project after `tamis run v1`."""
     from flows import cli
 
@@ -76,7 +95,9 @@ def world(apart, toy_folder, tmp_path_factory) -> World:
     with contextlib.chdir(root):
         done = CliRunner().invoke(cli.app, ["run", "v1"])
     assert done.exit_code == 0, done.output
-    return World(project, done.stdout)
+    gc.freeze()  # every training collects garbage, for which what was imported need not be looked at
+    yield World(project, done.stdout)
+    gc.unfreeze()
 
 
 @pytest.fixture
