@@ -25,7 +25,7 @@ KINDS = {
     "yaml": {"", "accepted", "file"},
     "json": {"file"},
     "python": {"", "wheel"},
-    "text": {""},
+    "text": {"", "as it is"},
     "math": {""},
 }
 
@@ -61,7 +61,7 @@ def test_the_blocks_of_a_page_run_from_top_to_bottom(page, world, project):
     session = Session(project, world.printed)
     for block in read_blocks(page):
         do = DOING.get((block.language, block.kind.partition(" ")[0]))
-        if do is not None and (block.language != "text" or session.before == "sh"):
+        if do is not None and (block.language != "text" or (session.before, block.kind) == ("sh", "")):
             do(block, session)
         session.before = "" if block.kind else block.language
 

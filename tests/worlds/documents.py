@@ -14,8 +14,8 @@ yaml, accepted    the first alone: one of several ways, or of data that the toy 
 json, file NAME   and yaml, file NAME: the block is written to NAME in the toy project.
 python            runs in the toy project.
 python, wheel     runs where the built wheel is installed and nothing of this folder is on the path (slow).
-text              right after a block of `sh` lines: what its last command printed. Columns are compared, no values.
-                  Anywhere else: text that nobody prints.
+text              after a block of `sh` lines: what its last command printed. Columns are compared, no values.
+text, as it is    text that nobody prints.
 math              a formula.
 """
 
