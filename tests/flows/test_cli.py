@@ -4,9 +4,7 @@ import csv
 import io
 import json
 import re
-import shlex
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -17,7 +15,6 @@ from worlds.projects import GRAPHS, ROOT, Project, run_child, run_dvc, run_stage
 from flows import cli
 
 REAL = GRAPHS["real"]
-RECIPES = {"demo": ".venv/bin/tamis run ", "test": ".venv/bin/python -m pytest"}
 
 
 @pytest.fixture
@@ -60,28 +57,6 @@ def test_look_further_commands_work(project):
     assert json.loads(shown.stdout)["id"] == first[0]
     metrics = run_dvc(project, "metrics", "show", "--json")
     assert "data/evaluation/version=v1/metrics.json" in metrics.stdout
-
-
-def test_commands_of_the_readme_do_what_it_says(project):
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    lines = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
-    ran = []
-    ((_,), (example,), *_) = rows_of(tamis("sql", "select id from subset"))
-    for line in lines:
-        program, *words = shlex.split(line)
-        if program == "tamis":
-            done = tamis(*(example if word == "ID" else word for word in words))
-            assert (done.exit_code, bool(done.stdout)) == (0, True), f"{line}: {done.output}"
-        elif program == "dvc":
-            done = run_dvc(project, *words)
-            assert done.returncode == 0, f"{line}: {done.stderr}"
-        elif program == "make":
-            done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)
-            assert done.returncode == 0, f"{line}: {done.stderr}"
-            assert RECIPES[words[0]] in done.stdout
-        ran.append(" ".join([program, *words[:1]]))
-    wanted = {"make demo", "make test", "tamis sql", "tamis show", "tamis status", "dvc repro", "dvc metrics"}
-    assert wanted <= set(ran)
 
 
 def test_loss_curves_are_plots_of_dvc(project):
