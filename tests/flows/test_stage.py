@@ -10,6 +10,7 @@ from inspect import signature
 from pathlib import Path
 
 import pytest
+from worlds.projects import environment
 
 from flows import params, stage
 
@@ -208,3 +209,34 @@ print(*{"prefect", "dvc", "torch", "pyarrow"} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.splitlines() == [*(f"{name} tasks.{name}.{name}" for name in stage.STAGES), ""]
+
+
+def test_crash_of_a_stage_shows_where_and_names_the_stage(monkeypatch, capsys):
+    def crash(name: str, version: str) -> None:
+        raise KeyError("\x1b[31mid")
+
+    monkeypatch.setattr(stage, "run", crash)
+    assert stage.main(["letters", "v1"]) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert "in crash" in shown
+    assert shown.splitlines()[-1].startswith("letters@v1: KeyError: ")
+    assert "\x1b" not in shown
+
+
+def test_warnings_of_ours_are_told_and_those_of_others_are_not():
+    code = f"""
+import warnings
+from flows import environment
+
+environment.quieten()
+for path in ("tasks/masks/masks.py", ".venv/lib/python3/site-packages/peft/peft.py"):
+    for kind in (UserWarning, DeprecationWarning, FutureWarning):
+        warnings.warn_explicit(f"{{kind.__name__}} of {{path}}", kind, {str(ROOT)!r} + "/" + path, 1)
+raise RuntimeError("a crash")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment())
+    told, *_, last = done.stderr.splitlines()
+    assert told == "note: UserWarning of tasks/masks/masks.py"
+    assert "peft" not in done.stderr
+    assert last == "RuntimeError: a crash"

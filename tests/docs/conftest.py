@@ -1,0 +1,113 @@
+"""A toy project that has run, once for all pages, and a copy of it for each."""
+
+import contextlib
+import copy
+import gc
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ruamel.yaml import YAML
+from typer.testing import CliRunner
+from worlds.projects import GRAPHS, ROOT, Project, environment, start_project
+
+import flows  # noqa: F401  sets the environment before any test imports Prefect
+
+
+@dataclass(frozen=True)
+class World:
+    """A toy project with both versions in params.yaml, of which v1 has run."""
+
+    project: Project
+    printed: str  # what that run printed
+
+
+def drive(versions=(), *, runner: str = "threads", workers: int = 1) -> list:
+    """Stand in for the flow: bring the stages of some versions up to date, as it does, but without a Prefect server.
+
+    That the flow and this order of stages make the same is what tests/flows shows.
+    """
+    from flows import stage
+    from flows.graph import dvc_state
+    from flows.pipeline import Outcome
+
+    outcomes = []
+    for planned in dvc_state.plan(list(versions)):
+        start = time.monotonic()
+        found = dvc_state.probe(planned.address)
+        if found.state == "stale":
+            stage.run(*planned.address.split("@"))
+            dvc_state.record(planned.address, found.inputs)
+        how = "computed" if found.state == "stale" else found.state
+        outcomes.append(Outcome(planned.address, how, round(time.monotonic() - start, 1), ()))
+    return outcomes
+
+
+def remember(load: Callable) -> Callable:
+    """Return YAML's reading of a text, faster: DVC reads dvc.yaml and dvc.lock anew, many times for every stage.
+
+    Each text is read once, and dvc.lock, which only DVC writes, by the library in C.
+    """
+    known: dict[str, Any] = {}
+
+    def read(self: YAML, stream: Any) -> Any:
+        if isinstance(stream, str) and stream.startswith("schema: '2.0'"):
+            return yaml.load(stream, Loader=yaml.CSafeLoader)
+        if not isinstance(stream, str) or self.typ != ["safe"]:
+            return load(self, stream)
+        if stream not in known:
+            known[stream] = load(self, stream)
+        return copy.deepcopy(known[stream])
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def apart(tmp_path_factory) -> Iterator[None]:
+    """Keep DVC's state out of the user's folders, and Prefect's engine out of the commands."""
+    from flows import pipeline
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path_factory.mktemp("site")))
+        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
+        for name in ("AUTHOR", "COMMITTER"):
+            patch.setenv(f"GIT_{name}_NAME", environment()[f"GIT_{name}_NAME"])
+            patch.setenv(f"GIT_{name}_EMAIL", environment()[f"GIT_{name}_EMAIL"])
+        patch.setattr(pipeline, "run", drive)
+        patch.setattr(YAML, "load", remember(YAML.load))
+        yield
+
+
+@pytest.fixture(scope="session")
+def world(apart, toy_folder, tmp_path_factory) -> Iterator[World]:
+    """The toy project after `tamis run v1`."""
+    from flows import cli
+
+    root = tmp_path_factory.mktemp("world") / "project"
+    GRAPHS["real"].make(root, str(toy_folder))
+    values = yaml.safe_load((root / "params.yaml").read_text())
+    values["versions"]["v2"] = {"raw": "data/raw/v2", "previous": "v1"}
+    (root / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    shutil.copytree(ROOT / "recipes", root / "recipes")
+    project = start_project(root)
+    shutil.copy(ROOT / ".gitignore", root)
+    project.git("commit", "--quiet", "--all", "--message", "ignore artifacts")
+    with contextlib.chdir(root):
+        done = CliRunner().invoke(cli.app, ["run", "v1"])
+    assert done.exit_code == 0, done.output
+    gc.freeze()  # every training collects garbage, for which what was imported need not be looked at
+    yield World(project, done.stdout)
+    gc.unfreeze()
+
+
+@pytest.fixture
+def project(world, tmp_path, monkeypatch) -> Project:
+    """A copy of the toy project, as the current folder."""
+    root = Path(shutil.copytree(world.project.root, tmp_path / "project", symlinks=True))
+    monkeypatch.chdir(root)
+    return Project(root)
