@@ -72,7 +72,7 @@ def store(
     unknown: Annotated[bool, typer.Option("--unknown", help="With --prune: what does not say its maker, too.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show the stores of pairs, vectors, scores, losses and answers in .cache; tidy them, never while a run uses them."""
+    """Show what is kept in .cache: pairs, vectors, scores, losses, answers; tidy it up, never while a run uses it."""
     from flows.stage_calls import CACHE, name_current
     from tasks.artifacts import stores
 
