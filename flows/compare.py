@@ -17,7 +17,7 @@ from flows import params
 from flows.checks import refuse_contradictions
 from flows.params import Params
 from flows.stage import fingerprint, refuse_edited, say, sources
-from flows.stage_calls import STAGES, folder, language
+from flows.stage_calls import CACHE, STAGES, folder, language
 from flows.trials import Trial, attempt, conclude, digest
 from tasks.masks.settings import MaskSettings
 from tasks.selection.selectors import SELECTORS
@@ -262,6 +262,7 @@ def measure(
     values: Params, version: str, done: Mapping[str, Trial], loaded: Mapping[str, str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the held-out rows and the losses on them and on the general rows, of the trained model and of the base."""
+    from tasks.artifacts.stores import in_use
     from tasks.evaluation.evaluation import measure_losses
 
     address, found = f"evaluation@{version}", []
@@ -271,7 +272,8 @@ def measure(
     for home, arms in ((done["finetuning"].folder, done["finetuning"].folder), (done["examples"].folder, None)):
         if not (home / name).exists():
             asked |= {"model": language(values)}
-            record = measure_losses(examples=done["examples"].folder, arms=arms, **asked)
+            with in_use(CACHE):
+                record = measure_losses(examples=done["examples"].folder, arms=arms, store=CACHE, **asked)
             refuse_edited(address, loaded)
             conclude(home / name, record)
         record = json.loads((home / name).read_text(encoding="utf-8"))

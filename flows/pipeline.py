@@ -5,7 +5,6 @@ for each stage, what it reads first:
     else lock its paths, compute its shards on the task runner, record; refused where its code was edited meanwhile
 """
 
-import fcntl
 import importlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from flows import estimate
 from flows.graph import dvc_state
 from flows.graph.dvc_state import File, Planned
 from flows.stage import counted, named, refuse_edited, say, sources
+from tasks.artifacts.locks import locked
 
 LOCK = Path(".cache/flow.lock")
 SHARD_TASKS = 64  # per stage: the local server's limit is about 100 task runs per flow
@@ -144,13 +144,7 @@ def _each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
 @contextmanager
 def alone() -> Iterator[None]:
     """Hold the project's flow lock, waiting for it; the kernel frees it when the process ends, however it ends."""
-    LOCK.parent.mkdir(exist_ok=True)
-    with open(LOCK, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("another flow runs in this project: waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(LOCK, waiting=partial(say, "another flow runs in this project: waiting for it")):
         yield
 
 

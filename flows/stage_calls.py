@@ -170,6 +170,7 @@ def make_evaluation(values: Params, version: str, map: Map, where: Where = folde
         previous_examples=where("examples", previous),
         previous_arms=where("finetuning", previous),
         out=where("evaluation", version),
+        store=CACHE,
         version=version,
         model=language(values),
         embedding_model=encoder(values),
@@ -201,11 +202,13 @@ def name_current(values: Params) -> set[str]:
     """Return the digests of the models and the code that the stores' figures are made with now."""
     from tasks import models
     from tasks.embedding import embedding
+    from tasks.evaluation import networks, texts
     from tasks.gradients import warmup
     from tasks.scores import scores
     from tasks.utility import utility
 
-    codes = {utility.CODE, embedding.CODE, warmup.CODE, *(method.code for method in scores.METHODS.values())}
+    codes = {module.CODE for module in (utility, embedding, warmup, networks, texts)}
+    codes |= {method.code for method in scores.METHODS.values()}
     return codes | {models.model_digest(language(values)), models.model_digest(encoder(values))}
 
 

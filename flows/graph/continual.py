@@ -4,7 +4,6 @@ for each version without a git tag, what it continues from before it:
     refuse what the tag could not name -> run the version's stages -> commit what they made, tag it -> push
 """
 
-import fcntl
 import hashlib
 import multiprocessing
 import signal
@@ -24,6 +23,7 @@ from prefect.settings import PREFECT_API_URL
 from flows import params, pipeline
 from flows.graph.versions import RecordError, push, refuse_rewritten, refuse_uncommitted, tag_of, unrecorded, write
 from flows.stage import format_error, say
+from tasks.artifacts.locks import locked
 
 LOCK = Path(".cache/serve.lock")
 GRACE = 5  # seconds that an interrupted run has to end by itself
@@ -147,12 +147,7 @@ def _stop(*signalled: Any) -> None:
 
 @contextmanager
 def _only_one() -> Iterator[None]:
-    LOCK.parent.mkdir(exist_ok=True)
-    with open(LOCK, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ServerError("`tamis serve` is at work in this project already; stop it first") from error
+    with locked(LOCK, refusal=ServerError("`tamis serve` is at work in this project already; stop it first")):
         yield
 
 

@@ -147,11 +147,13 @@ EVALUATION = pa.schema(
         pa.field("topic", pa.string(), nullable=False),
         pa.field("response_tokens", pa.int32(), nullable=False),
         pa.field("loss", pa.float32(), nullable=False),  # mean negative log-likelihood, nats per response token
-        pa.field("rouge_l", pa.float32(), nullable=False),  # F-measure in [0, 1]
-        pa.field("similarity", pa.float32(), nullable=False),  # cosine of generated and reference answers
+        # The others are null where no answer is generated: for rows of the version before and general ones that no task
+        # metric judges, and for this version's beyond evaluation.generated_rows.
+        pa.field("rouge_l", pa.float32()),  # F-measure in [0, 1]
+        pa.field("similarity", pa.float32()),  # cosine of generated and reference answers
         pa.field("correct", pa.bool_()),  # by the task metric; null without one, or where it cannot judge this row
-        pa.field("cut", pa.bool_(), nullable=False),  # the answer ended for want of tokens (evaluation.new_tokens)
-        pa.field("generated", pa.string(), nullable=False),
+        pa.field("cut", pa.bool_()),  # the answer ended for want of tokens (evaluation.new_tokens)
+        pa.field("generated", pa.string()),  # the answer
     ]
 )
 

@@ -1,6 +1,5 @@
 """Stage `embedding`: one unit vector per example that is used or was learnt; only text not seen before is encoded."""
 
-import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,25 +7,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from transformers.utils import logging
 
 import tamis.language.embedding
 from tamis.language.embedding import encode_texts
 from tamis.language.templates import join_instruction
 from tasks import models
-from tasks.artifacts import schemas
+from tasks.artifacts import schemas, stores
 from tasks.artifacts.row_sets import USED, read_sets
-from tasks.artifacts.stores import describe
-from tasks.artifacts.tables import (
-    Provenance,
-    check_part,
-    digest_code,
-    digest_inputs,
-    provenance,
-    write_table,
-)
+from tasks.artifacts.tables import Provenance, digest_code, digest_inputs, write_table
 from tasks.embedding.settings import EmbeddingSettings
 from tasks.settings import RuntimeSettings
 
@@ -62,19 +51,19 @@ def write_embedding(
         write_table(schemas.embedding(1).empty_table(), out / "embedding.parquet", nothing)
         return {"wanted": False, "scoring_seconds": 0.0}
     rows = read_texts(source)
-    ids = [row["id"] for row in rows]
+    asked = pa.table({"id": [row["id"] for row in rows]}, schema=pa.schema([STORED.field("id")]))
     folder = store_folder(store, model, settings.max_tokens)
-    describe(folder, kind="embeddings", model=model.name, model_digest=models.model_digest(model), code=CODE)
-    known = _load(folder, pa.array(ids, pa.string()))
-    fresh = [row for row in rows if row["id"] not in known]
+    stores.describe(folder, kind="embeddings", model=model.name, model_digest=models.model_digest(model), code=CODE)
+    lacking = set(stores.missing(folder, asked)["id"].to_pylist())
+    fresh = [row for row in rows if row["id"] in lacking]
 
     cut = encode_missing(fresh, folder, model, runtime.embedding_rows, settings.max_tokens)
 
     parameters = {"model": model.name, "max_tokens": settings.max_tokens, "model_digest": models.model_digest(model)}
-    vectors = _table(ids, _load(folder, pa.array(ids, pa.string())))
+    vectors = _table(stores.find(folder, asked))
     write_table(vectors, out / "embedding.parquet", Provenance("embedding", version, parameters, inputs))
     counts = {"texts_encoded": len(fresh), "texts_cut": cut, "texts_known": len(rows) - len(fresh)}
-    return counts | {"scoring_seconds": round(cost(folder, pa.array(ids, pa.string())), 3)}
+    return counts | {"scoring_seconds": round(stores.cost(folder, asked), 3)}
 
 
 def read_texts(source: Path) -> list[dict[str, Any]]:
@@ -94,44 +83,19 @@ def encode_missing(
         start = time.perf_counter()
         cut += sum(len(tokens) > max_tokens for tokens in tokenizer(texts, verbose=False).input_ids)
         vectors = encode_texts(network, tokenizer, texts, batch_rows, max_tokens).numpy()
-        _append(folder, [row["id"] for row in block], vectors, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        part = pa.table([[row["id"] for row in block], list(vectors)], schema=STORED)
+        stores.append(folder, part, stage="embedding", seconds=seconds)
     return cut
 
 
 def store_folder(store: Path, model: models.ModelChoice, max_tokens: int) -> Path:
     """Return the folder that holds the vectors of one encoder, text length and code."""
-    key = f"{models.model_digest(model)}\n{max_tokens}\n{CODE}"
-    return Path(store) / hashlib.sha256(key.encode()).hexdigest()[:32]
+    return stores.store_folder(store, models.model_digest(model), max_tokens, CODE)
 
 
-def _load(folder: Path, wanted: pa.Array) -> dict[str, np.ndarray]:
-    """Return the stored vectors of the wanted ids, by id."""
-    known: dict[str, np.ndarray] = {}
-    for path in sorted(folder.glob("part-*.parquet")):
-        part = pq.read_table(check_part(path))
-        part = part.filter(pc.is_in(part["id"], wanted))
-        rows = np.asarray(part["embedding"].combine_chunks().flatten()).reshape(part.num_rows, -1)
-        known.update(zip(part["id"].to_pylist(), rows, strict=True))
-    return known
-
-
-def cost(folder: Path, wanted: pa.Array) -> float:
-    """Return the seconds that the wanted texts took when they were encoded: of each part, its share of them."""
-    total, left = 0.0, set(wanted.to_pylist())
-    for path in sorted(folder.glob("part-*.parquet")):
-        record, ids = provenance(path), set(pq.read_table(path, columns=["id"])["id"].to_pylist())
-        total += record["parameters"]["seconds"] * len(ids & left) / record["rows"]
-        left -= ids
-    return total
-
-
-def _append(folder: Path, ids: list[str], vectors: np.ndarray, seconds: float) -> None:
-    name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:32]
-    part = pa.table([pa.array(ids), pa.array(list(vectors), pa.list_(pa.float32()))], schema=STORED)
-    write_table(part, folder / f"part-{name}.parquet", Provenance("embedding", "store", {"seconds": seconds}))
-
-
-def _table(ids: list[str], known: Mapping[str, np.ndarray]) -> pa.Table:
-    flat = np.concatenate([known[name] for name in ids])
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), len(flat) // len(ids))
-    return pa.table([pa.array(ids), vectors], schema=schemas.embedding(len(flat) // len(ids)))
+def _table(found: pa.Table) -> pa.Table:
+    """Return stored vectors as the artifact has them, all of one width."""
+    flat = np.asarray(found["embedding"].combine_chunks().flatten())
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), len(flat) // found.num_rows)
+    return pa.table([found["id"], vectors], schema=schemas.embedding(len(flat) // found.num_rows))

@@ -160,7 +160,7 @@ def count_lacking(case: Case) -> Work | None:
 
     It is known where the pairs are: all of them, or each target's nearest by vectors that are there.
     """
-    from tasks.utility import pair_store
+    from tasks.artifacts import stores
     from tasks.utility.utility import CODE
 
     sets, settings = read_sets(case.corpus), case.values.utility
@@ -168,11 +168,11 @@ def count_lacking(case: Case) -> Work | None:
     if not known or any(len(places) > LARGE for places in sets.values()):
         return None
     digest = models.model_digest(case.model)
-    folder = pair_store.store_folder(case.cache / "pairs", digest, case.model.template, CODE)
+    folder = stores.store_folder(case.cache / "pairs", digest, case.model.template, CODE)
     (pairs,) = plan_pairs(case, sets)
     ids = [row["id"] for row in case.corpus.rows]
     asked = name_pairs(ids, pairs)
-    lacking = pair_store.missing(folder, asked)
+    lacking = stores.missing(folder, asked)
     left = np.column_stack([np.asarray(lacking[name]) for name in ("target", "demo")]).astype(int)
     return count_tokens(case, [left])
 

@@ -76,6 +76,7 @@ def share_done(planned: Planned, run: Mapping[str, Any]) -> float:
         "scores": (("rows_scored",), work.rows),
         "gradients": (("rows_summed", "rows_scored", "rows_squared"), work.rows),
         "finetuning": (("arms_trained",), work.arms),
+        "evaluation": (("losses_computed",), work.rows),
     }
     names, planned_count = counts.get(name, ((), 0))
     if not planned_count:

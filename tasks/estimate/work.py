@@ -231,38 +231,54 @@ def count_evaluation(case: Case) -> Work:
         others.append((case.before, np.array([p for p in places if case.before.rows[p]["id"] not in ids], int)))
     sides = [(case.corpus, own), *others]
     asked = [(int(c.queries[place]), int(c.responses[place])) for c, places in sides for place in places]
+    said = asked[: len(own)][: settings.generated_rows]  # which are drawn plays no part
+    judged = said if settings.task_metric == "none" else said + asked[len(own) :]
     runs = 1 + len(arms) + (case.before is not None)
-    found = scale_runs(_answer(asked, case.corpus.base, settings.new_tokens), runs)
-    for demos in shown_arms(case, arms) if settings.demos else []:
-        prompts = [(query + demos, response) for query, response in asked[: len(own)]]
-        found = add(found, _answer(prompts, 0, settings.new_tokens))
-    said = sum(response for _, response in asked)
-    texts, encoded = len(asked) + found.rows, said + found.generated
-    if settings.demos:
-        shown = np.unique(np.concatenate([rows for *_, rows in arms]))
+    found = scale_runs(_answer(asked, judged, case.corpus.base, settings.new_tokens), runs)
+    compared = list_shown(arms) if settings.demos else []
+    for demos in (count_shown(case, rows) for _, rows in compared):
+        prompts, shown = ([(query + demos, response) for query, response in rows] for rows in (asked[: len(own)], said))
+        found = add(found, _answer(prompts, shown, 0, settings.new_tokens))
+    texts = len(judged) * (1 + runs) + len(said) * len(compared)
+    encoded = sum(response for _, response in judged) + found.generated
+    if compared:
+        shown = np.unique(np.concatenate([rows for _, rows in compared]))
         texts += len(own) + len(shown)
         encoded += int(case.corpus.queries[own].sum() + case.corpus.queries[shown].sum())
     return add(found, Work(texts=texts, encoded=encoded, loads=1))
 
 
-def shown_arms(case: Case, arms: Sequence[tuple[str, int, np.ndarray]]) -> list[int]:
-    """Return, for every run of the in-context learner, the tokens of its demonstrations before a query, on average."""
-    distinct = {(name, tuple(rows.tolist())) for name, _, rows in arms}
-    each = [case.corpus.prefixes[list(rows)].mean() - case.corpus.base for _, rows in distinct]
-    return [round(case.corpus.base + case.values.evaluation.demos * one) for one in each]
+def list_shown(arms: Sequence[tuple[str, int, np.ndarray]]) -> list[tuple[str, np.ndarray]]:
+    """Return the arms whose rows the in-context learner is shown, once for the same rows, and these rows."""
+    lowest = min((seed for name, seed, _ in arms if name == "random"), default=None)
+    shown = [(name, rows) for name, seed, rows in arms if name == "chosen" or (name, seed) == ("random", lowest)]
+    return list({(name, tuple(rows.tolist())): (name, rows) for name, rows in shown}.values())
 
 
-def _answer(asked: Sequence[tuple[int, int]], base: int, new_tokens: int) -> Work:
-    """Return the work of one run: lengths of queries and reference answers, after a prefix of so many tokens."""
+def count_shown(case: Case, rows: np.ndarray) -> int:
+    """Return the tokens of demonstrations drawn from some rows before a query, on average."""
+    each = case.corpus.prefixes[rows].mean() - case.corpus.base
+    return round(case.corpus.base + case.values.evaluation.demos * each)
+
+
+def _answer(asked: Sequence[tuple[int, int]], said: Sequence[tuple[int, int]], base: int, new_tokens: int) -> Work:
+    """Return the work of one run: lengths of queries and reference answers, after a prefix of so many tokens.
+
+    Args:
+        asked: of the rows whose loss is measured.
+        said: of those that are answered in generated text.
+        base: tokens of the prefix.
+        new_tokens: generated per row, at most.
+    """
     from tamis.evaluation.bootstrap import plan_batches
-    from tasks.evaluation.evaluation import ANSWER_TOKENS, PACK_TOKENS
+    from tasks.evaluation.answers import ANSWER_TOKENS
+    from tasks.evaluation.networks import PACK_TOKENS
 
     queries, responses = ([lengths[side] for lengths in asked] for side in (0, 1))
     scored = count_packed([blank_group(base, queries, responses)], PACK_TOKENS)
-    sizes = [base + query for query in queries]
-    batches = plan_batches(sizes, new_tokens, ANSWER_TOKENS)
-    padded = sum(base + len(batch) * max(queries[place] for place in batch) for batch in batches)
-    return Work(rows=len(asked), forward=scored + padded, generated=len(asked) * new_tokens, at_most=True)
+    batches = plan_batches([base + query for query, _ in said], new_tokens, ANSWER_TOKENS)
+    padded = sum(base + len(batch) * max(said[place][0] for place in batch) for batch in batches)
+    return Work(rows=len(asked), forward=scored + padded, generated=len(said) * new_tokens, at_most=True)
 
 
 def scale_runs(work: Work, runs: int) -> Work:

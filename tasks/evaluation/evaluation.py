@@ -1,40 +1,36 @@
 """Stage `evaluation`: the base model and every arm on the held-out rows, one model in memory at a time.
 
-Per run and held-out row: the loss of the reference answer, a greedily generated answer, its ROUGE-L and its similarity
-to the reference and, where a task metric is asked for, whether it is right. Both learners are asked: trained models,
-and the base model with an arm's nearest rows in context. The models answer the held-out rows of the version before and
-the general rows, too, as does the one that training started from. The base model is loaded once; adapters and sparse
-deltas are put onto it and taken off.
+Per run and held-out row: the loss of the reference answer and, for rows that are answered in generated text, a greedy
+answer, its ROUGE-L and its similarity to the reference and, where a task metric is asked for, whether it is right.
+Trained models answer this version's rows, as does the in-context learner: the base model with an arm's nearest rows
+before the question, for arm chosen and, to compare, one seed of arm random. Of the version before and of general rows
+trained models and the one that training started from have the loss; answers only where a task metric judges them.
+Losses, answers and embeddings of texts are kept in stores (tasks/evaluation/answers.py, texts.py): a run that asks for
+nothing new loads no model.
 """
 
 import json
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peft
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from rouge_score.rouge_scorer import RougeScorer
-from transformers import GenerationConfig, PreTrainedModel
-from transformers.utils import logging
 
 from tamis.evaluation import bootstrap as evaluation_bootstrap
-from tamis.examples.splits import GENERAL
+from tamis.examples.splits import GENERAL, sample
 from tamis.language import templates
-from tamis.language.embedding import encode_texts, nearest_among
-from tamis.language.packing import Group, NonFiniteError, score_responses
+from tamis.language.embedding import nearest_among
 from tasks import models
 from tasks.artifacts import schemas, tables
+from tasks.evaluation.answers import Answers, answer_all, open_stores
 from tasks.evaluation.inputs import (
     SHOWN,
     TRAINED,
-    EvaluationError,
     HeldOut,
     Run,
     ask,
@@ -44,12 +40,11 @@ from tasks.evaluation.inputs import (
 )
 from tasks.evaluation.settings import EvaluationSettings
 from tasks.evaluation.task_metrics import Expected, judge, read_expected
-from tasks.masks import sparse_deltas
+from tasks.evaluation.texts import embed_texts
 
-PACK_TOKENS = 2048  # tokens per forward pass
-ANSWER_TOKENS = 8192  # kept in memory while answers are generated: prefix, query, padding and answer of every row
-TEXT_ROWS = 64  # texts embedded at once
-COLUMNS = (*evaluation_bootstrap.MEASURES, evaluation_bootstrap.CORRECT)
+MEASURES = evaluation_bootstrap.MEASURES
+COLUMNS = (*MEASURES, evaluation_bootstrap.CORRECT)
+DID = ("losses_computed", "losses_known", "answers_generated", "answers_known", "loss_seconds", "answer_seconds")
 
 
 @dataclass(frozen=True)
@@ -59,16 +54,7 @@ class Conditions:
     model: models.ModelChoice  # the base
     embedding_model: models.ModelChoice
     settings: EvaluationSettings
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a run says on each row that it is asked."""
-
-    run: Run
-    losses: list[float]  # nats per response token
-    texts: list[str]
-    cut: list[bool]  # ended by new_tokens, not by the model
+    store: Path  # root of all stores
 
 
 def write_evaluation(
@@ -78,19 +64,21 @@ def write_evaluation(
     previous_examples: Path,
     previous_arms: Path,
     out: Path,
+    store: Path,
     version: str,
     previous: str,
     model: models.ModelChoice,
     embedding_model: models.ModelChoice,
     settings: EvaluationSettings,
-) -> None:
-    """Evaluate the base model and every arm, and write `evaluation.parquet` and `metrics.json`.
+) -> Mapping[str, float]:
+    """Evaluate the base model and every arm, and write `evaluation.parquet` and `metrics.json`; say what this run did.
 
     Args:
         examples: folder of the examples artifact.
         arms: folder of the finetuning artifact, with `finetuning.json` and `arms/`.
         previous_examples, previous_arms: folders of the same artifacts of the version before; they may hold nothing.
         out: folder of this artifact.
+        store: root of the stores, of which `losses`, `answers` and `texts` are used.
         version, previous: the data version, and the one before.
         model: the base model.
         embedding_model: encodes answers, to compare them, and prompts, to find the nearest.
@@ -102,24 +90,28 @@ def write_evaluation(
         SandboxError: the system refuses to run code apart, which `pass_at_1` needs.
         ValueError: a row that is too long.
     """
-    conditions = Conditions(model, embedding_model, settings)
+    conditions = Conditions(model, embedding_model, settings, store)
     held_out = read_held_out({version: examples, previous: previous_examples}, model)
     expected = read_expected(held_out, settings.task_metric)
     runs = read_runs(arms, previous_arms)
     runs += show_rows(runs, examples, held_out, conditions) if settings.demos else []
-    table = measure(list(answer_all(runs, held_out, model, settings.new_tokens)), expected, held_out, embedding_model)
+    answered = choose_answered(held_out, expected, settings)
+    answers = list(answer_all(runs, held_out, answered, open_stores(store, model, settings.new_tokens)))
+    table = measure(answers, expected, held_out, answered, conditions)
     files = [folder / "examples.parquet" for folder in (examples, previous_examples)]
     inputs = tables.digest_inputs(*files, arms / "finetuning.json")
     parameters = {**asdict(settings), "template": model.template, "model": models.model_digest(model)}
     provenance = tables.Provenance("evaluation", version, parameters, inputs, settings.seed)
     tables.write_table(table, out / "evaluation.parquet", provenance)
     tables.write_json(summarise(table, runs, held_out, settings), out / "metrics.json")
+    return {name: round(sum(each.did[name] for each in answers), 3) for name in DID}
 
 
 def measure_losses(
     *,
     examples: Path,
     arms: Path | None,
+    store: Path,
     model: models.ModelChoice,
     metric: str = "none",
     new_tokens: int,
@@ -132,7 +124,10 @@ def measure_losses(
     held_out = read_held_out({"": examples}, model)
     expected = read_expected(held_out, metric)
     runs = [run for run in read_runs(arms, None) if run.learner == TRAINED] if arms else [Run("base")]
-    answers = list(answer_all(runs, held_out, model, new_tokens if metric != "none" else 0))
+    answered = {held_out.version: held_out.of[held_out.version] if metric != "none" else []}
+    answers = list(
+        answer_all(runs, held_out, answered, open_stores(store, model, new_tokens if metric != "none" else 0))
+    )
     losses, found = {each.run.label: each.losses for each in answers}, {"correct": {}}
     if metric != "none":
         right = judge([each.texts for each in answers], expected)
@@ -146,14 +141,18 @@ def measure_losses(
 
 
 def show_rows(runs: Sequence[Run], examples: Path, held_out: HeldOut, conditions: Conditions) -> list[Run]:
-    """Return a run of the in-context learner for every arm, one for all runs that were trained on the same rows.
+    """Return a run of the in-context learner for arm chosen and for the lowest seed of arm random.
 
+    Of arm chosen there is one for all runs that were trained on the same rows.
     Rows are near by the embeddings of their prompts: the response to a held-out row is not known when it is asked.
     """
-    trained = {run: tuple(json.loads((run.folder / "rows.json").read_text())) for run in runs if run.seed is not None}
+    lowest = min((run.seed for run in runs if run.arm == "random"), default=None)
+    shown = [run for run in runs if run.arm == "chosen" or (run.arm == "random" and run.seed == lowest)]
+    trained = {run: tuple(json.loads((run.folder / "rows.json").read_text())) for run in shown}
     pool = read_rows(examples, {name for ids in trained.values() for name in ids})
     asked = [held_out.rows[place] for place in held_out.of[held_out.version]]
-    vectors = _embed([ask(row) for row in [*asked, *pool.values()]], conditions.embedding_model)
+    prompts = [ask(row) for row in [*asked, *pool.values()]]
+    vectors = embed_texts(prompts, conditions.embedding_model, conditions.store)
     place = {name: number for number, name in enumerate(pool, start=len(asked))}
     tokenizer = models.tokenizer(conditions.model)
     limits = {"max_tokens": conditions.model.max_tokens, "new_tokens": conditions.settings.new_tokens}
@@ -168,113 +167,47 @@ def show_rows(runs: Sequence[Run], examples: Path, held_out: HeldOut, conditions
     return list(found.values())
 
 
-def answer_all(runs: Sequence[Run], held_out: HeldOut, model: models.ModelChoice, new_tokens: int) -> Iterator[Answers]:
-    """Yield every run's losses and answers, with a bar per run on stderr: a step for the losses, then one per batch.
+def choose_answered(
+    held_out: HeldOut, expected: Sequence[Expected], settings: EvaluationSettings
+) -> dict[str, list[int]]:
+    """Return the places of each version's rows that are answered in generated text, not by their loss alone.
 
-    With `new_tokens` 0 nothing is generated, and every answer is empty.
+    Of this version they are `settings.generated_rows`, drawn so that more of them hold the fewer; of other rows those
+    that a task metric judges.
     """
-    base = models.language_model.__wrapped__(model)  # past the cache: adapters go onto it
-    tokenizer = models.tokenizer(model)
-    for run in runs:
-        encoding = run.encoding or held_out.encoding
-        sizes = [len(encoding.base) + len(query) for query in encoding.queries]
-        batches = evaluation_bootstrap.plan_batches(sizes, new_tokens, ANSWER_TOKENS) if new_tokens else []
-        bar = logging.tqdm(total=1 + len(batches), desc=f"evaluation of {run.label}")
-        with bar, loaded(run, base, model) as network:
-            losses = score(network, encoding, held_out.rows, run)
-            said = {} if new_tokens else dict.fromkeys(range(len(sizes)), ("", False))
-            bar.update()
-            for places in batches:
-                said |= zip(places, generate(network, tokenizer, encoding, places, new_tokens), strict=True)
-                bar.update()
-        texts, cut = zip(*(said[place] for place in range(len(sizes))), strict=True)
-        yield Answers(run, losses, list(texts), list(cut))
-
-
-@contextmanager
-def loaded(run: Run, base: PreTrainedModel, model: models.ModelChoice) -> Iterator[PreTrainedModel]:
-    """Yield a run's model in eval mode: the base, the base with adapters or a delta, or weights of its own."""
-    if run.folder is None:
-        yield base
-    elif (run.folder / "adapter_config.json").exists():
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of peft's use of transformers
-            network = peft.PeftModel.from_pretrained(base, run.folder).eval()
-        yield network.get_base_model()
-        network.unload()
-    elif (run.folder / sparse_deltas.DELTA).exists():
-        with sparse_deltas.patched(base, run.folder, model) as network:
-            yield network
-    else:
-        yield models.language_model.__wrapped__(replace(model, name=str(run.folder), revision=None))
-
-
-def score(network: PreTrainedModel, encoding: templates.Encoding, rows: Sequence[dict], run: Run) -> list[float]:
-    """Return the mean negative log-likelihood of each row's reference answer, nats per token."""
-    try:
-        group = Group(encoding.base, encoding.queries, encoding.responses)
-        (found,) = score_responses(network, [group], PACK_TOKENS)
-    except NonFiniteError as error:
-        row = rows[error.target]
-        raise EvaluationError(
-            f"run {run.label}: the loss of example {row['id']} (row {row['row']}) is not finite; "
-            "check the base model's weights, lower finetuning.learning_rate or set models.dtype: float32"
-        ) from error
-    return [-float(row.double().mean()) for row in found]
-
-
-def generate(
-    network: PreTrainedModel, tokenizer: Any, encoding: templates.Encoding, places: Sequence[int], new_tokens: int
-) -> list[tuple[str, bool]]:
-    """Return the greedy answers to the queries at these places, without special tokens and outer blanks.
-
-    With each: whether it was cut, so that no end of turn is among its tokens.
-
-    Rows are padded at the left, between the template's prefix and the query; the prefix is run once.
-    """
-    ends = sorted({response[-1] for response in encoding.responses})
-    network.generation_config = GenerationConfig(
-        do_sample=False, max_new_tokens=new_tokens, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
-    )
-    ids = _continue(network, encoding.base, [encoding.queries[place] for place in places], tokenizer.pad_token_id)
-    texts = (text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True))
-    return list(zip(texts, (not set(row) & set(ends) for row in ids.tolist()), strict=True))
-
-
-@torch.inference_mode()
-def _continue(network: PreTrainedModel, base: list[int], queries: list[list[int]], pad: int) -> torch.Tensor:
-    """Return the tokens that follow base + query in every row."""
-    width = max(map(len, queries))
-    ids = torch.tensor([base + [pad] * (width - len(query)) + query for query in queries])
-    mask = torch.tensor([[1] * len(base) + [0] * (width - len(query)) + [1] * len(query) for query in queries])
-    shared = {}
-    if base:
-        start = torch.tensor([base], device=network.device)
-        shared["cache"] = network(input_ids=start, use_cache=True).cache
-        shared["cache"].batch_repeat_interleave(len(queries))
-    found = network.generate(input_ids=ids.to(network.device), attention_mask=mask.to(network.device), **shared)
-    return found[:, ids.shape[1] :].cpu()
+    own, rows = held_out.of[held_out.version], held_out.rows
+    drawn = sample({rows[place]["id"]: rows[place]["topic"] for place in own}, settings.generated_rows, settings.seed)
+    found = {name: [place for place in places if expected[place] is not None] for name, places in held_out.of.items()}
+    return found | {held_out.version: [place for place in own if rows[place]["id"] in drawn]}
 
 
 def measure(
     answers: Sequence[Answers],
     expected: Sequence[Expected],
     held_out: HeldOut,
-    model: models.ModelChoice,
+    answered: Mapping[str, Collection[int]],
+    conditions: Conditions,
 ) -> pa.Table:
-    """Return the evaluation table: one row per run, version and held-out row that it was asked."""
-    references = [row["response"] for row in held_out.rows]
-    said = sorted({text for each in answers for text in each.texts} | set(references))
-    vectors = torch.from_numpy(_embed(said, model))
-    place = {text: number for number, text in enumerate(said)}
-    reference = vectors[[place[text] for text in references]]
-    scorer, records, right = RougeScorer(["rougeL"]), [], judge([each.texts for each in answers], expected)
-    for run, losses, texts, cut in ((each.run, each.losses, each.texts, each.cut) for each in answers):
-        vector = vectors[[place[text] for text in texts]]
-        similar = evaluation_bootstrap.cosines(vector, reference[: len(vector)], texts)
-        rouge = [scorer.score(*pair)["rougeL"].fmeasure for pair in zip(references, texts, strict=False)]
-        asked = [held_out.version] if run.learner == SHOWN else list(held_out.of)
-        for version, number in ((name, number) for name in asked for number in held_out.of[name]):
-            row = held_out.rows[number]
+    """Return a row for every run, version and held-out row that it was asked.
+
+    Args:
+        answers: of every run.
+        expected: of every row: what tells whether an answer is right.
+        held_out: the rows.
+        answered: version -> places of its rows that are answered in generated text.
+        conditions: with what texts are compared, and where their embeddings are kept.
+    """
+    right = judge([each.texts for each in answers], expected)
+    likeness, records = compare_texts(answers, held_out, conditions), []
+    told = {version: set(places) for version, places in answered.items()}
+    for number, each in enumerate(answers):
+        run, asked = each.run, [held_out.version] if each.run.learner == SHOWN else list(held_out.of)
+        for version, place in ((name, place) for name in asked for place in held_out.of[name]):
+            row, said = held_out.rows[place], {}
+            if place in told[version]:
+                text, (rouge, similarity) = each.texts[place], likeness[number, place]
+                said = {"rouge_l": rouge, "similarity": similarity, "cut": each.cut[place], "generated": text}
+                said["correct"] = right[text, expected[place]]
             records.append(
                 {
                     "arm": run.arm,
@@ -283,16 +216,37 @@ def measure(
                     "held_out_of": version,
                     "id": row["id"],
                     "topic": row["topic"],
-                    "response_tokens": len(held_out.encoding.responses[number]),
-                    "loss": losses[number],
-                    "rouge_l": rouge[number],
-                    "similarity": float(similar[number]),
-                    "correct": right[texts[number], expected[number]],
-                    "cut": cut[number],
-                    "generated": texts[number],
+                    "response_tokens": len(held_out.encoding.responses[place]),
+                    "loss": each.losses[place],
+                    **said,
                 }
             )
     return pa.Table.from_pylist(records, schema=schemas.EVALUATION)
+
+
+def compare_texts(
+    answers: Sequence[Answers], held_out: HeldOut, conditions: Conditions
+) -> dict[tuple[int, int], tuple[float, float]]:
+    """Return ROUGE-L and similarity of each generated text to its row's reference, by number of the run and place."""
+    said = [
+        (number, place, text)
+        for number, each in enumerate(answers)
+        for place, text in enumerate(each.texts)
+        if text is not None
+    ]
+    if not said:
+        return {}
+    texts, references = [text for *_, text in said], [held_out.rows[place]["response"] for _, place, _ in said]
+    distinct = sorted({*texts, *references})
+    vectors = torch.from_numpy(embed_texts(distinct, conditions.embedding_model, conditions.store))
+    index = {text: number for number, text in enumerate(distinct)}
+    ours, theirs = (vectors[[index[text] for text in side]] for side in (texts, references))
+    similar, scorer = evaluation_bootstrap.cosines(ours, theirs, texts), RougeScorer(["rougeL"])
+    rouge = (scorer.score(*pair)["rougeL"].fmeasure for pair in zip(references, texts, strict=True))
+    return {
+        (number, place): (like, float(near))
+        for (number, place, _), like, near in zip(said, rouge, similar, strict=True)
+    }
 
 
 def summarise(table: pa.Table, runs: Sequence[Run], held_out: HeldOut, settings: EvaluationSettings) -> dict[str, Any]:
@@ -330,16 +284,15 @@ def tell_gains(
 def compare(table: pa.Table, runs: Sequence[Run], held_out: HeldOut, settings: EvaluationSettings) -> dict[str, Any]:
     """Return per arm its rows, seeds and measures on this version's held-out rows; differences of arms; row count."""
     judged, arms = settings.task_metric != "none", gather(table, runs, held_out.version)
-    measures = COLUMNS if judged else evaluation_bootstrap.MEASURES
     tokens = np.array([float(len(held_out.encoding.responses[place])) for place in held_out.of[held_out.version]])
-    known = {name: values[:, :, : len(measures)] for name, values in arms.items()}
-    found = evaluation_bootstrap.summarise(known, tokens, measures, **_intervals(settings))
+    answered = ~np.isnan(next(iter(arms.values()))[0, :, MEASURES.index("rouge_l")])
+    found = summarise_answered(arms, tokens, answered, settings)
     cut = gather(table, runs, held_out.version, ("cut",))
     for name, values in arms.items():
         ours = [run for run in runs if run.arm == name]
         losses = {str(run.seed): float(loss) for run, loss in zip(ours, values[:, :, 0].mean(axis=1), strict=True)}
         found["arms"][name] |= {"rows": ours[0].rows, "seeds": len(ours), "loss_by_seed": losses}
-        found["arms"][name]["cut_answers"] = float(cut[name].mean())
+        found["arms"][name]["cut_answers"] = float(cut[name][:, answered].mean())
         if ours[0].learner == SHOWN:
             found["arms"][name]["fewer_demos"] = sum(run.fewer_demos for run in ours)
     if judged:
@@ -347,7 +300,28 @@ def compare(table: pa.Table, runs: Sequence[Run], held_out: HeldOut, settings: E
         found["floor"] = not any(
             arm[evaluation_bootstrap.CORRECT] for arm in found["arms"].values()
         )  # nothing to tell arms by
-    return {**found, "held_out_rows": len(tokens)}
+    return {**found, "held_out_rows": len(tokens), "generated_rows": int(answered.sum())}
+
+
+def summarise_answered(
+    arms: Mapping[str, np.ndarray], tokens: np.ndarray, answered: np.ndarray, settings: EvaluationSettings
+) -> dict[str, Any]:
+    """Return the measures of arms and their differences: losses of all rows, all else of those that are answered.
+
+    Args:
+        arms: COLUMNS per seed and row, NaN where a row is not answered.
+        tokens: response tokens of each row.
+        answered: whether each row is answered in generated text.
+        settings: of the intervals.
+    """
+    measures = MEASURES if settings.task_metric == "none" else COLUMNS
+    known = {name: values[:, answered, : len(measures)] for name, values in arms.items()}
+    found = evaluation_bootstrap.summarise(known, tokens[answered], measures, **_intervals(settings))
+    if answered.all():
+        return found
+    losses = {name: values[:, :, :1] for name, values in arms.items()}
+    whole = evaluation_bootstrap.summarise(losses, tokens, MEASURES[:1], **_intervals(settings))
+    return {kind: {name: numbers | whole[kind][name] for name, numbers in found[kind].items()} for kind in found}
 
 
 def gather(
@@ -367,8 +341,3 @@ def gather(
 def _intervals(settings: EvaluationSettings) -> dict[str, Any]:
     generator = np.random.default_rng(settings.seed)
     return {"resamples": settings.bootstrap, "confidence": settings.confidence, "generator": generator}
-
-
-def _embed(texts: Sequence[str], model: models.ModelChoice) -> np.ndarray:
-    """Return the unit embeddings of texts, float32."""
-    return encode_texts(models.embedder(model), models.tokenizer(model), texts, TEXT_ROWS, model.max_tokens).numpy()

@@ -38,11 +38,13 @@ def read_expected(held_out: HeldOut, metric: str) -> list[Expected]:
     return expected
 
 
-def judge(said: Sequence[Sequence[str]], expected: Sequence[Expected]) -> dict[tuple[str, Expected], bool | None]:
+def judge(
+    said: Sequence[Sequence[str | None]], expected: Sequence[Expected]
+) -> dict[tuple[str, Expected], bool | None]:
     """Return whether each answer is right for what is expected of it: the same number, or code that passes the tests.
 
     Args:
-        said: of each run, its answers to the rows, maybe to the first of them only.
+        said: of each run, its answers to the rows, maybe to the first of them only; None: not answered.
         expected: of each row.
 
     Returns:
@@ -51,7 +53,7 @@ def judge(said: Sequence[Sequence[str]], expected: Sequence[Expected]) -> dict[t
     Raises:
         SandboxError: the system refuses to run code apart.
     """
-    pairs = {pair for texts in said for pair in zip(texts, expected, strict=False)}
+    pairs = {pair for texts in said for pair in zip(texts, expected, strict=False) if pair[0] is not None}
     programs = sorted({(find_code(text), tests) for text, tests in pairs if isinstance(tests, str)})
     passed = dict(zip(programs, sandbox.run_tests(programs), strict=True))
     found: dict[tuple[str, Expected], bool | None] = dict.fromkeys(pairs)

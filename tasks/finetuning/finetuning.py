@@ -1,14 +1,16 @@
 """Stage `finetuning`: every arm trained (tasks/finetuning/trainer.py), each into a folder of safetensors.
 
 Checkpoints stay in the scratch folder, in `<key>/checkpoints`, while an arm is in training; `<key>/finished` holds a
-trained arm; the key digests all that determines it. A run finds both again, also where it was stopped after the last
-arm and before the artifact was recorded; it begins by removing what it has no use for. So adapters lie on the disk
-twice; whole models, being large, leave scratch once published.
+trained arm; the key digests all that determines it, and of our code what it does: an edited comment or docstring leaves
+it as it is. A run finds both again, also where it was stopped after the last arm and before the artifact was recorded;
+it begins by removing what it has no use for. So adapters lie on the disk twice; whole models, being large, leave
+scratch once published.
 """
 
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,14 +33,15 @@ from tasks.artifacts.row_sets import read_sets
 from tasks.artifacts.tables import ArtifactError
 from tasks.finetuning import mask_updates, trainer
 from tasks.finetuning.trainer import Arm, FinetuningSettings, Recipe
+from tasks.gradients import warmup
 from tasks.gradients.settings import GradientsSettings
 from tasks.masks import mask_tables, sparse_deltas
 from tasks.masks.sparse_deltas import replacing_folder
 from tasks.settings import RuntimeSettings
 
 LIBRARIES = (torch, transformers, peft, accelerate)  # another release of one of them starts an arm anew
-MODULES = (steps, packing, templates, models, sparse_deltas, trainer)
-MASKED = (sparse_adamw, tensor_layout, topk, mask_tables, mask_updates)  # of method masked alone
+CODE = tables.digest_code(steps, packing, templates, models, sparse_deltas, trainer, sys.modules[__name__])
+MASKED = tables.digest_code(sparse_adamw, tensor_layout, topk, mask_tables, mask_updates)  # of method masked alone
 
 
 @dataclass(frozen=True)
@@ -213,7 +216,7 @@ def publish(homes: Mapping[str, Path], out: Path, made: Mapping[str, Any]) -> No
 def _key(name: str, seed: int, ids: Sequence[str], recipe: Recipe) -> str:
     """Return a digest of all that determines an arm: rows, model, start, mask, settings, our code and the libraries."""
     model, start, restriction = recipe.model, recipe.start, recipe.restriction
-    sources = [__file__, *(str(module.__file__) for module in (*MODULES, *(MASKED if restriction else ())))]
+    code = [CODE, *([MASKED] if restriction else []), *([warmup.CODE] if restriction and restriction.scoring else [])]
     facts = {
         **{key: value for key, value in asdict(recipe.settings).items() if key not in ("arms", "replay")},
         "arm": (name, seed, ids),
@@ -221,7 +224,7 @@ def _key(name: str, seed: int, ids: Sequence[str], recipe: Recipe) -> str:
         "name": (model.name, model.revision),
         "start": start.digest if start else None,
         "restriction": restriction.describe() if restriction else None,
-        "sources": [tables.digest(Path(source)) for source in sources],
+        "code": code,
         "libraries": [library.__version__ for library in LIBRARIES],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]

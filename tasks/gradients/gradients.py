@@ -16,10 +16,7 @@ model against autograd by the group, at the price of as many passes as groups. I
 trains all weights, nor the model and its activations.
 """
 
-import fcntl
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -38,9 +34,9 @@ from tamis.gradients.interaction import (
 )
 from tamis.gradients.per_example import TOLERANCE, accumulate, score_second
 from tasks import models
-from tasks.artifacts import schemas
-from tasks.artifacts.stores import describe
-from tasks.artifacts.tables import Provenance, check_part, digest, digest_inputs, provenance, write_json, write_table
+from tasks.artifacts import schemas, stores
+from tasks.artifacts.locks import locked
+from tasks.artifacts.tables import Provenance, digest, digest_inputs, write_json, write_table
 from tasks.artifacts.tensors import read, stream, write
 from tasks.gradients import warmup
 from tasks.gradients.directions import make_direction, read_direction, read_terms
@@ -145,7 +141,7 @@ def open_work(
     sets, works = read_sets(source, known, model, settings), []
     for names in warmup.group(model, runtime.block_parameters):
         files = plan_files(scratch, sets, model, settings, names=names)
-        folder = Path(store) / warmup.digest_facts(_name_terms(files, settings))
+        folder = stores.store_folder(store, *_name_terms(files, settings))
         works.append(Work(source, known, files, folder, model, settings, runtime, names))
     kept = {path for work in works for path in work.files}
     for path in Path(scratch).glob("*"):
@@ -179,7 +175,7 @@ def score_pool(works: Sequence[Work], sets: Sets, map: Map) -> Scored:
     for work in works:
         made = {"model": work.model.name, "model_digest": models.model_digest(work.model)}
         told = {"template": work.model.template, "order": work.settings.order}
-        describe(work.folder, kind="gradients", code=CODE, **made, **told)
+        stores.describe(work.folder, kind="gradients", code=CODE, **made, **told)
         prepare(work, sets)
         for each in (sum_gradients(work, sets, map), score_missing(work, sets, map)):
             did = {name: count + each.get(name, 0) for name, count in did.items()}
@@ -219,7 +215,7 @@ def add_shard(work: Work) -> int:
     the group in float32, is read and written whole, so that small `shard_rows` are slow for large models.
     """
     sets, path = read_sets(work.source, work.digest, work.model, work.settings), work.files.total
-    with alone(path), model_lock:
+    with locked(path.with_suffix(".lock")), model_lock:
         kept, known = read(path) if path.exists() else ({}, {"rows": 0, "seconds": 0.0})
         places = sets.pool[known["rows"] :][: work.runtime.shard_rows]
         u = read_direction(work) if work.settings.order == "first" else None
@@ -234,21 +230,13 @@ def add_shard(work: Work) -> int:
     return len(places)
 
 
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Hold a file against other threads and processes; the kernel frees it when the process ends, however it ends."""
-    with open(path.with_suffix(".lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def score_missing(work: Work, sets: Sets, map: Map) -> dict[str, int]:
     """Pass again through the rows whose phi_data the store lacks; return how many rows and shards these were.
 
     At first order there are none, but where another direction is asked for when G is known.
     """
-    known, size = _load(work.folder), work.runtime.shard_rows
-    lacking = [place for place in sets.pool if sets.ids[place] not in known]
+    unknown = set(stores.missing(work.folder, name_rows(sets))["id"].to_pylist())
+    lacking, size = [place for place in sets.pool if sets.ids[place] in unknown], work.runtime.shard_rows
     shards = [replace(work, places=tuple(lacking[start : start + size])) for start in range(0, len(lacking), size)]
     return {"rows_scored": sum(map(score_shard, shards)), "shards": len(shards)}
 
@@ -259,15 +247,19 @@ def collect(work: Work, sets: Sets) -> tuple[np.ndarray, float]:
     Raises:
         ValueError: parts vanished from the store meanwhile.
     """
-    found, ids = _load(work.folder), [sets.ids[place] for place in sets.pool]
-    lost = [name for name in ids if name not in found]
+    asked = name_rows(sets)
+    lost = stores.missing(work.folder, asked)["id"].to_pylist()
     if lost:
         raise ValueError(
-            f"{len(lost)} of {len(ids)} rows vanished from {work.folder} during the run, first ids {lost[:3]}; "
+            f"{len(lost)} of {asked.num_rows} rows vanished from {work.folder} during the run, first ids {lost[:3]}; "
             "run again"
         )
-    scores, seconds = np.array([found[name] for name in ids]).T
-    return scores, float(seconds.sum())
+    return np.asarray(stores.find(work.folder, asked)["score"]), stores.cost(work.folder, asked)
+
+
+def name_rows(sets: Sets) -> pa.Table:
+    """Return the ids of the pool's rows, as the store is asked for them."""
+    return pa.table({"id": [sets.ids[place] for place in sets.pool]}, schema=pa.schema([STORED.field("id")]))
 
 
 def score_shard(shard: Work) -> int:
@@ -283,19 +275,7 @@ def score_shard(shard: Work) -> int:
 
 def _keep(work: Work, ids: list[str], phi_data: Tensor, *, seconds: float) -> None:
     part = pa.table([ids, phi_data.cpu().numpy()], schema=STORED)
-    name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:32]
-    write_table(part, work.folder / f"part-{name}.parquet", Provenance("gradients", "store", {"seconds": seconds}))
-
-
-def _load(folder: Path) -> dict[str, tuple[float, float]]:
-    """Return the stored phi_data by id, each with the seconds that it took; of two figures the smaller."""
-    known: dict[str, tuple[float, float]] = {}
-    for path in sorted(folder.glob("part-*.parquet")):
-        part = pq.read_table(check_part(path))
-        each = provenance(path)["parameters"]["seconds"] / part.num_rows
-        for name, score in zip(part["id"].to_pylist(), part["score"].to_pylist(), strict=True):
-            known[name] = min(known.get(name, (score, each)), (score, each))
-    return known
+    stores.append(work.folder, part, stage="gradients", seconds=seconds)
 
 
 def clear_caches() -> None:

@@ -4,7 +4,6 @@ A warm-up is one file of safetensors, a checkpoint per epoch, in the folder of t
 with it. It depends on the rows drawn for it and on these settings alone.
 """
 
-import hashlib
 import json
 import re
 import warnings
@@ -22,6 +21,7 @@ import torch
 from tamis.language.packing import Group, verify_packing
 from tamis.scores.less import Checkpoint, features, pack, pick_warmup, unpack, warm_up
 from tasks import models
+from tasks.artifacts import stores
 from tasks.artifacts.tables import ArtifactError, replacing
 from tasks.scores.settings import ScoresSettings
 
@@ -36,8 +36,7 @@ def draw_rows(rows: int, settings: ScoresSettings) -> list[int]:
 
 def store_folder(folder: Path, ids: Sequence[str], settings: ScoresSettings) -> Path:
     """Return the folder of the warm-up on these rows, beside `folder`: of one model, template and code."""
-    key = json.dumps([folder.name, list(ids), asdict(settings)])
-    return folder.parent / hashlib.sha256(key.encode()).hexdigest()[:32]
+    return stores.store_folder(folder.parent, json.dumps([folder.name, list(ids), asdict(settings)]))
 
 
 def train(model: models.ModelChoice, group: Group, folder: Path, settings: ScoresSettings) -> None:

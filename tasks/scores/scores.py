@@ -5,7 +5,6 @@ formula or another budget asks the model nothing. Those of `less` stand beside t
 (tasks/scores/less_warmup.py).
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 
 import tamis.language.packing
@@ -29,18 +26,9 @@ from tamis.scores.baselines import score_ifd, score_perplexity, score_selectit
 from tamis.scores.less import influence
 from tamis.scores.scoring_prompts import RATING_PROMPTS, RATINGS, ask_ifd, ask_perplexity, ask_selectit
 from tasks import models
-from tasks.artifacts import schemas
+from tasks.artifacts import schemas, stores
 from tasks.artifacts.row_sets import read_set
-from tasks.artifacts.stores import describe
-from tasks.artifacts.tables import (
-    Provenance,
-    check_part,
-    digest_code,
-    digest_inputs,
-    provenance,
-    write_json,
-    write_table,
-)
+from tasks.artifacts.tables import Provenance, digest_code, digest_inputs, write_json, write_table
 from tasks.scores import less_warmup
 from tasks.scores.settings import ScoresSettings
 from tasks.scoring_model import model_lock, scoring_model
@@ -142,8 +130,7 @@ def read_rows(source: Path, name: str) -> list[Row]:
 
 def store_folder(store: Path, model: models.ModelChoice, selector: str) -> Path:
     """Return the folder that holds the figures of one model, template, selector and code."""
-    key = f"{models.model_digest(model)}\n{model.template}\n{selector}\n{METHODS[selector].code}"
-    return Path(store) / hashlib.sha256(key.encode()).hexdigest()[:32]
+    return stores.store_folder(store, models.model_digest(model), model.template, selector, METHODS[selector].code)
 
 
 def measure_missing(work: Shard, map: Map) -> tuple[np.ndarray, Mapping[str, Any]]:
@@ -154,24 +141,25 @@ def measure_missing(work: Shard, map: Map) -> tuple[np.ndarray, Mapping[str, Any
     Raises:
         ValueError: a row that does not fit in the model's context; parts vanished from the store meanwhile.
     """
-    known, _ = _load(work)
-    lacking = [row for row in work.rows if row.id not in known]
+    asked = pa.table({"id": [row.id for row in work.rows]}, schema=pa.schema([STORED.field("id")]))
+    unknown = set(stores.missing(work.folder, asked)["id"].to_pylist())
+    lacking = [row for row in work.rows if row.id in unknown]
     size = work.runtime.shard_rows
     shards = [replace(work, rows=lacking[start : start + size]) for start in range(0, len(lacking), size)]
     _refuse_long(shards, work.model.max_tokens)
     if work.rows:
-        describe(work.folder, kind="scores", code=METHODS[work.selector].code, **_describe(work))
+        stores.describe(work.folder, kind="scores", code=METHODS[work.selector].code, **_describe(work))
     measured = sum(map(measure_shard, shards))
-    found, seconds = _load(work)
-    lost = [row.id for row in work.rows if row.id not in found]
+    lost = stores.missing(work.folder, asked)["id"].to_pylist()
     if lost:
         raise ValueError(
             f"{len(lost)} of {len(work.rows)} rows vanished from {work.folder} during the run, first ids {lost[:3]}; "
             "run again"
         )
-    figures = np.array([found[row.id] for row in work.rows], np.float64)
+    found = stores.find(work.folder, asked)
+    figures = np.array(found["figures"].to_pylist() if work.rows else [], np.float64)
     facts = {"rows_scored": measured, "rows_known": len(work.rows) - len(lacking), "shards": len(shards)}
-    return figures, facts | {"scoring_seconds": round(seconds, 3)}
+    return figures, facts | {"scoring_seconds": round(stores.cost(work.folder, asked), 3)}
 
 
 def measure_shard(shard: Shard) -> int:
@@ -187,8 +175,7 @@ def measure_shard(shard: Shard) -> int:
         seconds = perf_counter() - start
     ids = [row.id for row in shard.rows]
     part = pa.table([pa.array(ids), pa.array(list(figures.astype(np.float32)))], schema=STORED)
-    name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:32]
-    write_table(part, shard.folder / f"part-{name}.parquet", Provenance("scores", "store", {"seconds": seconds}))
+    stores.append(shard.folder, part, stage="scores", seconds=seconds)
     return len(ids)
 
 
@@ -297,21 +284,6 @@ def _too_long(shard: Shard, max_tokens: int) -> list[str]:
     ]
     longest = np.reshape(lengths, (len(shard.rows), -1)).max(axis=1)
     return [row.id for row, tokens in zip(shard.rows, longest, strict=True) if tokens > max_tokens]
-
-
-def _load(work: Shard) -> tuple[dict[str, np.ndarray], float]:
-    """Return the stored figures of the shard's rows, by id, and the seconds that measuring them took."""
-    wanted = pa.array([row.id for row in work.rows], pa.string())
-    known: dict[str, np.ndarray] = {}
-    seconds = 0.0
-    for path in sorted(work.folder.glob("part-*.parquet")):
-        part = pq.read_table(check_part(path))
-        each = provenance(path)["parameters"]["seconds"] / part.num_rows
-        found = part.filter(pc.is_in(part["id"], wanted))
-        for name, figures in zip(found["id"].to_pylist(), found["figures"].to_pylist(), strict=True):
-            seconds += 0.0 if name in known else each
-            known[name] = np.array(figures, np.float32)
-    return known, seconds
 
 
 def _write(out: Path, provenance: Provenance, ids: list[str], score: np.ndarray) -> None:

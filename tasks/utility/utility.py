@@ -33,13 +33,11 @@ from tamis.utility.pairs import (
 )
 from tamis.utility.utility import Missed, approximation_error, gain, measure
 from tasks import models
-from tasks.artifacts import schemas
+from tasks.artifacts import schemas, stores
 from tasks.artifacts.row_sets import read_sets
-from tasks.artifacts.stores import describe
 from tasks.artifacts.tables import Provenance, digest, digest_code, digest_inputs, read_table, write_json, write_table
 from tasks.scoring_model import model_lock, scoring_model
 from tasks.settings import RuntimeSettings
-from tasks.utility import pair_store
 from tasks.utility.settings import UtilitySettings
 
 CODE = digest_code(
@@ -118,8 +116,8 @@ def write_utility(
 def open_store(store: Path, model: models.ModelChoice) -> Path:
     """Return the folder that keeps the scores of a model under its template, after it says so itself."""
     digest = models.model_digest(model)
-    folder = pair_store.store_folder(store, digest, model.template, CODE)
-    describe(folder, kind="pairs", model=model.name, model_digest=digest, code=CODE, template=model.template)
+    folder = stores.store_folder(store, digest, model.template, CODE)
+    stores.describe(folder, kind="pairs", model=model.name, model_digest=digest, code=CODE, template=model.template)
     return folder
 
 
@@ -129,10 +127,10 @@ def score_missing(work: Shard, asked: pa.Table, map: Map) -> tuple[pa.Table, Cou
     Raises:
         ValueError: parts vanished from the store meanwhile.
     """
-    lacking = pair_store.missing(work.folder, asked)
+    lacking = stores.missing(work.folder, asked)
     shards = cut_shards(work, lacking)
     scored = sum(map(score_shard, shards))
-    scores = pair_store.find(work.folder, asked)
+    scores = stores.find(work.folder, asked)
     if scores.num_rows != asked.num_rows:
         lost = asked.num_rows - scores.num_rows
         raise ValueError(f"{lost} of {asked.num_rows} pairs vanished from {work.folder} during the run; run again")
@@ -159,7 +157,7 @@ def _count_alone(table: pa.Table) -> int:
 def cost_of_kernel(folder: Path, asked: pa.Table) -> float:
     """Return the seconds that all but the pairs of the check took when they were scored, in this run or an earlier."""
     needed = pc.or_(pc.or_(asked["kernel"], asked["tried"]), pc.less(asked["demo"], 0))
-    return round(pair_store.cost(folder, asked.filter(needed)), 3)
+    return round(stores.cost(folder, asked.filter(needed)), 3)
 
 
 def _describe(model: models.ModelChoice, settings: UtilitySettings) -> dict[str, Any]:
@@ -317,7 +315,7 @@ def score_shard(shard: Shard) -> int:
     answers = [measure(row) for group in rows for row in group]
     columns = [[target for target, _ in names], [demo for _, demo in names]]
     columns += [[getattr(answer, name) for answer in answers] for name in ("tokens", "distance", "log_likelihood")]
-    pair_store.append(shard.folder, pa.table(columns, schema=schemas.PAIRS), seconds=seconds)
+    stores.append(shard.folder, pa.table(columns, schema=schemas.PAIRS), stage="utility", seconds=seconds)
     return len(names)
 
 

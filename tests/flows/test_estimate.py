@@ -58,7 +58,7 @@ def ran(request, toy_folder, tmp_path_factory, frozen):
 
 def watch(patch: pytest.MonkeyPatch, scored: dict[str, int]) -> None:
     """Count the tokens of the packs that stages utility, scores and evaluation run; keep version and stage apart."""
-    from tasks.evaluation import evaluation
+    from tasks.evaluation import networks
     from tasks.scores import scores
     from tasks.utility import utility
 
@@ -69,7 +69,7 @@ def watch(patch: pytest.MonkeyPatch, scored: dict[str, int]) -> None:
         return run(name, version, **rest)
 
     patch.setattr(stage, "run", note)
-    for module in (utility, scores, evaluation):
+    for module in (utility, scores, networks):
         plain = module.score_responses
 
         def count(model, groups, pack_tokens, plain=plain):

@@ -141,8 +141,14 @@ def interrupt(monkeypatch, arm: str, after: int) -> None:
 
 def evaluate(world: Path, before: Path, model, settings: EvaluationSettings, **others) -> Path:
     """Evaluate the arms in `out` against those in `before` / `out` and return the artifact's folder."""
-    asked = {"out": world / "evaluation", "version": "v2", "previous": "v1"} | others
-    write_evaluation(
+    remember(world, before, model, settings, **others)
+    return others.get("out", world / "evaluation")
+
+
+def remember(world: Path, before: Path, model, settings: EvaluationSettings, **others) -> dict:
+    """Evaluate likewise and return what the run says of itself."""
+    asked = {"out": world / "evaluation", "store": world / "store", "version": "v2", "previous": "v1"} | others
+    return write_evaluation(
         examples=world / "examples",
         arms=world / "out",
         previous_examples=before / "examples",
@@ -152,7 +158,6 @@ def evaluate(world: Path, before: Path, model, settings: EvaluationSettings, **o
         settings=settings,
         **asked,
     )
-    return asked["out"]
 
 
 def rows_of(table: pa.Table, **fields) -> list[dict]:

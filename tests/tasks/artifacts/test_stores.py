@@ -1,289 +1,147 @@
-"""Upkeep of the stores: nothing that a reader sees may change, and nothing at all during a run."""
+"""The stores of computed figures: what is appended is found, once and whole, and what it cost is known."""
 
-import json
-import signal
+import os
 import subprocess
 import sys
-import threading
-from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
 from tasks.artifacts import schemas, stores
-from tasks.artifacts.tables import ArtifactError, Provenance, provenance, read_table, write_table
-from tasks.embedding import embedding
-from tasks.utility import pair_store
-
-KEEP = {"model-1", "code-1"}
+from tasks.artifacts.tables import ArtifactError, provenance
 
 
-def score(*rows: tuple[str, str, float], seconds: float = 1.0) -> tuple[pa.Table, float]:
-    columns = ("target_id", "demo_id", "distance", "log_likelihood", "tokens")
-    made = [dict(zip(columns, (*row, -row[2], 3), strict=True)) for row in rows]
-    return pa.Table.from_pylist(made, schema=schemas.PAIRS), seconds
+def scores(*pairs, distance=0.5) -> pa.Table:
+    rows = [
+        {"target_id": target, "demo_id": demo, "tokens": 3, "distance": distance, "log_likelihood": -1.0}
+        for target, demo in pairs
+    ]
+    return pa.Table.from_pylist(rows, schema=schemas.PAIRS)
 
 
-def fill(folder: Path, *parts: tuple[pa.Table, float]) -> Path:
-    for table, seconds in parts:
-        pair_store.append(folder, table, seconds=seconds)
-    return folder
+def asked(*pairs) -> pa.Table:
+    return pa.table({"target_id": [target for target, _ in pairs], "demo_id": [demo for _, demo in pairs]})
 
 
-def fill_overlapping(folder: Path) -> Path:
-    """Three parts, six rows, two of which stand in two parts with other figures."""
-    return fill(
-        folder,
-        score(("b", "a", 0.25), ("a", "b", 0.5), seconds=2.0),
-        score(("a", "b", 0.75), ("c", "", 0.125), seconds=4.0),
-        score(("a", "a", 0.375), ("c", "", 0.25), seconds=0.5),
+def append(folder, rows: pa.Table, seconds: float = 1.0):
+    return stores.append(folder, rows, stage="utility", seconds=seconds)
+
+
+def test_an_empty_store_knows_nothing(tmp_path):
+    wanted = asked(("a", "b"))
+    found = stores.find(tmp_path / "none", wanted)
+    assert found.num_rows == 0
+    assert stores.missing(tmp_path / "none", wanted).to_pylist() == wanted.to_pylist()
+
+
+def test_known_pairs_are_found_in_the_order_wanted_and_the_rest_are_missing(tmp_path):
+    append(tmp_path, scores(("a", "b"), ("b", "a")))
+    append(tmp_path, scores(("c", "")))
+    wanted = asked(("c", ""), ("x", "y"), ("b", "a"))
+    found = stores.find(tmp_path, wanted)
+    assert list(zip(found["target_id"].to_pylist(), found["demo_id"].to_pylist(), strict=True)) == [
+        ("c", ""),
+        ("b", "a"),
+    ]
+    assert stores.missing(tmp_path, wanted).to_pylist() == [{"target_id": "x", "demo_id": "y"}]
+
+
+def test_target_and_demo_are_not_exchangeable(tmp_path):
+    append(tmp_path, scores(("a", "b")))
+    assert stores.find(tmp_path, asked(("b", "a"))).num_rows == 0
+
+
+def test_a_pair_scored_twice_is_found_once(tmp_path):
+    append(tmp_path, scores(("a", "b")))
+    append(tmp_path, scores(("a", "b"), ("c", "d")))
+    assert stores.find(tmp_path, asked(("a", "b"))).num_rows == 1
+
+
+def test_another_model_template_or_code_has_another_place(tmp_path):
+    keys = [("m", 64, "chat"), ("m", "chat", "c"), ("n", "chat", "c"), ("m", "delift", "c"), ("m", "chat", "d")]
+    assert len({stores.store_folder(tmp_path, *key) for key in keys}) == 5
+
+
+def test_a_part_records_who_computed_it_its_seconds_and_its_keys(tmp_path):
+    made = provenance(append(tmp_path, scores(("a", "b")), 2.5))
+    assert (made["stage"], made["version"], made["rows"]) == ("utility", "store", 1)
+    assert made["parameters"] == {"seconds": 2.5, "keys": ["target_id", "demo_id"]}
+
+
+def test_the_same_rows_make_the_same_part(tmp_path):
+    assert append(tmp_path, scores(("a", "b"))) == append(tmp_path, scores(("a", "b")))
+    assert append(tmp_path, scores(("a", "b"), ("b", "a"))) != append(tmp_path, scores(("b", "a"), ("a", "b")))
+
+
+@pytest.mark.parametrize("keys", [[], ["id"]])
+def test_lists_and_texts_are_found_as_values(tmp_path, keys):
+    rows = pa.table({"id": ["b", "a"], "list": pa.array([[1.0, 2.0], [3.0]], pa.list_(pa.float32()))})
+    rows = rows.append_column("said", pa.array(["yes", 'it\'s "no"'])) if keys else rows
+    stores.append(tmp_path, rows, stage="evaluation", seconds=1.0, keys=keys)
+    found = stores.find(tmp_path, pa.table({"id": ["a", "b"], "number": [1, 2]}))
+    assert found.drop_columns(["number"]).equals(rows.take([1, 0]).combine_chunks())
+    assert found["number"].to_pylist() == [1, 2]
+
+
+def test_a_row_that_is_wanted_twice_is_found_twice_and_costs_once(tmp_path):
+    append(tmp_path, scores(("a", "b"), ("b", "a")), 2.0)
+    assert stores.find(tmp_path, asked(("a", "b"), ("a", "b"))).num_rows == 2
+    assert stores.cost(tmp_path, asked(("a", "b"), ("a", "b"))) == 1.0
+
+
+def test_of_a_row_in_two_parts_the_smaller_figures_are_found(tmp_path):
+    append(tmp_path, scores(("a", "b"), distance=0.5))
+    append(tmp_path, scores(("a", "b"), ("c", "d"), distance=0.25))
+    assert stores.find(tmp_path, asked(("a", "b")))["distance"].to_pylist() == [0.25]
+
+
+def test_a_damaged_part_is_refused_with_the_way_out(tmp_path):
+    path = append(tmp_path, scores(("a", "b")))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(
+        ArtifactError, match=r"a part of a store, is damaged; delete it: what it held is computed again"
+    ):
+        stores.find(tmp_path, asked(("a", "b")))
+
+
+def test_a_killed_append_leaves_no_part(tmp_path):
+    """The process dies between writing and renaming; nothing but a hidden temporary file may stay."""
+    code = (
+        "import os, sys, signal; sys.addaudithook(lambda e, a: os.kill(os.getpid(), signal.SIGKILL) "
+        "if e == 'os.rename' and str(a[1]).endswith('.parquet') else None);"
+        "import pyarrow as pa; from pathlib import Path; from tasks.artifacts import schemas, stores;"
+        "rows=[dict(target_id='a',demo_id='b',tokens=1,distance=0.1,log_likelihood=-1.0)];"
+        "rows = pa.Table.from_pylist(rows, schema=schemas.PAIRS);"
+        "stores.append(Path(sys.argv[1]), rows, stage='utility', seconds=1.0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=os.getcwd())
+    assert done.returncode == -9
+    assert stores.find(tmp_path, asked(("a", "b"))).num_rows == 0
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_no_wanted_pair_finds_none(tmp_path, count):
+    if count:
+        append(tmp_path, scores(("a", "b")))
+    assert (
+        stores.find(tmp_path, asked()[:0].cast(pa.schema({"target_id": pa.string(), "demo_id": pa.string()}))).num_rows
+        == 0
     )
 
 
-def wanted() -> pa.Table:
-    return pa.table({"target_id": ["a", "b", "a", "c", "x"], "demo_id": ["b", "a", "a", "", "y"]})
+def test_the_cost_of_pairs_is_their_share_of_what_their_parts_took(tmp_path):
+    append(tmp_path, scores(("a", "b"), ("b", "a"), ("c", "a"), ("c", "b")), 8.0)
+    append(tmp_path, scores(("c", "")), 0.5)
+    assert stores.cost(tmp_path, asked(("a", "b"), ("c", "a"), ("c", ""), ("x", "y"))) == 4.5
 
 
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+def test_a_pair_that_stands_in_two_parts_costs_once(tmp_path):
+    append(tmp_path, scores(("a", "b")), 2.0)
+    append(tmp_path, scores(("a", "b"), ("c", "d")), 4.0)
+    assert stores.cost(tmp_path, asked(("a", "b"))) == 2.0
 
 
-def test_many_parts_become_one_sorted_with_each_row_once_and_their_seconds(tmp_path):
-    folder = fill_overlapping(tmp_path / "pairs/one")
-    done = stores.compact(folder)
-    assert (done.parts, done.rows, done.repeated) == (3, 4, 2)
-    (path,) = folder.glob("part-*.parquet")
-    table = read_table(path, schemas.PAIRS)
-    pairs = list(zip(table["target_id"].to_pylist(), table["demo_id"].to_pylist(), strict=True))
-    assert pairs == [("a", "a"), ("a", "b"), ("b", "a"), ("c", "")]
-    made = provenance(path)
-    assert (made["stage"], made["version"], made["parameters"]["seconds"]) == ("utility", "store", 6.5)
-
-
-def test_readers_of_pairs_find_the_same_before_and_after(tmp_path):
-    folder = fill_overlapping(tmp_path)
-    before, lacking = pair_store.find(folder, wanted()), pair_store.missing(folder, wanted())
-    stores.compact(folder)
-    assert pair_store.find(folder, wanted()).equals(before)
-    assert pair_store.missing(folder, wanted()).equals(lacking)
-
-
-def test_seconds_of_all_rows_are_the_same_before_and_after(tmp_path):
-    folder = fill(tmp_path, score(("a", "b", 0.5), seconds=2.0), score(("b", "a", 0.5), seconds=4.0))
-    everything = wanted()[:2]
-    before = pair_store.cost(folder, everything)
-    stores.compact(folder)
-    assert pair_store.cost(folder, everything) == before == 6.0
-
-
-def write_vectors(folder: Path, name: str, vectors: dict[str, list[float]]) -> None:
-    part = pa.table([list(vectors), list(vectors.values())], schema=embedding.STORED)
-    write_table(part, folder / f"part-{name}.parquet", Provenance("embedding", "store", {"seconds": 0.5}))
-
-
-def test_readers_of_embeddings_take_repeated_rows_and_find_the_same_before_and_after(tmp_path):
-    write_vectors(tmp_path, "0", {"b": [0.0, 1.0], "a": [1.0, 0.0]})
-    write_vectors(tmp_path, "1", {"c": [0.5, 0.5], "b": [0.25, 0.75]})
-    ids = pa.array(["a", "b", "c", "x"])
-    before = embedding._load(tmp_path, ids)
-    assert stores.compact(tmp_path)[:3] == (2, 3, 1)
-    after = embedding._load(tmp_path, ids)
-    assert after.keys() == before.keys() == {"a", "b", "c"}
-    assert all(np.array_equal(before[name], after[name]) for name in before)
-    (path,) = tmp_path.glob("part-*.parquet")
-    assert read_table(path, embedding.STORED)["id"].to_pylist() == ["a", "b", "c"]
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_united_parts_are_what_a_slow_loop_finds(seed):
-    draw = np.random.default_rng(seed)
-    ids = draw.integers(0, 5, (40, 2)).astype(str)
-    figures = draw.random(40)
-    rows = [(target, demo, float(figure)) for (target, demo), figure in zip(ids.tolist(), figures, strict=True)]
-    best: dict[tuple[str, str], float] = {}
-    for target, demo, figure in rows:
-        best[target, demo] = min(best.get((target, demo), 1.0), figure)
-    table = stores.unite([score(*rows[start : start + 7])[0] for start in range(0, 40, 7)])
-    assert table.schema == schemas.PAIRS
-    assert list(zip(table["target_id"].to_pylist(), table["demo_id"].to_pylist(), strict=True)) == sorted(best)
-    assert table["distance"].to_pylist() == [float(np.float32(best[pair])) for pair in sorted(best)]
-
-
-def test_one_part_stays_as_it_is(tmp_path):
-    fill(tmp_path, score(("a", "b", 0.5)))
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert stores.compact(tmp_path) == (1, 1, 0, 0)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_a_folder_without_parts_stays_empty(tmp_path):
-    assert stores.compact(tmp_path) == (0, 0, 0, 0)
-
-
-def test_a_compacted_store_grows_and_is_compacted_again(tmp_path):
-    fill_overlapping(tmp_path)
-    stores.compact(tmp_path)
-    fill(tmp_path, score(("d", "d", 0.5), seconds=1.5))
-    assert stores.compact(tmp_path)[:3] == (2, 5, 0)
-    (path,) = tmp_path.glob("part-*.parquet")
-    assert provenance(path)["parameters"]["seconds"] == 8.0
-
-
-def test_what_killed_processes_were_writing_is_swept(tmp_path):
-    fill(tmp_path, score(("a", "b", 0.5)))
-    (tmp_path / ".part-1.parquet.abc.part").write_bytes(b"half a part")
-    assert stores.compact(tmp_path).freed == len(b"half a part")
-    assert len(names(tmp_path)) == 1
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from tasks.artifacts import stores
-left = [int(sys.argv[2])]
-def watch(event, arguments):
-    if event == sys.argv[3] and str(arguments[0]).endswith(".parquet" if event == "os.remove" else ".part"):
-        left[0] -= 1
-        if left[0] < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(watch)
-stores.compact(Path(sys.argv[1]))
-"""
-
-
-@pytest.mark.parametrize(("event", "after"), [("os.rename", 0), ("os.remove", 0), ("os.remove", 1), ("os.remove", 2)])
-def test_a_killed_compaction_loses_no_row_and_counts_no_second_twice(tmp_path, event, after):
-    folder = fill_overlapping(tmp_path / "pairs/one")
-    before = pair_store.find(folder, wanted())
-    done = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(after), event])
-    assert done.returncode == -signal.SIGKILL
-    assert pair_store.find(folder, wanted()).equals(before)
-    stores.compact(folder)
-    (path,) = folder.iterdir()
-    assert pair_store.find(folder, wanted()).equals(before)
-    assert provenance(path)["parameters"]["seconds"] == 6.5
-
-
-def test_a_damaged_part_stops_compaction_and_nothing_is_deleted(tmp_path):
-    fill_overlapping(tmp_path)
-    path = max(tmp_path.iterdir())
-    path.write_bytes(path.read_bytes()[:-9])
-    before = names(tmp_path)
-    with pytest.raises(ArtifactError, match="a part of a store, is damaged; delete it"):
-        stores.compact(tmp_path)
-    assert names(tmp_path) == before
-
-
-def describe(folder: Path, model: str = "model-1", code: str = "code-1", **more: str) -> Path:
-    stores.describe(folder, kind=folder.parent.name, model=f"name of {model}", model_digest=model, code=code, **more)
-    return folder
-
-
-def test_a_folder_says_what_it_holds_from_its_first_use_on(tmp_path):
-    folder = describe(tmp_path / "pairs/one", template="chat")
-    facts = {"kind": "pairs", "model": "name of model-1", "model_digest": "model-1", "code": "code-1"}
-    assert json.loads((folder / "store.json").read_text()) == facts | {"template": "chat"}
-    before = (folder / "store.json").stat().st_mtime_ns
-    describe(folder, model="model-2")
-    assert (folder / "store.json").stat().st_mtime_ns == before
-
-
-def make_stores(root: Path) -> list[Path]:
-    """Stores with a folder named today, one of another model, one of older code, and one that says nothing."""
-    folders = [
-        describe(root / "pairs/a", template="chat"),
-        describe(root / "pairs/b", model="model-0", template="delift"),
-        describe(root / "scores/c", code="code-0", selector="ifd"),
-        root / "pairs/d",
-    ]
-    for folder in folders:
-        fill(folder, score(("a", "b", 0.5)), score(("b", "a", 0.5), ("b", "b", 0.5)))
-    (root / "models/e").mkdir(parents=True)
-    return folders
-
-
-def test_a_survey_tells_what_each_folder_holds(tmp_path):
-    folders = make_stores(tmp_path)
-    found = stores.survey(tmp_path, KEEP)
-    assert [(row.kind, row.key, row.model, row.template, row.selector, row.current) for row in found] == [
-        ("pairs", "a", "name of model-1", "chat", None, True),
-        ("pairs", "b", "name of model-0", "delift", None, False),
-        ("pairs", "d", None, None, None, None),
-        ("scores", "c", "name of model-1", None, "ifd", False),
-    ]
-    assert {(row.parts, row.rows) for row in found} == {(2, 3)}
-    size = sum(path.stat().st_size for path in folders[0].iterdir())
-    assert found[0].megabytes == round(size / 1e6, 3)
-
-
-def test_without_stores_there_is_nothing_to_survey_or_prune(tmp_path):
-    assert stores.survey(tmp_path / "none", KEEP) == []
-    assert stores.prune(tmp_path / "none", KEEP) == ([], [], 0)
-
-
-def test_pruning_removes_models_and_code_that_are_not_named_and_names_what_it_does_not_know(tmp_path):
-    current, other, older, unknown = make_stores(tmp_path)
-    size = sum(path.stat().st_size for folder in (other, older) for path in folder.iterdir())
-    done = stores.prune(tmp_path, KEEP)
-    assert [(row.kind, row.key) for row in done.removed] == [("pairs", "b"), ("scores", "c")]
-    assert [row.key for row in done.unknown] == ["d"]
-    assert done.freed == size
-    assert [folder.exists() for folder in (current, other, older, unknown)] == [True, False, False, True]
-    assert pair_store.find(current, wanted()).num_rows == 2
-
-
-def test_pruning_removes_what_it_does_not_know_if_asked(tmp_path):
-    *_, unknown = make_stores(tmp_path)
-    done = stores.prune(tmp_path, KEEP, unknown=True)
-    assert [row.key for row in done.removed] == ["b", "d", "c"]
-    assert done.unknown == []
-    assert not unknown.exists()
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"model": "m"}'])
-def test_an_edited_description_is_refused(tmp_path, text):
-    folder = describe(tmp_path / "pairs/a")
-    (folder / "store.json").write_text(text)
-    with pytest.raises(stores.StoreError, match=r"store.json does not tell model_digest and code .*delete it"):
-        stores.prune(tmp_path, KEEP)
-
-
-HOLDER = """
-import sys, time
-from pathlib import Path
-from tasks.artifacts import stores
-with stores.in_use(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(600)
-"""
-
-
-def test_upkeep_is_refused_while_a_run_uses_the_stores_and_free_once_it_is_killed(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout.readline() == "held\n"
-        with (
-            stores.in_use(tmp_path),
-            pytest.raises(stores.StoreError, match=r"a run uses the stores in .*nothing was ch"),
-        ):
-            stores.upkeep(tmp_path).__enter__()
-        with pytest.raises(stores.StoreError, match="a run uses the stores"), stores.upkeep(tmp_path):
-            pass
-        child.kill()
-    with stores.upkeep(tmp_path):
-        pass
-
-
-def test_a_run_waits_for_upkeep(tmp_path):
-    begun = threading.Event()
-
-    def use() -> None:
-        with stores.in_use(tmp_path):
-            begun.set()
-
-    run = threading.Thread(target=use)
-    with stores.upkeep(tmp_path):
-        run.start()
-        assert not begun.wait(0.5)
-    assert begun.wait(60)
-    run.join()
+def test_an_empty_store_cost_nothing(tmp_path):
+    assert stores.cost(tmp_path / "none", asked(("a", "b"))) == 0.0

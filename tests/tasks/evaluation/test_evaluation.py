@@ -22,17 +22,11 @@ from worlds.toy_training import write_subset
 
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import ArtifactError, read_table
-from tasks.evaluation import evaluation
-from tasks.evaluation.evaluation import (
-    Answers,
-    EvaluationError,
-    Run,
-    generate,
-    measure,
-    measure_losses,
-    read_held_out,
-    write_evaluation,
-)
+from tasks.evaluation import answers, evaluation
+from tasks.evaluation.answers import Answers
+from tasks.evaluation.evaluation import Conditions, measure, measure_losses, write_evaluation
+from tasks.evaluation.inputs import EvaluationError, HeldOut, Run, read_held_out
+from tasks.evaluation.networks import generate
 from tasks.evaluation.settings import EvaluationSettings
 from tasks.finetuning.finetuning import write_finetuning
 from tasks.finetuning.settings import FinetuningSettings
@@ -70,8 +64,8 @@ def world(tmp_path_factory, toy) -> Path:
 
 @pytest.fixture
 def copy(world, tmp_path) -> Path:
-    """The same, to be damaged."""
-    return shutil.copytree(world, tmp_path / "copy")
+    """The same, to be damaged, without what the stores know of it."""
+    return shutil.copytree(world, tmp_path / "copy", ignore=shutil.ignore_patterns("store"))
 
 
 def train(folder: Path, model: ModelChoice, settings: FinetuningSettings) -> None:
@@ -92,13 +86,14 @@ def train(folder: Path, model: ModelChoice, settings: FinetuningSettings) -> Non
     )
 
 
-def run(folder: Path, model: ModelChoice, out: str = "evaluation") -> Path:
+def run(folder: Path, model: ModelChoice, out: str = "evaluation", store: Path | None = None) -> Path:
     write_evaluation(
         examples=folder / "examples",
         arms=folder / "finetuning",
         previous_examples=folder / "base/examples",
         previous_arms=folder / "base/finetuning",
         out=folder / out,
+        store=store or folder / "store",
         version="v1",
         previous="base",
         model=model,
@@ -108,7 +103,7 @@ def run(folder: Path, model: ModelChoice, out: str = "evaluation") -> Path:
     return folder / out
 
 
-def held_out_of(folder: Path, model: ModelChoice) -> evaluation.HeldOut:
+def held_out_of(folder: Path, model: ModelChoice) -> HeldOut:
     return read_held_out({"v1": folder / "examples", "base": folder / "base/examples"}, model)
 
 
@@ -131,6 +126,12 @@ def rows_of(table: pa.Table, label: str) -> list[dict]:
 
 def answer(said: list[str]) -> Answers:
     return Answers(Run("base"), [1.0] * HELD_OUT, said, [False] * HELD_OUT)
+
+
+def tabulate(said: list[str], held_out: HeldOut, model: ModelChoice, store: Path) -> pa.Table:
+    """Return what becomes of one run's answers."""
+    conditions = Conditions(model, model, SETTINGS, store)
+    return measure([answer(said)], [None] * HELD_OUT, held_out, held_out.of, conditions)
 
 
 def test_table_has_a_row_per_run_and_held_out_row(world):
@@ -173,7 +174,7 @@ def bars():
 
 
 def test_every_run_has_a_bar_of_its_own(copy, toy, bars, monkeypatch, capfd):
-    monkeypatch.setattr(evaluation, "ANSWER_TOKENS", 1)
+    monkeypatch.setattr(answers, "ANSWER_TOKENS", 1)
     run(copy, toy)
     said = capfd.readouterr()
     for label in ("base", "chosen-0", "random-0", "random-1", "full-0"):
@@ -183,7 +184,7 @@ def test_every_run_has_a_bar_of_its_own(copy, toy, bars, monkeypatch, capfd):
 
 @pytest.mark.parametrize("most_tokens", [1, 80, 10_000])
 def test_answers_do_not_depend_on_what_is_generated_at_once(copy, toy, world, monkeypatch, most_tokens):
-    monkeypatch.setattr(evaluation, "ANSWER_TOKENS", most_tokens)
+    monkeypatch.setattr(answers, "ANSWER_TOKENS", most_tokens)
     run(copy, toy)
     assert table_of(copy)["generated"].equals(table_of(world)["generated"])
 
@@ -196,8 +197,8 @@ def test_a_batch_of_answers_keeps_within_its_tokens(copy, toy, monkeypatch):
         asked.append(len(places) * (len(encoding.base) + longest + new_tokens))
         return generate(network, tokenizer, encoding, places, new_tokens)
 
-    monkeypatch.setattr(evaluation, "ANSWER_TOKENS", 60)
-    monkeypatch.setattr(evaluation, "generate", counting)
+    monkeypatch.setattr(answers, "ANSWER_TOKENS", 60)
+    monkeypatch.setattr(answers, "generate", counting)
     run(copy, toy)
     assert max(asked) <= 60
     assert len(asked) == 5 * 3  # runs x batches of two rows
@@ -208,20 +209,20 @@ def test_training_lowers_the_held_out_loss_of_the_toy_world(world):
     assert arms["full"]["loss"] < arms["base"]["loss"]
 
 
-def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence(world, toy):
+def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence(world, toy, tmp_path):
     held_out = held_out_of(world, toy)
     said = ["8! what 16", "", "10", "Is it 20!", "24"]
-    table = measure([answer(said)], [None] * HELD_OUT, held_out, toy)
+    table = tabulate(said, held_out, toy, tmp_path)
     for row, reference, text in zip(table.to_pylist(), held_out.rows, said, strict=True):
         one, other = (re.findall(r"[a-z0-9]+", part.lower()) for part in (reference["response"], text))
         common = oracles.longest_common(one, other)
         assert row["rouge_l"] == pytest.approx(2 * common / (len(one) + len(other)) if common else 0)
 
 
-def test_reference_as_an_answer_is_perfect_and_silence_is_nothing(world, toy):
+def test_reference_as_an_answer_is_perfect_and_silence_is_nothing(world, toy, tmp_path):
     held_out = held_out_of(world, toy)
     said = [row["response"] for row in held_out.rows[:-1]] + [""]
-    table = measure([answer(said)], [None] * HELD_OUT, held_out, toy).to_pydict()
+    table = tabulate(said, held_out, toy, tmp_path).to_pydict()
     assert table["similarity"] == pytest.approx([1.0] * (HELD_OUT - 1) + [0.0])
     assert table["rouge_l"] == pytest.approx([1.0] * (HELD_OUT - 1) + [0.0])
 
@@ -272,8 +273,8 @@ def test_differences_are_those_of_the_arms(world):
         assert difference["low"] <= difference["loss"] <= difference["high"]
 
 
-def test_same_inputs_give_the_same_bytes(world, toy):
-    again = run(world, toy, "again")
+def test_same_inputs_give_the_same_bytes(world, toy, tmp_path):
+    again = run(world, toy, "again", tmp_path)
     for name in ("evaluation.parquet", "metrics.json"):
         assert (again / name).read_bytes() == (world / "evaluation" / name).read_bytes()
 
@@ -296,8 +297,9 @@ def test_fully_trained_arms_and_the_delift_template_are_evaluated(tmp_path, toy)
     assert arms["full"]["loss"] < arms["base"]["loss"]
 
 
-def test_losses_alone_are_those_of_the_evaluation(world, toy):
-    table, places = table_of(world), {"examples": world / "examples", "model": toy, "new_tokens": 4}
+def test_losses_alone_are_those_of_the_evaluation(world, toy, tmp_path):
+    table = table_of(world)
+    places = {"examples": world / "examples", "store": tmp_path, "model": toy, "new_tokens": 4}
     found = measure_losses(arms=world / "finetuning", **places) | {"base": measure_losses(arms=None, **places)}
     assert list(found["losses"]) == ["chosen-0", "random-0", "random-1", "full-0"]
     for label, losses in {**found["losses"], **found["base"]["losses"]}.items():
@@ -306,9 +308,9 @@ def test_losses_alone_are_those_of_the_evaluation(world, toy):
         assert losses == pytest.approx([row["loss"] for row in rows], rel=1e-6)
 
 
-def test_right_answers_alone_are_told_where_a_task_metric_is_asked(world, toy, monkeypatch):
-    monkeypatch.setattr(evaluation, "generate", lambda *asked: [("it is 18", False)] * len(asked[3]))
-    places = {"examples": world / "examples", "model": toy, "new_tokens": 4}
+def test_right_answers_alone_are_told_where_a_task_metric_is_asked(world, toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(answers, "generate", lambda *asked: [("it is 18", False)] * len(asked[3]))
+    places = {"examples": world / "examples", "store": tmp_path, "model": toy, "new_tokens": 4}
     found = measure_losses(arms=None, **places, metric="exact_match")
     assert found["correct"] == {"base": [False, True, False, False, False]}  # 8 + 8, 9 + 9, ...
     assert measure_losses(arms=None, **places)["correct"] == {}

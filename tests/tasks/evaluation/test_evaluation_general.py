@@ -18,9 +18,10 @@ from tamis.masks.sparse_adamw import Delta
 from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import read_table
-from tasks.evaluation import evaluation, inputs, sandbox
-from tasks.evaluation.evaluation import Run, loaded, measure_losses, score
-from tasks.evaluation.inputs import EvaluationError, read_held_out
+from tasks.evaluation import answers, evaluation, inputs, sandbox
+from tasks.evaluation.evaluation import measure_losses
+from tasks.evaluation.inputs import EvaluationError, Run, read_held_out
+from tasks.evaluation.networks import loaded, score
 from tasks.evaluation.settings import EvaluationSettings
 from tasks.finetuning.settings import FinetuningSettings
 from tasks.masks import sparse_deltas
@@ -53,8 +54,8 @@ def home(tmp_path_factory, model) -> Path:
 
 @pytest.fixture
 def copy(home, tmp_path) -> Path:
-    """The same, to be changed."""
-    return shutil.copytree(home, tmp_path / "copy")
+    """The same, to be changed, without what the stores know of it."""
+    return shutil.copytree(home, tmp_path / "copy", ignore=shutil.ignore_patterns("store"))
 
 
 def ask(home: Path, model, version: str = "v1", **changes) -> dict:
@@ -130,8 +131,9 @@ def test_general_rows_leave_all_other_figures_alone(home, copy, model):
     assert found.keys() == kept.keys()
 
 
-def test_losses_alone_are_those_of_the_evaluation_with_those_on_general_rows_apart(home, model):
-    found = measure_losses(arms=home / "v1/out", examples=home / "v1/examples", model=model, new_tokens=4)
+def test_losses_alone_are_those_of_the_evaluation_with_those_on_general_rows_apart(home, model, tmp_path):
+    places = {"examples": home / "v1/examples", "store": tmp_path, "model": model, "new_tokens": 4}
+    found = measure_losses(arms=home / "v1/out", **places)
     assert list(found["losses"]) == list(found["general_losses"]) == ["chosen-0", "random-0", "random-1"]
     for prefix, version in (("", "v1"), ("general_", "general")):
         for label, losses in found[f"{prefix}losses"].items():
@@ -143,7 +145,8 @@ def test_losses_alone_are_those_of_the_evaluation_with_those_on_general_rows_apa
 
 def test_losses_alone_have_none_on_general_rows_where_there_are_none(copy, model):
     write_examples(copy / "v1/examples", pool=ROWS, held_out=HELD_OUT)
-    found = measure_losses(arms=None, examples=copy / "v1/examples", model=model, new_tokens=4)
+    places = {"examples": copy / "v1/examples", "store": copy / "v1/store", "model": model, "new_tokens": 4}
+    found = measure_losses(arms=None, **places)
     assert (found["general_ids"], found["general_losses"]) == ([], {})
     assert len(found["losses"]["base"]) == HELD_OUT
 
@@ -169,7 +172,7 @@ def say(monkeypatch, texts: list[str]) -> None:
     def generate(network, tokenizer, encoding, places, new_tokens):
         return [(texts[place], place == 1) for place in places]
 
-    monkeypatch.setattr(evaluation, "generate", generate)
+    monkeypatch.setattr(answers, "generate", generate)
 
 
 def answers_of(home: Path, model) -> list[str]:

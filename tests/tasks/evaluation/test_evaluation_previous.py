@@ -18,8 +18,8 @@ from worlds.toy_training import evaluate, make_next, make_world, rows_of, run
 
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import ArtifactError, provenance, read_table
-from tasks.evaluation import evaluation
-from tasks.evaluation.evaluation import read_held_out
+from tasks.evaluation import networks
+from tasks.evaluation.inputs import read_held_out
 from tasks.evaluation.settings import EvaluationSettings
 from tasks.finetuning.settings import FinetuningSettings
 from tasks.models import ModelChoice
@@ -47,8 +47,8 @@ def home(tmp_path_factory, model) -> Path:
 
 @pytest.fixture
 def copy(home, tmp_path) -> Path:
-    """The same, to be changed."""
-    return shutil.copytree(home, tmp_path / "copy")
+    """The same, to be changed, without what the stores know of it."""
+    return shutil.copytree(home, tmp_path / "copy", ignore=shutil.ignore_patterns("store"))
 
 
 def table_of(home: Path) -> pa.Table:
@@ -95,14 +95,14 @@ def test_losses_are_those_of_whole_float64_passes_one_by_one(home, model, toy_fo
 
 
 def test_a_row_held_out_in_both_versions_is_computed_once_and_stands_under_both(copy, model, monkeypatch):
-    asked, plain = [], evaluation.score_responses
+    asked, plain = [], networks.score_responses
 
     def counting(network, groups, pack_tokens):
         asked.append(sum(len(group.queries) for group in groups))
         return plain(network, groups, pack_tokens)
 
-    monkeypatch.setattr(evaluation, "score_responses", counting)
-    evaluate(copy / "v2", copy / "v1", model, SETTINGS)
+    monkeypatch.setattr(networks, "score_responses", counting)
+    evaluate(copy / "v2", copy / "v1", model, replace(SETTINGS, task_metric="exact_match"))
     assert asked == [5] * len(LABELS)
     table = table_of(copy)
     (both,) = {row["id"] for row in rows_of(table, held_out_of="v1")} & {

@@ -1,0 +1,39 @@
+"""Locks on files, which processes of one machine hold against each other and which the kernel frees when they end.
+
+They hold between threads, too, as each opens the file anew. A lock whose process was killed (`kill -9`) is free.
+"""
+
+import fcntl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def locked(
+    path: Path,
+    *,
+    shared: bool = False,
+    refusal: Exception | None = None,
+    waiting: Callable[[], None] | None = None,
+) -> Iterator[None]:
+    """Hold a file, which is made where it is missing, for as long as the context lasts.
+
+    Args:
+        path: the file; what it holds plays no part.
+        shared: hold it together with others that share it; else alone.
+        refusal: raised at once where others hold it; None: wait for them.
+        waiting: called once before waiting.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if refusal is not None:
+                raise refusal from error
+            if waiting is not None:
+                waiting()
+            fcntl.flock(file, kind)
+        yield
