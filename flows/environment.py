@@ -3,13 +3,22 @@
 Offline, quiet, and with batches that keep the local server's SQLite file from stalling after a flow of many tasks.
 """
 
+import hashlib
 import os
+import platform
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
 
 DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
     "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # errors are said once, by the command; the server keeps logs
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # of services that report events to the server
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
@@ -22,9 +31,34 @@ DEFAULTS = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
     "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
 }
+HOME = Path(__file__).parents[1]
+OURS = ("flows", "tasks", "tamis", "desk")
 
 
 def prepare() -> None:
     """Set every default that the user has not set."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+def name_machine() -> str:
+    """Return a short name of this machine that does not tell its own: a run elsewhere says nothing of seconds here."""
+    return hashlib.sha256(f"{platform.node()} {os.cpu_count()}".encode()).hexdigest()[:8]
+
+
+def quieten() -> None:
+    """Tell warnings of our own as talk, and none of other packages, which a user can do nothing about.
+
+    Asked for by `python -W` or PYTHONWARNINGS, everything is shown. An error is none of this: it is always told.
+    """
+    if sys.warnoptions:
+        return
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *more: Any) -> None:
+        if Path(filename).is_relative_to(HOME) and Path(filename).relative_to(HOME).parts[0] in OURS:
+            from flows.stage import say
+
+            say(f"note: {message}")
+
+    warnings.simplefilter("default")
+    warnings.showwarning = show

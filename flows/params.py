@@ -8,7 +8,8 @@ YAML is read as DVC reads it.
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
+from datetime import date
 from io import StringIO
 from pathlib import Path
 from types import UnionType
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.constructor import DuplicateKeyError
 
-from flows.checks import ParamsError, hint, refuse_contradictions
+from flows.checks import ParamsError, refuse_contradictions
 from tasks.audit.settings import AuditSettings
 from tasks.embedding.settings import EmbeddingSettings
 from tasks.evaluation.settings import EvaluationSettings
@@ -28,12 +29,12 @@ from tasks.gradients.settings import GradientsSettings
 from tasks.masks.settings import MaskSettings
 from tasks.scores.settings import ScoresSettings
 from tasks.selection.settings import SelectionSettings
-from tasks.settings import ModelsSettings, RuntimeSettings, VersionSettings
+from tasks.settings import ModelsSettings, RuntimeSettings, VersionSettings, hint
 from tasks.utility.settings import UtilitySettings
 
 BASE = "base"  # what a first version continues from: the base model, and empty artifacts that stand in git
 GENERAL = "general"  # what evaluation calls rows of examples.retention_set, beside the versions' held-out rows
-NAME = re.compile(r"(?!.*\.\.)(?!.*(?:\.lock|\.)$)[A-Za-z0-9][A-Za-z0-9._-]*$")  # of a folder, a stage and a git tag
+NAME = re.compile(r"(?!.*\.\.)(?!.*(?:\.lock|\.)$)[A-Za-z0-9][A-Za-z0-9._-]*\Z")  # of a folder, a stage and a git tag
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}  # pydantic's words -> ours
 
 
@@ -66,8 +67,9 @@ def read(path: Path = Path("params.yaml")) -> Params:
         ParamsError: naming the value, what was found, and what is allowed.
     """
     raw = load(path)
+    values = compose(raw, path.name)
     _refuse_untracked(raw, path.with_name("dvc.yaml"))
-    return compose(raw, path.name)
+    return values
 
 
 def compose(raw: Mapping[str, Any], place: str = "params.yaml") -> Params:
@@ -159,9 +161,8 @@ def merge(text: str, addition: str, place: str) -> str:
     whole, added = editor.load(text), editor.load(addition)
     _refuse_unknown(added, SECTIONS, place)
     for section, settings in added.items():
-        for key, value in settings.items():
-            if whole[section].get(key, ...) != value:
-                whole[section][key] = value
+        there = whole.setdefault(section, {})
+        there.update({key: value for key, value in settings.items() if there.get(key, ...) != value})
     stream = StringIO()
     editor.dump(whole, stream)
     compose(YAML(typ="safe", pure=True).load(stream.getvalue()))
@@ -221,9 +222,9 @@ def _versions(raw: Any) -> dict[str, VersionSettings]:
 def _check_name(name: Any) -> None:
     """Refuse a version's name that cannot name a folder, a stage and a git tag, or that stands for something else."""
     if not isinstance(name, str):
-        raise ParamsError(
-            f"versions names {name}, which YAML reads as a {type(name).__name__}; write '{name}': in quotes"
-        )
+        kind = {bool: "true or false", int: "a number", float: "a number", date: "a date", type(None): "nothing"}
+        read = kind.get(type(name), "no text")
+        raise ParamsError(f"versions names {name}, which YAML reads as {read}; write '{name}' in quotes")
     if not NAME.match(name):
         raise ParamsError(
             f"versions names {name!r}; a version's name has letters, digits, and . _ - between them, such as v2 or "
@@ -258,7 +259,7 @@ def _settings(kind: type, raw: Any, name: str) -> Any:
     """Return a section as its settings; a section inside it likewise."""
     values, kinds = _mapping(raw, name), get_type_hints(kind)
     _refuse_unknown(values, kinds, name)
-    needed = [one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]
+    needed = (key for key, field in kind.__pydantic_fields__.items() if field.is_required())
     missing = [key for key in needed if key not in values]
     if missing:
         raise ParamsError(f"{name} lacks {_add(missing)}")

@@ -21,9 +21,10 @@ from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
 from prefect.states import Completed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from flows import estimate
 from flows.graph import dvc_state
 from flows.graph.dvc_state import File, Planned
-from flows.stage import counted, refuse_edited, say, sources
+from flows.stage import counted, named, refuse_edited, say, sources
 
 LOCK = Path(".cache/flow.lock")
 SHARD_TASKS = 64  # per stage: the local server's limit is about 100 task runs per flow
@@ -67,15 +68,21 @@ def pipeline(versions: list[str]) -> list[Outcome]:
     with alone():
         plan = dvc_state.plan(versions)
         loaded = sources(planned.address for planned in plan)  # no stage's module is imported yet
+        expected = estimate.try_estimate(versions)
+        estimate.print_estimate(expected)
+        clock = estimate.start_clock(expected)
         for planned in plan:
             start = time.monotonic()
             upstream = [states[address] for address in planned.upstream]
-            named = stage.with_options(name=planned.address, task_run_name=planned.address)
-            state = states[planned.address] = named(planned, loaded, wait_for=upstream, return_state=True)
-            files = state.result()
+            bring = stage.with_options(name=planned.address, task_run_name=planned.address)
+            state = states[planned.address] = bring(planned, loaded, wait_for=upstream, return_state=True)
+            with named(planned.address):
+                files = state.result()
             how = (state.message or "").removeprefix("dvc: ") if state.name == "Cached" else "computed"
             outcomes.append(Outcome(planned.address, how, round(time.monotonic() - start, 1), tuple(files)))
-            say(f"{planned.address:<16} {how} in {outcomes[-1].seconds} s")
+            clock = estimate.end_stage(clock, planned.address, outcomes[-1].seconds, computed=how == "computed")
+            say(f"{planned.address:<16} {how} in {outcomes[-1].seconds} s{estimate.tell_left(clock)}")
+        estimate.learn(expected, [one.address for one in outcomes if one.how == "computed"])
     return outcomes
 
 
@@ -124,8 +131,8 @@ def in_shards(function: Callable[[T], R], items: Sequence[T], *, label: str) -> 
     """
     size = max(1, -(-len(items) // SHARD_TASKS))
     chunks = [items[start : start + size] for start in range(0, len(items), size)]
-    named = shard.with_options(name=f"{label} shard")
-    futures = [named.submit(partial(_each, function, chunk)) for chunk in chunks]  # one callable: nobody looks into it
+    piece = shard.with_options(name=f"{label} shard")
+    futures = [piece.submit(partial(_each, function, chunk)) for chunk in chunks]  # one callable: nobody looks into it
     results = (result for future in futures for result in future.result())
     yield from counted(results, len(items), label=label)
 

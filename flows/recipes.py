@@ -7,7 +7,8 @@ import difflib
 from pathlib import Path
 
 from flows import params
-from flows.checks import ParamsError, hint
+from flows.checks import ParamsError
+from tasks.settings import hint
 
 RECIPES = Path("recipes")
 PARAMS = Path("params.yaml")

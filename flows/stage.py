@@ -10,6 +10,7 @@ import hashlib
 import json
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -22,7 +23,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flows import params
+from flows.environment import name_machine
 from flows.stage_calls import CACHE, STAGES, Map, folder
+
+HARMLESS = "\u00a0\u3000\u200c\u200d"  # spaces and joiners that writing needs, which Python does not call printable
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -45,12 +49,22 @@ def run(name: str, version: str, *, map: Map | None = None) -> None:
         InputsChanged: a file or a parameter was edited meanwhile.
     """
     address = f"{name}@{version}"
-    with recorded(address, folder(name, version)) as notes:
+    with named(address), recorded(address, folder(name, version)) as notes:
         from tasks.artifacts.stores import in_use
 
         values = params.read()
         with in_use(CACHE):
             notes.update(STAGES[name](values, version, map or partial(in_order, label=address)) or {})
+
+
+@contextmanager
+def named(address: str) -> Iterator[None]:
+    """Let an error say which stage of which data version it is of, as `format_error` tells it."""
+    try:
+        yield
+    except Exception as error:
+        error.stage = getattr(error, "stage", address)
+        raise
 
 
 @contextmanager
@@ -68,7 +82,7 @@ def recorded(address: str, out: Path) -> Iterator[dict[str, Any]]:
     yield notes
     name, _, version = address.partition("@")
     record = {"stage": name, "version": version, "created": created}
-    record |= {"code": installed("tamis"), "sources": _summary(code)}
+    record |= {"code": installed("tamis"), "sources": _summary(code), "machine": name_machine()}
     write_json({**notes, **record, "seconds": round(time.monotonic() - start, 1)}, out / "run.json")
     refuse_moved(address, before, fingerprint(address))
 
@@ -108,13 +122,18 @@ def refuse_edited(address: str, loaded: Mapping[str, str]) -> None:
 
 
 def format_error(error: BaseException) -> str:
-    """Return an error's message and its notes, a line each; with its type, where it is none of ours.
+    """Return an error's message and its notes, a line each: with its stage, if any, and its type, if none of ours.
 
-    >>> tell(FileNotFoundError("no x"))
+    Control characters, which may come from the data, are made visible.
+
+    >>> format_error(FileNotFoundError("no x"))
     'FileNotFoundError: no x'
     """
     message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-    return "\n".join([message, *getattr(error, "__notes__", [])])
+    address = getattr(error, "stage", "")
+    place = f"{address}: " if address not in message else ""
+    text = "\n".join([f"{place}{message}", *getattr(error, "__notes__", [])])
+    return "\n".join(map(show_plain, text.split("\n")))
 
 
 def refuse_moved(address: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
@@ -134,7 +153,10 @@ def in_order(function: Callable[[T], R], items: Sequence[T], *, label: str) -> I
 
 def counted(results: Iterable[R], total: int, *, label: str) -> Iterator[R]:
     """Yield results while showing on stderr how many there are, how fast they come, and the time left."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")
+    label_column, rate_column = (
+        TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[rate]")
+    )
+    columns = label_column, BarColumn(), MofNCompleteColumn(), rate_column
     start = time.monotonic()
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         bar = progress.add_task(label, total=total, rate="")
@@ -145,8 +167,17 @@ def counted(results: Iterable[R], total: int, *, label: str) -> Iterator[R]:
 
 
 def say(text: str) -> None:
-    """Print talk on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Print talk on stderr; control characters, which may come from the data, are made visible."""
+    print("\n".join(map(show_plain, text.split("\n"))), file=sys.stderr, flush=True)
+
+
+def show_plain(text: str) -> str:
+    r"""Return a line of text in which nothing can move a terminal's cursor, colour it, or turn the writing around.
+
+    >>> print(show_plain("\x1b[31mred\x1b[0m, a tab: \t, an arrow: →, from right to left: \u202e"))
+    \x1b[31mred\x1b[0m, a tab: \t, an arrow: →, from right to left: \u202e
+    """
+    return "".join(one if one.isprintable() or one in HARMLESS else repr(one)[1:-1] for one in text)
 
 
 def _summary(digests: Mapping[str, str]) -> str:
@@ -166,14 +197,17 @@ def _digest(path: Path) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run `NAME VERSION`; an error is one message on stderr and exit status 1."""
+    """Run `NAME VERSION`; an error is one message on stderr and exit status 1, a crash has its traceback above that."""
     if len(arguments) != 2:
         print("usage: python -m flows.stage NAME VERSION", file=sys.stderr)
         return 2
     try:
-        run(*arguments)
-    except (ValueError, OSError) as error:
-        print(f"{'@'.join(arguments)}: {format_error(error)}", file=sys.stderr)
+        with named("@".join(arguments)):
+            run(*arguments)
+    except Exception as error:
+        if not isinstance(error, ValueError | OSError):
+            say(traceback.format_exc())
+        say(format_error(error))
         return 1
     return 0
 

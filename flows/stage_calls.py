@@ -56,7 +56,7 @@ def make_embedding(values: Params, version: str, map: Map, where: Where = folder
         out=where("embedding", version),
         store=CACHE / "embeddings",
         version=version,
-        model=_encoder(values),
+        model=encoder(values),
         settings=values.embedding,
         runtime=values.runtime,
         wanted=reads == "embedding" or (reads == "utility" and values.utility.kernel != "exact"),
@@ -172,7 +172,7 @@ def make_evaluation(values: Params, version: str, map: Map, where: Where = folde
         out=where("evaluation", version),
         version=version,
         model=language(values),
-        embedding_model=_encoder(values),
+        embedding_model=encoder(values),
         settings=values.evaluation,
     )
 
@@ -206,7 +206,7 @@ def name_current(values: Params) -> set[str]:
     from tasks.utility import utility
 
     codes = {utility.CODE, embedding.CODE, warmup.CODE, *(method.code for method in scores.METHODS.values())}
-    return codes | {models.model_digest(language(values)), models.model_digest(_encoder(values))}
+    return codes | {models.model_digest(language(values)), models.model_digest(encoder(values))}
 
 
 def language(values: Params) -> Any:
@@ -218,7 +218,8 @@ def language(values: Params) -> Any:
     return ModelChoice(chosen.language, chosen.language_revision, chosen.device, **how)
 
 
-def _encoder(values: Params) -> Any:
+def encoder(values: Params) -> Any:
+    """Return the text encoder that the parameters name."""
     from tasks.models import ModelChoice
 
     chosen = values.models

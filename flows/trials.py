@@ -19,7 +19,7 @@ from typing import Any
 
 from flows import params
 from flows.params import Params
-from flows.stage import fingerprint, in_order, refuse_edited, refuse_moved
+from flows.stage import fingerprint, in_order, named, refuse_edited, refuse_moved
 from flows.stage_calls import CACHE, STAGES, folder
 
 TRIALS = CACHE / "trials"
@@ -66,7 +66,7 @@ def attempt(name: str, version: str, values: Params, upstream: Mapping[str, Tria
 
         resumed = home.exists()
         home.mkdir(parents=True, exist_ok=True)
-        with in_use(CACHE):
+        with named(address), in_use(CACHE):
             start = time.monotonic()
             notes = STAGES[name](values, version, partial(in_order, label=address), where) or {}
             seconds = time.monotonic() - start

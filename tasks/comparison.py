@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from tamis.evaluation.comparison import NONE, RANDOM, Cell, Measured, compare
 from tasks.artifacts import schemas, tables
+from tasks.artifacts.row_sets import read_set
 
 COLOURS = matplotlib.colormaps["tab10"].colors
 MARKS = "os^Dv"  # of masks: none is a disk
@@ -182,8 +183,7 @@ def count_repeats(examples: Path, kept: Path, drawn: Sequence[Path]) -> list[dic
         kept: folder of the selection artifact of one selector.
         drawn: folders of those of random rows, one per seed.
     """
-    table = tables.read_table(examples / "examples.parquet", schemas.EXAMPLES)
-    rows = [row for row in table.to_pylist() if row["used"] and row["split"] == "pool"]
+    rows = read_set(examples / "examples.parquet", "ground").to_pylist()
     choices = [_read_chosen(kept), *map(_read_chosen, drawn)]
     found = []
     for topic in sorted({row["topic"] for row in rows}):

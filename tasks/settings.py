@@ -4,9 +4,10 @@ A setting stands once: its name, type, range, default and one sentence, in `task
 holds what a person sets; flows/params.py reads it into these classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -15,6 +16,16 @@ checked = partial(dataclass, frozen=True, kw_only=True, config=ConfigDict(extra=
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0)]
+
+
+def hint(name: Any, names: Iterable[Any]) -> str:
+    """Return a question after the nearest of some names, or nothing.
+
+    >>> hint("delft", ["delift", "random"])
+    " (did you mean 'delift'?)"
+    """
+    close = get_close_matches(str(name), [str(known) for known in names], n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def refuse_budget(budget: Mapping[str, int | float], kinds: tuple[str, ...], what: str) -> Mapping[str, int | float]:
@@ -30,7 +41,8 @@ def refuse_budget(budget: Mapping[str, int | float], kinds: tuple[str, ...], wha
     """
     unknown = [kind for kind in budget if kind not in kinds]
     if unknown or len(budget) != 1:
-        given = f"has {len(budget)} kinds ({dict(budget)})" if not unknown else f"has an unknown {unknown[0]!r}"
+        stray = [f"has an unknown {kind!r}{hint(kind, kinds)}" for kind in unknown]
+        given = stray[0] if stray else f"has {len(budget)} kinds ({dict(budget)})"
         raise ValueError(f"{given}; give one of {', '.join(kinds)}")
     ((kind, value),) = budget.items()
     if not value > 0:

@@ -1,12 +1,19 @@
 """Fixtures of the whole suite: shapes are checked, and a toy world stands in for the real models."""
 
 import gc
+import os
 from pathlib import Path
+
+# Two workers of pytest-xdist, and the children that they start, do not fight for cores; before any import of numpy.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for name in ("OMP", "OPENBLAS", "MKL", "NUMBA"):
+        os.environ.setdefault(f"{name}_NUM_THREADS", "1")
 
 import pytest
 import torch
 from jaxtyping import install_import_hook
 
+pytest_plugins = ["deprecations"]
 hook = install_import_hook("tamis", "beartype.beartype")
 hook.__enter__()
 torch.set_num_threads(1)  # toy models are too small for more

@@ -9,7 +9,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,9 +23,12 @@ from dvc.scm import NoSCM, SCMError, map_scm_exception
 from dvc.stage import Stage
 from dvc.stage.cache import RunCacheNotFoundError
 
+from flows.graph import aside
+from flows.interrupts import LIMIT, cleaning, whole
 from flows.stage import refuse_moved
 
-logging.getLogger("dvc").setLevel(logging.WARNING)  # its notices go to stdout, which is for data
+logging.getLogger("dvc").setLevel(logging.ERROR)  # its notices go to stdout, which is for data
+PATIENCE = 3  # seconds that an interrupt waits for what is done under DVC's locks; it may be a long upload
 
 __all__ = ["Busy", "File", "NotReady", "Planned", "Probe", "StateError"]
 
@@ -88,21 +91,25 @@ def plan(versions: Iterable[str] = ()) -> list[Planned]:
 def probe(address: str) -> Probe:
     """Return whether a stage is fresh, after restoring it from the run-cache where that holds its inputs.
 
+    The artifacts of a stage that is stale stay where they are: `claim` sets them aside. What a kill has left aside is
+    put back first.
+
     Raises:
         NotReady: an input is missing.
         Busy: `dvc repro` is at work on the same paths.
     """
     with opened() as repo:
         stage = _collect(repo, address)
-        if not stage.changed():
+        if not stage.changed() or (aside.put_back(address) and not stage.changed()):
+            aside.discard(address)
             return Probe("fresh", {})
         inputs = _inputs(stage)  # must not save them: restore() would take the outputs in dvc.lock for theirs
-        stage.remove_outs()
-        try:
-            repo.stage_cache.restore(stage)
-        except RunCacheNotFoundError:
-            return Probe("stale", inputs)
-        _save(stage)
+        with _locked(repo, stage), aside.set_aside(address, _paths(stage)):
+            try:
+                repo.stage_cache.restore(stage)
+            except RunCacheNotFoundError:
+                return Probe("stale", inputs)
+            _save(stage)
         return Probe("restored", {})
 
 
@@ -110,16 +117,21 @@ def probe(address: str) -> Probe:
 def claim(address: str) -> Iterator[None]:
     """Hold DVC's own lock on a stage's paths, so that `dvc repro` keeps off them while they are computed.
 
+    The artifacts that stand there are set aside, and put back in the end, unless `record` was called in between.
+
     Raises:
         Busy: another process holds it.
     """
-    with opened() as repo:
-        stage = _collect(repo, address)
-        reads, writes = ([item.fs_path for item in items] for items in (stage.deps, stage.outs))
-        place = repo.tmp_dir, repo.fs, " ".join(sys.argv), reads, writes
-        hardlink = repo.config["core"].get("hardlink_lock", False)
-    with rwlock(*place, hardlink):
-        yield
+    with ExitStack() as held:
+        with opened() as repo:
+            stage = _collect(repo, address)
+            held.enter_context(_locked(repo, stage))
+        try:
+            with cleaning(held.close), aside.set_aside(address, _paths(stage)):
+                yield
+        finally:
+            with whole(LIMIT):
+                held.close()
 
 
 def record(address: str, inputs: dict[str, Any]) -> None:
@@ -136,7 +148,7 @@ def record(address: str, inputs: dict[str, Any]) -> None:
             raise StateError(
                 f"{address} ran but did not write {', '.join(missing)}; its command and its outs must agree"
             )
-        repo.commit(address, force=True)
+        _save(stage)
 
 
 def files(address: str) -> list[File]:
@@ -254,7 +266,7 @@ def opened() -> Iterator[Repo]:
         StateError: what DVC or git refuses.
     """
     try:
-        with map_scm_exception(with_cause=True), Repo(".", _wait_for_lock=True) as repo, lock_repo(repo):
+        with whole(PATIENCE), map_scm_exception(with_cause=True), _open() as repo, lock_repo(repo):
             _mend_locks(repo)
             yield repo
     except Busy:
@@ -263,6 +275,10 @@ def opened() -> Iterator[Repo]:
         raise StateError(f"git: {error}") from error
     except DvcException as error:
         raise StateError(f"DVC: {error}") from error
+
+
+def _open() -> Repo:
+    return Repo(".", _wait_for_lock=True)
 
 
 def _mend_locks(repo: Repo) -> None:
@@ -281,10 +297,24 @@ def _collect(repo: Repo, address: str) -> Stage:
     return stage
 
 
+def _locked(repo: Repo, stage: Stage) -> AbstractContextManager[None]:
+    """Return DVC's own lock on a stage's paths; one process may hold it several times."""
+    reads, writes = ([item.fs_path for item in items] for items in (stage.deps, stage.outs))
+    hardlink = repo.config["core"].get("hardlink_lock", False)
+    return rwlock(repo.tmp_dir, repo.fs, " ".join(sys.argv), reads, writes, hardlink)
+
+
+def _paths(stage: Stage) -> list[str]:
+    return [out.fs_path for out in stage.outs]
+
+
 def _save(stage: Stage) -> None:
+    """Record a stage as it stands: its outputs in the cache and the run-cache, then dvc.lock."""
     stage.save()
     stage.commit()
-    stage.dump(update_pipeline=False)
+    with whole(LIMIT):
+        stage.dump(update_pipeline=False)
+        aside.discard(stage.addressing)
 
 
 def _inputs(stage: Stage) -> dict[str, Any]:

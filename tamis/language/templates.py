@@ -177,7 +177,7 @@ def _renderer(tokenizer: Any, template: str) -> Callable[[str, str], Segments]:
     if template != "chat":
         raise ValueError(f"unknown template {template!r}; known: {', '.join(TEMPLATES)}")
     if not tokenizer.chat_template:
-        raise ValueError("the tokenizer has no chat template; set utility.template: delift")
+        raise ValueError("the tokenizer has no chat template; set models.template: delift")
     return lambda prompt, response: _render_chat(tokenizer, prompt, response)
 
 
@@ -201,7 +201,7 @@ def _render_chat(tokenizer: Any, prompt: str, response: str) -> Segments:
     if len(base) + len(query) != len(alone) or base + query + response + end != prefix or not prefix.startswith(base):
         raise ValueError(
             "the chat template renders a turn differently when others stand before or after it "
-            f"(prompt {prompt[:40]!r}); set utility.template: delift"
+            f"(prompt {prompt[:40]!r}); set models.template: delift"
         )
     return Segments(base=base, prefix=prefix, query=query, response=response + (end.strip() or tokenizer.eos_token))
 

@@ -77,6 +77,43 @@ def resolve(
     return result
 
 
+def record(budget: Budget) -> dict[str, Any]:
+    """Return a resolved budget as JSON can keep it: kind, limit, and the floor and the cap of every topic."""
+    floors, caps = (dict(zip(budget.topics, numbers.tolist(), strict=True)) for numbers in (budget.floors, budget.caps))
+    return {"kind": budget.kind, "limit": budget.limit, "floors": floors, "caps": caps}
+
+
+def restore(
+    recorded: Mapping[str, Any], *, topics: Sequence[str], response_tokens: Int64[np.ndarray, " row"]
+) -> Budget:
+    """Return the budget that `record` kept, for the same rows; it was checked when it was resolved.
+
+    Args:
+        recorded: what `record` returned.
+        topics: the topic of each row.
+        response_tokens: the tokens of each row's response.
+
+    Raises:
+        BudgetError: it is of other topics.
+
+    >>> one = resolve({"count": 2}, topics=["a", "b"], response_tokens=np.array([1, 1]), floors={"b": 1})
+    >>> restore(record(one), topics=["a", "b"], response_tokens=np.array([1, 1])).floors
+    array([0, 1])
+    """
+    names = tuple(sorted(set(topics)))
+    if set(names) != set(recorded["caps"]):
+        strangers = sorted(set(names) ^ set(recorded["caps"]))
+        raise BudgetError(
+            f"the budget was resolved for {len(recorded['caps'])} topics and these rows have {len(names)}, first "
+            f"{strangers[:3]}; choose again for these rows"
+        )
+    number = {name: place for place, name in enumerate(names)}
+    floors, caps = (np.array([recorded[bound][name] for name in names], np.int64) for bound in ("floors", "caps"))
+    costs = _costs(recorded["kind"], len(topics), response_tokens)
+    topic_of = np.array([number[name] for name in topics], np.int64)
+    return Budget(recorded["kind"], recorded["limit"], costs, topic_of, names, floors, caps)
+
+
 def fill(
     budget: Budget,
     order: list[int],

@@ -244,7 +244,7 @@ def _refuse_misfit(kernel: Kernel, budget: Budget, bonus: np.ndarray) -> None:
         raise KernelError(f"the entries of the sparse kernel do not fit its shape {kernel.shape}; use kernels.gather")
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 @no_type_check
 def _pop(keys, items, size, gains, costs):
     """Remove and return the head of a heap of demos whose keys are upper bounds of gain per cost."""
@@ -260,7 +260,7 @@ def _pop(keys, items, size, gains, costs):
     return item
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 @no_type_check
 def _sift(keys, items, size):
     """Move the head of a heap down to where it belongs: larger keys first, then smaller items."""
@@ -277,7 +277,7 @@ def _sift(keys, items, size):
     keys[place], items[place] = key, item
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 @no_type_check
 def _sum_columns(kernel, grid):
     """Return the gains before the first pick."""
@@ -290,7 +290,7 @@ def _sum_columns(kernel, grid):
     return gains
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 @no_type_check
 def _sum_sparse(indices, values, grid, demos):
     """The same on a sparse kernel."""
@@ -300,7 +300,7 @@ def _sum_sparse(indices, values, grid, demos):
     return gains
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 @no_type_check
 def _best_of_rows(indptr, indices, values, wanted):
     """Return the largest value among the wanted demos of each target."""
@@ -312,7 +312,7 @@ def _best_of_rows(indptr, indices, values, wanted):
     return best
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 @no_type_check
 def _take_dense(kernel, demo, grid, running):
     """Raise the cover to what a demo gives, and lower the gains by what they lose: one pass per target it improves."""
@@ -326,7 +326,7 @@ def _take_dense(kernel, demo, grid, running):
             cover[i], covered_by[i] = new, demo
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 @no_type_check
 def _take_sparse(rows, columns, demo, grid, running):
     """The same on a sparse kernel."""
@@ -341,7 +341,7 @@ def _take_sparse(rows, columns, demo, grid, running):
             cover[i], covered_by[i] = new, demo
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 @no_type_check
 def _keep_above(kernel, cover, room):
     """Return the entries above their target's cover, as a sparse kernel's arrays; nothing if they exceed `room`."""
@@ -360,7 +360,7 @@ def _keep_above(kernel, cover, room):
     return indptr, indices[:place], values[:place]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 @no_type_check
 def _columns(indptr, indices, values, demos):
     """Return a sparse kernel by columns: where each demo's entries start, their targets, their values."""

@@ -171,7 +171,7 @@ def _stretch(several: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [((values - low) / (high - low)).astype(np.float32) for values in several]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 @no_type_check
 def _take_sparse(indptr, indices, values, rows, place):
     """Return the entries of some rows whose demo has a place, as a sparse kernel's arrays."""

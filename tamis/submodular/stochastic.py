@@ -150,7 +150,7 @@ def _left(budget: Budget, order: list[int]) -> int:
     return budget.limit - int(budget.costs[np.array(order, np.int64)].sum())
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 @no_type_check
 def _bring_forward(pool, uniforms):
     """Move a random sample of the pool, without repetition, to its front: as many as there are random numbers."""
@@ -159,7 +159,7 @@ def _bring_forward(pool, uniforms):
         pool[place], pool[other] = pool[other], pool[place]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 @no_type_check
 def _find_best(rows, costs, columns, grid, running):
     """Return the place of the best row; gains are bounds, and refreshed where they are above the best so far."""
@@ -179,7 +179,7 @@ def _find_best(rows, costs, columns, grid, running):
     return best
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 @no_type_check
 def _refresh(demo, columns, grid, running):
     """Compute a demo's gain from its column; without columns gains are up to date."""
@@ -191,7 +191,7 @@ def _refresh(demo, columns, grid, running):
         gains[demo] = gain
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 @no_type_check
 def _raise_cover(columns, demo, grid, running):
     """Raise the cover to what a demo gives; return by how much in all."""

@@ -4,7 +4,6 @@ Symbols: row = an example of the pool; an *arm* is one way to choose the rows th
 selection, `random` at equal budget, `full` pool); *replay* adds rows of earlier versions to every arm alike.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +12,7 @@ from jaxtyping import Bool, Int
 from tamis.submodular.budgets import Budget, count_by_topic, draw, narrow
 
 ARMS = ("chosen", "random", "full")
-REPLAYS = {"none": (), "subset": ("learnt",), "all": ("learnt", "offered")}  # what is repeated, by `earlier`
+REPLAYS = {"none": (), "subset": ("learnt",), "all": ("learnt", "offered")}  # sets of earlier rows that are repeated
 
 
 def pick_rows(
@@ -66,24 +65,3 @@ def _draw_beside(chosen: np.ndarray, budget: Budget, replayed: np.ndarray, seed:
     floors, caps = np.maximum(budget.floors - taken, 0), budget.caps - taken
     left = replace(budget, limit=budget.limit - spent, floors=floors, caps=caps)
     return np.union1d(shared, outside[draw(narrow(left, outside), seed=seed)])
-
-
-def pick_replayed(replay: str, earlier: Sequence[str | None]) -> Int[np.ndarray, " pick"]:
-    """Return the rows that every arm repeats of earlier versions, ascending.
-
-    **Source**: experience replay, Rolnick et al. 2019, "Experience replay for continual learning" (arXiv 1811.11682).
-    Differs: kept rows are repeated in full and shuffled among the new ones, not drawn from a buffer at each step.
-
-    Args:
-        replay: `none`; `subset`: rows that an earlier version chose; `all`: those that it did not choose, too.
-        earlier: per row `learnt` (chosen by an earlier version), `offered` (in its pool, not chosen) or None.
-
-    Raises:
-        ValueError: unknown replay.
-
-    >>> pick_replayed("all", ["learnt", None, "offered"]).tolist()
-    [0, 2]
-    """
-    if replay not in REPLAYS:
-        raise ValueError(f"unknown replay {replay!r}; known: {', '.join(REPLAYS)}")
-    return np.flatnonzero([one in REPLAYS[replay] for one in earlier])

@@ -17,6 +17,7 @@ from tamis.language.embedding import encode_texts
 from tamis.language.templates import join_instruction
 from tasks import models
 from tasks.artifacts import schemas
+from tasks.artifacts.row_sets import USED, read_sets
 from tasks.artifacts.stores import describe
 from tasks.artifacts.tables import (
     Provenance,
@@ -24,7 +25,6 @@ from tasks.artifacts.tables import (
     digest_code,
     digest_inputs,
     provenance,
-    read_table,
     write_table,
 )
 from tasks.embedding.settings import EmbeddingSettings
@@ -63,7 +63,7 @@ def write_embedding(
         return {"wanted": False, "scoring_seconds": 0.0}
     rows = read_texts(source)
     ids = [row["id"] for row in rows]
-    folder = Path(store) / _key(model, settings.max_tokens)
+    folder = store_folder(store, model, settings.max_tokens)
     describe(folder, kind="embeddings", model=model.name, model_digest=models.model_digest(model), code=CODE)
     known = _load(folder, pa.array(ids, pa.string()))
     fresh = [row for row in rows if row["id"] not in known]
@@ -79,10 +79,7 @@ def write_embedding(
 
 def read_texts(source: Path) -> list[dict[str, Any]]:
     """Return the examples to encode: each used one, and each distinct one of the pool that was learnt earlier."""
-    table = read_table(source, schemas.EXAMPLES)
-    learnt = pc.and_(pc.equal(table["split"], "pool"), pc.fill_null(pc.equal(table["earlier"], "learnt"), False))
-    wanted = pc.or_(table["used"], pc.and_(learnt, pc.is_null(table["duplicate_of"])))
-    return table.filter(wanted).to_pylist()
+    return read_sets(source, (*USED, "learnt"))[0].to_pylist()
 
 
 def encode_missing(
@@ -101,8 +98,10 @@ def encode_missing(
     return cut
 
 
-def _key(model: models.ModelChoice, max_tokens: int) -> str:
-    return hashlib.sha256(f"{models.model_digest(model)}\n{max_tokens}\n{CODE}".encode()).hexdigest()[:32]
+def store_folder(store: Path, model: models.ModelChoice, max_tokens: int) -> Path:
+    """Return the folder that holds the vectors of one encoder, text length and code."""
+    key = f"{models.model_digest(model)}\n{max_tokens}\n{CODE}"
+    return Path(store) / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
 def _load(folder: Path, wanted: pa.Array) -> dict[str, np.ndarray]:

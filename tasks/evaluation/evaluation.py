@@ -249,8 +249,8 @@ def _continue(network: PreTrainedModel, base: list[int], queries: list[list[int]
     shared = {}
     if base:
         start = torch.tensor([base], device=network.device)
-        shared["past_key_values"] = network(input_ids=start, use_cache=True).past_key_values
-        shared["past_key_values"].batch_repeat_interleave(len(queries))
+        shared["cache"] = network(input_ids=start, use_cache=True).cache
+        shared["cache"].batch_repeat_interleave(len(queries))
     found = network.generate(input_ids=ids.to(network.device), attention_mask=mask.to(network.device), **shared)
     return found[:, ids.shape[1] :].cpu()
 

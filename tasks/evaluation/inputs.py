@@ -11,6 +11,7 @@ from tamis.examples.splits import GENERAL, HELD_OUT
 from tamis.language import templates
 from tasks import models
 from tasks.artifacts import schemas
+from tasks.artifacts.row_sets import read_set
 from tasks.artifacts.tables import ArtifactError, digest_inputs, read_table
 
 TRAINED, SHOWN = "finetuning", "in_context"  # how a learner comes to know its rows
@@ -55,15 +56,15 @@ def read_held_out(examples: Mapping[str, Path], model: models.ModelChoice) -> He
 
     Only the first must have held-out rows.
     """
-    tables = {version: _read_used(folder) for version, folder in examples.items()}
-    found = {version: [row for row in rows if row["split"] == HELD_OUT] for version, rows in tables.items()}
+    sources = {version: folder / "examples.parquet" for version, folder in examples.items()}
+    found = {version: read_set(source, HELD_OUT).to_pylist() for version, source in sources.items()}
     version, previous = next(iter(found)), [*found][-1]
     if not found[version]:
         raise EvaluationError(
-            f"0 of {len(tables[version])} used rows are held out, so nothing can be compared; lower "
+            f"no used row of {sources[version]} is held out, so nothing can be compared; lower "
             "examples.held_out_every, raise examples.held_out_rows or add raw rows"
         )
-    general = [row for row in tables[version] if row["split"] == GENERAL]
+    general = read_set(sources[version], GENERAL).to_pylist()
     if general and GENERAL in examples:
         raise EvaluationError(
             f"a data version is called {GENERAL!r}, as is the set of examples.retention_set; rename it"
@@ -78,11 +79,6 @@ def read_held_out(examples: Mapping[str, Path], model: models.ModelChoice) -> He
     templates.refuse_long(encoding, [row["row"] for row in rows], model.max_tokens)
     of = {name: [place[row["id"]] for row in ours] for name, ours in found.items()}
     return HeldOut(rows, encoding, version, previous, of)
-
-
-def _read_used(folder: Path) -> list[dict[str, Any]]:
-    table = read_table(folder / "examples.parquet", schemas.EXAMPLES)
-    return [row for row in table.to_pylist() if row["used"]]
 
 
 def read_runs(arms: Path, previous_arms: Path | None) -> list[Run]:

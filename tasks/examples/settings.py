@@ -1,12 +1,11 @@
 """Settings of the stage `examples`."""
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from tasks.settings import Seed, checked
+from tasks.settings import Seed, checked, hint
 
 TARGETS = ("topic", "path")
 
@@ -22,9 +21,7 @@ def refuse_target(target: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     known = (*TARGETS, "rows")
     for key in target:
         if key not in known:
-            close = get_close_matches(key, known, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(f"has an unknown {key!r}{hint}; known: {', '.join(known)}")
+            raise ValueError(f"has an unknown {key!r}{hint(key, known)}; known: {', '.join(known)}")
     given = [key for key in TARGETS if key in target]
     if len(given) != 1 or not isinstance(target[given[0]], str):
         raise ValueError(

@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ import transformers
 
 from tamis.language import packing, templates
 from tamis.masks import sparse_adamw, tensor_layout, topk
-from tamis.submodular.budgets import Budget, resolve
+from tamis.submodular.budgets import Budget, restore
 from tamis.training import steps
-from tamis.training.arms import pick_replayed, pick_rows
+from tamis.training.arms import REPLAYS, pick_rows
 from tasks import models
 from tasks.artifacts import schemas, tables
+from tasks.artifacts.row_sets import read_sets
 from tasks.artifacts.tables import ArtifactError
 from tasks.finetuning import mask_updates, trainer
 from tasks.finetuning.trainer import Arm, FinetuningSettings, Recipe
@@ -105,20 +106,18 @@ def write_finetuning(
 
 def read_pool(examples: Path, subset: Path, model: models.ModelChoice, settings: FinetuningSettings) -> Pool:
     """Read and tokenise the pool; which rows are chosen, and under which budget, comes from `subset`."""
-    table = tables.read_table(examples / "examples.parquet", schemas.EXAMPLES)
-    pool = [row for row in table.to_pylist() if row["split"] == "pool"]
-    ground = [row for row in pool if row["used"]]
+    table, sets = read_sets(examples / "examples.parquet", ("ground", *REPLAYS[settings.replay]))
+    found = table.to_pylist()
+    ground = [found[index] for index in sets["ground"]]
     if not ground:
         raise ArtifactError(
             f"{examples / 'examples.parquet'} has 0 used rows in its pool; raise examples.pool_rows or, where the "
             "version before has all of them, set examples.ground_set: all"
         )
     chosen = read_chosen(examples, subset, {row["id"] for row in ground})
-    budget = read_budget(subset / "subset.parquet", ground)
-    known = [row for row in pool if row["duplicate_of"] is None]
-    places = pick_replayed(settings.replay, [row["earlier"] for row in known])
-    again = {known[place]["id"] for place in places}
-    rows = ground + [row for row in known if row["id"] in again and not row["used"]]
+    budget = read_budget(subset / "selection.json", ground)
+    again = {found[index]["id"] for name in REPLAYS[settings.replay] for index in sets[name]}
+    rows = ground + [row for row in found if not row["used"]]
     prompts = [templates.join_instruction(row["instruction"], row["prompt"]) for row in rows]
     responses = [row["response"] for row in rows]
     encoding = templates.encode(models.tokenizer(model), model.template, prompts, responses)
@@ -141,18 +140,13 @@ def read_chosen(examples: Path, subset: Path, ground: set[str]) -> set[str]:
     return chosen
 
 
-def read_budget(subset: Path, ground: list[dict[str, Any]]) -> Budget:
-    """Return what selection was allowed to spend on the pool's used rows, as its table records it."""
-    asked = tables.provenance(subset)["parameters"]
-    missing = [f"selection.{name}" for name in ("budget", "caps", "floors") if name not in asked]
-    if missing:
-        raise ArtifactError(
-            f"{subset} does not record {len(missing)} of the 3 settings under which arm random is drawn: "
-            f"{', '.join(missing)}; make it again with `tamis run`"
-        )
+def read_budget(record: Path, ground: list[dict[str, Any]]) -> Budget:
+    """Return what selection resolved that may be spent on the pool's used rows, from its `selection.json`."""
+    if not record.exists():
+        raise ArtifactError(f"{record} is missing; restore it with `dvc checkout` or make it again with `tamis run`")
+    resolved = json.loads(record.read_text(encoding="utf-8"))["budget"]
     tokens = np.array([row["response_tokens"] for row in ground], np.int64)
-    topics = [row["topic"] for row in ground]
-    return resolve(asked["budget"], topics=topics, response_tokens=tokens, caps=asked["caps"], floors=asked["floors"])
+    return restore(resolved, topics=[row["topic"] for row in ground], response_tokens=tokens)
 
 
 def plan_arms(pool: Pool, recipe: Recipe) -> list[Arm]:
@@ -223,7 +217,8 @@ def _key(name: str, seed: int, ids: Sequence[str], recipe: Recipe) -> str:
     facts = {
         **{key: value for key, value in asdict(recipe.settings).items() if key not in ("arms", "replay")},
         "arm": (name, seed, ids),
-        "model": (models.model_digest(model), str(models.device(model)), *astuple(model)),
+        "model": (models.model_digest(model), str(models.device(model)), model.dtype, model.template),
+        "name": (model.name, model.revision),
         "start": start.digest if start else None,
         "restriction": restriction.describe() if restriction else None,
         "sources": [tables.digest(Path(source)) for source in sources],

@@ -20,8 +20,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -39,8 +37,8 @@ from tamis.language.templates import Encoding, encode, join_instruction, refuse_
 from tamis.training import steps as training_steps
 from tamis.training.steps import collate, final_loss, optimise, plan_steps, response_loss
 from tasks import models
-from tasks.artifacts import schemas
-from tasks.artifacts.tables import digest_code, read_table
+from tasks.artifacts.row_sets import read_sets as read_row_sets
+from tasks.artifacts.tables import digest_code
 from tasks.artifacts.tensors import read, write
 from tasks.gradients.settings import GradientsSettings
 from tasks.scoring_model import model_lock
@@ -101,9 +99,7 @@ def read_sets(source: Path, digest: str, model: models.ModelChoice, settings: Gr
     Raises:
         ValueError: no validation row; fewer anchors than a batch; a row that does not fit in the context whole.
     """
-    table = read_table(source, schemas.EXAMPLES)
-    read = pc.is_in(table["split"], value_set=pa.array(["pool", "target"]))
-    used = table.filter(pc.and_(table["used"], read)).sort_by("row").to_pylist()
+    used = read_row_sets(source, ("ground", "target"))[0].to_pylist()
     prompts = [join_instruction(row["instruction"], row["prompt"]) for row in used]
     sides = assign(used, [fold(prompt) for prompt in prompts], settings)
     kept = [place for place, side in enumerate(sides) if side]

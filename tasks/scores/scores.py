@@ -30,6 +30,7 @@ from tamis.scores.less import influence
 from tamis.scores.scoring_prompts import RATING_PROMPTS, RATINGS, ask_ifd, ask_perplexity, ask_selectit
 from tasks import models
 from tasks.artifacts import schemas
+from tasks.artifacts.row_sets import read_set
 from tasks.artifacts.stores import describe
 from tasks.artifacts.tables import (
     Provenance,
@@ -37,7 +38,6 @@ from tasks.artifacts.tables import (
     digest_code,
     digest_inputs,
     provenance,
-    read_table,
     write_json,
     write_table,
 )
@@ -117,12 +117,12 @@ def write_scores(
     inputs = digest_inputs(source)
     if not wanted:
         return _write_nothing(out, Provenance("scores", version, {"wanted": False}, inputs), selector)
-    rows = read_ground(source)
+    rows = read_rows(source, "ground")
     folder, spent = store_folder(store, model, selector), 0.0
     work = Shard(selector, folder, model, settings, runtime, rows)
     described = _describe(work)
     if selector == "less":
-        queries = read_ground(source, "target")
+        queries = read_rows(source, "target")
         work, spent = prepare_less(work, queries)
         described |= {"queries": "target" if queries else "pool", **asdict(settings)}
     figures, facts = measure_missing(work, map)
@@ -132,13 +132,11 @@ def write_scores(
     return {**facts, "scoring_seconds": round(facts["scoring_seconds"] + spent, 3)}
 
 
-def read_ground(source: Path, split: str = "pool") -> list[Row]:
-    """Return the ground set, the used rows of the pool, by row; or, of split `target`, the target task."""
-    table = read_table(source, schemas.EXAMPLES)
-    used = pc.and_(table["used"], pc.equal(table["split"], split))
+def read_rows(source: Path, name: str) -> list[Row]:
+    """Return the rows of a set, by row."""
     return [
-        Row(row["id"], join_instruction(row["instruction"], row["prompt"]), row["response"], row["topic"], split)
-        for row in table.filter(used).sort_by("row").to_pylist()
+        Row(row["id"], join_instruction(row["instruction"], row["prompt"]), row["response"], row["topic"], row["split"])
+        for row in read_set(source, name).to_pylist()
     ]
 
 

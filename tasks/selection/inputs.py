@@ -11,6 +11,7 @@ from tamis.submodular import cosines, objectives
 from tamis.submodular.kernels import Kernel, gather, scale_together
 from tamis.submodular.objectives import Kernels
 from tasks.artifacts import schemas
+from tasks.artifacts.row_sets import read_set
 from tasks.artifacts.tables import provenance, read_table
 
 DENSE_ROWS = 8192  # of the pool, over embeddings: above, each row's nearest alone are compared
@@ -32,14 +33,8 @@ class Rows:
 
 def read_rows(source: Path) -> Rows:
     """Return the used rows of the pool, those of the target task, and what an earlier version chose."""
-    table = read_table(source, schemas.EXAMPLES).sort_by("row")
-    pool, used = pc.equal(table["split"], "pool"), table["used"]
-    learnt = pc.and_(pc.equal(table["earlier"], "learnt"), pc.is_null(table["duplicate_of"]))
-    return Rows(
-        table.filter(pc.and_(used, pool)).select(["id", "topic", "response_tokens"]),
-        table.filter(pc.and_(used, pc.equal(table["split"], "target")))["id"].to_pylist(),
-        table.filter(pc.and_(pool, learnt))["id"].to_pylist(),
-    )
+    ground = read_set(source, "ground").select(["id", "topic", "response_tokens"])
+    return Rows(ground, *(read_set(source, name)["id"].to_pylist() for name in ("target", "learnt")))
 
 
 def wanted_rows(rows: Rows, objective: str) -> Rows:

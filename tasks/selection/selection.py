@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from tamis.scores.baselines import order_deft_ucs, order_longest, order_scores
 from tamis.submodular import objectives
-from tamis.submodular.budgets import Budget, count_by_topic, draw, measure_room, narrow, rank, resolve
+from tamis.submodular.budgets import Budget, count_by_topic, draw, measure_room, narrow, rank, record, resolve
 from tamis.submodular.greedy import Choice, evaluate
 from tamis.submodular.kernels import SparseKernel, scale
 from tamis.submodular.objectives import Kernels, Objective
@@ -232,7 +232,7 @@ def describe(rows: Rows, budget: Budget, picks: ChosenRows, settings: SelectionS
             "chosen_fraction": len(order) / len(tokens),
             "chosen_response_tokens": int(tokens[order].sum()),
             "chosen_response_tokens_fraction": int(tokens[order].sum()) / max(1, int(tokens.sum())),
-            "budget": {"kind": budget.kind, "limit": budget.limit, "spent": int(budget.costs[order].sum())},
+            "budget": record(budget) | {"spent": int(budget.costs[order].sum())},
             "topics": dict(zip(budget.topics, count_by_topic(budget, order.tolist()).tolist(), strict=True)),
         }
         | describe_objective(picks, settings)

@@ -34,6 +34,7 @@ from tamis.utility.pairs import (
 from tamis.utility.utility import Missed, approximation_error, gain, measure
 from tasks import models
 from tasks.artifacts import schemas
+from tasks.artifacts.row_sets import read_sets
 from tasks.artifacts.stores import describe
 from tasks.artifacts.tables import Provenance, digest, digest_code, digest_inputs, read_table, write_json, write_table
 from tasks.scoring_model import model_lock, scoring_model
@@ -174,16 +175,8 @@ def read_pool(source: Path, digest: str, model: models.ModelChoice) -> Pool:
     Raises:
         ValueError: fewer than two used examples in the pool: utility is about pairs.
     """
-    table = read_table(source, schemas.EXAMPLES).sort_by("row")
-    pool, learnt = pc.equal(table["split"], "pool"), pc.fill_null(pc.equal(table["earlier"], "learnt"), False)
-    members = {
-        "ground": pc.and_(table["used"], pool),
-        "task": pc.and_(table["used"], pc.equal(table["split"], "target")),
-        "learnt": pc.and_(pc.and_(learnt, pool), pc.is_null(table["duplicate_of"])),
-    }
-    members = {name: np.asarray(mask) for name, mask in members.items()}
-    some = np.logical_or.reduce(list(members.values()))
-    rows, sets = table.filter(some).to_pylist(), {name: np.flatnonzero(mask[some]) for name, mask in members.items()}
+    table, sets = read_sets(source, ("ground", "target", "learnt"))
+    rows, sets = table.to_pylist(), {"ground": sets["ground"], "task": sets["target"], "learnt": sets["learnt"]}
     if len(sets["ground"]) < 2:
         count = len(sets["ground"])
         raise ValueError(f"{source}: the pool has {count} used example; utility needs at least 2, add examples")

@@ -7,7 +7,7 @@ from worlds.projects import DRIVERS, GRAPHS, Graph, Project, start_project
 
 import flows  # noqa: F401  sets the environment before any test imports Prefect
 
-collect_ignore_glob = ["small_graph/*", "killer/*"]
+collect_ignore_glob = ["small_graph/*", "killer/*", "interrupter/*"]
 
 
 @pytest.fixture(scope="session", autouse=True)

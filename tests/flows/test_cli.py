@@ -3,11 +3,14 @@
 import csv
 import io
 import json
+import re
 import shutil
+import sys
 
 import pytest
+import yaml
 from typer.testing import CliRunner
-from worlds.projects import GRAPHS, Project, run_dvc, run_stages
+from worlds.projects import GRAPHS, ROOT, Project, run_child, run_dvc, run_stages
 
 from flows import cli
 
@@ -114,7 +117,70 @@ def test_error_in_a_stage_is_said_once_without_traceback(project):
     assert done.exit_code == 1
     assert done.stderr.count(REAL.error) >= 1
     assert "Traceback" not in done.stderr
-    assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: {REAL.failing.computed[0]}: ")
+
+
+def test_error_in_a_stage_of_a_comparison_names_the_stage(project):
+    project.apply(REAL.failing)
+    done = tamis("compare", "--budgets", " 0.5 ", "--selectors", "longest , random", "--seeds", "1")
+    assert done.exit_code == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: selection@v1: ")
+    assert REAL.error in line
+
+
+def test_a_failed_run_leaves_the_last_good_artifacts(project):
+    before = {path: path.read_bytes() for path in (project.root / "data/examples/version=v1").iterdir()}
+    assert len(before) >= 5
+    name = yaml.safe_load((project.root / "params.yaml").read_text())["models"]["language"]
+    project.edit("params.yaml", f"language: {name}", f"language: {name}-typo")
+    done = tamis("run")
+    assert done.exit_code == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: examples@v1: ")
+    assert {path: path.read_bytes() for path in (project.root / "data/examples/version=v1").iterdir()} == before
+    project.edit("params.yaml", f"language: {name}-typo", f"language: {name}")
+    (address, *_), *others = rows_of(tamis("status"))[1:]
+    assert address == "examples@v1"
+    assert {row[1] for row in others} == {"fresh"}
+
+
+def test_tables_are_json_where_that_is_asked_for(project):
+    run = json.loads(tamis("run", "--json").stdout)
+    assert [one["version"] for one in run] == ["v1"]
+    assert {arm["arm"] for arm in run[0]["arms"]} == {"base", "chosen", "random", "full"}
+    assert list(run[0]["seconds"]) == list(REAL.stages)
+    assert {one["state"] for one in json.loads(tamis("status", "--json").stdout)} == {"fresh"}
+    assert [one["stage"] for one in json.loads(tamis("stages", "--json").stdout)] == REAL.all()
+    kinds = {one["kind"] for one in json.loads(tamis("store", "--json").stdout)}
+    assert "pairs" in kinds
+    ((_,), (example,), *_) = rows_of(tamis("sql", "select id from subset"))
+    (shown,) = json.loads(tamis("show", "--json", example).stdout)
+    assert shown == json.loads(tamis("show", example).stdout)
+
+
+def test_commands_from_a_folder_of_the_project_do_the_same(project, monkeypatch):
+    here = rows_of(tamis("status"))
+    monkeypatch.chdir(project.root / "data/raw")
+    assert rows_of(tamis("status")) == here
+    merged = tamis("merge", "v1", "merged")
+    assert merged.exit_code == 0, merged.output
+    assert (project.root / "data/raw/merged/config.json").exists()
+
+
+def test_no_line_of_another_package_reaches_the_screen(project):
+    for made in (project.root / "data").glob("*/version=v1"):
+        shutil.rmtree(made)
+    shutil.rmtree(project.root / ".dvc/cache")
+    shutil.rmtree(project.root / ".cache")
+    command = [sys.executable, "-m", "flows.cli", "run"]
+    done = run_child(command, project, PYTHONPATH=str(ROOT), PREFECT_HOME=str(project.root / ".prefect"))
+    assert done.returncode == 0, done.stderr
+    known = "|".join(["@v1 +(computing|computed in|fresh in)", "per second", "it/s", "^$", r"\d/\d+ "])
+    lines = done.stderr.replace("\r", "\n").splitlines()
+    assert [line for line in lines if not re.search(known, line)] == []
+    assert done.stderr.count(" computed in ") == len(REAL.stages)
 
 
 def test_notes_of_an_error_are_told_after_it(monkeypatch):
@@ -136,7 +202,7 @@ def test_artifacts_of_a_revision_are_asked_without_checkout(project):
     old = rows_of(tamis("sql", question))
     project.git("add", ".")
     project.git("commit", "--quiet", "--message", "v1 made")
-    project.edit("params.yaml", "rows_by: delift", "rows_by: random")
+    project.edit("params.yaml", "selector: delift", "selector: random")
     project.apply(REAL.version)
     for version in ("v1", "v2"):
         run_stages(version, until="selection")
@@ -164,14 +230,3 @@ def test_other_folder_is_refused_by_name(tmp_path, monkeypatch):
     done = tamis("run")
     assert done.exit_code == 1
     assert done.stderr == "error: there is no params.yaml here; run in the folder of the project\n"
-
-
-def test_people_see_tables(project, capsys, monkeypatch):
-    from rich.console import Console
-
-    monkeypatch.setattr(cli, "out", Console(force_terminal=True, width=100))
-    cli.show_rows(["name", "count"], [("a", 1), ("b", None)])
-    shown = capsys.readouterr().out
-    assert "name" in shown
-    assert "┃" in shown
-    assert "None" not in shown

@@ -108,7 +108,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was_and_tells_whose_seconds_
     stages, trained = dict(trials.STAGES), []
 
     def train(*arguments):
-        trained.append(arguments[0].selection.rows_by)
+        trained.append(arguments[0].selection.selector)
         if len(trained) == 2:
             raise KeyboardInterrupt
         return stages["finetuning"](*arguments)
@@ -132,9 +132,11 @@ def test_an_interrupted_comparison_goes_on_where_it_was_and_tells_whose_seconds_
     ("name", "budget", "concluded"), [("selection", "10", 0), ("finetuning", "11", 1), ("evaluation", "12", 1)]
 )
 def test_code_that_was_edited_meanwhile_is_not_taken_for_what_ran(inside, monkeypatch, name, budget, concluded):
-    before, path = attempts(inside).get("selection", 0), inside.root / f"tasks/{name}.py"
+    before, path = attempts(inside).get("selection", 0), inside.root / f"tasks/{name}/{name}.py"
     edit_after(monkeypatch, "selection", path)
-    named = rf"^tasks/{name}\.py, of {name}@v1, was edited after this process started; its output is not recorded"
+    named = (
+        rf"^tasks/{name}/{name}\.py, of {name}@v1, was edited after this process started; its output is not recorded"
+    )
     with restored(path), pytest.raises(stage.InputsChanged, match=named):
         compare.compare("v1", selectors=["random"], budgets=[budget], seeds=1)
     assert attempts(inside)["selection"] - before == concluded
@@ -189,7 +191,7 @@ def test_masks_go_on_from_a_version_that_was_trained_inside_one(tmp_path, toy_fo
     refused = r"v2 continues from v1, whose arms are of method lora, and a mask goes on from a masked arm or from the"
     with pytest.raises(compare.CompareError, match=refused):
         compare.compare("v2", **asked)
-    project.edit("params.yaml", "mask_by: none", "mask_by: magnitude")
+    project.edit("params.yaml", "selector: none", "selector: magnitude")
     project.edit("params.yaml", "method: lora", "method: masked")
     run_stages("v1")
     rows = compare.compare("v2", **asked)

@@ -13,7 +13,7 @@ from flows.cli import app
 from flows.stage_calls import folder, language
 
 MASKED = (
-    Change("params.yaml", "mask_by: none", "mask_by: dualsft", ()),
+    Change("params.yaml", "selector: none", "selector: dualsft", ()),
     Change("params.yaml", "method: lora", "method: masked", ()),
 )
 

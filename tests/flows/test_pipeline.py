@@ -15,7 +15,7 @@ from flows import pipeline
 from flows.graph import dvc_state
 from flows.stage import InputsChanged
 from tasks.artifacts.tables import read_table
-from tasks.selection.selection import SelectionSettings
+from tasks.selection.settings import SelectionSettings
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from inspect import signature
 from pathlib import Path
 
 import pytest
+from worlds.projects import environment
 
 from flows import params, stage
 
@@ -152,20 +153,38 @@ def test_rooms_take_what_the_flow_hands_them(asked, name):
 
 
 @pytest.mark.parametrize(
-    ("rows_by", "kernel", "wanted"),
+    ("selector", "kernel", "wanted"),
     [
         ("delift", "neighbours", True),
         ("delift", "exact", False),
         ("random", "neighbours", False),
         ("random", "exact", False),
+        ("embedding", "exact", True),
+        ("deft_ucs", "exact", True),
+        ("less", "neighbours", False),
+        ("dualsft", "neighbours", False),
     ],
 )
-def test_embeddings_are_wanted_where_neighbours_are_looked_for(asked, rows_by, kernel, wanted):
-    assert asked("embedding", selection={"rows_by": rows_by}, utility={"kernel": kernel})["wanted"] is wanted
+def test_embeddings_are_wanted_where_neighbours_are_looked_for(asked, selector, kernel, wanted):
+    assert asked("embedding", selection={"selector": selector}, utility={"kernel": kernel})["wanted"] is wanted
 
 
-def test_examples_are_counted_by_the_template_of_the_pairs(asked):
-    assert asked("examples", utility={"template": "delift"})["template"] == "delift"
+@pytest.mark.parametrize(
+    ("selector", "wanted"), [("delift", {"utility"}), ("ifd", {"scores"}), ("dualsft", set()), ("random", set())]
+)
+def test_pairs_and_scores_are_wanted_by_the_selectors_that_read_them(asked, selector, wanted):
+    found = {name: asked(name, selection={"selector": selector})["wanted"] for name in ("utility", "scores")}
+    assert {name for name, asked_for in found.items() if asked_for} == wanted
+
+
+@pytest.mark.parametrize("name", [name for name in stage.STAGES if name not in ("embedding", "audit")])
+def test_every_stage_writes_prompts_by_the_template_of_the_model(asked, name):
+    assert asked(name, models={"template": "delift"})["model"].template == "delift"
+
+
+@pytest.mark.parametrize("name", ["embedding", "utility", "scores", "gradients", "finetuning"])
+def test_stages_that_compute_take_what_changes_speed_alone(asked, name):
+    assert asked(name, runtime={"pack_tokens": 77})["runtime"].pack_tokens == 77
 
 
 def test_stage_imports_only_its_room():
@@ -189,4 +208,35 @@ for name, function in stage.STAGES.items():
 print(*{"prefect", "dvc", "torch", "pyarrow"} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.splitlines() == [*(f"{name} tasks.{name}" for name in stage.STAGES), ""]
+    assert done.stdout.splitlines() == [*(f"{name} tasks.{name}.{name}" for name in stage.STAGES), ""]
+
+
+def test_crash_of_a_stage_shows_where_and_names_the_stage(monkeypatch, capsys):
+    def crash(name: str, version: str) -> None:
+        raise KeyError("\x1b[31mid")
+
+    monkeypatch.setattr(stage, "run", crash)
+    assert stage.main(["letters", "v1"]) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert "in crash" in shown
+    assert shown.splitlines()[-1].startswith("letters@v1: KeyError: ")
+    assert "\x1b" not in shown
+
+
+def test_warnings_of_ours_are_told_and_those_of_others_are_not():
+    code = f"""
+import warnings
+from flows import environment
+
+environment.quieten()
+for path in ("tasks/masks/masks.py", ".venv/lib/python3/site-packages/peft/peft.py"):
+    for kind in (UserWarning, DeprecationWarning, FutureWarning):
+        warnings.warn_explicit(f"{{kind.__name__}} of {{path}}", kind, {str(ROOT)!r} + "/" + path, 1)
+raise RuntimeError("a crash")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment())
+    told, *_, last = done.stderr.splitlines()
+    assert told == "note: UserWarning of tasks/masks/masks.py"
+    assert "peft" not in done.stderr
+    assert last == "RuntimeError: a crash"

@@ -147,8 +147,9 @@ def run_stages(version: str, until: str = "audit") -> None:
     for planned in dvc_state.plan([version]):
         found = dvc_state.probe(planned.address)
         if found.state == "stale":
-            stage.run(*planned.address.split("@"))
-            dvc_state.record(planned.address, found.inputs)
+            with dvc_state.claim(planned.address):
+                stage.run(*planned.address.split("@"))
+                dvc_state.record(planned.address, found.inputs)
         if planned.address == f"{until}@{version}":
             return
 

@@ -4,13 +4,16 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import torch
 from safetensors.torch import save_file
 
+from tamis.submodular.budgets import record, resolve
 from tasks import models
 from tasks.artifacts import schemas
-from tasks.artifacts.tables import Provenance, digest_inputs, write_table
+from tasks.artifacts.row_sets import read_set
+from tasks.artifacts.tables import Provenance, digest_inputs, write_json, write_table
 from tasks.evaluation.evaluation import write_evaluation
 from tasks.evaluation.settings import EvaluationSettings
 from tasks.finetuning import trainer
@@ -37,13 +40,18 @@ def make_world(folder: Path) -> Path:
 
 
 def write_subset(folder: Path, ids: list[str], chosen: set[int], **settings) -> None:
-    """Write `subset.parquet` with the ids at these places chosen, under a budget of as many rows unless told else."""
-    asked = {"budget": {"count": len(chosen)}, "caps": {}, "floors": {}} | settings
+    """Write `subset.parquet` with the ids at these places chosen, and `selection.json` with the budget that the pool of
+    the examples beside it was chosen under: as many rows, unless told else."""
+    asked = {"budget": {"count": len(chosen)}} | settings
+    ground = read_set(folder.parent / "examples/examples.parquet", "ground")
+    tokens = ground["response_tokens"].to_numpy().astype(np.int64)
+    budget = resolve(**asked, topics=ground["topic"].to_pylist(), response_tokens=tokens)
+    write_json({"budget": record(budget)}, folder / "selection.json")
     rows = [
         {"id": name, "topic": "t", "response_tokens": 3, "chosen": place in chosen} for place, name in enumerate(ids)
     ]
     table = pa.Table.from_pylist(rows, schema=schemas.SUBSET)
-    write_table(table, folder / "subset.parquet", Provenance("selection", "v1", asked))
+    write_table(table, folder / "subset.parquet", Provenance("selection", "v1"))
 
 
 def write_mask(

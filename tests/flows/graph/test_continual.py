@@ -22,6 +22,7 @@ from flows.graph.versions import (
     unrecorded,
     write,
 )
+from tasks.settings import VersionSettings
 
 VERSIONS = {"v1": {"raw": "raw/v1.txt", "previous": "base"}, "v2": {"raw": "raw/v2.txt", "previous": "v1"}}
 CHILD = [sys.executable, "-c", "from flows.graph import continual; continual.advance()"]
@@ -353,5 +354,7 @@ def test_project_without_a_commit_is_refused(tmp_path, monkeypatch):
 
 def test_name_that_git_does_not_take_is_refused(project):
     set_versions(project, {"v 1": VERSIONS["v1"]})
-    with pytest.raises(RecordError, match=r"^the version's name 'v 1' cannot be part of a git tag; name it as"):
+    with pytest.raises(params.ParamsError, match=r"^versions names 'v 1'; a version's name has letters, digits, and"):
         continual.advance()
+    with pytest.raises(RecordError, match=r"^the version's name 'v 1' cannot be part of a git tag; name it as"):
+        unrecorded({"v 1": VersionSettings(**VERSIONS["v1"])})

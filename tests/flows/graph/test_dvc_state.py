@@ -1,6 +1,7 @@
 """The contract with DVC's Python interface: what flows/graph/dvc_state.py uses, on the small graph."""
 
 import contextlib
+import json
 import shutil
 import sys
 
@@ -84,10 +85,89 @@ def test_changed_parameter_is_never_answered_with_the_outputs_of_the_old_one(pro
     found = dvc_state.probe("choose@v1")
     assert found.state == "stale"
     assert found.inputs["choose"] == {"rows": 6}
-    assert not (project.root / "data/choose/version=v1/chosen.txt").exists()
+    with dvc_state.claim("choose@v1"):
+        assert list((project.root / "data/choose/version=v1").glob("[!.]*")) == []
+    project.edit("params.yaml", "rows: 6", "rows: 7")
+    assert dvc_state.probe("choose@v1").state == "stale"
+    project.edit("params.yaml", "rows: 7", "rows: 6")
+    assert dvc_state.probe("choose@v1").state == "stale"
     project.edit("params.yaml", "rows: 6", "rows: 5")
+    (project.root / "data/choose/version=v1/chosen.txt").unlink()
     assert dvc_state.probe("choose@v1").state == "restored"
     assert project.status() == {}
+
+
+def artifacts(project: Project, stage: str) -> dict[str, bytes]:
+    """Return the files of a stage's artifacts, by path."""
+    files = [path for path in (project.root / f"data/{stage}/version=v1").rglob("*") if path.is_file()]
+    return {str(path.relative_to(project.root)): path.read_bytes() for path in files if path.name != ".gitignore"}
+
+
+def test_artifacts_of_a_stage_that_fails_stay_and_are_fresh_when_the_parameter_is_changed_back(project):
+    before = artifacts(project, "total")
+    assert {path.rpartition("/")[2] for path in before} == {"total.txt", "run.json", "total.json"}
+    project.edit("params.yaml", "factor: 2", "factor: 3")
+    assert dvc_state.probe("total@v1").state == "stale"
+    assert artifacts(project, "total") == before
+
+    def fail() -> None:
+        with dvc_state.claim("total@v1"):
+            assert artifacts(project, "total") == {}
+            (project.root / "data/total/version=v1/all").mkdir()
+            (project.root / "data/total/version=v1/all/half.txt").write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert artifacts(project, "total") == before
+    assert not (project.root / ".cache/aside/total@v1").exists()
+    project.edit("params.yaml", "factor: 3", "factor: 2")
+    assert dvc_state.probe("total@v1").state == "fresh"
+
+
+def test_artifacts_that_a_kill_left_aside_are_put_back_by_the_next_probe(project):
+    before = artifacts(project, "total")
+    held = dvc_state.claim("total@v1")
+    held.__enter__()
+    kept = [path for path in (project.root / ".cache/aside/total@v1").iterdir() if path.name != "places.json"]
+    shutil.copytree(project.root / ".cache/aside", project.root / ".cache/killed")
+    held.__exit__(None, None, None)
+    shutil.rmtree(project.root / "data/total/version=v1")
+    (project.root / ".cache/killed").rename(project.root / ".cache/aside")
+    (project.root / "data/total/version=v1").mkdir()
+    (project.root / "data/total/version=v1/total.json").write_text("half")
+    assert len(kept) == 3
+    assert dvc_state.probe("total@v1").state == "fresh"
+    assert artifacts(project, "total") == before
+    assert not (project.root / ".cache/aside/total@v1").exists()
+
+
+def test_what_a_kill_left_aside_does_not_replace_artifacts_that_were_made_since(project):
+    (project.root / ".cache/aside/total@v1").mkdir(parents=True)
+    (project.root / ".cache/aside/total@v1/0").write_text("old")
+    place = project.root / "data/total/version=v1/total.json"
+    (project.root / ".cache/aside/total@v1/places.json").write_text(json.dumps([str(place)]))
+    before = artifacts(project, "total")
+    assert dvc_state.probe("total@v1").state == "fresh"
+    assert artifacts(project, "total") == before
+    assert not (project.root / ".cache/aside/total@v1").exists()
+
+
+def test_artifacts_of_inputs_that_moved_are_replaced_by_the_last_good_ones(project):
+    before = artifacts(project, "choose")
+    project.edit("params.yaml", "rows: 5", "rows: 6")
+
+    def make_of_others() -> None:
+        inputs = dvc_state.probe("choose@v1").inputs
+        with dvc_state.claim("choose@v1"):
+            for path in before:
+                (project.root / path).write_text("of other inputs")
+            project.edit("params.yaml", "rows: 6", "rows: 7")
+            dvc_state.record("choose@v1", inputs)
+
+    with pytest.raises(InputsChanged):
+        make_of_others()
+    assert artifacts(project, "choose") == before
 
 
 def test_missing_input_is_named_before_anything_is_removed(project):
@@ -110,9 +190,8 @@ def test_inputs_that_move_between_probe_and_record_are_not_recorded(project):
 def test_output_that_was_not_written_is_named(project):
     project.edit("params.yaml", "rows: 5", "rows: 6")
     inputs = dvc_state.probe("choose@v1").inputs
-    with pytest.raises(
-        dvc_state.StateError, match=r"choose@v1 ran but did not write data/choose/version=v1/chosen\.txt"
-    ):
+    named = r"choose@v1 ran but did not write data/choose/version=v1/chosen\.txt"
+    with pytest.raises(dvc_state.StateError, match=named), dvc_state.claim("choose@v1"):
         dvc_state.record("choose@v1", inputs)
 
 

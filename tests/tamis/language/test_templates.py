@@ -152,7 +152,7 @@ def test_an_unknown_template_is_refused(tokenizer):
 def test_a_tokenizer_without_chat_template_is_refused():
     bare = toy_tokenizer()
     bare.chat_template = None
-    with pytest.raises(ValueError, match=r"no chat template; set utility\.template: delift"):
+    with pytest.raises(ValueError, match=r"no chat template; set models\.template: delift"):
         encode(bare, "chat", ["a"], ["b"])
 
 

@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tamis.submodular.budgets import BudgetError, count_by_topic, draw, narrow, rank, resolve
+from tamis.submodular.budgets import BudgetError, count_by_topic, draw, narrow, rank, record, resolve, restore
 
 TOPICS = ["a"] * 5 + ["b"] * 3 + ["c"] * 2
 TOKENS = np.array([9, 2, 5, 7, 4, 3, 8, 6, 1, 5])
@@ -205,3 +206,17 @@ def test_a_single_example_leaves_nothing_to_choose(rows):
         BudgetError, match=f"the ground set holds {rows} of the 2 rows that a choice needs; add examples"
     ):
         ask({"fraction": 1.0}, topics=["a"] * rows, tokens=np.ones(rows, np.int64))
+
+
+@pytest.mark.parametrize("asked", [{"fraction": 0.4}, {"count": 6}, {"response_tokens": 30}])
+def test_a_resolved_budget_is_restored_from_what_json_keeps_of_it(asked):
+    budget = ask(asked, caps={"*": 2, "a": 4}, floors={"b": 1})
+    again = restore(json.loads(json.dumps(record(budget))), topics=TOPICS, response_tokens=TOKENS)
+    for name, value in vars(budget).items():
+        assert np.array_equal(getattr(again, name), value), name
+
+
+def test_a_budget_of_other_topics_is_refused():
+    kept = record(ask({"count": 4}))
+    with pytest.raises(BudgetError, match=r"resolved for 3 topics and these rows have 3, first \['c', 'd'\]"):
+        restore(kept, topics=[*TOPICS[:8], "d", "d"], response_tokens=TOKENS)

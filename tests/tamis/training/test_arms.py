@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tamis.submodular.budgets import rank, resolve
-from tamis.training.arms import pick_replayed, pick_rows
+from tamis.training.arms import pick_rows
 
 CHOSEN = np.array([True, False, True, False, False, True])
 SIX = resolve({"count": 3}, topics=["a"] * 6, response_tokens=np.ones(6, np.int64))
@@ -126,20 +126,6 @@ def test_chosen_and_full_arms_ignore_seed_and_replay():
 def test_unknown_arm_is_refused():
     with pytest.raises(ValueError, match=r"unknown arm 'best'; known: chosen, random, full"):
         pick_rows("best", CHOSEN, budget=SIX, replayed=NONE, seed=0)
-
-
-@given(st.lists(st.sampled_from(["learnt", "offered", None]), max_size=12))
-def test_replayed_rows_are_those_of_the_slow_loop(earlier):
-    learnt = [place for place, one in enumerate(earlier) if one == "learnt"]
-    known = [place for place, one in enumerate(earlier) if one is not None]
-    assert pick_replayed("none", earlier).tolist() == []
-    assert pick_replayed("subset", earlier).tolist() == learnt
-    assert pick_replayed("all", earlier).tolist() == known
-
-
-def test_unknown_replay_is_refused():
-    with pytest.raises(ValueError, match=r"unknown replay 'some'; known: none, subset, all"):
-        pick_replayed("some", ["learnt"])
 
 
 @pytest.mark.parametrize("arm", ["chosen", "random"])

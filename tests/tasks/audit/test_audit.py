@@ -10,6 +10,7 @@ from worlds.toy_project import POOL, World, answer, make_world, withdraw
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import ArtifactError, provenance, read_table, write_json
 from tasks.audit import audit
+from tasks.masks.settings import MaskSettings
 
 
 @pytest.fixture
@@ -256,12 +257,12 @@ def test_a_summary_reads_metrics_and_notes(world):
         "chosen-full": {"loss": 0.3, "low": 0.2, "high": 0.4},
         "chosen-base": {"loss": -0.3, "low": -0.4, "high": -0.2},
     }
-    metrics = {"arms": {"chosen": numbers}, "differences": differences}
+    metrics = {"arms": {"chosen": numbers, "random": numbers}, "differences": differences}
     write_json(metrics, world.folder("evaluation") / "metrics.json")
     write_json({"pairs_scored": 0, "why": "rows are random"}, world.folder("utility") / "utility.json")
     write_json({"coverage": ["health"], "held_out_share": []}, world.folder("audit") / "audit.json")
     summary = audit.summarise(world.root, "v1")
-    assert summary.arms == [("chosen", 2, 1.5, 1.0, 2.0, 1)]
+    assert summary.arms == [(arm, 2, 1.5, 1.0, 2.0, 1) for arm in ("chosen", "random")]
     assert summary.pairs_scored == 0
     assert summary.notes == [
         "loss of chosen minus base: -0.3000 (-0.4000 to -0.2000): lower",
@@ -279,30 +280,30 @@ def test_a_summary_needs_an_evaluation(tmp_path):
 
 UP, NORM = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
 MASK = {"mask": {UP: [1, 6, 7, 8]}, "shapes": {UP: (4, 5), NORM: (1, 4)}}
-ASKED = {"mask_by": "dualsft", "mask_budget": {"fraction": 0.17}}  # 4 of 24
+ASKED = MaskSettings(selector="dualsft", budget={"fraction": 0.17})  # 4 of 24
 
 
 def test_a_mask_within_its_budget_keeps_its_promise(world):
-    assert all(replace(world, **MASK).write().check(**ASKED)["passed"].to_pylist())
-    assert all(world.check(**ASKED | {"mask_budget": {"count": 4}})["passed"].to_pylist())
+    assert all(replace(world, **MASK).write().check(mask=ASKED)["passed"].to_pylist())
+    assert all(world.check(mask=replace(ASKED, budget={"count": 4}))["passed"].to_pylist())
 
 
 @pytest.mark.parametrize(
-    ("asked", "text"),
+    ("mask", "text"),
     [
-        ({"mask_by": "random", "mask_budget": {"count": 5}}, "mask: 1, first 4 of 24 parameters, asked are 5"),
-        ({"mask_by": "random", "mask_budget": {"fraction": 0.1}}, "mask: 1, first 4 of 24 parameters, asked are 2"),
-        ({}, "mask: 1, first 4 of 24 parameters, asked are 0"),
+        ({"selector": "random", "budget": {"count": 5}}, "mask: 1, first 4 of 24 parameters, asked are 5"),
+        ({"selector": "random", "budget": {"fraction": 0.1}}, "mask: 1, first 4 of 24 parameters, asked are 2"),
+        ({"selector": "none"}, "mask: 1, first 4 of 24 parameters, asked are 0"),
     ],
 )
-def test_a_mask_of_another_budget_is_named(world, asked, text):
+def test_a_mask_of_another_budget_is_named(world, mask, text):
     with pytest.raises(audit.AuditError, match=text):
-        replace(world, **MASK).write().check(**asked)
+        replace(world, **MASK).write().check(mask=MaskSettings(**mask))
 
 
 def test_a_mask_that_was_asked_for_and_is_empty_is_named(world):
     with pytest.raises(audit.AuditError, match="mask: 1, first 0 of 0 parameters, asked are 1"):
-        world.write().check(**ASKED)
+        world.write().check(mask=ASKED)
 
 
 def test_rows_of_a_mask_that_its_tensors_do_not_count_are_named(world):
@@ -316,4 +317,4 @@ def test_rows_of_a_mask_that_its_tensors_do_not_count_are_named(world):
         "entries in mask.parquet, counted as 2, and 0 of 0 in tensors.parquet"
     )
     with pytest.raises(audit.AuditError, match=text):
-        world.check(**ASKED)
+        world.check(mask=ASKED)

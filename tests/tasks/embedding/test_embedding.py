@@ -4,6 +4,8 @@ from worlds.toy_corpus import learn, row, write_examples, write_rows
 
 from tasks.artifacts.tables import provenance, read_table
 from tasks.embedding.embedding import write_embedding
+from tasks.embedding.settings import EmbeddingSettings
+from tasks.settings import RuntimeSettings
 
 
 def run(tmp_path, toy, name="out", pool=4, **changes):
@@ -15,15 +17,16 @@ def counted(facts) -> dict:
     return {name: value for name, value in facts.items() if name.startswith("texts_")}
 
 
-def encode_all(tmp_path, toy, name="out", **changes):
+def encode_all(tmp_path, toy, name="out", max_tokens=64, **changes):
     return write_embedding(
         examples=tmp_path / "examples",
         out=tmp_path / name,
         store=tmp_path / "store",
         version="v1",
         model=toy,
-        batch_rows=4,
-        **{"max_tokens": 64, **changes},
+        settings=EmbeddingSettings(max_tokens=max_tokens),
+        runtime=RuntimeSettings(embedding_rows=4),
+        **changes,
     )
 
 

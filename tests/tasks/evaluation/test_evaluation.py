@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 from worlds.toy_corpus import write_examples, write_rows
+from worlds.toy_training import write_subset
 
 from tasks.artifacts import schemas
-from tasks.artifacts.tables import ArtifactError, Provenance, read_table, write_table
+from tasks.artifacts.tables import ArtifactError, read_table
 from tasks.evaluation import evaluation
 from tasks.evaluation.evaluation import (
     Answers,
@@ -75,12 +76,7 @@ def copy(world, tmp_path) -> Path:
 
 def train(folder: Path, model: ModelChoice, settings: FinetuningSettings) -> None:
     ids = write_examples(folder / "examples", pool=8, held_out=HELD_OUT)
-    rows = [
-        {"id": name, "topic": "t", "response_tokens": 3, "chosen": place % 2 == 0} for place, name in enumerate(ids)
-    ]
-    subset = pa.Table.from_pylist(rows, schema=schemas.SUBSET)
-    asked = {"budget": {"count": 4}, "caps": {}, "floors": {}}
-    write_table(subset, folder / "selection/subset.parquet", Provenance("selection", "v1", asked))
+    write_subset(folder / "selection", ids, set(range(0, 8, 2)))
     write_rows(folder / "base/examples", [])
     (folder / "base/finetuning/arms").mkdir(parents=True)
     write_finetuning(
@@ -320,7 +316,9 @@ def test_right_answers_alone_are_told_where_a_task_metric_is_asked(world, toy, m
 
 def test_no_held_out_rows_is_an_error(copy, toy):
     write_examples(copy / "examples", pool=8, held_out=0)
-    with pytest.raises(EvaluationError, match=r"0 of 8 used rows are held out, .*lower examples.held_out_every"):
+    with pytest.raises(
+        EvaluationError, match=r"no used row of .*examples.parquet is held out, .*lower examples.held_out_e"
+    ):
         run(copy, toy)
 
 

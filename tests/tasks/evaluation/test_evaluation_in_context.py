@@ -62,6 +62,13 @@ def metrics_of(home: Path) -> dict:
     return json.loads((home / "v1/evaluation/metrics.json").read_text())
 
 
+def flatten(value, path: str = "") -> dict:
+    """Return the numbers and names in nested dicts, each under its path."""
+    if not isinstance(value, dict):
+        return {path: value}
+    return {name: leaf for key, inner in value.items() for name, leaf in flatten(inner, f"{path}/{key}").items()}
+
+
 def prompts_of(home: Path, model, settings: EvaluationSettings = SETTINGS) -> list[Run]:
     held_out = read_held_out({"v1": home / "v1/examples", "base": home / "base/examples"}, model)
     conditions = Conditions(model, model, settings)
@@ -151,7 +158,9 @@ def test_demonstrations_leave_the_trained_learners_figures_alone(home, copy, mod
     evaluate(copy / "v1", copy / "base", model, replace(SETTINGS, demos=0), version="v1", previous="base")
     found, before = metrics_of(copy), metrics_of(home)
     assert "in_context" not in found
-    assert found == {name: value for name, value in before.items() if name != "in_context"}
+    # Texts that are embedded beside others have vectors that may differ in their last bits.
+    wanted = {name: value for name, value in before.items() if name != "in_context"}
+    assert flatten(found) == pytest.approx(flatten(wanted), rel=1e-6)
     assert set(table_of(copy)["learner"].to_pylist()) == {"none", "finetuning"}
 
 

@@ -9,6 +9,7 @@ from functools import partial
 
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 from worlds.raw_rows import (
     FIELDS,
     ROWS,
@@ -200,7 +201,7 @@ def test_no_data_is_said(make, tmp_path):
 
 
 def test_a_mistyped_choice_is_refused(make):
-    with pytest.raises(ExamplesError, match=r"examples.on_bad_row is 'skip'; give stop or reject"):
+    with pytest.raises(ValidationError, match=r"on_bad_row\n.*'stop' or 'reject'.*'skip'"):
         make(ROWS, on_bad_row="skip")
 
 

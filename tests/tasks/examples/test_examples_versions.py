@@ -147,7 +147,7 @@ def write_general(folder, rows, name="known/facts.jsonl"):
 @pytest.mark.parametrize("name", ["known", "known/facts.jsonl", "facts.jsonl"])
 def test_general_rows_are_used_and_on_no_other_side(make, tmp_path, name):
     write_general(tmp_path, [*FOREIGN, FOREIGN[0]], "facts.jsonl" if name == "facts.jsonl" else "known/facts.jsonl")
-    rows = make(ROWS, general=name, pool_rows=4, held_out_rows=2).to_pylist()
+    rows = make(ROWS, retention_set=name, pool_rows=4, held_out_rows=2).to_pylist()
     general = [row for row in rows if row["split"] == "general"]
     assert [row["prompt"] for row in general] == [row["prompt"] for row in [*FOREIGN, FOREIGN[0]]]
     assert [row["unused_because"] for row in general] == [None, None, None, "duplicate"]
@@ -159,7 +159,7 @@ def test_general_rows_are_used_and_on_no_other_side(make, tmp_path, name):
 
 def test_the_general_set_leaves_the_other_rows_alone(make, tmp_path):
     write_general(tmp_path, FOREIGN)
-    plain, with_it = (make(ROWS, general=general, pool_rows=4) for general in (None, "known"))
+    plain, with_it = (make(ROWS, retention_set=name, pool_rows=4) for name in (None, "known"))
     columns = ["id", "split", "used", "unused_because", "change"]
     assert with_it.slice(len(FOREIGN)).select(columns).equals(plain.select(columns))
 
@@ -168,25 +168,25 @@ def test_a_general_row_that_may_be_trained_on_is_refused(make, tmp_path):
     write_general(tmp_path, [*FOREIGN, POOL[0] | {"response": "another"}])
     text = r"1 of 4 general rows have the prompt of another row \(1 of the pool\), first rows \[3\]"
     with pytest.raises(SplitError, match=text):
-        make(ROWS, general="known")
+        make(ROWS, retention_set="known")
 
 
 def test_a_general_row_that_the_version_before_chose_is_refused(follow, tmp_path):
     write_general(tmp_path, [POOL[0]])
     with pytest.raises(SplitError, match=r"1 of 1 general rows .* \(1 of the earlier subset\)"):
-        follow(ROWS, [row for row in ROWS if row != POOL[0]], general="known", ground_set="all")
+        follow(ROWS, [row for row in ROWS if row != POOL[0]], retention_set="known", ground_set="all")
 
 
 @pytest.mark.parametrize(
     ("asked", "text"),
     [
         (
-            {"general": "nowhere"},
+            {"retention_set": "nowhere"},
             "examples.retention_set is 'nowhere' and .* has no such file or folder; put its rows there",
         ),
-        ({"general": "blank.jsonl"}, "examples.retention_set is 'blank.jsonl' and gives no row"),
+        ({"retention_set": "blank.jsonl"}, "examples.retention_set is 'blank.jsonl' and gives no row"),
         (
-            {"general": "known", "target": {"path": "known/facts.jsonl"}},
+            {"retention_set": "known", "target": {"path": "known/facts.jsonl"}},
             "1 of 1 files are named by examples.target.path and examples.retention_set, first v1/known/facts.jsonl",
         ),
     ],

@@ -6,8 +6,8 @@ import pytest
 from worlds.toy_corpus import TOPICS, row, write_rows
 from worlds.toy_training import CHOSEN, ROWS, make_next, write_subset
 
-from tamis.submodular.budgets import draw
-from tasks.artifacts.tables import ArtifactError, Provenance, read_table, write_table
+from tamis.submodular.budgets import BudgetError, draw
+from tasks.artifacts.tables import ArtifactError, read_table
 from tasks.finetuning.finetuning import plan_arms, read_pool
 from tasks.finetuning.settings import FinetuningSettings
 from tasks.finetuning.trainer import Recipe
@@ -84,16 +84,15 @@ def test_replay_does_not_shrink_the_random_arm(tmp_path, toy, replay, again):
     assert sizes == {(len(arms["chosen-0"].rows), arms["chosen-0"].replayed)}
 
 
-@pytest.mark.parametrize(
-    ("recorded", "text"),
-    [
-        ({}, r"3 of the 3 settings .*: selection.budget, selection.caps, selection.floors; .* `tamis run`"),
-        ({"budget": {"count": 2}, "caps": {}}, r"1 of the 3 settings .*: selection.floors; .* `tamis run`"),
-    ],
-)
-def test_a_choice_that_does_not_record_its_budget_is_refused(world, toy, recorded, text):
+def test_a_choice_without_its_record_is_refused(world, toy):
     choose(world, {0, 1})
-    path = world / "selection/subset.parquet"
-    write_table(read_table(path), path, Provenance("selection", "v1", recorded))
-    with pytest.raises(ArtifactError, match=rf"subset.parquet does not record {text}"):
+    (world / "selection/selection.json").unlink()
+    with pytest.raises(ArtifactError, match=r"selection.json is missing; .* or make it again with `tamis run`"):
+        plan(world, toy)
+
+
+def test_a_choice_of_other_topics_is_refused(world, toy):
+    choose(world, {0, 1})
+    write_rows(world / "examples", [row(place, "pool") | {"topic": "other"} for place in range(30)])
+    with pytest.raises(BudgetError, match=r"resolved for 3 topics and these rows have 1, .*choose again"):
         plan(world, toy)

@@ -140,7 +140,7 @@ def test_no_mask_is_cut_after_the_last_step(world, model):
 
 
 def test_an_arm_that_is_too_short_for_a_new_cut_is_named(world, model):
-    text = r"mask.update_steps is 3 and arm chosen-3 takes 3 optimiser steps, so its mask is never .*set update_steps: null"
+    text = r"mask.update_steps is 3 and arm chosen-3 takes 3 optimiser steps, so its mask is never .*update_steps: null"
     with pytest.warns(UserWarning, match=text):
         run(world, model, replace(ONE, epochs=1), update_steps=3, gradients=SMALL)
 
@@ -279,9 +279,10 @@ def test_settings_that_do_not_enter_a_new_cut_train_nothing_anew(world, model):
 
 def test_a_mask_that_gradients_did_not_choose_is_not_cut_anew(world, model):
     write_mask(world, model, "random")
-    with pytest.raises(
-        ValueError, match=r"mask.update_steps is 2 and .*selection holds a mask by random; only .* dualsft"
-    ):
+    text = (
+        r"mask.update_steps is 2 and .*selection holds a mask by random; only a mask by dualsft is .*update_steps: null"
+    )
+    with pytest.raises(ValueError, match=text):
         run(world, model, ONE, **CUT)
 
 

@@ -14,7 +14,7 @@ import tamis.gradients.distillation
 import tamis.gradients.fisher
 import tamis.gradients.per_example
 from tasks import models
-from tasks.gradients import gradients, warmup
+from tasks.gradients import directions, gradients, warmup
 
 BLOCK = 9000  # of 27,000 parameters
 
@@ -97,8 +97,8 @@ def test_sums_and_directions_in_memory_are_those_of_one_group(folder, toy, setti
     alive, entries = Alive(), entries_of(folder, toy)
     for module in (tamis.gradients.per_example, tamis.gradients.distillation, tamis.gradients.fisher):
         monkeypatch.setattr(module, "start_sums", alive.watch(module.start_sums))
-    for name in ("direction", "score_parameters"):
-        monkeypatch.setattr(gradients, name, alive.watch(getattr(gradients, name)))
+    for module, name in ((directions, "direction"), (gradients, "score_parameters")):
+        monkeypatch.setattr(module, name, alive.watch(getattr(module, name)))
     run(folder, toy, **blockwise(settings), mask_selector=mask_selector)
     assert 4 * max(entries) < alive.peak <= 2 * 4 * max(entries) < 4 * sum(entries)  # two of a group; float32
 

@@ -15,7 +15,7 @@ from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import ArtifactError, provenance, read_table
 from tasks.scores import scores
-from tasks.scores.scores import read_ground, write_scores
+from tasks.scores.scores import read_rows, write_scores
 from tasks.scores.settings import ScoresSettings
 from tasks.settings import RuntimeSettings
 
@@ -58,7 +58,7 @@ def loss(model, before, response) -> float:
 
 def losses(tmp_path, model) -> tuple[np.ndarray, np.ndarray]:
     """Each row's loss after its prompt and after none, a forward pass each."""
-    rows, tokenizer = read_ground(tmp_path / "examples/examples.parquet"), models.tokenizer(model)
+    rows, tokenizer = read_rows(tmp_path / "examples/examples.parquet", "ground"), models.tokenizer(model)
     responses = [row.response for row in rows]
     code = encode(tokenizer, model.template, [row.prompt for row in rows], responses)
     bare = encode(tokenizer, model.template, [""] * len(rows), responses)
@@ -90,7 +90,7 @@ def test_selectit_is_what_a_forward_pass_per_row_and_rating_prompt_gives(corpus,
     tmp_path, _ = corpus
     run(tmp_path, wide, "selectit", replace(SMALL, pack_tokens=900))
     tokenizer, network, found = models.tokenizer(wide), models.language_model(wide), []
-    for row in read_ground(tmp_path / "examples/examples.parquet"):
+    for row in read_rows(tmp_path / "examples/examples.parquet", "ground"):
         for question in RATING_PROMPTS:
             said = RATED.format(question=question, prompt=row.prompt, response=row.response)
             asked = [{"role": "user", "content": said}]

@@ -19,7 +19,7 @@ from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import ArtifactError, provenance, read_table
 from tasks.scores import less_warmup, scores
-from tasks.scores.scores import read_ground, write_scores
+from tasks.scores.scores import read_rows, write_scores
 from tasks.scores.settings import LessSettings, ScoresSettings
 from tasks.settings import RuntimeSettings
 
@@ -112,7 +112,7 @@ def test_scores_are_those_of_plain_passes_row_by_row(corpus, toy, epochs):
     settings = changed(epochs=epochs)
     run(tmp_path, toy, settings)
     source = tmp_path / "examples/examples.parquet"
-    expected = slow_scores(toy, read_ground(source), read_ground(source, "target"), settings)
+    expected = slow_scores(toy, read_rows(source, "ground"), read_rows(source, "target"), settings)
     assert read_table(tmp_path / "out/scores.parquet")["id"].to_pylist() == ids
     assert scored(tmp_path / "out") == pytest.approx(expected, abs=2e-3)
     assert len(set(expected.round(3).tolist())) > 6
@@ -121,7 +121,7 @@ def test_scores_are_those_of_plain_passes_row_by_row(corpus, toy, epochs):
 def test_where_there_is_no_target_task_the_ground_set_is_its_own(tmp_path, toy):
     write_examples(tmp_path / "examples", pool=9)
     run(tmp_path, toy)
-    ground = read_ground(tmp_path / "examples/examples.parquet")
+    ground = read_rows(tmp_path / "examples/examples.parquet", "ground")
     assert scored(tmp_path / "out") == pytest.approx(slow_scores(toy, ground, ground, SMALL), abs=2e-3)
     assert json.loads((tmp_path / "out/scores.json").read_text())["queries"] == "pool"
 

@@ -62,7 +62,8 @@ def test_the_metrics_say_what_was_chosen(world):
     assert (facts["pool_rows"], facts["chosen_rows"], facts["chosen_fraction"]) == (12, 3, 0.25)
     assert facts["chosen_response_tokens"] == tokens
     assert facts["chosen_response_tokens_fraction"] == tokens / sum(row["response_tokens"] for row in subset)
-    assert facts["budget"] == {"kind": "count", "limit": 3, "spent": 3}
+    bounds = {"floors": dict.fromkeys(TOPICS, 0), "caps": dict.fromkeys(TOPICS, 4)}
+    assert facts["budget"] == {"kind": "count", "limit": 3, "spent": 3} | bounds
     assert facts["objective_of_none"] == 0
     assert facts["objective_of_all"] == pytest.approx(full, rel=1e-6)
     assert facts["objective_share"] == pytest.approx(facts["objective"] / full, rel=1e-6)

@@ -202,7 +202,7 @@ def test_the_subset_records_the_budget_that_finetuning_reads_and_phi_data(scored
     assert not [name for name in made["parameters"] if name.startswith("mask")]
     assert [name.rsplit("/")[-1] for name in made["inputs"]] == ["examples.parquet", "phi_data.parquet"]
     ground = [{"response_tokens": 3, "topic": TOPICS[place % 3]} for place in range(12)]
-    budget = read_budget(folder / "out/subset.parquet", ground)
+    budget = read_budget(folder / "out/selection.json", ground)
     assert (budget.limit, budget.caps[budget.topics.index("sums")]) == (4, 2)
 
 

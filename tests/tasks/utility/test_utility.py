@@ -1,17 +1,21 @@
 import builtins
 import json
 from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import numpy as np
 import oracles
 import pytest
 import torch
+from pydantic import ValidationError
 from worlds.toy_corpus import write_examples
-from worlds.toy_pairs import EXACT, embed, run
+from worlds.toy_pairs import EXACT, SMALL, embed, run
 
+from tamis.utility.utility import DISTANCES
 from tasks import models
 from tasks.artifacts.tables import provenance, read_table
 from tasks.utility import utility
+from tasks.utility.settings import UtilitySettings
 from tasks.utility.utility import read_pool
 
 NEIGHBOURS = replace(EXACT, kernel="neighbours", neighbours=2, check_targets=0)
@@ -35,10 +39,10 @@ def matrix(path, ids) -> np.ndarray:
 @pytest.mark.parametrize("template", ["chat", "delift"])
 def test_the_kernel_is_what_a_forward_pass_per_pair_gives(folders, toy, template):
     tmp_path, ids = folders
-    toy = replace(toy, max_tokens=512)
-    run(tmp_path, toy, replace(EXACT, template=template))
+    toy = replace(toy, max_tokens=512, template=template)
+    run(tmp_path, toy)
     source = tmp_path / "examples/examples.parquet"
-    code = read_pool(source, "again", toy, template).encoding
+    code = read_pool(source, "again", toy).encoding
     slow = oracles.utility(models.language_model(toy), code.base, code.prefixes, code.queries, code.responses)
     assert matrix(tmp_path / "out", ids) == pytest.approx(slow, abs=1e-5)
 
@@ -46,7 +50,7 @@ def test_the_kernel_is_what_a_forward_pass_per_pair_gives(folders, toy, template
 def test_the_log_likelihood_form_is_the_difference_of_mean_log_likelihoods(folders, toy):
     tmp_path, ids = folders
     run(tmp_path, toy, replace(EXACT, distance="log_likelihood"))
-    code = read_pool(tmp_path / "examples/examples.parquet", "again", toy, "chat").encoding
+    code = read_pool(tmp_path / "examples/examples.parquet", "again", toy).encoding
     network = models.language_model(toy)
     alone = np.mean(oracles.plain_log_probs(network, code.base + code.queries[1], code.responses[1]))
     shown = np.mean(oracles.plain_log_probs(network, code.prefixes[3] + code.queries[1], code.responses[1]))
@@ -115,7 +119,7 @@ def test_the_bytes_do_not_depend_on_where_a_crash_was(folders, toy):
 def test_how_shards_are_cut_and_run_is_no_part_of_the_bytes(folders, toy):
     tmp_path, _ = folders
     run(tmp_path, toy)
-    run(tmp_path, toy, replace(EXACT, shard_pairs=7, pack_tokens=300), out="other")
+    run(tmp_path, toy, runtime=replace(SMALL, shard_pairs=7, pack_tokens=300), store="again", out="other")
     assert (tmp_path / "out/utility.parquet").read_bytes() == (tmp_path / "other/utility.parquet").read_bytes()
 
 
@@ -171,7 +175,7 @@ def test_a_stage_that_nobody_asked_for_writes_empty_artifacts_that_say_so(folder
     assert read_table(tmp_path / "out/utility.parquet").num_rows == 0
     facts = json.loads((tmp_path / "out/utility.json").read_text())
     assert facts["wanted"] is False
-    assert "selection.rows_by" in facts["why"]
+    assert "selection.selector" in facts["why"]
 
 
 def test_the_artifact_says_where_it_comes_from(folders, toy):
@@ -183,6 +187,18 @@ def test_the_artifact_says_where_it_comes_from(folders, toy):
     assert len(record["inputs"]) == 2
 
 
-def test_an_unknown_kernel_is_refused(folders, toy):
-    with pytest.raises(ValueError, match="unknown kernel 'polynomial'; known: exact, neighbours, landmarks"):
-        run(folders[0], toy, replace(EXACT, kernel="polynomial"))
+def test_an_unknown_kernel_is_refused():
+    with pytest.raises(ValidationError, match=r"kernel\n.*'exact', 'neighbours' or 'landmarks'.*'polynomial'"):
+        replace(EXACT, kernel="polynomial")
+
+
+@pytest.mark.parametrize("name", ["neighbours", "landmarks", "landmark_targets"])
+def test_a_kernel_of_nothing_is_refused(name):
+    with pytest.raises(ValidationError, match=rf"{name}\n.*greater than or equal to 1"):
+        replace(EXACT, **{name: 0})
+
+
+def test_settings_name_what_the_library_knows():
+    known = get_type_hints(UtilitySettings)
+    assert get_args(known["kernel"]) == tuple(utility.KERNELS)
+    assert get_args(known["distance"]) == tuple(DISTANCES)

@@ -1,0 +1,89 @@
+"""Commands that read what the stages have made: `tamis sql`, `tamis show`, `tamis merge`, `tamis store`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows import params
+from flows.commands.errors import spoken
+from flows.commands.output import Json, show_json, show_object, show_rows
+from flows.stage import say
+
+ROOT = Path(".")
+
+
+@spoken
+def sql(
+    context: typer.Context,
+    query: Annotated[str, typer.Argument(help="Every artifact is a view, such as subset or evaluation.")],
+    revision: Annotated[str | None, typer.Option(help="Ask those of a commit, tag or branch; no checkout.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Ask the artifacts of all versions, read-only."""
+    from tasks.artifacts import views
+
+    if revision is None:
+        show_rows(*views.query(ROOT, query), as_json=as_json)
+        return
+    from flows.graph import dvc_state
+
+    with dvc_state.at_revision(revision) as root:
+        show_rows(*views.query(root, query), as_json=as_json)
+
+
+@spoken
+def show(
+    context: typer.Context,
+    id: Annotated[str, typer.Argument(help="An example's id, or how it begins.")],
+    as_json: Json = False,
+) -> None:
+    """Show everything that is known about one example."""
+    from tasks.artifacts import views
+
+    found = views.show(ROOT, id)
+    if as_json:
+        show_json([found])
+    else:
+        show_object(found)
+
+
+@spoken
+def merge(
+    context: typer.Context,
+    version: Annotated[str, typer.Argument(help="The data version.")],
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; it must not hold anything.")],
+    arm: Annotated[str, typer.Option(help="The trained arm and its seed.")] = "chosen-0",
+) -> None:
+    """Write a trained arm as a whole model folder that transformers loads: the base with its delta or adapters."""
+    from flows import stage_calls
+    from tasks.masks import sparse_deltas
+
+    trained = stage_calls.folder("finetuning", version) / "arms" / arm
+    sparse_deltas.merge(trained, stage_calls.language(params.read()), context.obj.stood / folder)
+    say(f"{arm} of {version} stands in {folder}")
+
+
+@spoken
+def store(
+    context: typer.Context,
+    compact: Annotated[bool, typer.Option("--compact", help="Make one part of many.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove what models and code no longer named made.")] = False,
+    unknown: Annotated[bool, typer.Option("--unknown", help="With --prune: what does not say its maker, too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show the stores of scored pairs, vectors and scores in .cache; tidy them up, never while a run uses them."""
+    from flows.stage_calls import CACHE, name_current
+    from tasks.artifacts import stores
+
+    keep = name_current(params.read())
+    if compact or prune:
+        with stores.upkeep(CACHE):
+            if prune:
+                gone = stores.prune(CACHE, keep, unknown=unknown)
+                kept = f"; {len(gone.unknown)} that do not say their maker stay" if gone.unknown else ""
+                say(f"removed {len(gone.removed)} folders, {gone.freed / 1e6:.1f} MB{kept}")
+            if compact:
+                made = [stores.compact(folder) for folder in stores.list_folders(CACHE)]
+                say(f"{sum(one.parts for one in made)} parts became {len(made)}")
+    show_rows(stores.Stored._fields, stores.survey(CACHE, keep), as_json=as_json)

@@ -1,0 +1,58 @@
+"""What surrounds every command: the project's folder, its parameters read first, an error said once, a quiet end."""
+
+import contextlib
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from flows import params
+from flows.stage import format_error, say
+
+MARKS = ("params.yaml", "dvc.yaml")  # what a project's folder holds
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What holds for every command."""
+
+    debug: bool  # show the traceback of an error
+    stood: Path  # the folder in which the user called
+
+
+def spoken(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that runs in the project's folder, and says an error as one message with exit status 1.
+
+    It reads params.yaml before all else, so that what is wrong there is said in the same words by every command.
+    """
+
+    @wraps(command)
+    def guarded(context: typer.Context, **arguments: Any) -> None:
+        try:
+            with contextlib.chdir(find_project(context.obj.stood)):
+                params.read()
+                command(context, **arguments)
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            _tell(error, context)
+            raise typer.Exit(1) from error
+
+    return guarded
+
+
+def find_project(place: Path) -> Path:
+    """Return the folder of the project that a folder lies in, or that folder itself, where it lies in none."""
+    return next((one for one in (place, *place.parents) if all((one / mark).is_file() for mark in MARKS)), place)
+
+
+def _tell(error: Exception, context: typer.Context) -> None:
+    if context.obj.debug:
+        say("".join(traceback.format_exception(error)))
+    say(f"error: {format_error(error)}")
+    if not isinstance(error, ValueError) and not context.obj.debug:
+        say(f"`tamis --debug {context.info_name} ...` shows where")

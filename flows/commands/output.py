@@ -1,0 +1,162 @@
+"""How results are shown: a table for people, CSV or JSON for programs; text of data is text, never markup or control.
+
+Data goes to stdout, talk to stderr. CSV and JSON hold the data as they are; a table in a terminal makes control
+characters visible, and cuts what is too long to be read there.
+"""
+
+import csv
+import io
+import json
+import os
+import sys
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime, time
+from decimal import Decimal
+from math import isfinite
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from flows.stage import say, show_plain
+
+LONGEST = 200  # characters of a cell in a terminal
+NARROWEST = 12  # characters that a column of longer text has at least; a table with less room becomes a list of rows
+PIECE = 4096  # characters that are written at once
+CLOSED = 141  # exit status: what shells report of a program that SIGPIPE ended, and what `set -o pipefail` looks for
+PADDING = 3  # characters of a column that are its frame
+Json = Annotated[bool, typer.Option("--json", help="Print a JSON array of objects, a row each.")]
+screen = Console(highlight=False, markup=False, emoji=False)
+
+
+def show_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool = False) -> None:
+    """Print rows on stdout: as JSON where that is asked for, as a table in a terminal, else as CSV."""
+    if as_json:
+        keys = _distinct(names)
+        show_json([dict(zip(keys, row, strict=True)) for row in rows])
+    elif screen.is_terminal:
+        _show_table(names, [[_text(value) for value in row] for row in rows])
+    else:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([names, *rows])
+        write(text.getvalue())
+
+
+def show_json(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print a JSON array of objects, a line each.
+
+    >>> show_json([{"a": Decimal("1.5"), "when": date(2026, 11, 29)}, {"a": float("nan"), "when": b"x"}])
+    [{"a": 1.5, "when": "2026-11-29"},
+     {"a": null, "when": "eA=="}]
+    """
+    write("[" + ",\n ".join(_dump(row) for row in rows) + "]\n")
+
+
+def show_object(value: Mapping[str, Any]) -> None:
+    """Print one JSON object, a line for each of its values."""
+    write(_dump(value, indent=2) + "\n")
+
+
+def show_text(*parts: Table | str) -> None:
+    """Print tables and lines of text on stdout; text as it is, never as markup."""
+    with screen.capture() as captured:
+        for part in parts:
+            screen.print(part if isinstance(part, Table) else plain(part), soft_wrap=isinstance(part, str))
+    write(captured.get())
+
+
+def write(text: str) -> None:
+    """Write to stdout; where nobody reads there any more, end the process quietly, as `yes | head` does."""
+    try:
+        for start in range(0, len(text), PIECE):  # Python does not notice a closed pipe in one long write
+            sys.stdout.write(text[start : start + PIECE])
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered is flushed once more at exit
+        raise typer.Exit(CLOSED) from error
+
+
+def plain(text: str) -> Text:
+    """Return text for a terminal, without markup and without control characters."""
+    return Text(show_plain(text), overflow="fold")
+
+
+def _show_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table, or a list of rows where its columns would be too narrow to be read."""
+    cut = sum(len(cell) > LONGEST for row in rows for cell in row)
+    rows = [[cell if len(cell) <= LONGEST else cell[: LONGEST - 1] + "…" for cell in row] for row in rows]
+    columns = [[show_plain(name), *cells] for name, *cells in zip(names, *rows, strict=True)]
+    least = [min(NARROWEST, max(map(len, column))) for column in columns]
+    if sum(least) + PADDING * len(least) + 1 > screen.width:
+        _show_list(names, rows)
+    else:
+        table = Table()
+        for column, width in zip(columns, least, strict=True):
+            table.add_column(Text(column[0]), overflow="fold", min_width=width)
+        for row in rows:
+            table.add_row(*(Text(cell, overflow="fold") for cell in row))
+        show_text(table)
+    if cut:
+        cells = "1 cell is" if cut == 1 else f"{cut} cells are"
+        say(f"{cells} longer than {LONGEST} characters and cut here; --json, or CSV (`| cat`), shows all")
+
+
+def _show_list(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print each row as a block, a line for each of its values that is not empty."""
+    for number, row in enumerate(rows, start=1):
+        block = Table.grid(padding=(0, 2))
+        block.add_column(style="bold", no_wrap=True)
+        block.add_column(overflow="fold")
+        for name, cell in zip(names, row, strict=True):
+            if cell:
+                block.add_row(plain(name), Text(cell, overflow="fold"))
+        show_text(f"row {number} of {len(rows)}", block)
+
+
+def _text(value: Any) -> str:
+    """Return a value as text for a table, each line break and control character made visible."""
+    return "" if value is None else show_plain(str(value).replace("\r\n", "\n").replace("\n", "↵ "))
+
+
+def _dump(value: Any, *, indent: int | None = None) -> str:
+    """Return a value as JSON; what a terminal would act on is escaped, which changes nothing of the data."""
+    text = json.dumps(_plain_value(value), ensure_ascii=False, allow_nan=False, indent=indent)
+    return "".join(one if one.isprintable() or one == "\n" else json.dumps(one)[1:-1] for one in text)
+
+
+def _plain_value(value: Any) -> Any:
+    """Return a value in JSON's types: times in ISO 8601, bytes in base 64, no number for what is none."""
+    match value:
+        case Mapping():
+            return {str(key): _plain_value(one) for key, one in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_plain_value(one) for one in value]
+        case float():
+            return value if isfinite(value) else None
+        case Decimal():
+            return float(value) if value.is_finite() and Decimal(repr(float(value))) == value else str(value)
+        case bytes() | bytearray() | memoryview():
+            return b64encode(value).decode()
+        case datetime() | date() | time():
+            return value.isoformat()
+        case None | bool() | int() | str():
+            return value
+    return str(value)
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Return names of columns, each once.
+
+    >>> _distinct(["a", "b", "a"])
+    ['a', 'b', 'a_2']
+    """
+    found: list[str] = []
+    for name in names:
+        number, once = 2, name
+        while once in found:
+            once, number = f"{name}_{number}", number + 1
+        found.append(once)
+    return found

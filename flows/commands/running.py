@@ -1,0 +1,100 @@
+"""Commands that bring the stages up to date: `tamis run`, `tamis continue`, `tamis serve`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from flows import interrupts, params
+from flows.commands.errors import spoken
+from flows.commands.output import Json, plain, show_json, show_rows, show_text
+from flows.stage import last_run
+
+Runner = Annotated[str, typer.Option(help="What runs the shards: threads or dask.")]
+Workers = Annotated[int, typer.Option(min=1, help="Shards that run at once.")]
+
+
+@spoken
+def run(
+    context: typer.Context,
+    versions: Annotated[list[str] | None, typer.Argument(help="Data versions; all, where none is named.")] = None,
+    runner: Runner = "threads",
+    workers: Workers = 1,
+    as_json: Json = False,
+) -> None:
+    """Bring every stage up to date, then show the results."""
+    from flows import pipeline
+    from flows.graph.versions import refuse_rewritten
+
+    values = params.read()
+    refuse_rewritten(values.versions)
+    asked = versions or list(values.versions)
+    addresses = [outcome.address for outcome in pipeline.run(asked, runner=runner, workers=workers)]
+    found = [summarise(version, addresses) for version in asked]
+    if as_json:
+        show_json(found)
+        return
+    for one in found:
+        show_summary(one)
+
+
+@spoken
+def advance(context: typer.Context, runner: Runner = "threads", workers: Workers = 1, as_json: Json = False) -> None:
+    """Run every data version that is not recorded yet, in order; commit, tag and push what each made."""
+    from flows.graph import continual
+    from flows.graph.versions import tag_of
+
+    made = continual.advance(runner=runner, workers=workers)
+    show_rows(["version", "tag"], [(version, tag_of(version)) for version in made], as_json=as_json)
+
+
+@spoken
+def serve(
+    context: typer.Context,
+    interval: Annotated[int, typer.Option(min=1, help="Seconds from one look for new versions to the next.")] = 3600,
+    runner: Runner = "threads",
+    workers: Workers = 1,
+) -> None:
+    """Do what `continue` does every so often, by a schedule of a Prefect server on this machine."""
+    from flows.graph import continual
+
+    interrupts.uninstall()  # it ends by Ctrl-C in a way of its own: the schedule is deleted
+    continual.serve(interval, runner=runner, workers=workers)
+
+
+def summarise(version: str, addresses: Sequence[str]) -> dict[str, Any]:
+    """Return a version's held-out losses by arm, the notes on them, its seconds per stage, and the pairs scored."""
+    from tasks.audit import audit
+
+    found = audit.summarise(Path("."), version)
+    names = ("arm", "rows", "loss", "low", "high", "seeds")
+    stages = [address for address in addresses if address.endswith(f"@{version}")]
+    return {
+        "version": version,
+        "arms": [dict(zip(names, arm, strict=True)) for arm in found.arms],
+        "notes": list(found.notes),
+        "seconds": {address.partition("@")[0]: last_run(address).get("seconds") for address in stages},
+        "pairs_scored": found.pairs_scored,
+    }
+
+
+def show_summary(found: dict[str, Any]) -> None:
+    """Print a version's table of held-out losses, its seconds per stage, and where to look further."""
+    version = found["version"]
+    table = Table("arm", title=plain(f"{version}: held-out loss, nats per response token"), title_justify="left")
+    for heading in ("rows", "loss", "95% interval"):
+        table.add_column(heading, justify="right")
+    for arm in found["arms"]:
+        name = arm["arm"] if arm["seeds"] == 1 else f"{arm['arm']} ({arm['seeds']} seeds)"
+        interval = f"{arm['low']:.4f} to {arm['high']:.4f}"
+        table.add_row(plain(name), f"{arm['rows']:,}", f"{arm['loss']:.4f}", interval)
+    metrics = f"dvc metrics show data/evaluation/version={version}/metrics.json"
+    show_text(
+        table,
+        *found["notes"],
+        f"seconds: {' · '.join(f'{name} {seconds}' for name, seconds in found['seconds'].items())}",
+        f"pairs scored: {found['pairs_scored']:,}",
+        f'look further: tamis sql "select * from subset limit 5" · tamis show ID · {metrics}',
+    )

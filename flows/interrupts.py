@@ -1,0 +1,154 @@
+"""Ctrl-C: one line, and the process ends within five seconds with exit status 130, whatever it is at.
+
+A process in a long call of a library, in a shard's thread or waiting for a server cannot be relied on to unwind, so it
+is ended hard: files are written whole or not at all, and the kernel frees file locks. What must not be broken into says
+so (`whole`), and what must be put back on the way says that (`cleaning`).
+
+A thread of its own is the one that the signal reaches. All others have it blocked, and so have the processes that they
+start, the Prefect server above all: they see nothing of Ctrl-C, say nothing about it, and are killed.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+LINE = "interrupted; run again to go on"
+STATUS = 130  # 128 and the signal's number, as shells say it
+PARKING = 0.2  # seconds that the main thread has to stop before what it was at is put back
+LIMIT = 4.5  # seconds after which the process ends, whatever is still at work
+COMMANDS = (["-m", "flows.cli"], ["-m", "flows.stage"])
+
+_sections: dict[int, list[float]] = {}  # thread -> how long each section that it is in is waited for, seconds
+_cleanups: list[Callable[[], None]] = []
+_interrupted = threading.Event()
+_parked = threading.Event()
+
+
+def is_command() -> bool:
+    """Return whether this process is one of our commands, and not a test or a program that imports us."""
+    return Path(sys.argv[0]).name == "tamis" or sys.orig_argv[1:3] in COMMANDS
+
+
+def install() -> None:
+    """End this process at Ctrl-C from now on; call it in the main thread, before others are started."""
+    wakes, written = os.pipe()
+    os.set_blocking(written, False)
+    screen = os.dup(2)
+    threading.Thread(target=_watch, args=(wakes, screen), name="interrupts", daemon=True).start()
+    signal.signal(signal.SIGINT, partial(_park, written))
+    signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+
+def uninstall() -> None:
+    """Give Ctrl-C back to who handles it in a way of its own; call it in the main thread."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+@contextmanager
+def whole(seconds: float) -> Iterator[None]:
+    """Let what runs inside come to its end when interrupted, if that takes at most so many seconds."""
+    if _interrupted.is_set():
+        _stop_here()
+    mine = _sections.setdefault(threading.get_ident(), [])
+    mine.append(seconds)
+    try:
+        yield
+    finally:
+        mine.pop()
+        if not mine:
+            del _sections[threading.get_ident()]
+            if _interrupted.is_set():
+                _stop_here()
+
+
+@contextmanager
+def cleaning(cleanup: Callable[[], None]) -> Iterator[None]:
+    """Call a function if an interrupt comes while this is open; it must be quick, and wait for no other thread."""
+    _cleanups.append(cleanup)
+    try:
+        yield
+    finally:
+        _cleanups.remove(cleanup)
+
+
+def _park(wakes: int, *signalled: Any) -> None:
+    """Stop the main thread where it is, or at the end of what it must not be broken into."""
+    with suppress(BlockingIOError):
+        os.write(wakes, bytes([signal.SIGINT]))  # a library may have taken the place where the signal itself does that
+    _interrupted.set()
+    if threading.get_ident() not in _sections:
+        _stop_here()
+
+
+def _stop_here() -> None:
+    """Wait for the end of the process."""
+    if threading.current_thread() is threading.main_thread():
+        _parked.set()
+    while True:
+        time.sleep(1)
+
+
+def _watch(wakes: int, screen: int) -> None:
+    """Wait for Ctrl-C, and end the process."""
+    while os.read(wakes, 1) != bytes([signal.SIGINT]):
+        pass
+    start = time.monotonic()
+    _interrupted.set()
+    _say(screen)
+    for child in _descendants():
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(child, signal.SIGKILL)
+    while time.monotonic() - start < max((limit for limits in [*_sections.values()] for limit in limits), default=0):
+        time.sleep(0.01)
+    _parked.wait(PARKING)
+    cleaner = threading.Thread(target=_clean, daemon=True)
+    cleaner.start()
+    cleaner.join(max(0, LIMIT - (time.monotonic() - start)))
+    os._exit(STATUS)
+
+
+def _say(screen: int) -> None:
+    """Print the one line, and let nobody print after it; a progress bar has hidden the cursor."""
+    silence = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(silence, stream)
+    with suppress(OSError):
+        os.write(screen, (("\x1b[?25h\n" if os.isatty(screen) else "") + LINE + "\n").encode())
+
+
+def _clean() -> None:
+    """Put back what was begun, the last first."""
+    for cleanup in reversed(_cleanups[:]):
+        with suppress(Exception):  # the next run mends what cannot be put back now
+            cleanup()
+
+
+def _descendants() -> list[int]:
+    """Return the processes that this one started, and those that they did."""
+    parents, found = _parents(), [os.getpid()]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
+
+
+def _parents() -> dict[int, int]:
+    """Return every process of this machine and its parent."""
+    if not Path("/proc/self/stat").exists():
+        listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=False).stdout
+        return {int(child): int(parent) for child, parent in (line.split() for line in listed.splitlines())}
+    found = {}
+    for child in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            found[int(child)] = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
+    return found

@@ -1,0 +1,186 @@
+"""The pairs that stage `utility` will score, and their tokens.
+
+Up to `LARGE` rows of the ground set the pairs are planned as the stage does and laid in packs; of a larger one their
+number follows from the sizes of the sets, and tokens per pair from `LARGE` of its rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from tamis.language.templates import Encoding
+from tamis.utility import pairs as planning
+from tamis.utility.pairs import fits, pair_all, pairs_of_all, pairs_of_landmarks, pairs_of_neighbours, unite
+from tasks import models
+from tasks.artifacts.tables import read_table
+from tasks.estimate.rows import Corpus
+from tasks.estimate.work import Case, Work, blank_group, count_packed
+from tasks.selection.selectors import SELECTORS
+
+LARGE = 250  # rows of a ground set whose pairs are planned one by one
+
+Sets = Mapping[str, np.ndarray]  # ground, task, learnt: places in the corpus
+
+
+def count_utility(case: Case) -> Work:
+    """Count the pairs, the targets that are scored alone (`rows`), and the tokens of the packs that they are run in."""
+    if SELECTORS[case.values.selection.selector].reads != "utility":
+        return Work()
+    sets = read_sets(case.corpus)
+    targets = len(np.union1d(sets["ground"], sets["task"]))
+    some = {name: places[:LARGE] for name, places in sets.items()}
+    found = count_tokens(case, plan_pairs(case, some))
+    if len(sets["ground"]) <= LARGE and len(sets["learnt"]) <= LARGE and len(sets["task"]) <= LARGE:
+        return found
+    whole = count_pairs({name: len(places) for name, places in sets.items()}, case.values.utility)
+    each = found.forward / max(1, found.pairs + found.rows)
+    return replace(found, pairs=whole, rows=targets, forward=round(each * (whole + targets)))
+
+
+def read_sets(corpus: Corpus) -> Sets:
+    """Return the sets that pairs are made of."""
+    return {"ground": corpus.places("pool"), "task": corpus.places("target"), "learnt": corpus.learnt()}
+
+
+def plan_pairs(case: Case, sets: Sets) -> list[np.ndarray]:
+    """Return the pairs that are scored at once, a batch after the other; each target alone (demo -1) in the first.
+
+    They are places in the corpus, only those that fit in the context, and each once.
+    """
+    from tasks.utility.utility import Pool, draw_check
+
+    settings, corpus = case.values.utility, case.corpus
+    check = draw_check(Pool([], dict(sets), Encoding([], [], [], [])), settings)
+    lengths = (corpus.queries + corpus.responses).tolist()
+    *tried, kernel = _of_kernel(case, sets)
+    targets = np.union1d(sets["ground"], sets["task"])
+    batches, known = [], np.empty(0, np.int64)
+    alone = np.column_stack([targets, np.full(len(targets), -1)])
+    for batch in (*tried, unite([kernel, check])):
+        shown = batch[fits(corpus.prefixes.tolist(), lengths, batch, case.model.max_tokens)]
+        names = shown @ [len(corpus.rows), 1]
+        batches.append(np.concatenate([alone, shown[~np.isin(names, known)]]))
+        known, alone = np.union1d(known, names), alone[:0]
+    return batches
+
+
+def _of_kernel(case: Case, sets: Sets) -> list[np.ndarray]:
+    """Return the pairs of the kernel, last, after those that are tried to find them, a round after the other."""
+    settings = case.values.utility
+    if settings.kernel == "exact":
+        return [pairs_of_all(sets)]
+    vectors = read_vectors(case)
+    if settings.kernel == "neighbours":
+        return [pairs_of_neighbours(sets, vectors, settings.neighbours)]
+    return _of_landmarks(settings, sets, vectors)
+
+
+def _of_landmarks(settings: Any, sets: Sets, vectors: np.ndarray) -> list[np.ndarray]:
+    """Return what the search for landmarks tries and what it finds; which demos win it is not known before."""
+    ground = sets["ground"]
+    count = len(ground) if settings.landmark_targets is None else min(settings.landmark_targets, len(ground))
+    targets = np.random.default_rng(settings.seed).permutation(ground)[:count]
+    rounds = planning.plan_rounds(len(ground), settings.landmarks, count)
+    demos, found = ground[planning.representatives(vectors[ground], rounds[0][0])], []
+    for (_, answered), (fewer, _) in pairwise(rounds):
+        found.append(pair_all(targets[:answered], demos))
+        demos = demos[:fewer]
+    others = {name: sets[name] for name in ("task", "learnt")}
+    shown = {name: some[planning.representatives(vectors[some], settings.landmarks)] for name, some in others.items()}
+    return [*found, pairs_of_landmarks(shown | {"ground": demos}, others | {"ground": targets})]
+
+
+def read_vectors(case: Case) -> np.ndarray:
+    """Return a unit vector per row of the corpus: its embedding, where that is known, else one at random."""
+    rows = case.corpus.rows
+    vectors = np.random.default_rng(0).standard_normal((len(rows), 16)).astype(np.float32)
+    if case.vectors is not None:
+        table = read_table(case.vectors)
+        known = np.asarray(table["embedding"].combine_chunks().flatten()).reshape(table.num_rows, -1)
+        place = {row["id"]: number for number, row in reversed(list(enumerate(rows)))}
+        vectors = np.zeros((len(rows), known.shape[1]), np.float32)
+        vectors[[place[name] for name in table["id"].to_pylist()]] = known
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+
+
+def count_pairs(sizes: Mapping[str, int], settings: Any) -> int:
+    """Return how many pairs large sets have, none of whose rows stands in two of them; an upper bound else.
+
+    Args:
+        sizes: rows of ground, task and learnt.
+        settings: of stage `utility`.
+    """
+    ground, task, learnt = (sizes[name] for name in ("ground", "task", "learnt"))
+    if settings.kernel == "exact":
+        return ground * (ground + 2 * task + learnt)
+    near, checked = settings.neighbours, min(settings.check_targets, ground)
+    if settings.kernel == "neighbours":
+        own = min(near, ground - 1) + 1
+        others = ground * (min(near, learnt) + min(near, task)) + task * min(near, ground)
+        return ground * own + others + checked * (ground - own)
+    answered = ground if settings.landmark_targets is None else min(settings.landmark_targets, ground)
+    rounds, tried, before = planning.plan_rounds(ground, settings.landmarks, answered), 0, 0
+    for demos, targets in rounds:
+        tried, before = tried + demos * (targets - before), targets
+    few = rounds[-1][0]
+    blocks = answered * (min(few, learnt) + min(few, task)) + task * few
+    return tried + blocks + checked * max(0, ground - few) + (0 if answered == ground else few)
+
+
+def count_tokens(case: Case, batches: Sequence[np.ndarray]) -> Work:
+    """Return the work of scoring batches of pairs, in the shards and packs that the stage would make of them."""
+    corpus, runtime, tokens = case.corpus, case.values.runtime, 0
+    for batch in batches:
+        order = batch[np.lexsort((batch[:, 0], batch[:, 1]))]
+        for start in range(0, len(order), runtime.shard_pairs):
+            tokens += _count_shard(corpus, order[start : start + runtime.shard_pairs], runtime.pack_tokens)
+    pairs = np.concatenate(batches)
+    alone = int((pairs[:, 1] < 0).sum())
+    return Work(rows=alone, pairs=len(pairs) - alone, forward=tokens, loads=1 if len(pairs) else 0)
+
+
+def _count_shard(corpus: Corpus, pairs: np.ndarray, pack_tokens: int) -> int:
+    members: dict[int, list[int]] = {}
+    for target, demo in pairs.tolist():
+        members.setdefault(demo, []).append(target)
+    groups = [_make_group(corpus, demo, targets) for demo, targets in members.items()]
+    return count_packed(groups, pack_tokens)
+
+
+def _make_group(corpus: Corpus, demo: int, targets: Sequence[int]) -> Any:
+    prefix = int(corpus.prefixes[demo]) if demo >= 0 else corpus.base
+    return blank_group(prefix, corpus.queries[targets].tolist(), corpus.responses[targets].tolist())
+
+
+def count_lacking(case: Case) -> Work | None:
+    """Return the work that the store of pairs lacks; None where that is not cheap to know.
+
+    It is known where the pairs are: all of them, or each target's nearest by vectors that are there.
+    """
+    from tasks.utility import pair_store
+    from tasks.utility.utility import CODE
+
+    sets, settings = read_sets(case.corpus), case.values.utility
+    known = settings.kernel == "exact" or (settings.kernel == "neighbours" and case.vectors is not None)
+    if not known or any(len(places) > LARGE for places in sets.values()):
+        return None
+    digest = models.model_digest(case.model)
+    folder = pair_store.store_folder(case.cache / "pairs", digest, case.model.template, CODE)
+    (pairs,) = plan_pairs(case, sets)
+    ids = [row["id"] for row in case.corpus.rows]
+    asked = name_pairs(ids, pairs)
+    lacking = pair_store.missing(folder, asked)
+    left = np.column_stack([np.asarray(lacking[name]) for name in ("target", "demo")]).astype(int)
+    return count_tokens(case, [left])
+
+
+def name_pairs(ids: Sequence[str], pairs: np.ndarray) -> Any:
+    """Return pairs as a table, by id and by place."""
+    import pyarrow as pa
+
+    named = [*ids, ""]  # nothing is shown: place -1
+    columns = {"target_id": [named[place] for place in pairs[:, 0]], "demo_id": [named[place] for place in pairs[:, 1]]}
+    return pa.table(columns | {"target": pairs[:, 0], "demo": pairs[:, 1]})

@@ -1,0 +1,168 @@
+"""The rows that a run will be about, before it: of each data version, how they are divided, and how long they are.
+
+Rows come from the examples artifact where it is there and of the current inputs, else from the raw files, read and
+divided by the code of stage `examples` itself. Lengths are of the tokenizer: at most `SAMPLE` rows are tokenised, the
+others' lengths follow from their characters. No model is loaded.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tamis.language.templates import encode, join_instruction
+from tamis.submodular.budgets import Budget, draw, resolve
+from tasks import models
+from tasks.artifacts import schemas
+from tasks.artifacts.tables import read_table
+
+SAMPLE = 200  # rows that are tokenised
+KEPT = ("id", "row", "topic", "prompt", "response", "instruction", "split", "used", "earlier", "duplicate_of")
+
+Where = Callable[[str, str], Path]  # stage and version -> folder of its artifacts
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The rows of a data version, and what is known of them."""
+
+    rows: list[dict[str, Any]]  # with the columns `KEPT`
+    chosen: frozenset[str]  # ids that selection chose or, before it ran, as many at random under its budget
+    base: int  # tokens of the template's prefix without a demo
+    queries: np.ndarray  # int64, tokens per row
+    responses: np.ndarray  # int64, tokens per row, the end-of-turn token included
+    prefixes: np.ndarray  # int64, tokens per row of the prefix that shows it as the demo
+
+    def places(self, split: str) -> np.ndarray:
+        """Return the places of the used rows of a split."""
+        return np.flatnonzero([row["used"] and row["split"] == split for row in self.rows])
+
+    def learnt(self) -> np.ndarray:
+        """Return the places of the distinct rows of the pool that an earlier version chose."""
+        return np.flatnonzero([row["split"] == "pool" and is_learnt(row) for row in self.rows])
+
+    def whole(self, places: Sequence[int] | np.ndarray) -> int:
+        """Return the tokens of some rows, each with its own copy of the template's prefix."""
+        return int(len(places) * self.base + (self.queries + self.responses)[np.asarray(places, int)].sum())
+
+
+def is_learnt(row: Mapping[str, Any]) -> bool:
+    """Return whether an earlier version chose a row; repetitions of it do not count."""
+    return row["earlier"] == "learnt" and row["duplicate_of"] is None
+
+
+def read_corpora(
+    versions: Sequence[str], values: Any, model: models.ModelChoice, where: Where, fresh: frozenset[str]
+) -> dict[str, Corpus]:
+    """Return the rows of versions and of all that they continue from, oldest first.
+
+    Args:
+        versions: names of data versions.
+        values: params.yaml as `flows.params` reads it.
+        model: whose tokenizer counts.
+        where: folders of artifacts.
+        fresh: addresses of the stages whose artifacts are of the current inputs, `examples@v1`.
+
+    Raises:
+        ValueError: raw files that cannot be read or divided; a budget that cannot be kept.
+    """
+    line: list[str] = []
+    for version in versions:
+        ours = []
+        while version in values.versions and version not in line:
+            ours.append(version)
+            version = values.versions[version].previous
+        line += reversed(ours)
+    found: dict[str, Corpus] = {}
+    for version in line:
+        before = found.get(values.versions[version].previous)
+        if f"examples@{version}" in fresh:
+            rows = read_artifact(where("examples", version) / "examples.parquet")
+        else:
+            rows = read_raw(Path(values.versions[version].raw), before, values.examples)
+        subset = where("selection", version) / "subset.parquet" if f"selection@{version}" in fresh else None
+        found[version] = measure(rows, values, model, subset)
+    return found
+
+
+def read_artifact(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of an examples artifact."""
+    return read_table(path, schemas.EXAMPLES).select(KEPT).sort_by("row").to_pylist()
+
+
+def read_raw(raw: Path, before: Corpus | None, settings: Any) -> list[dict[str, Any]]:
+    """Return the rows of raw files, divided as stage `examples` will; rows that only it can refuse are among them.
+
+    Those are the ones that the model's context cannot hold, or that hold the text of a control token.
+    """
+    from tasks.examples import examples, raw_files
+
+    files, _ = raw_files.list_files(raw, examples.name_apart(settings))
+    columns = raw_files.read_rows(files, settings.fields).columns
+    division = examples.divide(columns, tell_before(before), settings, raw)
+    parts = {name: columns[name] for name in ("row", "topic", "prompt", "response", "instruction")}
+    parts |= {"id": division.ids, "split": division.sides, "earlier": division.earlier}
+    parts |= {"duplicate_of": division.first, "used": [why is None for why in division.because]}
+    return [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
+
+
+def tell_before(before: Corpus | None) -> list[dict[str, Any]]:
+    """Return the distinct rows of the version before, each with what this version must know of it (`earlier`)."""
+    found = []
+    for row in before.rows if before else ():
+        if row["duplicate_of"] is None:
+            learnt = row["earlier"] == "learnt" or row["id"] in before.chosen
+            offered = row["earlier"] or (row["used"] and row["split"] == "pool")
+            found.append(row | {"earlier": "learnt" if learnt else "offered" if offered else None})
+    return found
+
+
+def measure(rows: list[dict[str, Any]], values: Any, model: models.ModelChoice, subset: Path | None) -> Corpus:
+    """Return rows with their lengths, and which of them are chosen, or as many drawn where that is not known yet."""
+    base, queries, responses, prefixes = measure_lengths(rows, model)
+    if subset is not None:
+        picked = read_table(subset, schemas.SUBSET)
+        chosen = frozenset(picked.filter(picked["chosen"])["id"].to_pylist())
+    else:
+        ground = np.flatnonzero([row["used"] and row["split"] == "pool" for row in rows])
+        drawn = draw(make_budget(rows, ground, responses, values.selection), seed=values.selection.seed)
+        chosen = frozenset(rows[place]["id"] for place in ground[drawn])
+    return Corpus(rows, chosen, base, queries, responses, prefixes)
+
+
+def make_budget(rows: Sequence[Mapping], ground: np.ndarray, responses: np.ndarray, settings: Any) -> Budget:
+    """Return what selection may spend on the ground set.
+
+    Raises:
+        BudgetError: it cannot be kept.
+    """
+    topics, tokens = [rows[place]["topic"] for place in ground], responses[ground].astype(np.int64)
+    return resolve(settings.budget, topics=topics, response_tokens=tokens, caps=settings.caps, floors=settings.floors)
+
+
+def measure_lengths(
+    rows: Sequence[Mapping], model: models.ModelChoice
+) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the tokens of the template's prefix and, per row, of query, response and the prefix that shows it.
+
+    Those of rows beyond the sample are their characters times the sample's tokens per character.
+    """
+    wanted = np.flatnonzero([row["used"] or row["earlier"] is not None for row in rows])
+    drawn = wanted
+    if len(wanted) > SAMPLE:
+        drawn = np.sort(np.random.default_rng(0).choice(wanted, SAMPLE, replace=False))
+    prompts = [join_instruction(row["instruction"], row["prompt"]) for row in rows]
+    answers = [row["response"] for row in rows]
+    texts = [prompts[place] for place in drawn], [answers[place] for place in drawn]
+    coded = encode(models.tokenizer(model), model.template, *texts)
+    asked, said = (np.array([len(text) for text in side]) for side in (prompts, answers))
+    found = []
+    for segments, letters in ((coded.queries, asked), (coded.responses, said), (coded.prefixes, asked + said)):
+        tokens = np.array([len(ids) for ids in segments])
+        each = tokens.sum() / max(1, letters[drawn].sum())
+        lengths = np.maximum(1, np.rint(letters * each)).astype(np.int64)
+        lengths[drawn] = tokens
+        found.append(lengths)
+    return len(coded.base), *found

@@ -1,0 +1,305 @@
+"""What a stage will compute, counted before it runs: rows, pairs, tokens; no model is loaded.
+
+Each count is made with the code that the stage itself plans its work by, on lengths in place of tokens, as if nothing
+were known yet; `tasks.estimate.stored` then takes off what the stores hold. Exact where all rows are tokenised
+(`rows.SAMPLE`) and no pair depends on figures that are still unknown: which demos are a target's nearest plays no part
+in how many pairs there are, so vectors at random stand in for those that are not there.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tamis.examples.splits import GENERAL, HELD_OUT
+from tamis.language.packing import Group, plan_packs
+from tamis.language.templates import join_instruction
+from tamis.training.arms import REPLAYS, pick_rows
+from tamis.training.steps import plan_steps
+from tasks import models
+from tasks.estimate.rows import SAMPLE, Corpus, is_learnt, make_budget
+from tasks.selection.selectors import SELECTORS
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage computes; what is 0 costs nothing."""
+
+    rows: int = 0  # that it reads, scores, trains on or asks
+    pairs: int = 0  # (target, demo)
+    texts: int = 0  # encoded
+    arms: int = 0  # trained
+    encoded: int = 0  # tokens through the text encoder, padding included
+    forward: int = 0  # tokens forward through the language model
+    backward: int = 0  # tokens forward and backward
+    generated: int = 0  # tokens
+    loads: int = 0  # of the language model's weights
+    at_most: bool = False  # some of it may be known, or end early
+
+
+@dataclass(frozen=True)
+class Case:
+    """A data version and all that its stages' work depends on."""
+
+    version: str
+    values: Any  # params.yaml as `flows.params` reads it
+    corpus: Corpus
+    before: Corpus | None  # of the version that it continues from; None: the base
+    model: models.ModelChoice
+    encoder: models.ModelChoice
+    cache: Path  # the root of the stores
+    vectors: Path | None  # the embedding artifact, where it is of the current inputs
+
+
+def add(one: Work, other: Work) -> Work:
+    """Return the work of both."""
+    counts = {field.name: getattr(one, field.name) + getattr(other, field.name) for field in fields(Work)[:-1]}
+    return Work(**counts, at_most=one.at_most or other.at_most)
+
+
+def scale(work: Work, share: float) -> Work:
+    """Return a share of some work, in [0, 1]; weights are loaded whole, where anything is left."""
+    counts = {field.name: round(share * getattr(work, field.name)) for field in fields(Work)[:-1]}
+    return Work(**counts | {"loads": work.loads if share else 0}, at_most=work.at_most)
+
+
+def count_examples(case: Case) -> Work:
+    """Count the raw rows."""
+    return Work(rows=len(case.corpus.rows))
+
+
+def count_embedding(case: Case) -> Work:
+    """Count the texts that stage `embedding` encodes; none where nothing reads vectors."""
+    reads = SELECTORS[case.values.selection.selector].reads
+    if not (reads == "embedding" or (reads == "utility" and case.values.utility.kernel != "exact")):
+        return Work()
+    rows = [row for row in case.corpus.rows if row["used"] or (row["split"] == "pool" and is_learnt(row))]
+    texts = [f"{_query(row)}\n{row['response']}" for row in rows]
+    return Work(texts=len(rows), encoded=count_encoded(texts, case))
+
+
+def count_encoded(texts: Sequence[str], case: Case) -> int:
+    """Return the tokens of texts in the batches in which they are encoded, padding included; from a sample of them."""
+    order = sorted(texts, key=len)
+    some = order[:: max(1, -(-len(order) // SAMPLE))]
+    if not some:
+        return 0
+    known = models.tokenizer(case.encoder)(some, truncation=True, max_length=case.encoder.max_tokens).input_ids
+    lengths = np.repeat([len(ids) for ids in known], max(1, -(-len(order) // SAMPLE)))[: len(order)]
+    size = case.values.runtime.embedding_rows
+    return sum(int(part.max()) * len(part) for part in np.split(lengths, range(size, len(lengths), size)))
+
+
+def count_scores(case: Case) -> Work:
+    """Count the rows that stage `scores` asks the model about, and the tokens that its selector asks with."""
+    selector = case.values.selection.selector
+    if SELECTORS[selector].reads != "scores":
+        return Work()
+    pool, target = case.corpus.places("pool"), case.corpus.places("target")
+    if selector == "less":
+        from tasks.scores.less_warmup import draw_rows
+
+        drawn, epochs = len(draw_rows(len(pool), case.values.scores)), case.values.scores.less.epochs
+        each = case.corpus.whole(pool) / max(1, len(pool))
+        tokens = epochs * (drawn * each + case.corpus.whole(pool) + case.corpus.whole(target))
+        return Work(rows=len(pool) + len(target), backward=round(tokens), loads=1)
+    some = pool[:SAMPLE] if len(pool) > SAMPLE else pool
+    tokens = sum(count_packed(groups, case.values.runtime.pack_tokens) for groups in _ask(case, some))
+    return Work(rows=len(pool), forward=round(tokens * len(pool) / max(1, len(some))), loads=1)
+
+
+def _ask(case: Case, places: Sequence[int]) -> Iterable[list[Group]]:
+    from tasks.scores.scores import METHODS, Row, Shard
+
+    selector, size = case.values.selection.selector, case.values.runtime.shard_rows
+    for start in range(0, len(places), size):
+        ours = [case.corpus.rows[place] for place in places[start : start + size]]
+        rows = [Row(row["id"], _query(row), row["response"], row["topic"], "pool") for row in ours]
+        shard = Shard(selector, Path(), case.model, case.values.scores, case.values.runtime, rows)
+        yield METHODS[selector].ask(shard)
+
+
+def _query(row: Mapping[str, Any]) -> str:
+    return join_instruction(row["instruction"], row["prompt"])
+
+
+def count_gradients(case: Case) -> Work:
+    """Count the rows that stage `gradients` passes through, and the tokens, over all groups of parameters."""
+    settings, corpus = case.values.gradients, case.corpus
+    kinds = {case.values.selection.selector, case.values.mask.selector} & {"dualsft", "fisher"}
+    if not kinds:
+        return Work()
+    sets, passes = draw_sets(case), 2 if settings.order == "second" else 1
+    groups = count_groups(case)
+    found = Work()
+    if "dualsft" in kinds:
+        learnt = sets["warmup"]
+        steps = -(-len(learnt) // settings.batch_rows)
+        warm = corpus.whole(learnt) - (len(learnt) - steps) * corpus.base
+        each = sum(corpus.whole(sets[name]) for name in ("validation", "anchors"))
+        tokens = warm + groups * (each + passes * corpus.whole(sets["pool"]))
+        rows = groups * passes * len(sets["pool"])
+        forward = groups * corpus.whole(sets["anchors"])
+        found = Work(rows=rows, forward=forward, backward=round(tokens), loads=4)
+    if "fisher" in kinds:
+        tokens = groups * corpus.whole(sets["fisher"])
+        found = add(found, Work(rows=groups * len(sets["fisher"]), backward=round(tokens), loads=1))
+    return found
+
+
+def draw_sets(case: Case) -> dict[str, list[int]]:
+    """Return the places of the rows that stage `gradients` draws, by the name of their set."""
+    from tamis.examples.parsing import fold
+    from tasks.gradients.warmup import assign, draw
+
+    rows, settings = case.corpus.rows, case.values.gradients
+    used = [place for place, row in enumerate(rows) if row["used"] and row["split"] in ("pool", "target")]
+    used.sort(key=lambda place: rows[place]["row"])
+    ours = [rows[place] for place in used]
+    sides = assign(ours, [fold(_query(row)) for row in ours], settings)
+    found = {name: [place for place, side in enumerate(sides) if side == name] for name in ("pool", "validation")}
+    found |= {name: draw(ours, found["pool"], name, settings) for name in ("warmup", "anchors", "fisher")}
+    return {name: [used[place] for place in places] for name, places in found.items()}
+
+
+def count_groups(case: Case) -> int:
+    """Return how many groups of parameters gradients are summed by."""
+    largest = case.values.runtime.block_parameters
+    if largest is None:
+        return 1
+    from tamis.gradients.per_example import group_parameters
+
+    return len(group_parameters(models.skeleton(case.model), largest))
+
+
+def count_rows(case: Case) -> Work:
+    """Count the used rows, which a stage reads that asks no model."""
+    return Work(rows=sum(row["used"] for row in case.corpus.rows))
+
+
+def plan_arms(case: Case) -> list[tuple[str, int, np.ndarray]]:
+    """Return name, seed and rows of every arm that is trained, replayed rows among them: places in the corpus."""
+    corpus, settings = case.corpus, case.values.finetuning
+    ground = corpus.places("pool")
+    used = set(ground.tolist())
+    known = [place for place, row in enumerate(corpus.rows) if row["split"] == "pool" and row["duplicate_of"] is None]
+    again = {place for place in known if corpus.rows[place]["earlier"] in REPLAYS[settings.replay]}
+    rows = np.array([*ground, *(place for place in sorted(again) if place not in used)], int)
+    replayed = np.flatnonzero([place in again for place in rows])
+    chosen = np.array([corpus.rows[place]["id"] in corpus.chosen for place in ground])
+    budget = make_budget(corpus.rows, ground, corpus.responses, case.values.selection)
+    arms = []
+    for name, seed in ((name, seed) for name, seeds in settings.arms.items() for seed in seeds):
+        drawn = pick_rows(name, chosen, budget=budget, replayed=replayed, seed=seed)
+        arms.append((name, seed, rows[np.union1d(drawn, replayed)]))
+    return arms
+
+
+def count_finetuning(case: Case) -> Work:
+    """Count the rows, over all epochs, and tokens that every arm is trained on; new cuts of a mask are among them."""
+    settings, corpus, found = case.values.finetuning, case.corpus, Work()
+    for _, seed, rows in plan_arms(case):
+        steps = len(plan_steps(len(rows), settings.batch_rows, settings.epochs, seed))
+        tokens = settings.epochs * (corpus.whole(rows) - len(rows) * corpus.base) + steps * corpus.base
+        cuts = count_cuts(case, steps)
+        if cuts:
+            sets = draw_sets(case)
+            each = [*rows.tolist(), *sets["validation"], *sets["anchors"]]
+            tokens += cuts * count_groups(case) * corpus.whole(each)
+        loads = 1 if settings.method != "masked" else 2
+        found = add(found, Work(rows=settings.epochs * len(rows), arms=1, backward=tokens, loads=loads))
+    return found
+
+
+def count_cuts(case: Case, steps: int) -> int:
+    """Return how often an arm's mask is cut anew in so many optimiser steps."""
+    every = case.values.mask.update_steps
+    return 0 if every is None or case.values.finetuning.method != "masked" else (steps - 1) // every
+
+
+def count_evaluation(case: Case) -> Work:
+    """Count what every run is asked and may say: rows, tokens scored, tokens generated at most, texts compared."""
+    settings, arms = case.values.evaluation, plan_arms(case)
+    own = case.corpus.places(HELD_OUT)
+    others = [(case.corpus, case.corpus.places(GENERAL))]
+    if case.before:
+        ids = {case.corpus.rows[place]["id"] for place in own}
+        places = case.before.places(HELD_OUT)
+        others.append((case.before, np.array([p for p in places if case.before.rows[p]["id"] not in ids], int)))
+    sides = [(case.corpus, own), *others]
+    asked = [(int(c.queries[place]), int(c.responses[place])) for c, places in sides for place in places]
+    runs = 1 + len(arms) + (case.before is not None)
+    found = scale_runs(_answer(asked, case.corpus.base, settings.new_tokens), runs)
+    for demos in shown_arms(case, arms) if settings.demos else []:
+        prompts = [(query + demos, response) for query, response in asked[: len(own)]]
+        found = add(found, _answer(prompts, 0, settings.new_tokens))
+    said = sum(response for _, response in asked)
+    texts, encoded = len(asked) + found.rows, said + found.generated
+    if settings.demos:
+        shown = np.unique(np.concatenate([rows for *_, rows in arms]))
+        texts += len(own) + len(shown)
+        encoded += int(case.corpus.queries[own].sum() + case.corpus.queries[shown].sum())
+    return add(found, Work(texts=texts, encoded=encoded, loads=1))
+
+
+def shown_arms(case: Case, arms: Sequence[tuple[str, int, np.ndarray]]) -> list[int]:
+    """Return, for every run of the in-context learner, the tokens of its demonstrations before a query, on average."""
+    distinct = {(name, tuple(rows.tolist())) for name, _, rows in arms}
+    each = [case.corpus.prefixes[list(rows)].mean() - case.corpus.base for _, rows in distinct]
+    return [round(case.corpus.base + case.values.evaluation.demos * one) for one in each]
+
+
+def _answer(asked: Sequence[tuple[int, int]], base: int, new_tokens: int) -> Work:
+    """Return the work of one run: lengths of queries and reference answers, after a prefix of so many tokens."""
+    from tamis.evaluation.bootstrap import plan_batches
+    from tasks.evaluation.evaluation import ANSWER_TOKENS, PACK_TOKENS
+
+    queries, responses = ([lengths[side] for lengths in asked] for side in (0, 1))
+    scored = count_packed([blank_group(base, queries, responses)], PACK_TOKENS)
+    sizes = [base + query for query in queries]
+    batches = plan_batches(sizes, new_tokens, ANSWER_TOKENS)
+    padded = sum(base + len(batch) * max(queries[place] for place in batch) for batch in batches)
+    return Work(rows=len(asked), forward=scored + padded, generated=len(asked) * new_tokens, at_most=True)
+
+
+def scale_runs(work: Work, runs: int) -> Work:
+    """Return the work of several runs that are asked the same."""
+    return Work(
+        rows=runs * work.rows, forward=runs * work.forward, generated=runs * work.generated, at_most=work.at_most
+    )
+
+
+def count_packed(groups: Sequence[Group], pack_tokens: int) -> int:
+    """Return the tokens of the packs that groups are run in, a prefix once per pack that needs it."""
+    return sum(len(pack.tokens) for pack in plan_packs(groups, pack_tokens))
+
+
+def blank_group(prefix: int, queries: Sequence[int], responses: Sequence[int]) -> Group:
+    """Return a group of these lengths."""
+    return Group(_blank(prefix), [_blank(length) for length in queries], [_blank(length) for length in responses])
+
+
+@lru_cache(maxsize=4096)
+def _blank(length: int) -> list[int]:
+    return [0] * length
+
+
+def count_stage(name: str, case: Case) -> Work:
+    """Return the work of a stage, as if nothing of it were known."""
+    from tasks.estimate.pairs import count_utility
+
+    counts: Mapping[str, Callable[[Case], Work]] = {
+        "examples": count_examples,
+        "embedding": count_embedding,
+        "utility": count_utility,
+        "scores": count_scores,
+        "gradients": count_gradients,
+        "selection": count_rows,
+        "finetuning": count_finetuning,
+        "evaluation": count_evaluation,
+        "audit": count_rows,
+    }
+    return counts[name](case)
