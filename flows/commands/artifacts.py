@@ -72,7 +72,7 @@ def store(
     unknown: Annotated[bool, typer.Option("--unknown", help="With --prune: what does not say its maker, too.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show the stores of scored pairs, vectors and scores in .cache; tidy them up, never while a run uses them."""
+    """Show the stores of pairs, vectors, scores, losses and answers in .cache; tidy them, never while a run uses them."""
     from flows.stage_calls import CACHE, name_current
     from tasks.artifacts import stores
 
