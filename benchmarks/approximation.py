@@ -12,7 +12,7 @@ is in neither. `error` is what the kernel lacks of all pairs. Each mode is print
 import json
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +32,7 @@ from tasks.artifacts import schemas
 from tasks.artifacts.tables import Provenance, read_table, write_table
 from tasks.embedding.embedding import write_embedding
 from tasks.embedding.settings import EmbeddingSettings
+from tasks.folders import Artifacts, Folders
 from tasks.settings import RuntimeSettings
 from tasks.utility.settings import UtilitySettings
 from tasks.utility.utility import write_utility
@@ -99,12 +100,12 @@ def score(
     """Return the utility of the kernel's pairs, NaN elsewhere; how many pairs were scored, in CPU and wall seconds."""
     language, encoder = choices
     ids = write_examples(folder, texts)
-    common = {"examples": folder, "store": folder / "store", "version": "benchmark", "out": folder}
-    common["runtime"] = RuntimeSettings()
+    made = Artifacts("benchmark", **{field.name: folder for field in fields(Artifacts) if field.name != "version"})
+    folders = Folders(made, made, raw=folder, cache=folder / "store", scratch=folder, warmup=folder)
     encoding = {"settings": EmbeddingSettings(max_tokens=encoder.max_tokens), "wanted": settings.kernel != "exact"}
-    _, *embedding = timed(lambda: write_embedding(model=encoder, **common, **encoding))
-    scoring = {"embedding": folder, "model": language, "settings": settings, "wanted": True}
-    facts, *utility = timed(lambda: write_utility(**common, **scoring))
+    _, *embedding = timed(lambda: write_embedding(folders, model=encoder, runtime=RuntimeSettings(), **encoding))
+    scoring = {"model": language, "settings": settings, "runtime": RuntimeSettings(), "wanted": True}
+    facts, *utility = timed(lambda: write_utility(folders, **scoring))
     place = {name: number for number, name in enumerate(ids)}
     kernel = np.full((len(ids), len(ids)), np.nan, np.float32)
     for pair in read_table(folder / "utility.parquet").to_pylist():

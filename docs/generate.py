@@ -241,8 +241,8 @@ def write_commands() -> str:
     text = HEADING.format("the command itself", "Commands")
     text += (
         "`tamis COMMAND --help` says the same. Tables go to stdout, everything else to stderr; where stdout is no "
-        "terminal, tables are written as CSV. The exit status is 0 after success, 1 after an error and 2 after a "
-        "wrong usage.\n\n"
+        "terminal, tables are written as CSV. The exit status is 0 after success, 1 after an error, 2 after a wrong "
+        "usage and 130 after Ctrl-C.\n\n"
     )
     top = typer.main.get_command(cli.app)
     options = [row for one in top.params for row in _argument(one)]

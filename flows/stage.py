@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from flows import params
 from flows.environment import name_machine
-from flows.stage_calls import CACHE, STAGES, Map, folder
+from flows.stage_calls import CACHE, STAGES, Map, find_folders, folder
 
 HARMLESS = "\u00a0\u3000\u200c\u200d"  # spaces and joiners that writing needs, which Python does not call printable
 
@@ -54,7 +54,8 @@ def run(name: str, version: str, *, map: Map | None = None) -> None:
 
         values = params.read()
         with in_use(CACHE):
-            notes.update(STAGES[name](values, version, map or partial(in_order, label=address)) or {})
+            folders = find_folders(values, version)
+            notes.update(STAGES[name](values, folders, map or partial(in_order, label=address)) or {})
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The stages, called: each one's function with what params.yaml gives it, and the folders of what it reads and writes.
+"""The stages, called: each one's function with what params.yaml gives it, and the folders that it reads and writes.
 
 Modules are imported when they are called: a process that runs one stage loads nothing of the others.
 """
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flows.params import Params
+from tasks.folders import Artifacts, Folders
 from tasks.selection.selectors import SELECTORS
 
 DATA = Path("data")
@@ -17,7 +18,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 Notes = Mapping[str, Any] | None  # what a stage says of this one run
 Map = Callable[[Callable[[T], R], Sequence[T]], Iterator[R]]
-Where = Callable[[str, str], Path]  # stage and version -> folder of its artifacts
 
 
 def folder(name: str, version: str) -> Path:
@@ -29,33 +29,39 @@ def folder(name: str, version: str) -> Path:
     return DATA / name / f"version={version}"
 
 
-def make_examples(values: Params, version: str, map: Map, where: Where = folder) -> Notes:
+def find_artifacts(version: str, elsewhere: Mapping[str, Path] | None = None) -> Artifacts:
+    """Return the folders of a version's artifacts, but for those of some stages that lie elsewhere."""
+    return Artifacts(version, **{name: folder(name, version) for name in STAGES} | dict(elsewhere or {}))
+
+
+def find_folders(values: Params, version: str) -> Folders:
+    """Return where the stages of a version find what they read, and put what they write."""
+    source = values.versions[version]
+    here, before = find_artifacts(version), find_artifacts(source.previous)
+    scratch = {"scratch": CACHE / "finetuning" / version, "warmup": find_warmup(here.examples)}
+    return Folders(here, before, Path(source.raw), CACHE, **scratch)
+
+
+def find_warmup(examples: Path) -> Path:
+    """Return where gradients keeps tensors of an examples artifact: trials that differ in selection share them."""
+    return CACHE / "warmup" / examples.name
+
+
+def make_examples(values: Params, folders: Folders, map: Map) -> Notes:
     """Read raw rows."""
     from tasks.examples.examples import write_examples
 
-    source = values.versions[version]
-    return write_examples(
-        raw=Path(source.raw),
-        previous_examples=where("examples", source.previous),
-        previous_subset=where("selection", source.previous),
-        out=where("examples", version),
-        version=version,
-        model=language(values),
-        settings=values.examples,
-        held_out_share=values.audit.held_out_share,
-    )
+    share = values.audit.held_out_share
+    return write_examples(folders, model=language(values), settings=values.examples, held_out_share=share)
 
 
-def make_embedding(values: Params, version: str, map: Map, where: Where = folder) -> Notes:
+def make_embedding(values: Params, folders: Folders, map: Map) -> Notes:
     """Encode texts."""
     from tasks.embedding.embedding import write_embedding
 
     reads = SELECTORS[values.selection.selector].reads
     return write_embedding(
-        examples=where("examples", version),
-        out=where("embedding", version),
-        store=CACHE / "embeddings",
-        version=version,
+        folders,
         model=encoder(values),
         settings=values.embedding,
         runtime=values.runtime,
@@ -63,16 +69,12 @@ def make_embedding(values: Params, version: str, map: Map, where: Where = folder
     )
 
 
-def make_utility(values: Params, version: str, map: Map, where: Where = folder) -> Notes:
+def make_utility(values: Params, folders: Folders, map: Map) -> Notes:
     """Score pairs."""
     from tasks.utility.utility import write_utility
 
     return write_utility(
-        examples=where("examples", version),
-        embedding=where("embedding", version),
-        out=where("utility", version),
-        store=CACHE / "pairs",
-        version=version,
+        folders,
         model=language(values),
         settings=values.utility,
         runtime=values.runtime,
@@ -81,35 +83,28 @@ def make_utility(values: Params, version: str, map: Map, where: Where = folder) 
     )
 
 
-def make_scores(values: Params, version: str, map: Map, where: Where = folder) -> Notes:
+def make_scores(values: Params, folders: Folders, map: Map) -> Notes:
     """Score rows, for selectors that sort by a score."""
     from tasks.scores.scores import write_scores
 
+    selector = values.selection.selector
     return write_scores(
-        examples=where("examples", version),
-        out=where("scores", version),
-        store=CACHE / "scores",
-        version=version,
+        folders,
         model=language(values),
         settings=values.scores,
         runtime=values.runtime,
-        selector=values.selection.selector,
-        wanted=SELECTORS[values.selection.selector].reads == "scores",
+        selector=selector,
+        wanted=SELECTORS[selector].reads == "scores",
         map=map,
     )
 
 
-def make_gradients(values: Params, version: str, map: Map, where: Where = folder) -> Notes:
+def make_gradients(values: Params, folders: Folders, map: Map) -> Notes:
     """Score rows and parameters by gradients."""
     from tasks.gradients.gradients import write_gradients
 
-    examples = where("examples", version)
     return write_gradients(
-        examples=examples,
-        out=where("gradients", version),
-        scratch=CACHE / "warmup" / examples.name,  # of the same rows: trials that differ in selection share it
-        store=CACHE / "gradients",
-        version=version,
+        folders,
         model=language(values),
         settings=values.gradients,
         runtime=values.runtime,
@@ -119,37 +114,19 @@ def make_gradients(values: Params, version: str, map: Map, where: Where = folder
     )
 
 
-def make_selection(values: Params, version: str, map: Map, where: Where = folder) -> Notes:
+def make_selection(values: Params, folders: Folders, map: Map) -> Notes:
     """Choose rows and parameters."""
     from tasks.selection.selection import write_selection
 
-    return write_selection(
-        examples=where("examples", version),
-        embedding=where("embedding", version),
-        utility=where("utility", version),
-        scores=where("scores", version),
-        gradients=where("gradients", version),
-        out=where("selection", version),
-        version=version,
-        model=language(values),
-        settings=values.selection,
-        mask=values.mask,
-        map=map,
-    )
+    return write_selection(folders, model=language(values), settings=values.selection, mask=values.mask, map=map)
 
 
-def make_finetuning(values: Params, version: str, map: Map, where: Where = folder) -> Notes:
+def make_finetuning(values: Params, folders: Folders, map: Map) -> Notes:
     """Train arms."""
     from tasks.finetuning.finetuning import write_finetuning
 
-    out = where("finetuning", version)
     return write_finetuning(
-        examples=where("examples", version),
-        subset=where("selection", version),
-        previous=where("finetuning", values.versions[version].previous),
-        out=out,
-        scratch=CACHE / "finetuning" / version if out == folder("finetuning", version) else out / "scratch",
-        version=version,
+        folders,
         model=language(values),
         settings=values.finetuning,
         runtime=values.runtime,
@@ -158,44 +135,19 @@ def make_finetuning(values: Params, version: str, map: Map, where: Where = folde
     )
 
 
-def make_evaluation(values: Params, version: str, map: Map, where: Where = folder) -> Notes:
+def make_evaluation(values: Params, folders: Folders, map: Map) -> Notes:
     """Measure arms."""
     from tasks.evaluation.evaluation import write_evaluation
 
-    previous = values.versions[version].previous
-    return write_evaluation(
-        examples=where("examples", version),
-        arms=where("finetuning", version),
-        previous=previous,
-        previous_examples=where("examples", previous),
-        previous_arms=where("finetuning", previous),
-        out=where("evaluation", version),
-        store=CACHE,
-        version=version,
-        model=language(values),
-        embedding_model=encoder(values),
-        settings=values.evaluation,
-    )
+    models = {"model": language(values), "embedding_model": encoder(values)}
+    return write_evaluation(folders, **models, settings=values.evaluation)
 
 
-def make_audit(values: Params, version: str, map: Map, where: Where = folder) -> Notes:
+def make_audit(values: Params, folders: Folders, map: Map) -> Notes:
     """Check promises."""
     from tasks.audit.audit import write_audit
 
-    source = values.versions[version]
-    return write_audit(
-        raw=Path(source.raw),
-        examples=where("examples", version),
-        previous_examples=where("examples", source.previous),
-        utility=where("utility", version),
-        selection=where("selection", version),
-        evaluation=where("evaluation", version),
-        out=where("audit", version),
-        version=version,
-        selection_settings=values.selection,
-        mask=values.mask,
-        settings=values.audit,
-    )
+    return write_audit(folders, selection_settings=values.selection, mask=values.mask, settings=values.audit)
 
 
 def name_current(values: Params) -> set[str]:

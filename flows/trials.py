@@ -12,7 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 from flows import params
 from flows.params import Params
 from flows.stage import fingerprint, in_order, named, refuse_edited, refuse_moved
-from flows.stage_calls import CACHE, STAGES, folder
+from flows.stage_calls import CACHE, STAGES, find_artifacts, find_folders, find_warmup
 
 TRIALS = CACHE / "trials"
 DONE = "done.json"
@@ -54,10 +54,10 @@ def attempt(name: str, version: str, values: Params, upstream: Mapping[str, Tria
     key = digest(facts)
     home = TRIALS / name / key
 
-    def where(stage: str, of: str) -> Path:
-        if of != version or (stage != name and stage not in upstream):
-            return folder(stage, of)
-        return home if stage == name else upstream[stage].folder
+    made = {name: home} | {stage: trial.folder for stage, trial in upstream.items()}
+    here = find_artifacts(version, made)
+    kept = {"scratch": home / "scratch", "warmup": find_warmup(here.examples)}
+    folders = replace(find_folders(values, version), here=here, **kept)
 
     if not (home / DONE).exists():
         address = f"{name}@{version}"
@@ -68,7 +68,7 @@ def attempt(name: str, version: str, values: Params, upstream: Mapping[str, Tria
         home.mkdir(parents=True, exist_ok=True)
         with named(address), in_use(CACHE):
             start = time.monotonic()
-            notes = STAGES[name](values, version, partial(in_order, label=address), where) or {}
+            notes = STAGES[name](values, folders, partial(in_order, label=address)) or {}
             seconds = time.monotonic() - start
         refuse_edited(address, loaded)
         refuse_moved(address, facts, describe(name, version, values, upstream))

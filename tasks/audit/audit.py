@@ -17,6 +17,7 @@ from tamis.examples.parsing import fold
 from tasks.artifacts import schemas, tables
 from tasks.artifacts.views import opened, stream
 from tasks.audit.settings import AuditSettings
+from tasks.folders import Folders
 from tasks.masks.settings import MaskSettings
 from tasks.selection.settings import SelectionSettings
 
@@ -124,28 +125,16 @@ class Check:
 
 
 def write_audit(
+    folders: Folders,
     *,
-    examples: Path,
-    previous_examples: Path,
-    utility: Path,
-    selection: Path,
-    evaluation: Path,
-    out: Path,
-    version: str,
     selection_settings: SelectionSettings,
     mask: MaskSettings,
     settings: AuditSettings,
-    raw: Path | None = None,
 ) -> None:
     """Check the promises of a version and write audit.parquet and audit.json.
 
-    The artifacts of `embedding`, `scores`, `gradients` and `finetuning` are found where they lie beside those of
-    `examples`, and traced, too.
-
     Args:
-        previous_examples: folder of the examples artifact that this version continues from; it may hold no row. Its
-            held-out rows are measured on again; what else this version was made from lies beside it.
-        raw: file or folder of the raw rows; None: traced only if they lie in `raw/<version>` beside the stages.
+        folders: of this version and the one before, which may hold no row; its held-out rows are measured on again.
         selection_settings, mask: as selection was given them.
         settings: what is named, as information.
 
@@ -153,17 +142,19 @@ def write_audit(
         AuditError: a promise is broken; nothing is written.
         ArtifactError: an artifact is missing or was edited.
     """
+    here, previous_examples, raw = folders.here, folders.before.examples, folders.raw
+    examples, utility, selection, evaluation = here.examples, here.utility, here.selection, here.evaluation
+    out, version = here.audit, here.version
     sources = read_sources(examples, previous_examples, utility, selection, evaluation)
     limits = tabulate_limits(sources["texts"], selection_settings, settings.held_out_share)
     limits["mask_budget"] = limit_mask(sources["tensors"], mask)
     compared = pa.table({"version": [version], "previous": [previous_examples.name.removeprefix("version=")]})
     with opened({**sources, **limits, "compared": compared}) as connection:
         checks, changes = run_checks(connection), count_changes(connection)
-    folders = [examples.parents[1] / stage / examples.name for stage in BESIDE]
-    records = read_records([*folders, examples, utility, selection, evaluation])
-    rows = raw or examples.parents[1] / "raw" / version
-    present = digest_files(records, rows, previous_examples)
-    found = trace(records, present, version, None if rows.exists() else previous_examples.name)
+    beside = [getattr(here, stage) for stage in BESIDE]
+    records = read_records([*beside, examples, utility, selection, evaluation])
+    present = digest_files(records, raw, previous_examples)
+    found = trace(records, present, version, None if raw.exists() else previous_examples.name)
     checks.append(Check("provenance", True, found))
     refuse_broken(checks, version)
     asked = asdict(selection_settings)

@@ -17,6 +17,7 @@ from tasks.artifacts import schemas, stores
 from tasks.artifacts.row_sets import USED, read_sets
 from tasks.artifacts.tables import Provenance, digest_code, digest_inputs, write_table
 from tasks.embedding.settings import EmbeddingSettings
+from tasks.folders import Folders
 from tasks.settings import RuntimeSettings
 
 BLOCK = 1024  # texts per part of the store: what a crash can lose
@@ -25,11 +26,8 @@ STORED = pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.float32()))])
 
 
 def write_embedding(
+    folders: Folders,
     *,
-    examples: Path,
-    out: Path,
-    store: Path,
-    version: str,
     model: models.ModelChoice,
     settings: EmbeddingSettings,
     runtime: RuntimeSettings,
@@ -44,6 +42,8 @@ def write_embedding(
         How many texts this run encoded, how many of those were cut at `max_tokens`, how many were known, and the
         seconds that encoding all of them took, now or earlier.
     """
+    examples, out, store = folders.here.examples, folders.here.embedding, folders.cache / "embeddings"
+    version = folders.here.version
     source = examples / "examples.parquet"
     inputs = digest_inputs(source)
     if not wanted:

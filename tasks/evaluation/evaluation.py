@@ -41,6 +41,7 @@ from tasks.evaluation.inputs import (
 from tasks.evaluation.settings import EvaluationSettings
 from tasks.evaluation.task_metrics import Expected, judge, read_expected
 from tasks.evaluation.texts import embed_texts
+from tasks.folders import Folders
 
 MEASURES = evaluation_bootstrap.MEASURES
 COLUMNS = (*MEASURES, evaluation_bootstrap.CORRECT)
@@ -58,15 +59,8 @@ class Conditions:
 
 
 def write_evaluation(
+    folders: Folders,
     *,
-    examples: Path,
-    arms: Path,
-    previous_examples: Path,
-    previous_arms: Path,
-    out: Path,
-    store: Path,
-    version: str,
-    previous: str,
     model: models.ModelChoice,
     embedding_model: models.ModelChoice,
     settings: EvaluationSettings,
@@ -74,12 +68,8 @@ def write_evaluation(
     """Evaluate the base model and every arm, and write `evaluation.parquet` and `metrics.json`; say what this run did.
 
     Args:
-        examples: folder of the examples artifact.
-        arms: folder of the finetuning artifact, with `finetuning.json` and `arms/`.
-        previous_examples, previous_arms: folders of the same artifacts of the version before; they may hold nothing.
-        out: folder of this artifact.
-        store: root of the stores, of which `losses`, `answers` and `texts` are used.
-        version, previous: the data version, and the one before.
+        folders: examples and arms of this version, and those of the version before, which may hold nothing; of the
+            stores `losses`, `answers` and `texts` are used.
         model: the base model.
         embedding_model: encodes answers, to compare them, and prompts, to find the nearest.
         settings: lengths, demonstrations and intervals.
@@ -90,6 +80,9 @@ def write_evaluation(
         SandboxError: the system refuses to run code apart, which `pass_at_1` needs.
         ValueError: a row that is too long.
     """
+    here, before, store = folders.here, folders.before, folders.cache
+    examples, arms, out, version = here.examples, here.finetuning, here.evaluation, here.version
+    previous, previous_examples, previous_arms = before.version, before.examples, before.finetuning
     conditions = Conditions(model, embedding_model, settings, store)
     held_out = read_held_out({version: examples, previous: previous_examples}, model)
     expected = read_expected(held_out, settings.task_metric)

@@ -18,6 +18,7 @@ from tasks import models
 from tasks.artifacts import schemas, tables
 from tasks.examples.raw_files import READ, SHOWN, ExamplesError, Reading, is_inside, list_files, read_rows, reject, show
 from tasks.examples.settings import ExamplesSettings
+from tasks.folders import Folders
 
 BATCH = 1024  # rows per call of the tokenizer
 SIDES = (splits.POOL, splits.TARGET, splits.HELD_OUT, splits.GENERAL)
@@ -40,12 +41,8 @@ class Division:
 
 
 def write_examples(
+    folders: Folders,
     *,
-    raw: Path,
-    previous_examples: Path,
-    previous_subset: Path,
-    out: Path,
-    version: str,
     model: models.ModelChoice,
     settings: ExamplesSettings,
     held_out_share: float,
@@ -53,9 +50,8 @@ def write_examples(
     """Read a version's raw files and write examples, rejects and withdrawn (.parquet) and examples.json.
 
     Args:
-        raw: one file, or a folder whose data files are read by name.
-        previous_examples: folder of the examples artifact that this version continues from; it may hold no row.
-        previous_subset: folder of its selection artifact.
+        folders: `raw` is one file, or a folder whose data files are read by name; of the version before, examples and
+            subset are read, which may hold no row.
         model: its tokenizer counts; prompt and response must fit its `max_tokens`, in its template.
         held_out_share: topics whose held-out share is lower are named.
 
@@ -64,6 +60,8 @@ def write_examples(
         SplitError: the target task has no rows, or one with the prompt of a held-out row; a general row has the
             prompt of another row, or of one that an earlier version chose.
     """
+    raw, out, version = folders.raw, folders.here.examples, folders.here.version
+    previous_examples, previous_subset = folders.before.examples, folders.before.selection
     check_fields(settings.fields)
     files, ignored = list_files(raw, name_apart(settings))
     reading = read_rows(files, settings.fields)

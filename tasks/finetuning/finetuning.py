@@ -33,6 +33,7 @@ from tasks.artifacts.row_sets import read_sets
 from tasks.artifacts.tables import ArtifactError
 from tasks.finetuning import mask_updates, trainer
 from tasks.finetuning.trainer import Arm, FinetuningSettings, Recipe
+from tasks.folders import Folders
 from tasks.gradients import warmup
 from tasks.gradients.settings import GradientsSettings
 from tasks.masks import mask_tables, sparse_deltas
@@ -56,13 +57,8 @@ class Pool:
 
 
 def write_finetuning(
+    folders: Folders,
     *,
-    examples: Path,
-    subset: Path,
-    previous: Path,
-    out: Path,
-    scratch: Path,
-    version: str,
     model: models.ModelChoice,
     settings: FinetuningSettings,
     runtime: RuntimeSettings,
@@ -72,11 +68,8 @@ def write_finetuning(
     """Train every arm of `settings.arms`, write `arms/`, `curve.csv` and `finetuning.json`, say what this run did.
 
     Args:
-        examples: folder of the examples artifact; the arms train on its used rows of the pool, and on replayed ones.
-        subset: folder of the selection artifact, which says what is chosen; its mask is read by method masked alone.
-        previous: folder of this artifact of the version that this one continues from; its `arms/` may be empty.
-        out: folder of this artifact.
-        scratch: folder for checkpoints and finished arms, this version's own; keeps adapters for the next run.
+        folders: the arms train on the ground set and on replayed rows; the mask is read by method masked alone; the
+            `arms/` of the version before may be empty; scratch keeps adapters for the next run.
         runtime: how a mask is cut anew, without a part in what comes out.
         update_steps: optimiser steps after which a mask by dualsft is cut anew; None: never.
         gradients: what it is cut anew by; wanted with `update_steps`.
@@ -88,6 +81,8 @@ def write_finetuning(
         ValueError: a row that is too long; an arm without rows; a budget that the pool cannot keep; a mask of another
             model.
     """
+    examples, subset, previous = folders.here.examples, folders.here.selection, folders.before.finetuning
+    out, scratch, version = folders.here.finetuning, folders.scratch, folders.here.version
     source, files = examples / "examples.parquet", ["subset.parquet"]
     recipe = Recipe(model, settings, trainer.find_start(previous, model, settings))
     if settings.method == "masked":

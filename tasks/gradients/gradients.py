@@ -38,6 +38,7 @@ from tasks.artifacts import schemas, stores
 from tasks.artifacts.locks import locked
 from tasks.artifacts.tables import Provenance, digest, digest_inputs, write_json, write_table
 from tasks.artifacts.tensors import read, stream, write
+from tasks.folders import Folders
 from tasks.gradients import warmup
 from tasks.gradients.directions import make_direction, read_direction, read_terms
 from tasks.gradients.settings import GradientsSettings
@@ -75,12 +76,8 @@ class Scored:
 
 
 def write_gradients(
+    folders: Folders,
     *,
-    examples: Path,
-    out: Path,
-    scratch: Path,
-    store: Path,
-    version: str,
     model: models.ModelChoice,
     settings: GradientsSettings,
     runtime: RuntimeSettings,
@@ -95,10 +92,7 @@ def write_gradients(
     in scratch and store is the same for both.
 
     Args:
-        examples: folder of the examples artifact; its held-out rows are not read.
-        out: folder of this artifact.
-        scratch: folder for tensors, this version's own; what a run has no use for is removed from it.
-        store: keeps phi_data.
+        folders: of the examples held-out rows are not read; what a run has no use for is removed from `warmup`.
         runtime: how the work is cut and run.
         selector: of rows.
         mask_selector: what scores parameters.
@@ -108,6 +102,8 @@ def write_gradients(
         ValueError: settings that cannot be; no validation row; fewer anchors than a batch; a row that is too long;
             a gradient that is not finite, with its row's id; sums over rows and over columns that differ.
     """
+    examples, out, version = folders.here.examples, folders.here.gradients, folders.here.version
+    store, scratch = folders.cache / "gradients", folders.warmup
     source, kinds = examples / "examples.parquet", {selector, mask_selector} & {*SCORERS}
     made = partial(Provenance, "gradients", version, inputs=digest_inputs(source))
     works, sets = open_work(source, scratch, store, model, settings=settings, runtime=runtime) if kinds else ([], None)

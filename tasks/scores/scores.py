@@ -29,6 +29,7 @@ from tasks import models
 from tasks.artifacts import schemas, stores
 from tasks.artifacts.row_sets import read_set
 from tasks.artifacts.tables import Provenance, digest_code, digest_inputs, write_json, write_table
+from tasks.folders import Folders
 from tasks.scores import less_warmup
 from tasks.scores.settings import ScoresSettings
 from tasks.scoring_model import model_lock, scoring_model
@@ -85,11 +86,8 @@ class Method:
 
 
 def write_scores(
+    folders: Folders,
     *,
-    examples: Path,
-    out: Path,
-    store: Path,
-    version: str,
     model: models.ModelChoice,
     settings: ScoresSettings,
     runtime: RuntimeSettings,
@@ -101,6 +99,8 @@ def write_scores(
 
     Where `wanted` is false (the selector sorts by no score of these) the table is empty and the JSON says so.
     """
+    examples, out, version = folders.here.examples, folders.here.scores, folders.here.version
+    store = folders.cache / "scores"
     source = examples / "examples.parquet"
     inputs = digest_inputs(source)
     if not wanted:

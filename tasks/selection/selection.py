@@ -24,6 +24,7 @@ from tamis.submodular.optimisers import Map, maximise, restrict, share_of_all, s
 from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import Provenance, digest, digest_inputs, write_json, write_table
+from tasks.folders import Folders
 from tasks.masks.mask_tables import write_mask
 from tasks.masks.settings import MaskSettings
 from tasks.selection.inputs import (
@@ -63,14 +64,8 @@ class ChosenRows:
 
 
 def write_selection(
+    folders: Folders,
     *,
-    examples: Path,
-    embedding: Path,
-    utility: Path,
-    scores: Path,
-    gradients: Path,
-    out: Path,
-    version: str,
     model: models.ModelChoice,
     settings: SelectionSettings,
     mask: MaskSettings,
@@ -79,7 +74,7 @@ def write_selection(
     """Choose rows and parameters; write `subset.parquet`, a row for each of the pool, the mask and `selection.json`.
 
     Args:
-        gradients: folder of the scores that `dualsft` and `fisher` choose by; else it is not read.
+        folders: of gradients only the scores of selectors `dualsft` and `fisher` are read.
         model: that the mask is for; without a mask nothing of it is read.
         map: runs the parts of the optimiser `partition`.
 
@@ -87,10 +82,10 @@ def write_selection(
         SelectionError, BudgetError, KernelError, MaskError: what is asked for cannot be chosen; `subset.parquet` is
             written only once all is known.
     """
-    table = examples / "examples.parquet"
-    folders = {"embedding": embedding, "utility": utility, "scores": scores, "gradients": gradients}
-    reads = SELECTORS[settings.selector].reads
-    sources = [folders[reads] / name for name in READ[reads]] if reads else []
+    here = folders.here
+    gradients, out, version = here.gradients, here.selection, here.version
+    table, reads = here.examples / "examples.parquet", SELECTORS[settings.selector].reads
+    sources = [getattr(here, reads) / name for name in READ[reads]] if reads else []
     rows = read_rows(table)
     budget = resolve_budget(rows.ground, settings)
 

@@ -36,6 +36,7 @@ from tasks import models
 from tasks.artifacts import schemas, stores
 from tasks.artifacts.row_sets import read_sets
 from tasks.artifacts.tables import Provenance, digest, digest_code, digest_inputs, read_table, write_json, write_table
+from tasks.folders import Folders
 from tasks.scoring_model import model_lock, scoring_model
 from tasks.settings import RuntimeSettings
 from tasks.utility.settings import UtilitySettings
@@ -76,12 +77,8 @@ class Pool:
 
 
 def write_utility(
+    folders: Folders,
     *,
-    examples: Path,
-    embedding: Path,
-    out: Path,
-    store: Path,
-    version: str,
     model: models.ModelChoice,
     settings: UtilitySettings,
     runtime: RuntimeSettings,
@@ -94,6 +91,8 @@ def write_utility(
     `skipped.parquet` (pairs too long for the context) and `utility.json`. Where `wanted` is false (the rows are chosen
     without utility) the tables are empty and the JSON says so.
     """
+    examples, embedding, out = folders.here.examples, folders.here.embedding, folders.here.utility
+    store, version = folders.cache / "pairs", folders.here.version
     source, vectors = examples / "examples.parquet", embedding / "embedding.parquet"
     inputs = digest_inputs(source, vectors)
     if not wanted:

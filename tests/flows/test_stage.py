@@ -13,6 +13,7 @@ import pytest
 from worlds.projects import environment
 
 from flows import params, stage
+from flows.stage_calls import find_folders
 
 ROOT = Path(__file__).parents[2]
 
@@ -139,8 +140,9 @@ def asked(monkeypatch):
         changed = {section: replace(getattr(values, section), **changes) for section, changes in sections.items()}
         caught = {}
         with monkeypatch.context() as patch:
-            patch.setattr(module, f"write_{name}", lambda **arguments: caught.update(arguments))
-            stage.STAGES[name](replace(values, **changed), "v1", map)
+            patch.setattr(module, f"write_{name}", lambda folders, **more: caught.update(more, folders=folders))
+            asked = replace(values, **changed)
+            stage.STAGES[name](asked, find_folders(asked, "v1"), map)
         signature(getattr(module, f"write_{name}")).bind(**caught)
         return caught
 
@@ -148,8 +150,11 @@ def asked(monkeypatch):
 
 
 @pytest.mark.parametrize("name", stage.STAGES)
-def test_rooms_take_what_the_flow_hands_them(asked, name):
-    assert asked(name)["out"] == Path(f"data/{name}/version=v1")
+def test_stages_take_what_the_flow_hands_them(asked, name):
+    folders = asked(name)["folders"]
+    assert getattr(folders.here, name) == Path(f"data/{name}/version=v1")
+    assert getattr(folders.before, name) == Path(f"data/{name}/version=base")
+    assert folders.raw == Path("data/raw/v1")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +192,7 @@ def test_stages_that_compute_take_what_changes_speed_alone(asked, name):
     assert asked(name, runtime={"pack_tokens": 77})["runtime"].pack_tokens == 77
 
 
-def test_stage_imports_only_its_room():
+def test_stage_imports_only_its_own_module():
     code = """
 import sys
 from flows import params, stage
@@ -202,7 +207,8 @@ sys.meta_path.insert(0, Watch())
 for name, function in stage.STAGES.items():
     asked = []
     try:
-        function(params.read(), "v1", map)
+        values = params.read()
+        function(values, stage.find_folders(values, "v1"), map)
     except ImportError:
         print(name, *asked)
 print(*{"prefect", "dvc", "torch", "pyarrow"} & set(sys.modules))

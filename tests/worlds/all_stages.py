@@ -31,6 +31,7 @@ from tasks.settings import RuntimeSettings
 from tasks.utility.settings import UtilitySettings
 from tasks.utility.utility import write_utility
 from worlds import toy_training
+from worlds.places import find_folders
 
 RUNTIME = RuntimeSettings(shard_pairs=64, shard_rows=4)
 ONE_ARM = FinetuningSettings(arms={"chosen": [0]}, epochs=1, batch_rows=4)
@@ -40,24 +41,24 @@ GRADIENTS = GradientsSettings(validation_share=0.2, warmup_share=0.5, anchor_sha
 
 def plan(world: Path, model: ModelChoice) -> dict[str, tuple[Callable[[], object], Path]]:
     """Return how each stage is called and where its artifacts lie, in the order of the calls."""
-    common = {"examples": world / "examples", "version": "v1", "model": model, "runtime": RUNTIME}
 
-    def called(function: Callable, name: str, **more) -> tuple[Callable[[], object], Path]:
-        return partial(function, **common, out=world / name, store=world / "store" / name, **more), world / name
+    def called(function: Callable, stage: str, out: str, **more) -> tuple[Callable[[], object], Path]:
+        folders = find_folders(world, cache=world / "store", **{stage: world / out})
+        return partial(function, folders, model=model, runtime=RUNTIME, **more), world / out
 
     def scores(selector: str) -> tuple[Callable[[], object], Path]:
-        return called(write_scores, selector, settings=ScoresSettings(), selector=selector)
+        return called(write_scores, "scores", selector, settings=ScoresSettings(), selector=selector)
 
     def trained(name: str, settings: FinetuningSettings, **more) -> tuple[Callable[[], object], Path]:
         return partial(toy_training.write, world / name, model, settings, **more), world / name / "out"
 
     asked = EvaluationSettings(new_tokens=4, demos=1, bootstrap=20)
     return {
-        "embedding": called(write_embedding, "embedding", settings=EmbeddingSettings(max_tokens=64)),
+        "embedding": called(write_embedding, "embedding", "embedding", settings=EmbeddingSettings(max_tokens=64)),
         "utility": called(
             write_utility,
             "utility",
-            embedding=world / "embedding",
+            "utility",
             settings=UtilitySettings(kernel="exact"),
             wanted=True,
         ),
@@ -66,7 +67,7 @@ def plan(world: Path, model: ModelChoice) -> dict[str, tuple[Callable[[], object
         "gradients": called(
             write_gradients,
             "gradients",
-            scratch=world / "scratch",
+            "gradients",
             settings=GRADIENTS,
             selector="dualsft",
             mask_selector="fisher",

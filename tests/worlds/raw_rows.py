@@ -12,7 +12,9 @@ from tasks.artifacts import schemas
 from tasks.artifacts.tables import read_table
 from tasks.examples.examples import write_examples
 from tasks.examples.settings import ExamplesSettings
+from worlds.places import find_artifacts, find_folders
 
+BEFORE = {"examples": "examples", "selection": "subset"}  # stage -> what tests call its artifact of the version before
 BASE = Path(__file__).parents[2] / "data"
 FIELDS = {"prompt": "prompt", "response": "response"}
 ROWS = [{"prompt": f"what is {k} + {k}?", "response": f"it is {2 * k}", "topic": f"sums{k % 3}"} for k in range(24)]
@@ -30,19 +32,22 @@ def write_toy(folder: Path, toy, content=None, name: str = "toy.jsonl", **change
     if content is not None:
         text = dump(content) if isinstance(content, list) else content
         (raw / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    asked = {
-        "raw": raw,
-        "previous_examples": BASE / "examples/version=base",
-        "previous_subset": BASE / "selection/version=base",
-        "out": folder / "out",
-        "version": "v1",
-        "model": toy,
-        "held_out_share": 0.05,
-    }
     given = {name: changes.pop(name) for name in [*changes] if name in ExamplesSettings.__dataclass_fields__}
     settings = ExamplesSettings(**{"fields": FIELDS, "held_out_every": 3} | given)
-    write_examples(**(asked | changes), settings=settings)
-    return read_table((asked | changes)["out"] / "examples.parquet", schemas.EXAMPLES)
+    places = {"raw": raw, "out": folder / "out", "version": "v1"} | {
+        name: changes.pop(name) for name in ("raw", "out", "version") if name in changes
+    }
+    before = {name: BASE / f"{name}/version=base" for name in ("examples", "selection")}
+    before |= {name: changes.pop(f"previous_{old}") for name, old in BEFORE.items() if f"previous_{old}" in changes}
+    folders = find_folders(
+        folder,
+        version=places["version"],
+        raw=places["raw"],
+        examples=places["out"],
+        before=find_artifacts(folder, "base", **before),
+    )
+    write_examples(folders, **{"model": toy, "held_out_share": 0.05} | changes, settings=settings)
+    return read_table(places["out"] / "examples.parquet", schemas.EXAMPLES)
 
 
 def read_rejects(folder: Path) -> list[dict]:

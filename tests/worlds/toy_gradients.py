@@ -11,6 +11,7 @@ from tasks.gradients.gradients import write_gradients
 from tasks.gradients.settings import GradientsSettings
 from tasks.gradients.warmup import read_sets
 from tasks.settings import RuntimeSettings
+from worlds.places import find_folders
 
 SMALL = GradientsSettings(
     order="second",
@@ -29,11 +30,7 @@ def run(
     folder, model, settings=SMALL, *, out="out", scratch="scratch", store="store", runtime=SMALL_RUNTIME, map=map, **by
 ):
     return write_gradients(
-        examples=folder / "examples",
-        out=folder / out,
-        scratch=folder / scratch,
-        store=folder / store,
-        version="v1",
+        find_folders(folder, gradients=folder / out, warmup=folder / scratch, cache=folder / store),
         model=model,
         settings=settings,
         runtime=runtime,

@@ -11,6 +11,7 @@ from tasks.models import ModelChoice
 from tasks.settings import RuntimeSettings
 from tasks.utility.settings import UtilitySettings
 from tasks.utility.utility import write_utility
+from worlds.places import find_folders
 
 EXACT = UtilitySettings(kernel="exact", neighbours=8, check_targets=4)
 SMALL = RuntimeSettings(shard_pairs=10, pack_tokens=200, embedding_rows=4)
@@ -18,8 +19,7 @@ SMALL = RuntimeSettings(shard_pairs=10, pack_tokens=200, embedding_rows=4)
 
 def embed(root: Path, model: ModelChoice) -> None:
     """Write the embeddings of `root/examples`."""
-    common = {"out": root / "embedding", "store": root / "texts", "version": "v1", "model": model}
-    write_embedding(examples=root / "examples", settings=EmbeddingSettings(max_tokens=64), runtime=SMALL, **common)
+    write_embedding(find_folders(root), model=model, settings=EmbeddingSettings(max_tokens=64), runtime=SMALL)
 
 
 def run(
@@ -29,17 +29,13 @@ def run(
     *,
     runtime: RuntimeSettings = SMALL,
     out: str = "out",
-    store: str = "pairs",
+    store: str = ".",
     wanted: bool = True,
     map: Callable = map,
 ) -> Mapping[str, Any]:
     """Write the utility of `root/examples` and return what was scored."""
     return write_utility(
-        examples=root / "examples",
-        embedding=root / "embedding",
-        out=root / out,
-        store=root / store,
-        version="v1",
+        find_folders(root, utility=root / out, cache=root / store),
         model=model,
         settings=settings,
         runtime=runtime,

@@ -13,10 +13,12 @@ from tasks.artifacts import schemas
 from tasks.artifacts.tables import Provenance, digest_inputs, read_table, write_json, write_table
 from tasks.audit import audit
 from tasks.audit.settings import AuditSettings
+from tasks.folders import Artifacts
 from tasks.masks import mask_tables
 from tasks.masks.settings import MaskSettings
 from tasks.selection.settings import SelectionSettings
 from worlds import toy_corpus
+from worlds.places import STAGES, find_folders
 
 POOL, HELD_OUT = 6, 2
 EXAMPLES, SUBSET = ("examples", "examples.parquet"), ("selection", "subset.parquet")
@@ -131,9 +133,9 @@ class World:
             "mask": mask,
             "settings": AuditSettings(held_out_share=held_out_share),
         }
-        stages = {stage: self.folder(stage) for stage in ("examples", "utility", "selection", "evaluation")}
-        stages["previous_examples"] = self.folder("examples", self.previous)
-        audit.write_audit(**stages, out=self.folder("audit"), version="v1", raw=raw, **asked)
+        here, before = ({stage: self.folder(stage, version) for stage in STAGES} for version in ("v1", self.previous))
+        places = {"before": Artifacts(self.previous, **before), "raw": raw or self.root / "data/raw/v1"}
+        audit.write_audit(find_folders(self.root, **places, **here), **asked)
         return read_table(self.folder("audit") / "audit.parquet", schemas.AUDIT)
 
     def found(self, check: str) -> list[str]:

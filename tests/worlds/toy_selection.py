@@ -15,6 +15,7 @@ from tasks.masks.settings import MaskSettings
 from tasks.models import ModelChoice
 from tasks.selection.selection import write_selection
 from tasks.selection.settings import SelectionSettings
+from worlds.places import find_folders
 
 HALF = SelectionSettings(budget={"fraction": 0.5})
 NO_MASK = MaskSettings(selector="none")
@@ -82,9 +83,7 @@ def run(
     **more,
 ) -> tuple[list[dict], dict]:
     """Return the subset's rows and the metrics."""
-    sources = {name: folder / name for name in ("examples", "embedding", "utility", "scores", "gradients")}
-    asked = {"settings": settings, "mask": mask}
-    write_selection(**sources, out=folder / out, version="v1", model=model, **asked, **more)
+    write_selection(find_folders(folder, selection=folder / out), model=model, settings=settings, mask=mask, **more)
     subset = read_table(folder / out / "subset.parquet", schemas.SUBSET).to_pylist()
     return subset, json.loads((folder / out / "selection.json").read_text())
 

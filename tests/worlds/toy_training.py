@@ -24,6 +24,7 @@ from tasks.gradients.settings import GradientsSettings
 from tasks.masks import mask_tables
 from tasks.masks.settings import MaskSettings
 from tasks.settings import RuntimeSettings
+from worlds.places import find_artifacts, find_folders
 from worlds.toy_corpus import learn, row, write_examples, write_rows
 
 ROWS, HELD_OUT = 12, 3
@@ -109,12 +110,9 @@ def write(
 ) -> dict:
     """Train and return what the run says of itself."""
     return write_finetuning(
-        examples=world / "examples",
-        subset=world / "selection",
-        previous=previous or world / "base",
-        out=world / out,
-        scratch=world / "scratch",
-        version="v1",
+        find_folders(
+            world, finetuning=world / out, before=find_artifacts(world, "base", finetuning=previous or world / "base")
+        ),
         model=model,
         settings=settings,
         runtime=runtime,
@@ -148,16 +146,10 @@ def evaluate(world: Path, before: Path, model, settings: EvaluationSettings, **o
 def remember(world: Path, before: Path, model, settings: EvaluationSettings, **others) -> dict:
     """Evaluate likewise and return what the run says of itself."""
     asked = {"out": world / "evaluation", "store": world / "store", "version": "v2", "previous": "v1"} | others
-    return write_evaluation(
-        examples=world / "examples",
-        arms=world / "out",
-        previous_examples=before / "examples",
-        previous_arms=before / "out",
-        model=model,
-        embedding_model=model,
-        settings=settings,
-        **asked,
-    )
+    earlier = find_artifacts(before, asked["previous"], finetuning=before / "out")
+    made = {"finetuning": world / "out", "evaluation": asked["out"], "cache": asked["store"]}
+    folders = find_folders(world, version=asked["version"], before=earlier, **made)
+    return write_evaluation(folders, model=model, embedding_model=model, settings=settings)
 
 
 def rows_of(table: pa.Table, **fields) -> list[dict]:

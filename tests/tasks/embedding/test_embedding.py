@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from worlds.places import find_folders
 from worlds.toy_corpus import learn, row, write_examples, write_rows
 
 from tasks.artifacts.tables import provenance, read_table
@@ -19,10 +20,7 @@ def counted(facts) -> dict:
 
 def encode_all(tmp_path, toy, name="out", max_tokens=64, **changes):
     return write_embedding(
-        examples=tmp_path / "examples",
-        out=tmp_path / name,
-        store=tmp_path / "store",
-        version="v1",
+        find_folders(tmp_path, embedding=tmp_path / name, cache=tmp_path / "store"),
         model=toy,
         settings=EmbeddingSettings(max_tokens=max_tokens),
         runtime=RuntimeSettings(embedding_rows=4),

@@ -17,6 +17,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
+from worlds.places import find_folders
 from worlds.toy_corpus import write_examples, write_rows
 from worlds.toy_training import write_subset
 
@@ -74,12 +75,7 @@ def train(folder: Path, model: ModelChoice, settings: FinetuningSettings) -> Non
     write_rows(folder / "base/examples", [])
     (folder / "base/finetuning/arms").mkdir(parents=True)
     write_finetuning(
-        examples=folder / "examples",
-        subset=folder / "selection",
-        previous=folder / "base/finetuning",
-        out=folder / "finetuning",
-        scratch=folder / "scratch",
-        version="v1",
+        find_folders(folder),
         model=model,
         settings=settings,
         runtime=RuntimeSettings(),
@@ -87,19 +83,8 @@ def train(folder: Path, model: ModelChoice, settings: FinetuningSettings) -> Non
 
 
 def run(folder: Path, model: ModelChoice, out: str = "evaluation", store: Path | None = None) -> Path:
-    write_evaluation(
-        examples=folder / "examples",
-        arms=folder / "finetuning",
-        previous_examples=folder / "base/examples",
-        previous_arms=folder / "base/finetuning",
-        out=folder / out,
-        store=store or folder / "store",
-        version="v1",
-        previous="base",
-        model=model,
-        embedding_model=model,
-        settings=SETTINGS,
-    )
+    folders = find_folders(folder, evaluation=folder / out, cache=store or folder / "store")
+    write_evaluation(folders, model=model, embedding_model=model, settings=SETTINGS)
     return folder / out
 
 

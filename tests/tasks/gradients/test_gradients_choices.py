@@ -20,7 +20,7 @@ from tasks.artifacts import stores
 from tasks.artifacts.tables import Provenance, provenance, read_facts, read_table, write_table
 from tasks.gradients import gradients
 
-STORE = "cache/gradients"
+STORE = "cache"
 
 
 @pytest.fixture(scope="module")

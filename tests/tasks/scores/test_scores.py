@@ -6,6 +6,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from worlds.places import find_folders
 from worlds.toy_corpus import write_examples
 
 from tamis.language.templates import encode
@@ -35,10 +36,7 @@ def wide(toy):
 
 def run(tmp_path, model, selector="perplexity", runtime=SMALL, *, out="out", store="store", **how):
     return write_scores(
-        examples=tmp_path / "examples",
-        out=tmp_path / out,
-        store=tmp_path / store,
-        version="v1",
+        find_folders(tmp_path, scores=tmp_path / out, cache=tmp_path / store),
         model=model,
         settings=ScoresSettings(),
         runtime=runtime,

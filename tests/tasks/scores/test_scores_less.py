@@ -9,6 +9,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from worlds.places import find_folders
 from worlds.toy_corpus import row, write_examples, write_rows
 
 from tamis.examples.parsing import identify
@@ -40,10 +41,7 @@ def corpus(tmp_path):
 
 def run(tmp_path, model, settings=SMALL, *, out="out", store="store", runtime=SMALL_RUNTIME, map=map):
     return write_scores(
-        examples=tmp_path / "examples",
-        out=tmp_path / out,
-        store=tmp_path / store,
-        version="v1",
+        find_folders(tmp_path, scores=tmp_path / out, cache=tmp_path / store),
         model=model,
         settings=settings,
         runtime=runtime,
