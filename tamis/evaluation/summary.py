@@ -128,7 +128,7 @@ def _tell_task(metrics: Mapping[str, Any], where: str = "") -> list[str]:
     if "task_metric" not in metrics:
         return []
     if metrics["floor"]:
-        rows = metrics["held_out_rows"]
+        rows = metrics.get("generated_rows", metrics["held_out_rows"])
         return [
             f"{where}{metrics['task_metric']}: no arm answered any of {rows} held-out rows right (a floor of 0), so it "
             "tells nothing of the arms"

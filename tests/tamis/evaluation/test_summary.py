@@ -124,6 +124,12 @@ def test_a_floor_of_zero_is_told_as_such():
     ]
 
 
+def test_a_floor_of_zero_counts_the_rows_that_were_answered():
+    metrics = {"arms": {"base": make_arm(0.0)}, "task_metric": "pass_at_1", "floor": True, "held_out_rows": 40}
+    (note,) = summarise(metrics | {"generated_rows": 12}, {"pairs_scored": 0}, {}).notes
+    assert "any of 12 held-out rows right" in note
+
+
 def test_what_a_version_changed_and_withdrew_is_told():
     counts = {"kept": {"rows": 1400, "used": 0}, "new": {"rows": 3, "used": 2}, "withdrawn": {"rows": 1, "used": 0}}
     audit = {"changes": counts, "withdrawn_learnt": ["ab12 (food): 'why?'"]}
