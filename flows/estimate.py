@@ -119,8 +119,9 @@ def print_estimate(estimate: Estimate | None, speak: Callable[[str], None] = say
         if line.work is not None:
             speak(f"{line.address:<16} {line.state:<8} {tell_work(line):<60} {tell_seconds(line.seconds):>9}")
     if estimate:
-        fresh = sum(line.work is None for line in estimate.lines)
-        speak(f"{fresh} of {len(estimate.lines)} stages are up to date; the others take {tell_time(estimate.seconds)}")
+        fresh, stages = sum(line.work is None for line in estimate.lines), len(estimate.lines)
+        others = "" if fresh == stages else f"; the others take {tell_time(estimate.seconds)}"
+        speak(f"{fresh} of {stages} stages are up to date{others}")
 
 
 def make_table(estimate: Estimate) -> tuple[list[str], list[tuple[str, str, str, str]]]:
