@@ -69,15 +69,22 @@ def remember(load: Callable) -> Callable:
 
 @pytest.fixture(scope="session")
 def apart(tmp_path_factory) -> Iterator[None]:
-    """Keep DVC's state out of the user's folders, and Prefect's engine out of the commands."""
-    from flows import pipeline
-
+    """Keep DVC's state out of the user's folders."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path_factory.mktemp("site")))
         patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
         for name in ("AUTHOR", "COMMITTER"):
             patch.setenv(f"GIT_{name}_NAME", environment()[f"GIT_{name}_NAME"])
             patch.setenv(f"GIT_{name}_EMAIL", environment()[f"GIT_{name}_EMAIL"])
+        yield
+
+
+@contextlib.contextmanager
+def driving() -> Iterator[None]:
+    """Keep Prefect's engine out of the commands, and read each YAML text once; never beyond a test of this folder."""
+    from flows import pipeline
+
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "run", drive)
         patch.setattr(YAML, "load", remember(YAML.load))
         yield
@@ -97,7 +104,7 @@ def world(apart, toy_folder, tmp_path_factory) -> Iterator[World]:
     project = start_project(root)
     shutil.copy(ROOT / ".gitignore", root)
     project.git("commit", "--quiet", "--all", "--message", "ignore artifacts")
-    with contextlib.chdir(root):
+    with contextlib.chdir(root), driving():
         done = CliRunner().invoke(cli.app, ["run", "v1"])
     assert done.exit_code == 0, done.output
     gc.freeze()  # every training collects garbage, for which what was imported need not be looked at
@@ -106,8 +113,9 @@ def world(apart, toy_folder, tmp_path_factory) -> Iterator[World]:
 
 
 @pytest.fixture
-def project(world, tmp_path, monkeypatch) -> Project:
+def project(world, tmp_path, monkeypatch) -> Iterator[Project]:
     """A copy of the toy project, as the current folder."""
     root = Path(shutil.copytree(world.project.root, tmp_path / "project", symlinks=True))
     monkeypatch.chdir(root)
-    return Project(root)
+    with driving():
+        yield Project(root)

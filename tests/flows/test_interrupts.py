@@ -24,7 +24,7 @@ BUSY = """    import torch
         torch.randn(900, 900).matrix_power(400)
 """
 ASLEEP = "    __import__('time').sleep(100)\n"
-OURS = ("another flow runs", "computing", "fresh in ", "computed in ", "restored in ")
+OURS = ("no estimate of this run", "another flow runs", "computing", "fresh in ", "computed in ", "restored in ")
 
 
 @pytest.fixture

@@ -199,6 +199,8 @@ def test_label_of_a_progress_bar_is_text(capsys):
 
 
 COMMANDS = (
+    ["estimate"],
+    ["recipe"],
     ["run"],
     ["continue"],
     ["serve"],
@@ -218,7 +220,9 @@ def test_every_command_is_asked_with_parameters_that_cannot_be_read():
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
-@pytest.mark.parametrize("text", ["a: [1", "\tprofile: demo\n", ""], ids=["bracket", "tab", "empty"])
+@pytest.mark.parametrize(
+    "text", ["a: [1", "\tscores: {}\n", "", "models: {}\nmodels: {}\n"], ids=["bracket", "tab", "empty", "twice"]
+)
 def test_parameters_that_cannot_be_read_are_the_same_error_of_every_command(tmp_path, monkeypatch, words, text):
     from flows import params
 
