@@ -129,18 +129,28 @@ def load(path: Path) -> dict[str, Any]:
         ParamsError: it is missing, empty, no YAML, no mapping, or gives a key twice.
     """
     try:
-        found = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ParamsError(f"there is no {path} here; run in the folder of the project") from error
+    except UnicodeDecodeError as error:
+        raise ParamsError(f"{path} is not valid YAML: {error}") from None
+    return dict(_parse(text, YAML(typ="safe", pure=True), str(path)))
+
+
+def _parse(text: str, reader: YAML, place: str) -> Mapping[str, Any]:
+    """Return what a YAML text holds, as its reader gives it; `load` says what is refused."""
+    try:
+        found = reader.load(text)
     except DuplicateKeyError as error:
         key = re.search(r'duplicate key "?([^"\s]+)"?', str(error))
         where = f"line {error.problem_mark.line + 1}" if error.problem_mark else "it"
-        raise ParamsError(f"{path} gives {key[1] if key else 'a key'} twice ({where}); keep one of them") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path} is not valid YAML: {_shorten(error)}") from None
+        raise ParamsError(f"{place} gives {key[1] if key else 'a key'} twice ({where}); keep one of them") from None
+    except YAMLError as error:
+        raise ParamsError(f"{place} is not valid YAML: {_shorten(error)}") from None
     if found is None:
-        raise ParamsError(f"{path} is empty; `git checkout {path.name}` brings the last one back")
-    return _mapping(found, str(path))
+        raise ParamsError(f"{place} is empty; `git checkout` brings the last one back")
+    _mapping(found, place)
+    return found
 
 
 def merge(text: str, addition: str, place: str) -> str:
@@ -158,9 +168,10 @@ def merge(text: str, addition: str, place: str) -> str:
     editor.width = 1000  # a line stays a line
     null = "tag:yaml.org,2002:null"
     editor.representer.add_representer(type(None), lambda one, _: one.represent_scalar(null, "null"))
-    whole, added = editor.load(text), editor.load(addition)
+    whole, added = editor.load(text), _parse(addition, editor, place)
     _refuse_unknown(added, SECTIONS, place)
     for section, settings in added.items():
+        _mapping(settings, f"{section} in {place}")
         there = whole.setdefault(section, {})
         there.update({key: value for key, value in settings.items() if there.get(key, ...) != value})
     stream = StringIO()

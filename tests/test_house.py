@@ -57,7 +57,7 @@ def allowed(path: Path) -> set[str]:
         return {*NUMBERS, "numba", "tamis", *more}
     if path.is_relative_to(ROOT / "tasks"):
         if path.stem == "settings":
-            return {"pydantic", "tasks"}
+            return {"pydantic", "tamis", "tasks"}
         return {"tamis", "tasks", *(LOADERS_MAY if path.stem == "models" else TASKS_MAY)}
     only = {"dvc_state": {"dvc"}, "params": {"ruamel"}}
     lazily = {"tamis"} if path.stem == "stage" else set()

@@ -41,6 +41,6 @@ def recipe(
     if as_json:
         show_json([{"recipe": name, "difference": told}])
     elif told:
-        show_text(told.rstrip("\n"))
+        show_text(*told.splitlines())
     else:
         say(f"params.yaml holds what recipe {name} gives")

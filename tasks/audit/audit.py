@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -356,4 +356,8 @@ def summarise(root: Path, version: str) -> Summary:
         if not paths[stage].exists():
             raise tables.ArtifactError(f"{paths[stage]} is missing; run `tamis run` (or `dvc repro`) to make it")
     found = [json.loads(path.read_text(encoding="utf-8")) if path.exists() else {} for path in paths.values()]
-    return summarise_metrics(*found)
+    summary, counts = summarise_metrics(*found), Path(root) / f"data/examples/version={version}/examples.json"
+    left_out = json.loads(counts.read_text(encoding="utf-8"))["rejects"] if counts.exists() else 0
+    asked = f"tamis sql \"SELECT reason, count(*) FROM rejects WHERE version = '{version}' GROUP BY ALL\""
+    told = [f"{left_out} raw rows were left out, each with its reason: {asked}"] if left_out else []
+    return replace(summary, notes=[*summary.notes, *told])

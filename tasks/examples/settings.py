@@ -5,9 +5,27 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from tamis.examples.parsing import PARTS, check_fields
 from tasks.settings import Seed, checked, hint
 
 TARGETS = ("topic", "path")
+
+
+def refuse_fields(fields: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the field mapping, where it says where prompt and response stand.
+
+    Raises:
+        ValueError: saying what is wrong with it, after the setting's name.
+    """
+    known = (*PARTS, "messages")
+    for name in fields:
+        if name not in known:
+            raise ValueError(f"maps an unknown part {name!r}{hint(name, known)}; an example has {', '.join(known)}")
+    try:
+        check_fields(fields)
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("examples.fields ")) from None
+    return fields
 
 
 def refuse_target(target: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
@@ -38,7 +56,7 @@ def refuse_target(target: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
 class ExamplesSettings:
     """How raw rows become examples."""
 
-    fields: Mapping[str, str] = Field(
+    fields: Annotated[Mapping[str, str], AfterValidator(refuse_fields)] = Field(
         description="ours -> theirs: prompt, response, topic, source, instruction, tests; messages: the first two"
     )
     on_bad_row: Literal["stop", "reject"] = Field(

@@ -237,8 +237,8 @@ def test_missing_or_broken_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "params.yaml is empty; `git checkout params.yaml` brings the last one back"),
-        ("# only a comment\n", "params.yaml is empty; `git checkout params.yaml` brings the last one back"),
+        ("", "params.yaml is empty; `git checkout` brings the last one back"),
+        ("# only a comment\n", "params.yaml is empty; `git checkout` brings the last one back"),
         ("- a\n- b\n", "params.yaml must hold `name: value` lines, got ['a', 'b']"),
         ("utility:\n  kernel: exact\n  kernel: exact\n", "params.yaml gives kernel twice (line 3); keep one of them"),
         ("utility: {}\nmodels: {}\nutility: {}\n", "params.yaml gives utility twice (line 3); keep one of them"),

@@ -5,8 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from flows import params, recipes
+from flows.cli import app
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
@@ -71,6 +73,11 @@ def test_an_unknown_recipe_is_named_with_the_nearest(project):
     [
         ("# x\nfinetuning: {method: masked}\n", "finetuning.method is masked and mask.selector is none"),
         ("# x\nfinetunning: {}\n", r"recipes/own.yaml has an unknown 'finetunning' \(did you mean 'finetuning'\?\)"),
+        ("", "own.yaml is empty"),
+        ("- 1\n", r"own.yaml must hold `name: value` lines, got \[1\]"),
+        ("finetuning:\n\tepochs: 1\n", "own.yaml is not valid YAML: line 2, column 1: .* indent with blanks, not tabs"),
+        ("mask: {}\nmask: {}\n", r"own.yaml gives mask twice \(line 2\); keep one of them"),
+        ("finetuning: [1]\n", r"finetuning in recipes/own.yaml must hold `name: value` lines, got \[1\]"),
         ("# x\nfinetuning: {epoch: 1}\n", r"finetuning has an unknown 'epoch' \(did you mean 'epochs'\?\)"),
     ],
 )
@@ -80,3 +87,13 @@ def test_a_recipe_that_cannot_be_used_changes_nothing(project, text, message):
     with pytest.raises(params.ParamsError, match=message):
         recipes.merge("own")
     assert (project / "params.yaml").read_text() == before
+
+
+def test_the_command_shows_the_difference_line_by_line(project):
+    shutil.copy(ROOT / "dvc.yaml", project)
+    done = CliRunner().invoke(app, ["recipe", "masked"])
+    assert done.exit_code == 0, done.output
+    lines = [strip_blanks(line) for line in done.stdout.splitlines()]
+    assert "- method: lora # lora | full | masked: adapters | all weights | the parameters of the mask" in lines
+    assert "+ method: masked # lora | full | masked: adapters | all weights | the parameters of the mask" in lines
+    assert not [line for line in lines if "\\n" in line]
