@@ -92,6 +92,8 @@ def test_what_is_left_out_has_its_default(tmp_path):
             {"utility__kernel": "landmarks", "utility__landmarks": 3, "selection__budget": {"count": 4}},
             "selection.budget is count: 4, but kernel landmarks scores 3 demos",
         ),
+        ({"examples__fields": {"promt": "q"}}, "examples.fields maps an unknown part 'promt' (did you mean 'prompt'?)"),
+        ({"examples__fields": {"prompt": "q"}}, "examples.fields must map prompt and response, or messages"),
         ({"examples__target": {"topc": "git"}}, "examples.target has an unknown 'topc' (did you mean 'topic'?)"),
         (
             {"examples__target": {"rows": 3}},

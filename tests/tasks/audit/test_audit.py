@@ -273,6 +273,18 @@ def test_a_summary_reads_metrics_and_notes(world):
     ]
 
 
+@pytest.mark.parametrize("rejects", [0, 9])
+def test_a_summary_tells_how_many_raw_rows_were_left_out(world, rejects):
+    write_json({"arms": {}}, world.folder("evaluation") / "metrics.json")
+    write_json({"pairs_scored": 0}, world.folder("utility") / "utility.json")
+    write_json({"rejects": rejects}, world.folder("examples") / "examples.json")
+    told = [note for note in audit.summarise(world.root, "v1").notes if "left out" in note]
+    assert [note.partition(" raw rows were left out, each with its reason: ")[0] for note in told] == ["9"] * (
+        rejects > 0
+    )
+    assert all("FROM rejects WHERE version = 'v1'" in note for note in told)
+
+
 def test_a_summary_needs_an_evaluation(tmp_path):
     with pytest.raises(ArtifactError, match=r"metrics.json is missing; run `tamis run`"):
         audit.summarise(tmp_path, "v1")
