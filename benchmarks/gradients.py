@@ -37,10 +37,12 @@ import typer
 from torch import Tensor, nn
 from utility import matrix_rate, sample, timed, work
 
+from tamis.examples.conversations import make_exchange
 from tamis.gradients.interaction import Terms, direction, score_parameters
 from tamis.gradients.per_example import Interaction, accumulate, score_second, validation_gradient
 from tamis.language.batches import Batch, plan_batches
-from tamis.language.templates import encode
+from tamis.language.encoding import TokenSequence, make_sequence
+from tamis.language.rendering import Template, encode_conversations
 from tamis.masks import topk
 from tamis.masks.sparse_adamw import RestrictedAdamW, count_state_bytes, freeze
 from tasks import models
@@ -121,10 +123,8 @@ def prepare(texts: list[tuple[str, str]], template: str, name: str) -> Job:
     """Load the model and lay out the rows for both paths; the first eight rows steer."""
     choice = models.ModelChoice(name=name, device="cpu")
     network, tokenizer = models.language_model(choice), models.tokenizer(choice)
-    encoding = encode(tokenizer, template, *map(list, zip(*texts, strict=True)))
-    sequences = [
-        (encoding.base + query, answer) for query, answer in zip(encoding.queries, encoding.responses, strict=True)
-    ]
+    encoding = encode_conversations(Template(tokenizer, template), [make_exchange(*text) for text in texts])
+    sequences = [cut_pair(*encoding.row(place)) for place in range(len(texts))]
     steering, rows = sequences[: 2 * STEERING], sequences[2 * STEERING :]
     padded = plain.pad_batches(rows, tokenizer.pad_token_id)
     size = max(batch.labels.numel() for batch in padded)
@@ -142,7 +142,12 @@ def prepare(texts: list[tuple[str, str]], template: str, name: str) -> Job:
 
 def pack(rows: list[tuple[list[int], list[int]]], tokens: int) -> list[Batch]:
     """Return packs of so many tokens."""
-    return plan_batches([query for query, _ in rows], [answer for _, answer in rows], tokens)
+    return plan_batches([[make_sequence(query, answer)] for query, answer in rows], tokens)
+
+
+def cut_pair(row: TokenSequence) -> tuple[list[int], list[int]]:
+    """Return the tokens before an answer, and the answer's."""
+    return row.tokens[~row.answers].tolist(), row.tokens[row.answers].tolist()
 
 
 def steer(job: Job) -> Terms:
@@ -243,10 +248,10 @@ def measure_peak(job: Job, kind: str) -> float:
     if kind == "training":
         plain.train(job.model, job.padded[-2:])
     else:
-        largest = sorted(job.packed, key=lambda batch: sum(map(len, batch.queries + batch.responses)))[-2:]
-        queries, responses = ([row for batch in largest for row in getattr(batch, side)] for side in SIDES)
+        largest = sorted(job.packed, key=lambda batch: sum(len(piece) for row in batch.rows for piece in row))[-2:]
+        rows = [row for batch in largest for row in batch.rows]
         u = {name: torch.ones_like(weight, requires_grad=False) for name, weight in job.model.named_parameters()}
-        accumulate(job.model, plan_batches(queries, responses, job.padded[-1].labels.numel()), u)
+        accumulate(job.model, plan_batches(rows, job.padded[-1].labels.numel()), u)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 

@@ -19,12 +19,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 from plain import score_pairs
 
+from tamis.examples.conversations import Conversation, make_exchange
+from tamis.language.encoding import TokenSequence
 from tamis.language.packing import Group, score_responses
-from tamis.language.templates import encode
+from tamis.language.rendering import Template, encode_conversations, encode_prefix
 from tamis.utility.utility import measure
 from tasks import models
 
@@ -46,13 +49,8 @@ def main(
     choice = models.ModelChoice(name=model, device="cpu")
     network, tokenizer = models.language_model(choice), models.tokenizer(choice)
     rows = sample(data, examples, seed)
-    encoding = encode(tokenizer, template, [row[prompt] for row in rows], [row[response] for row in rows])
-    groups = [Group(prefix, encoding.queries, encoding.responses) for prefix in (encoding.base, *encoding.prefixes)]
-    pairs = [
-        (group.prefix + query, answer)
-        for group in groups
-        for query, answer in zip(group.queries, group.responses, strict=True)
-    ]
+    groups = make_groups(Template(tokenizer, template), [make_exchange(row[prompt], row[response]) for row in rows])
+    pairs = [cut_pair(group.prefix, *target) for group in groups for target in group.targets]
     score_responses(network, groups[:1], pack_tokens)
     rates = [matrix_rate(network)]
     ours, *our_seconds = timed(lambda: score_responses(network, groups, pack_tokens))
@@ -66,6 +64,20 @@ def main(
     print(json.dumps(speed | apart | fixed))
     if apart["max_abs_diff"] > AGREEMENT:
         raise SystemExit(f"the two paths differ by {apart['max_abs_diff']:.2g} in distance (allowed {AGREEMENT:g})")
+
+
+def make_groups(template: Template, rows: list[Conversation]) -> list[Group]:
+    """Return every row after nothing and after every row as a demo."""
+    encoding = encode_conversations(template, rows)
+    targets = [encoding.row(place, headless=True) for place in range(len(rows))]
+    shown = [encode_prefix(template, demos, rows[0]) for demos in ([], *([row] for row in rows))]
+    return [Group(prefix, targets) for prefix in shown]
+
+
+def cut_pair(prefix: np.ndarray, target: TokenSequence) -> tuple[list[int], list[int]]:
+    """Return the tokens before an answer, and the answer's."""
+    context, answer = target.tokens[~target.answers], target.tokens[target.answers]
+    return [*prefix.tolist(), *context.tolist()], answer.tolist()
 
 
 def compare(ours: list[torch.Tensor], plain: list[torch.Tensor]) -> dict[str, float]:
@@ -82,11 +94,10 @@ def summarise(
 ) -> dict[str, float]:
     """Return ratios and rates; `seconds` are our CPU and wall seconds, then the plain path's."""
     our_cpu, our_wall, plain_cpu, plain_wall = seconds
-    answers = sum(len(response) for group in groups for response in group.responses)
-    tokens = answers + sum(len(group.prefix) + sum(map(len, group.queries)) for group in groups)
-    pairs = sum(len(group.queries) for group in groups)
-    shown = sum(len(group.prefix) * len(group.queries) for group in groups)
-    keys = (shown + answers + sum(len(query) for group in groups for query in group.queries)) / pairs / 2
+    targets = [(group, *target) for group in groups for target in group.targets]
+    answers, own = (sum(count(each) for _, each in targets) for count in (lambda each: int(each.answers.sum()), len))
+    tokens, pairs = own + sum(len(group.prefix) for group in groups), len(targets)
+    keys = (sum(len(group.prefix) for group, _ in targets) + own) / pairs / 2
     needed, run = work(network, tokens, answers, keys), work(network, padded, padded, keys)
     return {
         "ratio": round(plain_cpu / our_cpu, 3),

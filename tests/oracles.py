@@ -28,15 +28,15 @@ def distance(probabilities: list[float]) -> float:
     return math.sqrt(total / len(probabilities))
 
 
-def utility(model, base, prefixes, queries, responses) -> np.ndarray:
-    """U[i, j] by a forward pass per pair: rows are targets, columns demos."""
-    count = len(queries)
+def utility(model, heads, prefixes, rows, responses) -> np.ndarray:
+    """U[i, j] by a forward pass per pair: rows are targets, columns demos; a row follows its head or a prefix."""
+    count = len(rows)
     found = np.zeros((count, count))
     for target in range(count):
-        before = base + queries[target]
+        before = heads[target] + rows[target]
         alone = distance([math.exp(x) for x in plain_log_probs(model, before, responses[target])])
         for demo in range(count):
-            before = prefixes[demo] + queries[target]
+            before = prefixes[demo] + rows[target]
             shown = distance([math.exp(x) for x in plain_log_probs(model, before, responses[target])])
             found[target, demo] = alone - shown
     return found
@@ -52,11 +52,11 @@ def nearest(vectors: np.ndarray, count: int) -> list[list[int]]:
     return found
 
 
-def training_loss(model, base: list[int], queries: list[list[int]], responses: list[list[int]]) -> float:
-    """Mean negative log-likelihood over all response tokens, a forward pass per row."""
+def training_loss(model, pairs: list[tuple[list[int], list[int]]]) -> float:
+    """Mean negative log-likelihood over all answer tokens, a forward pass per row of context and answer."""
     total, tokens = 0.0, 0
-    for query, response in zip(queries, responses, strict=True):
-        total -= sum(plain_log_probs(model, base + query, response))
+    for before, response in pairs:
+        total -= sum(plain_log_probs(model, before, response))
         tokens += len(response)
     return total / tokens
 

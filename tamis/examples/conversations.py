@@ -129,15 +129,27 @@ def split_key(conversation: Conversation) -> str:
     return fold(next((one.content for one in conversation.messages if one.role == "user"), ""))
 
 
-def last_exchange(conversation: Conversation) -> tuple[str, str]:
-    """Return the texts of the last learnt turn and of the message before it, prompt first, for people.
+def transcribe(conversation: Conversation) -> tuple[str, str]:
+    """Return what stands before the last learnt turn as text, and that turn: of one exchange prompt and response.
 
-    >>> last_exchange(make_exchange("Hi", "Hello"))
+    >>> transcribe(make_exchange("Hi", "Hello"))
     ('Hi', 'Hello')
     """
     place = conversation.learnt[-1]
-    before = conversation.messages[place - 1].content if place else ""
-    return before, conversation.messages[place].content
+    before = conversation.messages[:place]
+    if len(before) == 1:
+        return before[0].content, conversation.messages[place].content
+    told = "\n\n".join(f"{one.role}: {one.content}" for one in before)
+    return told, conversation.messages[place].content
+
+
+def join_texts(conversation: Conversation) -> str:
+    """Return all texts, a line each: what is embedded.
+
+    >>> join_texts(make_exchange("Hi", "Hello"))
+    'Hi\\nHello'
+    """
+    return "\n".join(one.content for one in conversation.messages)
 
 
 def _digest(facts: Sequence[Any]) -> str:

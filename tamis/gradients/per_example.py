@@ -1,6 +1,6 @@
 """Gradients of a pool of examples: their sum, and each one's inner product with a direction, without each gradient.
 
-Symbols (DualSFT, methods of arXiv 2605.06166): g_n = gradient of the mean response-token negative log-likelihood of
+Symbols (DualSFT, methods of arXiv 2605.06166): g_n = gradient of the mean answer-token negative log-likelihood of
 example n, model in eval mode; G = sum_n g_n; u = a direction in parameter space; phi_data[n] = <u, g_n>.
 
 A backward pass of the batch's summed losses carries each example's gradient at its own tokens, since examples do not
@@ -13,15 +13,17 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tamis.gradients.layers import GradientSums, Layer, cover, watch
 from tamis.language.batches import Batch, BatchTensors, lay_out, plan_batches, split
+from tamis.language.encoding import TokenSequence, make_sequence
 from tamis.language.packing import packed_attention
 
-CHUNK = 256  # response positions per application of the head: 50 MB of logits at 49k words in float32
+CHUNK = 256  # answer positions per application of the head: 50 MB of logits at 49k words in float32
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}  # relative
 
 Criterion = Callable[[Tensor, slice], tuple[Tensor, Tensor]]  # logits, which kept tokens -> losses, gradient by logits
@@ -45,7 +47,7 @@ class Interaction:
 
     G: dict[str, Tensor]  # by parameter name; those that were kept
     phi_data: Float[Tensor, " example"]  # float64; 0 for parameters that u lacks
-    losses: Float[Tensor, " example"]  # float64, mean over response tokens, nats
+    losses: Float[Tensor, " example"]  # float64, mean over answer tokens, nats
 
 
 def accumulate(
@@ -240,7 +242,7 @@ def _blame(model: nn.Module, batch: Batch, criterion: Opener, tally: GradientSum
 
 
 def _likelihood(batch: Batch, sheet: BatchTensors) -> Criterion:
-    """Open a batch for the mean negative log-likelihood of each example's response tokens."""
+    """Open a batch for the mean negative log-likelihood of each example's answer tokens."""
 
     def judge(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         labels = sheet.labels[part, None]
@@ -269,11 +271,12 @@ def verify_coverage(model: nn.Module, tolerance: float | None = None, largest: i
     """
     words = model.get_input_embeddings().weight.shape[0]
     made = [[(7 * step + 3 * place) % words for step in range(4 + place)] for place in range(4)]
+    rows = [make_sequence(context, answer) for context, answer in zip(made, made[::-1], strict=True)]
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     found: dict[str, tuple[float, float]] = {}  # largest |difference| and |entry|
     for names in [list(weights)] if largest is None else group_parameters(model, largest):
-        G = accumulate(model, plan_batches(made, made[::-1], tokens=64), keep=names).G
-        plain = torch.autograd.grad(_plain_loss(model, made, made[::-1]), [weights[name] for name in names])
+        G = accumulate(model, plan_batches([[row] for row in rows], tokens=64), keep=names).G
+        plain = torch.autograd.grad(_plain_loss(model, rows), [weights[name] for name in names])
         for name, gradient in zip(names, plain, strict=True):
             found[name] = float((G[name] - gradient).abs().max()), float(gradient.abs().max())
         del G, plain  # before those of the next group
@@ -287,11 +290,12 @@ def verify_coverage(model: nn.Module, tolerance: float | None = None, largest: i
         )
 
 
-def _plain_loss(model: nn.Module, queries: list[list[int]], responses: list[list[int]]) -> Tensor:
-    """Return the sum over rows of their mean response-token loss, by whole, unpadded passes."""
+def _plain_loss(model: nn.Module, rows: Sequence[TokenSequence]) -> Tensor:
+    """Return the sum over rows of their mean loss per answer token, by whole, unpadded passes."""
     losses = []
-    for query, response in zip(queries, responses, strict=True):
-        tokens = torch.tensor([query + response], device=next(model.parameters()).device)
-        logits = model(input_ids=tokens, use_cache=False).logits[0, len(query) - 1 : -1]
-        losses.append(nn.functional.cross_entropy(logits, tokens[0, len(query) :]))
+    for row in rows:
+        tokens = torch.from_numpy(row.tokens).long()[None].to(next(model.parameters()).device)
+        answers = torch.from_numpy(np.flatnonzero(row.answers)).to(tokens.device)
+        logits = model(input_ids=tokens, use_cache=False).logits[0, answers - 1]
+        losses.append(nn.functional.cross_entropy(logits, tokens[0, answers]))
     return torch.stack(losses).sum()

@@ -1,9 +1,10 @@
-"""Teacher-forced scoring of responses by a causal language model, without padding and without full logits.
+"""Teacher-forced scoring of answers by a causal language model, without padding and without full logits.
 
-A *group* is one prefix and the targets (query + response) that follow it. Groups are packed into one flat sequence: the
-prefix stands once, its targets after it, each with positions that go on from the prefix's end. All token-wise layers
-(nine tenths of the work) then run on real tokens only; attention gathers, for rows of about equal length, each target's
-keys from its prefix and itself. The head is applied at response positions only, a chunk of rows at a time.
+A *group* is one prefix and the targets that follow it, each a row of one or more sequences. Groups are packed into one
+flat sequence: the prefix stands once, its targets' sequences after it, each with positions that go on from the prefix's
+end. All token-wise layers (nine tenths of the work) then run on real tokens only; attention gathers, for sequences of
+about equal length, each one's keys from its prefix and itself. The head is applied where an answer token is predicted
+only, a chunk of these at a time.
 """
 
 import math
@@ -13,13 +14,16 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from tamis.language.encoding import Encoding, TokenSequence, make_sequence
+
 ATTENTION = "tamis_packed"  # the name under which packed attention is known to transformers
-HEAD_ROWS = 128  # response positions per application of the head: 25 MB of logits at 49k words
+HEAD_ROWS = 128  # predicted tokens per application of the head: 25 MB of logits at 49k words
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 1.0, torch.float16: 0.1}  # nats
 STRETCH = 1.25  # rows share an attention call while the longest is at most so many times the shortest
 
@@ -32,13 +36,12 @@ class NonFiniteError(ValueError):
         self.group, self.target = group, target
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """One prefix and the targets that share it."""
 
-    prefix: list[int]
-    queries: list[list[int]]  # one per target, at least one token each
-    responses: list[list[int]]  # one per target, at least one token each
+    prefix: Sequence[int] | Int[np.ndarray, " token"]
+    targets: Sequence[Sequence[TokenSequence]]  # per target: what follows the prefix, one sequence as a rule
 
 
 @dataclass(frozen=True)
@@ -61,68 +64,101 @@ class Bucket:
     real: Bool[Tensor, "span query"]  # False at padding
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pack:
     """One forward pass: tokens of several groups in one flat sequence."""
 
-    members: list[tuple[int, int]]  # (group, target) in the order of their tokens
-    tokens: list[int]
-    positions: list[int]
+    members: list[tuple[int, int, int]]  # (group, target, which of its sequences) in the order of their tokens
+    tokens: Int[np.ndarray, " token"]
+    positions: Int[np.ndarray, " token"]
     spans: list[Span]
-    responses: list[tuple[int, int]]  # per member: first predicting position, count of response tokens
+    predicting: list[np.ndarray]  # int64; per member: the places just before its answer tokens
+
+
+def make_group(prefix: Sequence[int], contexts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Group:
+    """Return a group whose targets are one sequence each, of a context and the answer that ends it."""
+    pairs = zip(contexts, answers, strict=True)
+    return Group(prefix, [[make_sequence(context, answer)] for context, answer in pairs])
+
+
+def group_rows(rows: Encoding) -> list[Group]:
+    """Return rows as groups, those with the same head in one."""
+    return [
+        Group(head, [rows.row(place, headless=True) for place in places])
+        for head, places in rows.by_head(range(len(rows)))
+    ]
+
+
+def score_rows(model: nn.Module, rows: Encoding, pack_tokens: int) -> list[Float[Tensor, " token"]]:
+    """Return log p of every answer token of every row, each head run once; as `score_responses`.
+
+    Raises:
+        NonFiniteError: `target` is the row's place.
+    """
+    members = [places for _, places in rows.by_head(range(len(rows)))]
+    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    try:
+        scored = score_responses(model, group_rows(rows), pack_tokens)
+    except NonFiniteError as error:
+        raise NonFiniteError(0, members[error.group][error.target]) from error
+    for places, scores in zip(members, scored, strict=True):
+        for place, score in zip(places, scores, strict=True):
+            found[place] = score
+    return found
 
 
 def score_responses(model: nn.Module, groups: Sequence[Group], pack_tokens: int) -> list[list[Float[Tensor, " token"]]]:
-    """Return log p(y_t | prefix, query, y_<t) for every response token of every target of every group.
+    """Return log p(y_t | prefix, what stands before y_t) for every answer token of every target of every group.
 
-    Cost: each prefix is run once per pack that holds its targets (once, where a group fits in a pack); the head runs at
-    response tokens only; attention is linear in tokens times (prefix + own length).
+    Cost: each prefix is run once per pack that holds its targets (once, where a group fits in a pack); the head runs
+    where answer tokens are predicted only; attention is linear in tokens times (prefix + own length).
 
     Args:
         model: a causal language model in eval mode, with transformers' attention interface.
         groups: prefixes with their targets.
-        pack_tokens: tokens per forward pass; a single longer target is still run whole.
+        pack_tokens: tokens per forward pass; a single longer sequence is still run whole.
 
     Returns:
-        Per group, per target: float32 log-probabilities in nats, one per response token, on the CPU.
+        Per group, per target: float32 log-probabilities in nats, one per answer token in the order of its sequences,
+        on the CPU.
 
     Raises:
-        ValueError: an empty query or response.
+        ValueError: a sequence without an answer, or whose first token is one.
         NonFiniteError: a log-probability is not finite.
     """
     _check(groups)
-    scores: list[list[Tensor]] = [[torch.empty(0)] * len(group.queries) for group in groups]
+    scores: list[list[list[Tensor]]] = [[[torch.empty(0)] * len(each) for each in group.targets] for group in groups]
     with packed_attention(model), torch.inference_mode():
         for pack in plan_packs(groups, pack_tokens):
-            for (group, target), row in zip(pack.members, _run(model, pack), strict=True):
+            for (group, target, piece), row in zip(pack.members, _run(model, pack), strict=True):
                 if not torch.isfinite(row).all():
                     raise NonFiniteError(group, target)
-                scores[group][target] = row
-    return scores
+                scores[group][target][piece] = row
+    return [[torch.cat(pieces) for pieces in targets] for targets in scores]
 
 
 def plan_packs(groups: Sequence[Group], pack_tokens: int) -> Iterator[Pack]:
-    """Yield packs of at most `pack_tokens` tokens (one target at least) that hold every target of every group once.
+    """Yield packs of at most `pack_tokens` tokens (one sequence at least) that hold every sequence of all targets once.
 
-    Targets of a group are taken by length, so that those which meet in one attention call need little padding. A group
-    that would fit in a pack of its own is not split when the current pack is more than half full.
+    Sequences of a group are taken by length, so that those which meet in one attention call need little padding. A
+    group that would fit in a pack of its own is not split when the current pack is more than half full.
     """
     pack = _Filling()
     for number, group in enumerate(groups):
-        lengths = [len(query) + len(answer) for query, answer in zip(group.queries, group.responses, strict=True)]
-        whole = len(group.prefix) + sum(lengths)
-        if len(pack.tokens) + whole > pack_tokens and (whole <= pack_tokens and 2 * len(pack.tokens) > pack_tokens):
+        pieces = [(len(each), place, part) for place, row in enumerate(group.targets) for part, each in enumerate(row)]
+        whole = len(group.prefix) + sum(length for length, *_ in pieces)
+        if pack.size + whole > pack_tokens and (whole <= pack_tokens and 2 * pack.size > pack_tokens):
             yield pack.close()
             pack = _Filling()
         opened = -1
-        for target in sorted(range(len(lengths)), key=lambda place: (lengths[place], place)):
-            needed = lengths[target] + (len(group.prefix) if opened < 0 else 0)
-            if pack.members and len(pack.tokens) + needed > pack_tokens:
+        for length, target, part in sorted(pieces):
+            needed = length + (len(group.prefix) if opened < 0 else 0)
+            if pack.members and pack.size + needed > pack_tokens:
                 yield pack.close()
                 pack, opened = _Filling(), -1
             if opened < 0:
                 opened = pack.open(group.prefix)
-            pack.add(number, target, opened, group)
+            pack.add((number, target, part), opened, group)
     if pack.members:
         yield pack.close()
 
@@ -226,16 +262,16 @@ def _column(values: Iterator[int]) -> Int[Tensor, "span 1"]:
 def _run(model: nn.Module, pack: Pack) -> list[Float[Tensor, " token"]]:
     """Run one pack and return each member's log-probabilities."""
     device = next(model.parameters()).device
-    tokens = torch.tensor(pack.tokens, device=device)
+    tokens = torch.from_numpy(pack.tokens).long().to(device)
     hidden = model.base_model(
         input_ids=tokens[None],
-        position_ids=torch.tensor(pack.positions, device=device)[None],
+        position_ids=torch.from_numpy(pack.positions).long().to(device)[None],
         use_cache=False,
         pack=[ready(bucket, model) for bucket in bucket_spans(pack.spans, device)],
     ).last_hidden_state[0]
-    places = torch.cat([torch.arange(start, start + count) for start, count in pack.responses]).to(device)
+    places = torch.from_numpy(np.concatenate(pack.predicting)).to(device)
     scores = log_probs(model, hidden[places], tokens[places + 1]).cpu()
-    return list(scores.split([count for _, count in pack.responses]))
+    return list(scores.split([len(each) for each in pack.predicting]))
 
 
 def log_probs(
@@ -268,11 +304,12 @@ def verify_packing(model: nn.Module, tolerance: float | None = None) -> None:
     """
     words = model.get_input_embeddings().weight.shape[0]
     made = [[(7 * step + 3 * place) % words for step in range(4 + place)] for place in range(4)]
-    groups = [Group(made[1], made[:2], made[2:]), Group(made[3], made[1:3], made[:2])]
+    asked = [(made[1], made[:2], made[2:]), (made[3], made[1:3], made[:2])]
     worst = 0.0
-    for group, rows in zip(groups, score_responses(model, groups, pack_tokens=64), strict=True):
-        for query, response, row in zip(group.queries, group.responses, rows, strict=True):
-            worst = max(worst, float((row - _plain(model, group.prefix + query, response)).abs().max()))
+    scored = score_responses(model, [make_group(*each) for each in asked], pack_tokens=64)
+    for (prefix, contexts, answers), rows in zip(asked, scored, strict=True):
+        for context, answer, row in zip(contexts, answers, rows, strict=True):
+            worst = max(worst, float((row - _plain(model, prefix + context, answer)).abs().max()))
     tolerance = TOLERANCE[next(model.parameters()).dtype] if tolerance is None else tolerance
     if not worst <= tolerance:
         raise ValueError(
@@ -290,40 +327,46 @@ def _plain(model: nn.Module, before: list[int], response: list[int]) -> Float[Te
 
 def _check(groups: Sequence[Group]) -> None:
     for number, group in enumerate(groups):
-        for target, (query, response) in enumerate(zip(group.queries, group.responses, strict=True)):
-            if not query or not response:
-                which = "query" if not query else "response"
-                raise ValueError(f"group {number}, target {target}: the {which} has no token; leave such examples out")
+        for target, row in enumerate(group.targets):
+            if not row or not all(each.answers.any() for each in row):
+                raise ValueError(f"group {number}, target {target}: no token is an answer's; leave such examples out")
+            if any(each.answers[0] for each in row):
+                raise ValueError(
+                    f"group {number}, target {target}: the answer has no token before it; leave such examples out"
+                )
 
 
 class _Filling:
     """A pack while it is being filled."""
 
     def __init__(self) -> None:
-        self.members: list[tuple[int, int]] = []
-        self.tokens: list[int] = []
-        self.positions: list[int] = []
+        self.size = 0  # tokens
+        self.members: list[tuple[int, int, int]] = []
+        self.tokens: list[np.ndarray] = []
+        self.positions: list[np.ndarray] = []
         self.spans: list[Span] = []
-        self.responses: list[tuple[int, int]] = []
+        self.predicting: list[np.ndarray] = []
 
-    def open(self, prefix: list[int]) -> int:
-        start = len(self.tokens)
-        self._append(prefix, 0)
-        if prefix:
+    def open(self, prefix: Sequence[int] | np.ndarray) -> int:
+        start = self._append(np.asarray(prefix, np.int32), 0)
+        if len(prefix):
             self.spans.append(Span(start, len(prefix), 0, 0))
         return start
 
-    def add(self, number: int, target: int, opened: int, group: Group) -> None:
-        query, response = group.queries[target], group.responses[target]
-        start = len(self.tokens)
-        self._append(query + response, len(group.prefix))
-        self.spans.append(Span(start, len(query) + len(response), opened, len(group.prefix)))
-        self.responses.append((start + len(query) - 1, len(response)))
-        self.members.append((number, target))
+    def add(self, member: tuple[int, int, int], opened: int, group: Group) -> None:
+        sequence = group.targets[member[1]][member[2]]
+        start = self._append(sequence.tokens, len(group.prefix))
+        self.spans.append(Span(start, len(sequence), opened, len(group.prefix)))
+        self.predicting.append(start - 1 + np.flatnonzero(sequence.answers))
+        self.members.append(member)
 
     def close(self) -> Pack:
-        return Pack(self.members, self.tokens, self.positions, self.spans, self.responses)
+        joined = (np.concatenate(parts) for parts in (self.tokens, self.positions))
+        return Pack(self.members, *joined, self.spans, self.predicting)
 
-    def _append(self, tokens: list[int], position: int) -> None:
-        self.tokens.extend(tokens)
-        self.positions.extend(range(position, position + len(tokens)))
+    def _append(self, tokens: np.ndarray, position: int) -> int:
+        start = self.size
+        self.tokens.append(tokens)
+        self.positions.append(np.arange(position, position + len(tokens)))
+        self.size += len(tokens)
+        return start

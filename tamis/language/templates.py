@@ -4,9 +4,11 @@ A sequence is prefix + query + response. Segments are tokenised once per example
 they differ from tokenising the joined text only at the seams. A prefix that shows several demos is one segment.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, SupportsIndex
+from typing import Any
+
+from tamis.language.encoding import Encoding, join_rows, make_sequence
 
 TEMPLATES = ("chat", "delift")
 
@@ -17,26 +19,6 @@ DELIFT_DEMO = (  # then the demo's prompt, a line end, its response, and DELIFT_
 )
 DELIFT_MORE = "\n\n\nExample:\n"  # between demos
 DELIFT_QUERY = "\n\n\nQuery:\n"
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """Token ids of a set of examples under one template."""
-
-    base: list[int]  # the prefix without a demo
-    prefixes: list[list[int]]  # per example: the prefix that shows it as the demo
-    queries: list[list[int]]  # per example: what stands between prefix and response
-    responses: list[list[int]]  # per example: its response, ending with the end-of-turn token
-
-    def pick(self, places: Iterable[SupportsIndex]) -> "Encoding":
-        """Return the encoding of some examples, in the order given, without prefixes that show them.
-
-        >>> Encoding([0], [[1], [2]], [[3], [4]], [[5], [6]]).pick([1])
-        Encoding(base=[0], prefixes=[], queries=[[4]], responses=[[6]])
-        """
-        chosen = list(places)
-        queries, responses = ([side[place] for place in chosen] for side in (self.queries, self.responses))
-        return Encoding(self.base, [], queries, responses)
 
 
 @dataclass(frozen=True)
@@ -88,20 +70,17 @@ def encode(tokenizer: Any, template: str, prompts: Sequence[str], responses: Seq
         )
     segments = _renderer(tokenizer, template)
     texts = [segments(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
-    start = _start(tokenizer)
-    base = segments("x", "y").base
-    return Encoding(
-        base=start + _ids(tokenizer, [base])[0],
-        prefixes=[start + ids for ids in _ids(tokenizer, [text.prefix for text in texts])],
-        queries=_ids(tokenizer, [text.query for text in texts]),
-        responses=_ids(tokenizer, [text.response for text in texts]),
-    )
+    base = _start(tokenizer) + _ids(tokenizer, [segments("x", "y").base])[0]
+    queries = _ids(tokenizer, [text.query for text in texts])
+    answers = _ids(tokenizer, [text.response for text in texts])
+    rows = [[make_sequence(base + query, answer)] for query, answer in zip(queries, answers, strict=True)]
+    return join_rows(rows, [len(base)] * len(rows))
 
 
 def encode_demos(tokenizer: Any, template: str, demos: Sequence[tuple[str, str]]) -> list[int]:
     """Return the prefix that shows some examples in the order given, the last one next to the query.
 
-    No demo gives `Encoding.base`, one its `Encoding.prefixes`, token by token. `chat` shows each as earlier turns;
+    No demo gives the head. `chat` shows each as earlier turns;
     `delift` puts the published wording once and every further example under a heading `Example:` of its own.
 
     **Source**: the in-context learner of DELIFT's published code (agarwalishika/DELIFT @ 1612186, `inference_icl.py`).
@@ -126,47 +105,10 @@ def encode_demos(tokenizer: Any, template: str, demos: Sequence[tuple[str, str]]
     return _start(tokenizer) + _ids(tokenizer, [text])[0]
 
 
-def write_prompts(
-    tokenizer: Any,
-    template: str,
-    encoding: Encoding,
-    demos: Sequence[Sequence[tuple[str, str]]],
-    *,
-    max_tokens: int,
-    new_tokens: int,
-) -> tuple[Encoding, int]:
-    """Return queries with demonstrations before them, the nearest last, and how many of them had no room for all.
-
-    A query keeps the nearest k of its demos, the largest k with prefix + query + max(response, new) <= max_tokens.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer.
-        template: `chat` or `delift`.
-        encoding: of examples; the first of them are asked.
-        demos: per example that is asked: prompt and response of each, nearest first.
-        max_tokens: that a sequence may have.
-        new_tokens: that are generated, at most.
-
-    Returns:
-        The prompts as queries after an empty base, with the responses; the count of prompts with fewer demos.
-    """
-    queries, fewer = [], 0
-    for near, query, response in zip(demos, encoding.queries, encoding.responses, strict=False):
-        room = max_tokens - len(query) - max(len(response), new_tokens)
-        count, prefix = len(near), encode_demos(tokenizer, template, near[::-1])
-        while count and len(prefix) > room:
-            count -= 1
-            prefix = encode_demos(tokenizer, template, near[:count][::-1])
-        fewer += count < len(near)
-        queries.append(prefix + query)
-    return Encoding([], [], queries, encoding.responses[: len(queries)]), fewer
-
-
 def count_overhead(tokenizer: Any, template: str) -> int:
     """Return how many tokens a template adds to those of prompt and response, the end-of-turn token not counted."""
-    made = encode(tokenizer, template, ["x"], ["y"])
     own = sum(map(len, _ids(tokenizer, ["x", "y"])))
-    return len(made.base) + len(made.queries[0]) + len(made.responses[0]) - own - 1
+    return int(encode(tokenizer, template, ["x"], ["y"]).sizes[0]) - own - 1
 
 
 def _renderer(tokenizer: Any, template: str) -> Callable[[str, str], Segments]:
@@ -214,15 +156,3 @@ def _start(tokenizer: Any) -> list[int]:
 
 def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False).input_ids if texts else []
-
-
-def refuse_long(encoding: Encoding, rows: Sequence[int], max_tokens: int) -> None:
-    """Raise ValueError where base + query + response of a row exceeds `max_tokens`, naming the rows by number."""
-    pairs = zip(encoding.queries, encoding.responses, strict=True)
-    sizes = [len(encoding.base) + len(query) + len(response) for query, response in pairs]
-    long = [row for row, size in zip(rows, sizes, strict=True) if size > max_tokens]
-    if long:
-        raise ValueError(
-            f"{len(long)} of {len(rows)} rows are longer than models.max_tokens ({max_tokens}; the longest has "
-            f"{max(sizes)} tokens), first rows {long[:3]}; raise it or leave these rows out of the raw data"
-        )

@@ -1,9 +1,9 @@
 """Influence of training on an example upon a target task: similarity of gradients as Adam sees them (LESS).
 
-Symbols: g = the gradient of one example's loss (mean negative log-likelihood of its response tokens) by the trained
+Symbols: g = the gradient of one example's loss (mean negative log-likelihood of its answer tokens) by the trained
 weights, flattened in the order of `network.parameters()`; m, v = Adam's two moments of g after `step` updates;
 b1, b2 = its betas; d = `dimensions` of a feature; a *feature* is a projected direction of length 1; queries = the rows
-of the target task, some to each topic (the paper's subtasks). Rows come as a `Group`: prefix, queries, responses.
+of the target task, some to each topic (the paper's subtasks). Rows come as an `Encoding`.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,8 @@ from numpy.random import Philox
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from tamis.language.packing import Group, packed_attention
+from tamis.language.encoding import Encoding
+from tamis.language.packing import packed_attention
 from tamis.training.steps import collate, optimise, plan_steps, response_loss
 
 BLOCK = 16384  # weights whose buckets are held at once
@@ -71,7 +72,7 @@ def pick_warmup(rows: int, share: float, least: int, seed: int) -> Int[np.ndarra
 
 
 def warm_up(
-    network: nn.Module, group: Group, *, epochs: int, batch_rows: int, rate: float, seed: int
+    network: nn.Module, rows: Encoding, *, epochs: int, batch_rows: int, rate: float, seed: int
 ) -> list[Checkpoint]:
     """Train a network by Adam and return it at the end of every epoch; order, rate and loss are those of finetuning.
 
@@ -81,7 +82,7 @@ def warm_up(
 
     Args:
         network: in eval mode; it is changed.
-        group: the warm-up's rows.
+        rows: the warm-up's.
         epochs: passes over them.
         batch_rows: rows per update; Adam's moments say little after few updates.
         rate: peak of the learning rate.
@@ -90,14 +91,14 @@ def warm_up(
     Raises:
         ValueError: no row; a loss that is not finite.
     """
-    steps = plan_steps(len(group.queries), batch_rows, epochs, seed)
+    steps = plan_steps(len(rows), batch_rows, epochs, seed)
     if not steps:
         raise ValueError("a warm-up needs 1 row at least, and there are 0; the ground set is empty")
     optimizer, schedule = optimise(network, len(steps), rate, WARMUP_FRACTION)
     found, rates = [], []
     with packed_attention(network):
         for number, places in enumerate(steps, start=1):
-            loss = _loss(network, group, places.tolist())
+            loss = _loss(network, rows, places.tolist())
             if not torch.isfinite(loss):
                 raise ValueError(
                     f"the warm-up's loss is {float(loss.detach())} at step {number} of {len(steps)}; lower its "
@@ -160,13 +161,13 @@ def read_moments(network: nn.Module, optimizer: torch.optim.Optimizer) -> Moment
     )
 
 
-def gradient(network: nn.Module, group: Group, row: int) -> Float[Tensor, " weight"]:
+def gradient(network: nn.Module, rows: Encoding, row: int) -> Float[Tensor, " weight"]:
     """Return g of one row, one backward pass of a batch of one; a weight that the loss does not reach has 0.
 
-    The model must attend by packs (`language_model.packed_attention`).
+    The model must attend by packs (`tamis.language.packing.packed_attention`).
     """
     weights = trained(network)
-    found = torch.autograd.grad(_loss(network, group, [row]), weights, allow_unused=True, materialize_grads=True)
+    found = torch.autograd.grad(_loss(network, rows, [row]), weights, allow_unused=True, materialize_grads=True)
     return torch.cat([one.reshape(-1) for one in found])
 
 
@@ -235,7 +236,7 @@ def normalise(vectors: Float[Tensor, "row dimension"]) -> Float[Tensor, "row dim
 
 
 def features(
-    network: nn.Module, checkpoint: Checkpoint, group: Group, names: Sequence[str], *, dimensions: int, seed: int
+    network: nn.Module, checkpoint: Checkpoint, rows: Encoding, names: Sequence[str], *, dimensions: int, seed: int
 ) -> tuple[Float[Tensor, "row dimension"], Float[Tensor, "row dimension"]]:
     """Return the features of rows as training examples (Adam's direction) and as queries (the gradient itself).
 
@@ -247,7 +248,7 @@ def features(
     Args:
         network: in eval mode; its trained weights become those of the checkpoint.
         checkpoint: of its warm-up, on its device.
-        group: the rows.
+        rows: of which features are wanted.
         names: of the rows, for errors.
         dimensions: d.
         seed: of the projection; features of one comparison share it.
@@ -264,14 +265,14 @@ def features(
     vector_to_parameters(checkpoint.weights.clone(), trained(network))
     found = []
     for start in range(0, len(names), ROWS):
-        rows = range(start, min(start + ROWS, len(names)))
-        vectors = checkpoint.weights.new_empty(2, len(rows), checkpoint.weights.numel())
+        block = range(start, min(start + ROWS, len(names)))
+        vectors = checkpoint.weights.new_empty(2, len(block), checkpoint.weights.numel())
         with packed_attention(network):
-            for place, row in enumerate(rows):
-                vectors[1, place] = gradient(network, group, row)
+            for place, row in enumerate(block):
+                vectors[1, place] = gradient(network, rows, row)
                 vectors[0, place] = adam_direction(vectors[1, place], checkpoint.moments)
         made = normalise(project(vectors.flatten(0, 1), dimensions, seed)).cpu()
-        found.append(made.view(2, len(rows), dimensions))
+        found.append(made.view(2, len(block), dimensions))
     adam, plain = torch.cat(found, dim=1)
     broken = [name for name, row in zip(names, plain, strict=True) if not torch.isfinite(row).all()]
     if broken:
@@ -325,11 +326,10 @@ def influence(
     return total.amax(1)
 
 
-def _loss(network: nn.Module, group: Group, rows: Sequence[int]) -> Float[Tensor, ""]:
+def _loss(network: nn.Module, rows: Encoding, places: Sequence[int]) -> Float[Tensor, ""]:
     """Return the loss of rows as one packed step."""
     device = next(network.parameters()).device
-    queries, responses = ([ids[row] for row in rows] for ids in (group.queries, group.responses))
-    batch = collate(group.prefix, queries, responses, device)
+    batch = collate(rows.pick(places), device)
     batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
     labels = batch.pop("labels")
     return response_loss(network(**batch).logits, labels)

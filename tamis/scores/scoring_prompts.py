@@ -1,13 +1,15 @@
-"""What a model is asked about rows, by selector: groups of targets whose log-probabilities `baselines` scores.
+"""What a model is asked about conversations, by selector: rows whose answers' log-probabilities `baselines` scores.
 
-Every row has the same number of targets, and targets stand in the order of the rows, whatever the groups.
+Every conversation has the same number of rows in what is returned, those of one after those of another; rows that begin
+alike say so by their heads, which are run once.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
-from tamis.language.packing import Group
-from tamis.language.templates import encode
+from tamis.examples.conversations import Conversation, Message, transcribe
+from tamis.language.encoding import Encoding, join_rows, make_sequence
+from tamis.language.rendering import Template, encode_conversations, encode_question
 
 RATINGS = ("1", "2", "3", "4", "5")
 RATING_PROMPTS = (  # each stands before the same prompt and answer; the next token of the reply is the rating
@@ -19,46 +21,57 @@ RATING_PROMPTS = (  # each stands before the same prompt and answer; the next to
 RATED = "{question}\n\nPrompt:\n{prompt}\n\nAnswer:\n{response}"
 
 
-def ask_perplexity(tokenizer: Any, template: str, prompts: Sequence[str], responses: Sequence[str]) -> list[Group]:
-    """Return one target per row: the response after its prompt, in the template."""
-    code = encode(tokenizer, template, prompts, responses)
-    return [Group(code.base, code.queries, code.responses)] if prompts else []
+def ask_perplexity(template: Template, conversations: Sequence[Conversation]) -> Encoding:
+    """Return one row per conversation: its answers where they stand."""
+    return encode_conversations(template, conversations)
 
 
-def ask_ifd(tokenizer: Any, template: str, prompts: Sequence[str], responses: Sequence[str]) -> list[Group]:
-    """Return two targets per row: the response after its prompt, and after an empty prompt.
+def ask_ifd(template: Template, conversations: Sequence[Conversation]) -> Encoding:
+    """Return two rows per conversation: its answers where they stand, and with all questions emptied.
 
     **Source**: Li et al. 2023, arXiv 2308.12032; code tianyi-lab/Cherry_LLM @ 6c200ba, where the response alone stands
     after a beginning-of-sequence token and the header of an answer. Differs: it stands after all tokens of the template
     but the prompt's own (beginning of sequence, system text, an empty user turn, the header of the answer), so that the
-    two losses differ by the prompt only; and the end-of-turn token counts.
+    two losses differ by the prompt only; the end-of-turn token counts; and in a conversation of several exchanges every
+    user's turn is emptied and earlier answers stay.
     """
-    code = encode(tokenizer, template, prompts, responses)
-    empty = encode(tokenizer, template, [""], ["1"]).queries[0]
-    queries = [ids for query in code.queries for ids in (query, empty)]
-    return [Group(code.base, queries, [ids for ids in code.responses for _ in range(2)])] if prompts else []
+    pairs = [one for each in conversations for one in (each, empty_questions(each))]
+    return encode_conversations(template, pairs)
 
 
-def ask_selectit(tokenizer: Any, template: str, prompts: Sequence[str], responses: Sequence[str]) -> list[Group]:
-    """Return a target per row, rating prompt and rating: the rating as the first token of the model's reply.
+def empty_questions(conversation: Conversation) -> Conversation:
+    """Return a conversation whose user's turns and tool answers say nothing.
+
+    >>> from tamis.examples.conversations import make_exchange
+    >>> empty_questions(make_exchange("Hi", "Hello")).messages[0].content
+    ''
+    """
+    asked = ("user", "tool")
+    messages = (replace(one, content="") if one.role in asked else one for one in conversation.messages)
+    return replace(conversation, messages=tuple(messages))
+
+
+def ask_selectit(template: Template, conversations: Sequence[Conversation]) -> Encoding:
+    """Return a row per conversation, rating prompt and rating: the rating as the first token of the model's reply.
 
     **Source**: Liu et al. 2024, arXiv 2402.16705. Differs: our rating prompts; the question stands in the template, as
-    a user's turn where that is a chat.
+    a user's turn where that is a chat; of a conversation of several exchanges the last learnt turn is rated, after a
+    transcript of what stands before it.
 
     Raises:
         ValueError: two ratings end in the same token.
     """
+    tokenizer = template.tokenizer
     ids = [tokenizer(rating, add_special_tokens=False).input_ids[-1] for rating in RATINGS]
     if len(set(ids)) < len(RATINGS):
         raise ValueError(f"the tokenizer does not tell the ratings {', '.join(RATINGS)} apart (last tokens {ids})")
-    pairs = zip(prompts, responses, strict=True)
-    texts = [
-        RATED.format(question=question, prompt=prompt, response=response)
-        for prompt, response in pairs
-        for question in RATING_PROMPTS
-    ]
-    code = encode(tokenizer, template, texts, [RATINGS[0]] * len(texts))
-    asked, last = [code.base + query[:-1] for query in code.queries], [query[-1:] for query in code.queries]
-    return [
-        Group(before, [end] * len(ids), [[rating] for rating in ids]) for before, end in zip(asked, last, strict=True)
-    ]
+    rows, heads = [], []
+    for conversation in conversations:
+        prompt, response = transcribe(conversation)
+        for question in RATING_PROMPTS:
+            text = RATED.format(question=question, prompt=prompt, response=response)
+            rated = Conversation((Message("user", text), Message("assistant", RATINGS[0], learnt=True)))
+            asked = encode_question(template, rated)
+            rows += [[make_sequence(asked, [rating])] for rating in ids]
+            heads += [len(asked) - 1] * len(ids)
+    return join_rows(rows, heads)

@@ -1,8 +1,8 @@
 """Finetuning steps: the order of an arm's rows, the learning rate, and a step's rows as one packed sequence.
 
-Symbols: row = an example of the pool; step = one optimiser step, of `batch_rows` rows. Rows of a step share one copy of
-the template's prefix and stand after it without padding, each blind to the others (`tamis.language.packing`): the
-gradient is that of padded rows, at about 0.6 of their cost on short chats.
+Symbols: row = an example of the pool; step = one optimiser step, of `batch_rows` rows. Rows of a step that begin with
+the same head share one copy of it and stand after it without padding, each blind to the others (module packing):
+the gradient is that of padded rows, at about 0.6 of their cost on short chats.
 """
 
 import sys
@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tamis.language.packing import Group, bucket_spans, plan_packs
-from tamis.language.templates import Encoding
+from tamis.language.encoding import Encoding
+from tamis.language.packing import Group, bucket_spans, group_rows, plan_packs
 
 
 def plan_steps(rows: int, batch_rows: int, epochs: int, seed: int) -> list[Int[np.ndarray, " place"]]:
@@ -68,27 +68,28 @@ def optimise(
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
 
 
-def collate(
-    base: list[int], queries: Sequence[list[int]], responses: Sequence[list[int]], device: torch.device
-) -> dict[str, Any]:
-    """Lay the rows of a step after one copy of `base`, as the arguments of a model's forward pass and its labels.
+def collate(rows: Encoding, device: torch.device) -> dict[str, Any]:
+    """Lay the rows of a step after one copy of each head, as the arguments of a model's forward pass and its labels.
 
     Args:
-        base: the template's prefix.
-        queries: per row, at least one token each.
-        responses: per row, ending with the end-of-turn token.
+        rows: of the step.
         device: where the attention's index tensors are wanted.
 
     Returns:
         `input_ids` and `position_ids` [1, token]; `pack` for packed attention; `logits_to_keep` [kept], the positions
-        that predict a response token, and `labels` [1, kept], these tokens: nothing else enters the loss.
+        that predict an answer token, and `labels` [1, kept], these tokens: nothing else enters the loss.
     """
-    (pack,) = plan_packs([Group(base, list(queries), list(responses))], pack_tokens=sys.maxsize)
-    tokens = torch.tensor(pack.tokens)
-    kept = torch.cat([torch.arange(start, start + count) for start, count in pack.responses])
+    return lay_groups(group_rows(rows), device)
+
+
+def lay_groups(groups: Sequence[Group], device: torch.device) -> dict[str, Any]:
+    """Lay groups into one packed sequence; as `collate`."""
+    (pack,) = plan_packs(groups, pack_tokens=sys.maxsize)
+    tokens = torch.from_numpy(pack.tokens).long()
+    kept = torch.from_numpy(np.concatenate(pack.predicting))
     return {
         "input_ids": tokens[None],
-        "position_ids": torch.tensor(pack.positions)[None],
+        "position_ids": torch.from_numpy(pack.positions).long()[None],
         "pack": bucket_spans(pack.spans, device),
         "logits_to_keep": kept,
         "labels": tokens[kept + 1][None],
@@ -96,9 +97,9 @@ def collate(
 
 
 def response_loss(logits: Float[Tensor, "1 kept vocabulary"], labels: Int[Tensor, "1 kept"]) -> Float[Tensor, ""]:
-    """Return the mean negative log-likelihood over a step's response tokens, nats, in float32.
+    """Return the mean negative log-likelihood over a step's answer tokens, nats, in float32.
 
-    loss = -(1 / sum_i T_i) * sum_i sum_t log p(y_it | x_i, y_i<t): each token counts alike, so a long response counts
+    loss = -(1 / sum_i T_i) * sum_i sum_t log p(y_it | x_i, y_i<t): each token counts alike, so a long answer counts
     for more.
 
     >>> response_loss(torch.zeros(1, 3, 4), torch.tensor([[0, 1, 2]])).isclose(torch.tensor(4.0).log()).item()
@@ -118,7 +119,7 @@ def final_loss(losses: Sequence[float]) -> float:
 
 
 def describe(encoding: Encoding, rows: Int[np.ndarray, " pick"], losses: list[float], epochs: int) -> dict[str, Any]:
-    """Return an arm's numbers; tokens are counted over all epochs, the template's prefix left out.
+    """Return an arm's numbers; tokens are counted over all epochs, heads left out.
 
     Args:
         encoding: of the pool.
@@ -126,11 +127,10 @@ def describe(encoding: Encoding, rows: Int[np.ndarray, " pick"], losses: list[fl
         losses: of each step, nats per token.
         epochs: passes over the rows.
     """
-    queries, answers = (
-        epochs * sum(len(ids[row]) for row in rows.tolist()) for ids in (encoding.queries, encoding.responses)
-    )
     facts = {"rows": len(rows), "epochs": epochs, "steps": len(losses), "losses": losses}
-    return {**facts, "tokens": queries + answers, "response_tokens": answers, "final_loss": final_loss(losses)}
+    facts["tokens"] = epochs * int(encoding.own_tokens[rows].sum())
+    facts["response_tokens"] = epochs * int(encoding.answer_tokens[rows].sum())
+    return {**facts, "final_loss": final_loss(losses)}
 
 
 def tabulate_curve(logs: Mapping[str, Mapping[str, Any]]) -> str:

@@ -4,10 +4,10 @@ Symbols: a pair is (target, demo), places of examples. Sets: `ground`, what may 
 the target task's examples; `learnt`, what an earlier version chose.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Float, Float32, Int
 
 from tamis.language.embedding import nearest, nearest_among
 from tamis.submodular.budgets import resolve
@@ -152,18 +152,6 @@ def unite(several: Iterable[Int[np.ndarray, "_ 2"]]) -> Pairs:
     pairs = np.concatenate(list(several)).astype(np.int64)
     size = int(pairs.max(initial=0)) + 1
     return np.column_stack(np.divmod(np.unique(pairs[:, 0] * size + pairs[:, 1]), size))
-
-
-def fits(
-    prefixes: Sequence[int], targets: Sequence[int], pairs: Int[np.ndarray, "pair 2"], max_tokens: int
-) -> Bool[np.ndarray, " pair"]:
-    """Tell which pairs fit in the context whole: prefix tokens + target tokens <= max_tokens; nothing is ever cut.
-
-    >>> fits([3, 9], [4, 4], np.array([[0, 0], [0, 1]]), 8)
-    array([ True, False])
-    """
-    target, demo = pairs[:, 0], pairs[:, 1]
-    return np.asarray(prefixes)[demo] + np.asarray(targets)[target] <= max_tokens
 
 
 def _pair_up(targets: np.ndarray, demos: np.ndarray) -> np.ndarray:

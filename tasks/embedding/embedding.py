@@ -9,19 +9,21 @@ import numpy as np
 import pyarrow as pa
 from transformers.utils import logging
 
+import tamis.examples.conversations
 import tamis.language.embedding
+from tamis.examples.conversations import join_texts
 from tamis.language.embedding import encode_texts
-from tamis.language.templates import join_instruction
 from tasks import models
 from tasks.artifacts import schemas, stores
 from tasks.artifacts.row_sets import USED, read_sets
 from tasks.artifacts.tables import Provenance, digest_code, digest_inputs, write_table
+from tasks.conversations import read_conversation
 from tasks.embedding.settings import EmbeddingSettings
 from tasks.folders import Folders
 from tasks.settings import RuntimeSettings
 
 BLOCK = 1024  # texts per part of the store: what a crash can lose
-CODE = digest_code(tamis.language.embedding)  # what a vector depends on, as imported
+CODE = digest_code(tamis.language.embedding, tamis.examples.conversations)  # what a vector depends on, as imported
 STORED = pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.float32()))])
 
 
@@ -78,7 +80,7 @@ def encode_missing(
     cut = 0
     for first in logging.tqdm(range(0, len(rows), BLOCK), desc="embedding", unit_scale=BLOCK, disable=not rows):
         block = rows[first : first + BLOCK]
-        texts = [f"{join_instruction(row['instruction'], row['prompt'])}\n{row['response']}" for row in block]
+        texts = [join_texts(read_conversation(row)) for row in block]
         tokenizer, network = models.tokenizer(model), models.embedder(model)
         start = time.perf_counter()
         cut += sum(len(tokens) > max_tokens for tokens in tokenizer(texts, verbose=False).input_ids)

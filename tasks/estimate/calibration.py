@@ -10,8 +10,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from tamis.language.embedding import encode_texts
-from tamis.language.packing import Group, packed_attention, score_responses
-from tamis.training.steps import collate, response_loss
+from tamis.language.packing import Group, make_group, packed_attention, score_responses
+from tamis.training.steps import lay_groups, response_loss
 from tasks import models
 
 TARGETS, QUERY, RESPONSE, PREFIX = 10, 24, 20, 40  # of the group that is scored: 480 tokens
@@ -25,7 +25,7 @@ def calibrate_language(choice: models.ModelChoice) -> dict[str, float]:
     """Return the seconds of loading the language model, and per token forward, forward and backward, and generated."""
     models.folder(choice)  # a GGUF file is converted once, which is no part of loading
     network, load = _timed(lambda: models.language_model(choice))
-    group = make_group(network)
+    group = make_probe(network)
     forward = _fastest(lambda: score_responses(network, [group], 4096))
     backward = _fastest(lambda: _train(network, group))
     generated = _fastest(lambda: _generate(network, group))
@@ -46,7 +46,7 @@ def calibrate_encoder(choice: models.ModelChoice) -> dict[str, float]:
     return {"encoded": seconds / sum(map(len, tokens))}
 
 
-def make_group(network: PreTrainedModel) -> Group:
+def make_probe(network: PreTrainedModel) -> Group:
     """Return made-up tokens that the model knows."""
     words = network.get_input_embeddings().weight.shape[0]
 
@@ -54,7 +54,7 @@ def make_group(network: PreTrainedModel) -> Group:
         return [(31 * step + 17 * salt + 5) % words for step in range(length)]
 
     queries = [make(QUERY, place) for place in range(TARGETS)]
-    return Group(make(PREFIX, 99), queries, [make(RESPONSE, place + TARGETS) for place in range(TARGETS)])
+    return make_group(make(PREFIX, 99), queries, [make(RESPONSE, place + TARGETS) for place in range(TARGETS)])
 
 
 def _timed(work: Callable[[], object]) -> tuple[object, float]:
@@ -76,7 +76,7 @@ def _fastest(work: Callable[[], object]) -> float:
 def _train(network: PreTrainedModel, group: Group) -> None:
     """Run a step forward and backward to the embeddings; no weight gets a gradient, which would take their memory."""
     device = next(network.parameters()).device
-    inputs = collate(group.prefix, group.queries[:TRAINED], group.responses[:TRAINED], device)
+    inputs = lay_groups([Group(group.prefix, group.targets[:TRAINED])], device)
     inputs = {name: one.to(device) if isinstance(one, torch.Tensor) else one for name, one in inputs.items()}
     labels = inputs.pop("labels")
     before = {name: weight.requires_grad for name, weight in network.named_parameters()}

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from tamis.language.templates import Encoding
 from tamis.utility import pairs as planning
-from tamis.utility.pairs import fits, pair_all, pairs_of_all, pairs_of_landmarks, pairs_of_neighbours, unite
+from tamis.utility.pairs import pair_all, pairs_of_all, pairs_of_landmarks, pairs_of_neighbours, unite
 from tasks import models
 from tasks.artifacts.tables import read_table
 from tasks.estimate.rows import Corpus
@@ -50,17 +49,17 @@ def plan_pairs(case: Case, sets: Sets) -> list[np.ndarray]:
 
     They are places in the corpus, only those that fit in the context, and each once.
     """
-    from tasks.utility.utility import Pool, draw_check
+    from tasks.utility.utility import draw_check
 
     settings, corpus = case.values.utility, case.corpus
-    check = draw_check(Pool([], dict(sets), Encoding([], [], [], [])), settings)
-    lengths = (corpus.queries + corpus.responses).tolist()
+    check = draw_check(sets["ground"], settings)
+    lengths = corpus.contexts + corpus.answers
     *tried, kernel = _of_kernel(case, sets)
     targets = np.union1d(sets["ground"], sets["task"])
     batches, known = [], np.empty(0, np.int64)
     alone = np.column_stack([targets, np.full(len(targets), -1)])
     for batch in (*tried, unite([kernel, check])):
-        shown = batch[fits(corpus.prefixes.tolist(), lengths, batch, case.model.max_tokens)]
+        shown = batch[corpus.prefixes[batch[:, 1]] + lengths[batch[:, 0]] <= case.model.max_tokens]
         names = shown @ [len(corpus.rows), 1]
         batches.append(np.concatenate([alone, shown[~np.isin(names, known)]]))
         known, alone = np.union1d(known, names), alone[:0]
@@ -151,8 +150,8 @@ def _count_shard(corpus: Corpus, pairs: np.ndarray, pack_tokens: int) -> int:
 
 
 def _make_group(corpus: Corpus, demo: int, targets: Sequence[int]) -> Any:
-    prefix = int(corpus.prefixes[demo]) if demo >= 0 else corpus.base
-    return blank_group(prefix, corpus.queries[targets].tolist(), corpus.responses[targets].tolist())
+    prefix = int(corpus.prefixes[demo]) if demo >= 0 else corpus.head
+    return blank_group(prefix, corpus.contexts[targets].tolist(), corpus.answers[targets].tolist())
 
 
 def count_lacking(case: Case) -> Work | None:

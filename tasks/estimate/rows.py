@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from tamis.language.templates import encode, join_instruction
+from tamis.examples.conversations import Conversation
+from tamis.language.rendering import encode_conversations, encode_prefix
 from tamis.submodular.budgets import Budget, draw, resolve
 from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import read_table
+from tasks.conversations import open_template, read_conversation
 
 SAMPLE = 200  # rows that are tokenised
 KEPT = ("id", "row", "topic", "prompt", "response", "instruction", "split", "used", "earlier", "duplicate_of")
@@ -30,9 +32,9 @@ class Corpus:
 
     rows: list[dict[str, Any]]  # with the columns `KEPT`
     chosen: frozenset[str]  # ids that selection chose or, before it ran, as many at random under its budget
-    base: int  # tokens of the template's prefix without a demo
-    queries: np.ndarray  # int64, tokens per row
-    responses: np.ndarray  # int64, tokens per row, the end-of-turn token included
+    head: int  # tokens that a row begins with whatever its turns, on average
+    contexts: np.ndarray  # int64, tokens per row that are neither of its head nor answers
+    answers: np.ndarray  # int64, answer tokens per row
     prefixes: np.ndarray  # int64, tokens per row of the prefix that shows it as the demo
 
     def places(self, split: str) -> np.ndarray:
@@ -44,8 +46,8 @@ class Corpus:
         return np.flatnonzero([row["split"] == "pool" and is_learnt(row) for row in self.rows])
 
     def whole(self, places: Sequence[int] | np.ndarray) -> int:
-        """Return the tokens of some rows, each with its own copy of the template's prefix."""
-        return int(len(places) * self.base + (self.queries + self.responses)[np.asarray(places, int)].sum())
+        """Return the tokens of some rows, each with its own head."""
+        return int(len(places) * self.head + (self.contexts + self.answers)[np.asarray(places, int)].sum())
 
 
 def is_learnt(row: Mapping[str, Any]) -> bool:
@@ -121,31 +123,31 @@ def tell_before(before: Corpus | None) -> list[dict[str, Any]]:
 
 def measure(rows: list[dict[str, Any]], values: Any, model: models.ModelChoice, subset: Path | None) -> Corpus:
     """Return rows with their lengths, and which of them are chosen, or as many drawn where that is not known yet."""
-    base, queries, responses, prefixes = measure_lengths(rows, model)
+    head, contexts, answers, prefixes = measure_lengths(rows, model)
     if subset is not None:
         picked = read_table(subset, schemas.SUBSET)
         chosen = frozenset(picked.filter(picked["chosen"])["id"].to_pylist())
     else:
         ground = np.flatnonzero([row["used"] and row["split"] == "pool" for row in rows])
-        drawn = draw(make_budget(rows, ground, responses, values.selection), seed=values.selection.seed)
+        drawn = draw(make_budget(rows, ground, answers, values.selection), seed=values.selection.seed)
         chosen = frozenset(rows[place]["id"] for place in ground[drawn])
-    return Corpus(rows, chosen, base, queries, responses, prefixes)
+    return Corpus(rows, chosen, head, contexts, answers, prefixes)
 
 
-def make_budget(rows: Sequence[Mapping], ground: np.ndarray, responses: np.ndarray, settings: Any) -> Budget:
+def make_budget(rows: Sequence[Mapping], ground: np.ndarray, answers: np.ndarray, settings: Any) -> Budget:
     """Return what selection may spend on the ground set.
 
     Raises:
         BudgetError: it cannot be kept.
     """
-    topics, tokens = [rows[place]["topic"] for place in ground], responses[ground].astype(np.int64)
+    topics, tokens = [rows[place]["topic"] for place in ground], answers[ground].astype(np.int64)
     return resolve(settings.budget, topics=topics, response_tokens=tokens, caps=settings.caps, floors=settings.floors)
 
 
 def measure_lengths(
     rows: Sequence[Mapping], model: models.ModelChoice
 ) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
-    """Return the tokens of the template's prefix and, per row, of query, response and the prefix that shows it.
+    """Return the tokens of a head and, per row, of its context, its answers and the prefix that shows it.
 
     Those of rows beyond the sample are their characters times the sample's tokens per character.
     """
@@ -153,16 +155,22 @@ def measure_lengths(
     drawn = wanted
     if len(wanted) > SAMPLE:
         drawn = np.sort(np.random.default_rng(0).choice(wanted, SAMPLE, replace=False))
-    prompts = [join_instruction(row["instruction"], row["prompt"]) for row in rows]
-    answers = [row["response"] for row in rows]
-    texts = [prompts[place] for place in drawn], [answers[place] for place in drawn]
-    coded = encode(models.tokenizer(model), model.template, *texts)
-    asked, said = (np.array([len(text) for text in side]) for side in (prompts, answers))
+    conversations, template = [read_conversation(row) for row in rows], open_template(model)
+    some = [conversations[place] for place in drawn]
+    coded = encode_conversations(template, some)
+    shown = np.array([len(encode_prefix(template, [one], one)) for one in some])
+    asked, said = np.array([count_letters(one) for one in conversations]).T
+    own = coded.own_tokens - coded.answer_tokens
     found = []
-    for segments, letters in ((coded.queries, asked), (coded.responses, said), (coded.prefixes, asked + said)):
-        tokens = np.array([len(ids) for ids in segments])
+    for tokens, letters in ((own, asked), (coded.answer_tokens, said), (shown, asked + said)):
         each = tokens.sum() / max(1, letters[drawn].sum())
         lengths = np.maximum(1, np.rint(letters * each)).astype(np.int64)
         lengths[drawn] = tokens
         found.append(lengths)
-    return len(coded.base), *found
+    return round(coded.head_tokens.mean()), *found
+
+
+def count_letters(conversation: Conversation) -> tuple[int, int]:
+    """Return the characters of what is not learnt and of what is."""
+    asked = sum(len(one.content) for one in conversation.messages if not one.learnt)
+    return asked, sum(len(one.content) for one in conversation.messages if one.learnt)

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from tamis.examples.conversations import join_texts, split_key
 from tamis.examples.splits import GENERAL, HELD_OUT
-from tamis.language.packing import Group, plan_packs
-from tamis.language.templates import join_instruction
+from tamis.language.encoding import Encoding, TokenSequence, make_sequence
+from tamis.language.packing import Group, group_rows, plan_packs
 from tamis.training.arms import REPLAYS, pick_rows
 from tamis.training.steps import plan_steps
 from tasks import models
+from tasks.conversations import read_conversation
 from tasks.estimate.rows import SAMPLE, Corpus, is_learnt, make_budget
 from tasks.selection.selectors import SELECTORS
 
@@ -77,7 +79,7 @@ def count_embedding(case: Case) -> Work:
     if not (reads == "embedding" or (reads == "utility" and case.values.utility.kernel != "exact")):
         return Work()
     rows = [row for row in case.corpus.rows if row["used"] or (row["split"] == "pool" and is_learnt(row))]
-    texts = [f"{_query(row)}\n{row['response']}" for row in rows]
+    texts = [join_texts(read_conversation(row)) for row in rows]
     return Work(texts=len(rows), encoded=count_encoded(texts, case))
 
 
@@ -107,23 +109,19 @@ def count_scores(case: Case) -> Work:
         tokens = epochs * (drawn * each + case.corpus.whole(pool) + case.corpus.whole(target))
         return Work(rows=len(pool) + len(target), backward=round(tokens), loads=1)
     some = pool[:SAMPLE] if len(pool) > SAMPLE else pool
-    tokens = sum(count_packed(groups, case.values.runtime.pack_tokens) for groups in _ask(case, some))
+    tokens = sum(count_packed(group_rows(asked), case.values.runtime.pack_tokens) for asked in _ask(case, some))
     return Work(rows=len(pool), forward=round(tokens * len(pool) / max(1, len(some))), loads=1)
 
 
-def _ask(case: Case, places: Sequence[int]) -> Iterable[list[Group]]:
+def _ask(case: Case, places: Sequence[int]) -> Iterable[Encoding]:
     from tasks.scores.scores import METHODS, Row, Shard
 
     selector, size = case.values.selection.selector, case.values.runtime.shard_rows
     for start in range(0, len(places), size):
         ours = [case.corpus.rows[place] for place in places[start : start + size]]
-        rows = [Row(row["id"], _query(row), row["response"], row["topic"], "pool") for row in ours]
+        rows = [Row(row["id"], read_conversation(row), row["topic"], "pool") for row in ours]
         shard = Shard(selector, Path(), case.model, case.values.scores, case.values.runtime, rows)
         yield METHODS[selector].ask(shard)
-
-
-def _query(row: Mapping[str, Any]) -> str:
-    return join_instruction(row["instruction"], row["prompt"])
 
 
 def count_gradients(case: Case) -> Work:
@@ -138,7 +136,7 @@ def count_gradients(case: Case) -> Work:
     if "dualsft" in kinds:
         learnt = sets["warmup"]
         steps = -(-len(learnt) // settings.batch_rows)
-        warm = corpus.whole(learnt) - (len(learnt) - steps) * corpus.base
+        warm = corpus.whole(learnt) - (len(learnt) - steps) * corpus.head
         each = sum(corpus.whole(sets[name]) for name in ("validation", "anchors"))
         tokens = warm + groups * (each + passes * corpus.whole(sets["pool"]))
         rows = groups * passes * len(sets["pool"])
@@ -152,14 +150,13 @@ def count_gradients(case: Case) -> Work:
 
 def draw_sets(case: Case) -> dict[str, list[int]]:
     """Return the places of the rows that stage `gradients` draws, by the name of their set."""
-    from tamis.examples.parsing import fold
     from tasks.gradients.warmup import assign, draw
 
     rows, settings = case.corpus.rows, case.values.gradients
     used = [place for place, row in enumerate(rows) if row["used"] and row["split"] in ("pool", "target")]
     used.sort(key=lambda place: rows[place]["row"])
     ours = [rows[place] for place in used]
-    sides = assign(ours, [fold(_query(row)) for row in ours], settings)
+    sides = assign(ours, [split_key(read_conversation(row)) for row in ours], settings)
     found = {name: [place for place, side in enumerate(sides) if side == name] for name in ("pool", "validation")}
     found |= {name: draw(ours, found["pool"], name, settings) for name in ("warmup", "anchors", "fisher")}
     return {name: [used[place] for place in places] for name, places in found.items()}
@@ -190,7 +187,7 @@ def plan_arms(case: Case) -> list[tuple[str, int, np.ndarray]]:
     rows = np.array([*ground, *(place for place in sorted(again) if place not in used)], int)
     replayed = np.flatnonzero([place in again for place in rows])
     chosen = np.array([corpus.rows[place]["id"] in corpus.chosen for place in ground])
-    budget = make_budget(corpus.rows, ground, corpus.responses, case.values.selection)
+    budget = make_budget(corpus.rows, ground, corpus.answers, case.values.selection)
     arms = []
     for name, seed in ((name, seed) for name, seeds in settings.arms.items() for seed in seeds):
         drawn = pick_rows(name, chosen, budget=budget, replayed=replayed, seed=seed)
@@ -203,7 +200,7 @@ def count_finetuning(case: Case) -> Work:
     settings, corpus, found = case.values.finetuning, case.corpus, Work()
     for _, seed, rows in plan_arms(case):
         steps = len(plan_steps(len(rows), settings.batch_rows, settings.epochs, seed))
-        tokens = settings.epochs * (corpus.whole(rows) - len(rows) * corpus.base) + steps * corpus.base
+        tokens = settings.epochs * (corpus.whole(rows) - len(rows) * corpus.head) + steps * corpus.head
         cuts = count_cuts(case, steps)
         if cuts:
             sets = draw_sets(case)
@@ -230,11 +227,11 @@ def count_evaluation(case: Case) -> Work:
         places = case.before.places(HELD_OUT)
         others.append((case.before, np.array([p for p in places if case.before.rows[p]["id"] not in ids], int)))
     sides = [(case.corpus, own), *others]
-    asked = [(int(c.queries[place]), int(c.responses[place])) for c, places in sides for place in places]
+    asked = [(int(c.contexts[place]), int(c.answers[place])) for c, places in sides for place in places]
     said = asked[: len(own)][: settings.generated_rows]  # which are drawn plays no part
     judged = said if settings.task_metric == "none" else said + asked[len(own) :]
     runs = 1 + len(arms) + (case.before is not None)
-    found = scale_runs(_answer(asked, judged, case.corpus.base, settings.new_tokens), runs)
+    found = scale_runs(_answer(asked, judged, case.corpus.head, settings.new_tokens), runs)
     compared = list_shown(arms) if settings.demos else []
     for demos in (count_shown(case, rows) for _, rows in compared):
         prompts, shown = ([(query + demos, response) for query, response in rows] for rows in (asked[: len(own)], said))
@@ -244,7 +241,7 @@ def count_evaluation(case: Case) -> Work:
     if compared:
         shown = np.unique(np.concatenate([rows for _, rows in compared]))
         texts += len(own) + len(shown)
-        encoded += int(case.corpus.queries[own].sum() + case.corpus.queries[shown].sum())
+        encoded += int(case.corpus.contexts[own].sum() + case.corpus.contexts[shown].sum())
     return add(found, Work(texts=texts, encoded=encoded, loads=1))
 
 
@@ -257,8 +254,8 @@ def list_shown(arms: Sequence[tuple[str, int, np.ndarray]]) -> list[tuple[str, n
 
 def count_shown(case: Case, rows: np.ndarray) -> int:
     """Return the tokens of demonstrations drawn from some rows before a query, on average."""
-    each = case.corpus.prefixes[rows].mean() - case.corpus.base
-    return round(case.corpus.base + case.values.evaluation.demos * each)
+    each = case.corpus.prefixes[rows].mean() - case.corpus.head
+    return round(case.corpus.head + case.values.evaluation.demos * each)
 
 
 def _answer(asked: Sequence[tuple[int, int]], said: Sequence[tuple[int, int]], base: int, new_tokens: int) -> Work:
@@ -295,12 +292,12 @@ def count_packed(groups: Sequence[Group], pack_tokens: int) -> int:
 
 def blank_group(prefix: int, queries: Sequence[int], responses: Sequence[int]) -> Group:
     """Return a group of these lengths."""
-    return Group(_blank(prefix), [_blank(length) for length in queries], [_blank(length) for length in responses])
+    return Group([0] * prefix, [[_blank(*lengths)] for lengths in zip(queries, responses, strict=True)])
 
 
 @lru_cache(maxsize=4096)
-def _blank(length: int) -> list[int]:
-    return [0] * length
+def _blank(context: int, answer: int) -> TokenSequence:
+    return make_sequence([0] * context, [0] * answer)
 
 
 def count_stage(name: str, case: Case) -> Work:

@@ -20,11 +20,11 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from tamis.evaluation.bootstrap import plan_batches
-from tamis.language.templates import Encoding
+from tamis.language.encoding import Encoding, TokenSequence
 from tasks import models
 from tasks.artifacts import stores
 from tasks.artifacts.tables import digest
-from tasks.evaluation.inputs import SHOWN, HeldOut, Run
+from tasks.evaluation.inputs import SHOWN, HeldOut, Prompts, Run
 from tasks.evaluation.networks import CODE, generate, loaded, score
 
 ANSWER_TOKENS = 8192  # kept in memory while answers are generated: prefix, query, padding and answer of every row
@@ -51,7 +51,7 @@ class Asked:
 
     run: Run
     rows: Sequence[Mapping[str, Any]]
-    encoding: Encoding
+    prompts: Prompts
     losses: pa.Table  # KEYS and `index`, the place among the rows
     texts: pa.Table  # likewise, of the rows that are answered in generated text
 
@@ -112,19 +112,27 @@ def answer_all(
 
 def plan(run: Run, held_out: HeldOut, answered: Mapping[str, Sequence[int]]) -> Asked:
     """Return what a run is asked, each row by what it is known by."""
-    encoding, weights = run.encoding or held_out.encoding, digest_weights(run)
+    prompts, weights = run.prompts or held_out.prompts, digest_weights(run)
     own = answered[held_out.version]
     said = own if run.learner == SHOWN else {place for places in answered.values() for place in places}
 
-    def name(places: Iterable[int], read: Callable[[int], list[int]]) -> pa.Table:
+    def name(places: Iterable[int], read: Callable[[int], np.ndarray]) -> pa.Table:
         named = [(weights, held_out.rows[place]["id"], digest_tokens(read(place)), place) for place in places]
         return pa.table(list(zip(*named, strict=True)) or [[]] * 4, schema=NAMED.append(pa.field("index", pa.int64())))
 
-    def prompt(place: int) -> list[int]:
-        return [len(encoding.base), *encoding.base, *encoding.queries[place]]
+    losses = name(range(len(prompts.encoding)), lambda place: mark_answers(prompts.encoding.row(place)))
+    return Asked(run, held_out.rows, prompts, losses, name(sorted(said), lambda place: prompts.questions[place]))
 
-    losses = name(range(len(encoding.queries)), lambda place: [*prompt(place), -1, *encoding.responses[place]])
-    return Asked(run, held_out.rows, encoding, losses, name(sorted(said), prompt))
+
+def mark_answers(row: Sequence[TokenSequence]) -> np.ndarray:
+    """Return what a model reads of a row and which of it is scored: answer tokens as -2 - token, -1 after sequences.
+
+    >>> from tamis.language.encoding import make_sequence
+    >>> mark_answers([make_sequence([5, 6], [7])]).tolist()
+    [5, 6, -9, -1]
+    """
+    parts = [np.append(np.where(each.answers, -2 - each.tokens, each.tokens), -1) for each in row]
+    return np.concatenate(parts)
 
 
 def digest_weights(run: Run) -> str:
@@ -135,7 +143,7 @@ def digest_weights(run: Run) -> str:
     return hashlib.sha256("\n".join(f"{path.name} {digest(path)}" for path in files).encode()).hexdigest()[:32]
 
 
-def digest_tokens(tokens: Sequence[int]) -> str:
+def digest_tokens(tokens: np.ndarray) -> str:
     """Return a digest of what a model reads."""
     return hashlib.sha256(np.asarray(tokens, "<i4").tobytes()).hexdigest()[:32]
 
@@ -144,9 +152,10 @@ def compute(
     asked: Asked, unscored: Sequence[int], unsaid: Sequence[int], base: Callable[[], PreTrainedModel], desk: Desk
 ) -> None:
     """Ask a run's model for the losses and the answers at these places, and keep each batch at once."""
-    run, encoding, tokenizer = asked.run, asked.encoding, models.tokenizer(desk.model)
+    run, encoding, questions = asked.run, asked.prompts.encoding, asked.prompts.questions
+    tokenizer, ends = models.tokenizer(desk.model), list_ends(encoding)
     blocks = [unscored[first : first + LOSS_ROWS] for first in range(0, len(unscored), LOSS_ROWS)]
-    sizes = [len(encoding.base) + len(encoding.queries[place]) for place in unsaid]
+    sizes = [len(questions[place]) for place in unsaid]
     batches = plan_batches(sizes, desk.new_tokens, ANSWER_TOKENS)
     bar = logging.tqdm(total=len(blocks) + len(batches), desc=f"evaluation of {run.label}")
     with bar, loaded(run, base(), desk.model) as network:
@@ -157,9 +166,15 @@ def compute(
             bar.update()
         for batch in batches:
             places, start = [unsaid[number] for number in batch], perf_counter()
-            texts, cut = zip(*generate(network, tokenizer, encoding, places, desk.new_tokens), strict=True)
+            said = generate(network, tokenizer, [questions[place] for place in places], ends, desk.new_tokens)
+            texts, cut = zip(*said, strict=True)
             keep(desk.answers, asked.texts, places, {"text": texts, "cut": cut}, perf_counter() - start)
             bar.update()
+
+
+def list_ends(encoding: Encoding) -> list[int]:
+    """Return the tokens that end the answers of some rows."""
+    return np.unique([encoding.row(place)[-1].last_answer for place in range(len(encoding))]).tolist()
 
 
 def keep(folder: Path, named: pa.Table, places: Sequence[int], values: Mapping[str, Sequence], seconds: float) -> None:
@@ -177,7 +192,7 @@ def read(asked: Asked, desk: Desk, did: Mapping[str, int]) -> Answers:
     Raises:
         ValueError: parts vanished from a store meanwhile.
     """
-    count, told = len(asked.encoding.queries), dict(did)
+    count, told = len(asked.prompts.encoding), dict(did)
     columns = {"loss": [None] * count, "text": [None] * count, "cut": [None] * count}
     for kind, folder, wanted in (("loss", desk.losses, asked.losses), ("answer", desk.answers, asked.texts)):
         found = stores.find(folder, wanted)

@@ -22,21 +22,22 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 
 from tamis.evaluation import bootstrap as evaluation_bootstrap
+from tamis.examples.conversations import transcribe
 from tamis.examples.splits import GENERAL, sample
-from tamis.language import templates
 from tamis.language.embedding import nearest_among
 from tasks import models
 from tasks.artifacts import schemas, tables
+from tasks.conversations import open_template, read_conversation
 from tasks.evaluation.answers import Answers, answer_all, open_stores
 from tasks.evaluation.inputs import (
     SHOWN,
     TRAINED,
     HeldOut,
     Run,
-    ask,
     read_held_out,
     read_rows,
     read_runs,
+    show_demos,
 )
 from tasks.evaluation.settings import EvaluationSettings
 from tasks.evaluation.task_metrics import Expected, judge, read_expected
@@ -143,20 +144,19 @@ def show_rows(runs: Sequence[Run], examples: Path, held_out: HeldOut, conditions
     shown = [run for run in runs if run.arm == "chosen" or (run.arm == "random" and run.seed == lowest)]
     trained = {run: tuple(json.loads((run.folder / "rows.json").read_text())) for run in shown}
     pool = read_rows(examples, {name for ids in trained.values() for name in ids})
-    asked = [held_out.rows[place] for place in held_out.of[held_out.version]]
-    prompts = [ask(row) for row in [*asked, *pool.values()]]
+    asked = [held_out.conversations[place] for place in held_out.of[held_out.version]]
+    known = {name: read_conversation(row) for name, row in pool.items()}
+    prompts = [transcribe(one)[0] for one in [*asked, *known.values()]]
     vectors = embed_texts(prompts, conditions.embedding_model, conditions.store)
     place = {name: number for number, name in enumerate(pool, start=len(asked))}
-    tokenizer = models.tokenizer(conditions.model)
+    template = open_template(conditions.model)
     limits = {"max_tokens": conditions.model.max_tokens, "new_tokens": conditions.settings.new_tokens}
     found: dict[tuple, Run] = {}
     for run, ids in ((run, ids) for run, ids in trained.items() if (run.arm, ids) not in found):
         near = nearest_among(vectors[: len(asked)], vectors[[place[name] for name in ids]], conditions.settings.demos)
-        demos = [[(ask(pool[ids[one]]), pool[ids[one]]["response"]) for one in ones] for ones in near]
-        encoding, fewer = templates.write_prompts(
-            tokenizer, conditions.model.template, held_out.encoding, demos, **limits
-        )
-        found[run.arm, ids] = replace(run, learner=SHOWN, folder=None, encoding=encoding, fewer_demos=fewer)
+        demos = [[known[ids[one]] for one in ones] for ones in near]
+        prompts, fewer = show_demos(template, held_out, demos, **limits)
+        found[run.arm, ids] = replace(run, learner=SHOWN, folder=None, prompts=prompts, fewer_demos=fewer)
     return list(found.values())
 
 
@@ -193,6 +193,7 @@ def measure(
     right = judge([each.texts for each in answers], expected)
     likeness, records = compare_texts(answers, held_out, conditions), []
     told = {version: set(places) for version, places in answered.items()}
+    tokens = held_out.prompts.encoding.answer_tokens
     for number, each in enumerate(answers):
         run, asked = each.run, [held_out.version] if each.run.learner == SHOWN else list(held_out.of)
         for version, place in ((name, place) for name in asked for place in held_out.of[name]):
@@ -209,7 +210,7 @@ def measure(
                     "held_out_of": version,
                     "id": row["id"],
                     "topic": row["topic"],
-                    "response_tokens": len(held_out.encoding.responses[place]),
+                    "response_tokens": int(tokens[place]),
                     "loss": each.losses[place],
                     **said,
                 }
@@ -277,7 +278,7 @@ def tell_gains(
 def compare(table: pa.Table, runs: Sequence[Run], held_out: HeldOut, settings: EvaluationSettings) -> dict[str, Any]:
     """Return per arm its rows, seeds and measures on this version's held-out rows; differences of arms; row count."""
     judged, arms = settings.task_metric != "none", gather(table, runs, held_out.version)
-    tokens = np.array([float(len(held_out.encoding.responses[place])) for place in held_out.of[held_out.version]])
+    tokens = held_out.prompts.encoding.answer_tokens[held_out.of[held_out.version]].astype(np.float64)
     answered = ~np.isnan(next(iter(arms.values()))[0, :, MEASURES.index("rouge_l")])
     found = summarise_answered(arms, tokens, answered, settings)
     cut = gather(table, runs, held_out.version, ("cut",))

@@ -1,18 +1,23 @@
 """What is evaluated, and on which rows: the held-out and general rows and the models that are asked, read."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tamis.evaluation.bootstrap import ORDER
+from tamis.examples.conversations import Conversation
 from tamis.examples.splits import GENERAL, HELD_OUT
-from tamis.language import templates
+from tamis.language.encoding import Encoding, join_rows, put_before, refuse_long
+from tamis.language.rendering import Template, encode_conversations, encode_prefix, encode_question
 from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.row_sets import read_set
 from tasks.artifacts.tables import ArtifactError, digest_inputs, read_table
+from tasks.conversations import open_template, read_conversation
 
 TRAINED, SHOWN = "finetuning", "in_context"  # how a learner comes to know its rows
 
@@ -21,12 +26,21 @@ class EvaluationError(ValueError):
     """The held-out rows or an arm cannot be evaluated."""
 
 
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """What a model reads of some rows."""
+
+    encoding: Encoding
+    questions: list[np.ndarray]  # tokens of each up to the last learnt turn, which a model is to write itself
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """The used held-out rows of a version and of the one before, and the general rows, tokenised once."""
 
     rows: list[dict[str, Any]]  # each id once, this version's first
-    encoding: templates.Encoding
+    conversations: list[Conversation]
+    prompts: Prompts
     version: str  # this one
     previous: str  # the one before; this one, where no other was asked for
     of: Mapping[str, list[int]]  # version -> places of its rows; `general`, where there are such rows, of these
@@ -41,7 +55,7 @@ class Run:
     learner: str = "none"  # none | finetuning | in_context
     rows: int = 0  # of this version that it learns from
     folder: Path | None = None  # of its weights; None: the base's
-    encoding: templates.Encoding | None = None  # prompts of its own; None: those of `HeldOut`
+    prompts: Prompts | None = None  # of its own, of this version's rows; None: those of `HeldOut`
     fewer_demos: int = 0  # held-out rows that leave no room for all demos
 
     @property
@@ -74,11 +88,44 @@ def read_held_out(examples: Mapping[str, Path], model: models.ModelChoice) -> He
     for row in (row for ours in found.values() for row in ours):
         first.setdefault(row["id"], row)
     rows, place = list(first.values()), {name: number for number, name in enumerate(first)}
-    prompts, responses = [ask(row) for row in rows], [row["response"] for row in rows]
-    encoding = templates.encode(models.tokenizer(model), model.template, prompts, responses)
-    templates.refuse_long(encoding, [row["row"] for row in rows], model.max_tokens)
+    template, conversations = open_template(model), [read_conversation(row) for row in rows]
+    encoding = encode_conversations(template, conversations)
+    refuse_long(encoding, [row["row"] for row in rows], model.max_tokens)
+    prompts = Prompts(encoding, [encode_question(template, one) for one in conversations])
     of = {name: [place[row["id"]] for row in ours] for name, ours in found.items()}
-    return HeldOut(rows, encoding, version, previous, of)
+    return HeldOut(rows, conversations, prompts, version, previous, of)
+
+
+def show_demos(
+    template: Template, held_out: HeldOut, demos: Sequence[Sequence[Conversation]], *, max_tokens: int, new_tokens: int
+) -> tuple[Prompts, int]:
+    """Return the first held-out rows with demonstrations before them, the nearest last, and how many lack some of them.
+
+    A row keeps the nearest k of its demos, the largest k with prefix + row <= max_tokens, and likewise with
+    `new_tokens` in the place of its last answer.
+
+    Args:
+        template: how conversations are written.
+        held_out: the rows; the first of them are asked.
+        demos: per row that is asked, nearest first.
+        max_tokens: that a sequence may have.
+        new_tokens: that are generated, at most.
+    """
+    rows, heads, questions, fewer = [], [], [], 0
+    encoding = held_out.prompts.encoding
+    for place, near in enumerate(demos):
+        own, head = encoding.row(place, headless=True), len(encoding.head(place))
+        question = held_out.prompts.questions[place][head:]
+        room = max_tokens - max(*map(len, own), len(question) + new_tokens)
+        count, prefix = len(near), encode_prefix(template, near[::-1], held_out.conversations[place])
+        while count and len(prefix) > room:
+            count -= 1
+            prefix = encode_prefix(template, near[:count][::-1], held_out.conversations[place])
+        fewer += count < len(near)
+        rows.append([put_before(prefix, each) for each in own])
+        heads.append(len(prefix))
+        questions.append(np.concatenate([prefix, question]))
+    return Prompts(join_rows(rows, heads), questions), fewer
 
 
 def read_runs(arms: Path, previous_arms: Path | None) -> list[Run]:
@@ -118,7 +165,3 @@ def read_rows(examples: Path, ids: set[str]) -> dict[str, dict[str, Any]]:
             f"{strangers[:3]}; these artifacts belong to different runs: make them again with `tamis run`"
         )
     return found
-
-
-def ask(row: Mapping[str, Any]) -> str:
-    return templates.join_instruction(row["instruction"], row["prompt"])

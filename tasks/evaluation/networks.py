@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import peft
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from tamis.language import packing, templates
-from tamis.language.packing import Group, NonFiniteError, score_responses
+from tamis.language import packing
+from tamis.language.encoding import Encoding
+from tamis.language.packing import NonFiniteError, score_rows
 from tasks import models
 from tasks.artifacts.tables import digest_code
 from tasks.evaluation.inputs import EvaluationError, Run
@@ -42,11 +44,10 @@ def loaded(run: Run, base: PreTrainedModel, model: models.ModelChoice) -> Iterat
         yield models.language_model.__wrapped__(replace(model, name=str(run.folder), revision=None))
 
 
-def score(network: PreTrainedModel, encoding: templates.Encoding, rows: Sequence[dict], run: Run) -> list[float]:
-    """Return the mean negative log-likelihood of each row's reference answer, nats per token."""
+def score(network: PreTrainedModel, encoding: Encoding, rows: Sequence[dict], run: Run) -> list[float]:
+    """Return the mean negative log-likelihood of each row's answers, nats per token."""
     try:
-        group = Group(encoding.base, encoding.queries, encoding.responses)
-        (found,) = score_responses(network, [group], PACK_TOKENS)
+        found = score_rows(network, encoding, PACK_TOKENS)
     except NonFiniteError as error:
         row = rows[error.target]
         raise EvaluationError(
@@ -57,33 +58,48 @@ def score(network: PreTrainedModel, encoding: templates.Encoding, rows: Sequence
 
 
 def generate(
-    network: PreTrainedModel, tokenizer: Any, encoding: templates.Encoding, places: Sequence[int], new_tokens: int
+    network: PreTrainedModel, tokenizer: Any, questions: Sequence[np.ndarray], ends: Sequence[int], new_tokens: int
 ) -> list[tuple[str, bool]]:
-    """Return the greedy answers to the queries at these places, without special tokens and outer blanks.
+    """Return the greedy answers to some questions, without special tokens and outer blanks.
 
-    With each: whether it was cut, so that no end of turn is among its tokens.
+    With each: whether it was cut, so that none of the tokens that end a turn (`ends`) is among its own.
 
-    Rows are padded at the left, between the template's prefix and the query; the prefix is run once.
+    What all questions begin with is run once; they are padded after it, before the rest of each.
     """
-    ends = sorted({response[-1] for response in encoding.responses})
     network.generation_config = GenerationConfig(
-        do_sample=False, max_new_tokens=new_tokens, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
+        do_sample=False, max_new_tokens=new_tokens, eos_token_id=list(ends), pad_token_id=tokenizer.pad_token_id
     )
-    ids = _continue(network, encoding.base, [encoding.queries[place] for place in places], tokenizer.pad_token_id)
+    ids = _continue(network, questions, tokenizer.pad_token_id)
     texts = (text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True))
     return list(zip(texts, (not set(row) & set(ends) for row in ids.tolist()), strict=True))
 
 
+def count_shared(questions: Sequence[np.ndarray]) -> int:
+    """Return how many first tokens all questions share, one less than the shortest has at most.
+
+    >>> count_shared([np.array([1, 2, 3]), np.array([1, 2, 4])])
+    2
+    """
+    length = min(map(len, questions)) - 1
+    same = np.all([question[:length] == questions[0][:length] for question in questions], axis=0)
+    return length if same.all() else int(np.argmin(same))
+
+
 @torch.inference_mode()
-def _continue(network: PreTrainedModel, base: list[int], queries: list[list[int]], pad: int) -> torch.Tensor:
-    """Return the tokens that follow base + query in every row."""
-    width = max(map(len, queries))
-    ids = torch.tensor([base + [pad] * (width - len(query)) + query for query in queries])
-    mask = torch.tensor([[1] * len(base) + [0] * (width - len(query)) + [1] * len(query) for query in queries])
-    shared = {}
-    if base:
-        start = torch.tensor([base], device=network.device)
-        shared["cache"] = network(input_ids=start, use_cache=True).cache
-        shared["cache"].batch_repeat_interleave(len(queries))
-    found = network.generate(input_ids=ids.to(network.device), attention_mask=mask.to(network.device), **shared)
-    return found[:, ids.shape[1] :].cpu()
+def _continue(network: PreTrainedModel, questions: Sequence[np.ndarray], pad: int) -> torch.Tensor:
+    """Return the tokens that follow every question."""
+    shared = count_shared(questions)
+    width = max(map(len, questions))
+    ids = torch.full((len(questions), width), pad)
+    mask = torch.ones((len(questions), width), dtype=torch.long)
+    for row, question in enumerate(questions):
+        own = torch.from_numpy(question.astype(np.int64))
+        ids[row, :shared], ids[row, width - len(own) + shared :] = own[:shared], own[shared:]
+        mask[row, shared : width - len(own) + shared] = 0
+    kept = {}
+    if shared:
+        start = ids[:1, :shared].to(network.device)
+        kept["cache"] = network(input_ids=start, use_cache=True).cache
+        kept["cache"].batch_repeat_interleave(len(questions))
+    found = network.generate(input_ids=ids.to(network.device), attention_mask=mask.to(network.device), **kept)
+    return found[:, width:].cpu()

@@ -22,7 +22,9 @@ import peft
 import torch
 import transformers
 
-from tamis.language import packing, templates
+from tamis.language import encoding as token_encoding
+from tamis.language import packing, rendering
+from tamis.language.encoding import Encoding, refuse_long
 from tamis.masks import sparse_adamw, tensor_layout, topk
 from tamis.submodular.budgets import Budget, restore
 from tamis.training import steps
@@ -31,6 +33,7 @@ from tasks import models
 from tasks.artifacts import schemas, tables
 from tasks.artifacts.row_sets import read_sets
 from tasks.artifacts.tables import ArtifactError
+from tasks.conversations import encode_rows
 from tasks.finetuning import mask_updates, trainer
 from tasks.finetuning.trainer import Arm, FinetuningSettings, Recipe
 from tasks.folders import Folders
@@ -41,7 +44,9 @@ from tasks.masks.sparse_deltas import replacing_folder
 from tasks.settings import RuntimeSettings
 
 LIBRARIES = (torch, transformers, peft, accelerate)  # another release of one of them starts an arm anew
-CODE = tables.digest_code(steps, packing, templates, models, sparse_deltas, trainer, sys.modules[__name__])
+CODE = tables.digest_code(
+    steps, packing, token_encoding, rendering, models, sparse_deltas, trainer, sys.modules[__name__]
+)
 MASKED = tables.digest_code(sparse_adamw, tensor_layout, topk, mask_tables, mask_updates)  # of method masked alone
 
 
@@ -53,7 +58,7 @@ class Pool:
     chosen: np.ndarray  # bool, per row that an arm is drawn from
     budget: Budget  # what selection was allowed to spend on these
     replayed: np.ndarray  # places of the rows that every arm repeats of earlier versions
-    encoding: templates.Encoding
+    encoding: Encoding
 
 
 def write_finetuning(
@@ -116,10 +121,8 @@ def read_pool(examples: Path, subset: Path, model: models.ModelChoice, settings:
     budget = read_budget(subset / "selection.json", ground)
     again = {found[index]["id"] for name in REPLAYS[settings.replay] for index in sets[name]}
     rows = ground + [row for row in found if not row["used"]]
-    prompts = [templates.join_instruction(row["instruction"], row["prompt"]) for row in rows]
-    responses = [row["response"] for row in rows]
-    encoding = templates.encode(models.tokenizer(model), model.template, prompts, responses)
-    templates.refuse_long(encoding, [row["row"] for row in rows], model.max_tokens)
+    encoding = encode_rows(rows, model)
+    refuse_long(encoding, [row["row"] for row in rows], model.max_tokens)
     picked = np.array([row["id"] in chosen for row in ground])
     replayed = np.flatnonzero([row["id"] in again for row in rows])
     return Pool([row["id"] for row in rows], picked, budget, replayed, encoding)

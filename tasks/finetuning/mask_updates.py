@@ -26,7 +26,7 @@ from tamis.gradients.distillation import preservation_gradient
 from tamis.gradients.interaction import Terms, direction, score_parameters
 from tamis.gradients.per_example import GradientError, accumulate, group_parameters, validation_gradient
 from tamis.language.batches import Batch
-from tamis.language.templates import Encoding
+from tamis.language.encoding import Encoding
 from tamis.masks.sparse_adamw import Mask, RestrictedAdamW, count_state_bytes, freeze, indices, mask_gradients
 from tamis.masks.topk import choose
 from tamis.training.steps import scale_rate

@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import ProgressCallback
 
-from tamis.language import packing, templates
+from tamis.language import packing
+from tamis.language.encoding import Encoding
 from tamis.masks import sparse_adamw
 from tamis.training import steps as training_steps
 from tasks import models
@@ -151,7 +152,7 @@ def list_changes(theirs: Mapping[str, Any], model: models.ModelChoice, settings:
     ]
 
 
-def train(arm: Arm, encoding: templates.Encoding, checkpoints: Path, recipe: Recipe) -> Trained:
+def train(arm: Arm, encoding: Encoding, checkpoints: Path, recipe: Recipe) -> Trained:
     """Train one arm, from its last whole checkpoint on.
 
     The Trainer is handed one item per optimiser step (that step's rows), so that the order of rows is ours and survives
@@ -164,8 +165,7 @@ def train(arm: Arm, encoding: templates.Encoding, checkpoints: Path, recipe: Rec
     inside, callbacks = restrict(base, arm, encoding, checkpoints, recipe)
 
     def collate(items: Sequence[np.ndarray]) -> dict[str, Any]:
-        rows = encoding.pick(arm.rows[items[0]])
-        return training_steps.collate(rows.base, rows.queries, rows.responses, device)
+        return training_steps.collate(encoding.pick(arm.rows[items[0]]), device)
 
     with saving(arm.label, checkpoints), packing.packed_attention(base), sparse_deltas.quiet_peft(), models.quiet():
         trainer = Trainer(
@@ -213,7 +213,7 @@ def load(seed: int, recipe: Recipe) -> tuple[PreTrainedModel, torch.nn.Module]:
 
 
 def restrict(
-    base: PreTrainedModel, arm: Arm, encoding: templates.Encoding, checkpoints: Path, recipe: Recipe
+    base: PreTrainedModel, arm: Arm, encoding: Encoding, checkpoints: Path, recipe: Recipe
 ) -> tuple[MaskedTraining | None, list[Rescorer]]:
     """Restrict a model to the mask that its last checkpoint has, or to the first one, and return what cuts it anew.
 

@@ -24,29 +24,41 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tamis.examples.parsing import fold
+from tamis.examples.conversations import split_key
 from tamis.examples.splits import sample
 from tamis.gradients import distillation, fisher, interaction, layers, per_example
 from tamis.gradients.distillation import preservation_gradient
 from tamis.gradients.fisher import fisher_information
 from tamis.gradients.per_example import GradientError, group_parameters, validation_gradient, verify_coverage
-from tamis.language import batches, packing, templates
+from tamis.language import batches, encoding, packing, rendering
 from tamis.language.batches import Batch, plan_batches
+from tamis.language.encoding import Encoding, refuse_long
 from tamis.language.packing import packed_attention, verify_packing
-from tamis.language.templates import Encoding, encode, join_instruction, refuse_long
 from tamis.training import steps as training_steps
 from tamis.training.steps import collate, final_loss, optimise, plan_steps, response_loss
 from tasks import models
 from tasks.artifacts.row_sets import read_sets as read_row_sets
 from tasks.artifacts.tables import digest_code
 from tasks.artifacts.tensors import read, write
+from tasks.conversations import encode_rows, read_conversation
 from tasks.gradients.settings import GradientsSettings
 from tasks.scoring_model import model_lock
 from tasks.settings import RuntimeSettings
 
 WARMUP_FRACTION = 0.1  # of the warm-up's steps over which the learning rate rises, as in finetuning
 LEAST_MOVED = 0.5  # share of entries that the checkpoint of a warm-up moves; below, a narrow one is told of
-SOURCES = (batches, layers, distillation, training_steps, fisher, per_example, interaction, packing, templates)
+SOURCES = (
+    batches,
+    layers,
+    distillation,
+    training_steps,
+    fisher,
+    per_example,
+    interaction,
+    packing,
+    encoding,
+    rendering,
+)
 DRAWN = {"dualsft": ("pool", "validation", "warmup", "anchors"), "fisher": ("pool", "fisher")}  # sets that each reads
 CODE = digest_code(*SOURCES, sys.modules[__name__])  # what figures depend on, as imported
 
@@ -100,14 +112,12 @@ def read_sets(source: Path, digest: str, model: models.ModelChoice, settings: Gr
         ValueError: no validation row; fewer anchors than a batch; a row that does not fit in the context whole.
     """
     used = read_row_sets(source, ("ground", "target"))[0].to_pylist()
-    prompts = [join_instruction(row["instruction"], row["prompt"]) for row in used]
-    sides = assign(used, [fold(prompt) for prompt in prompts], settings)
+    sides = assign(used, [split_key(read_conversation(row)) for row in used], settings)
     kept = [place for place, side in enumerate(sides) if side]
     rows, sides = [used[place] for place in kept], [sides[place] for place in kept]
     pool, validation = ([place for place, side in enumerate(sides) if side == name] for name in ("pool", "validation"))
     drawn = {name: draw(rows, pool, name, settings) for name in ("warmup", "anchors", "fisher")}
-    asked, answers = [prompts[place] for place in kept], [row["response"] for row in rows]
-    encoding = encode(models.tokenizer(model), model.template, asked, answers)
+    encoding = encode_rows(rows, model)
     refuse_long(encoding, [row["row"] for row in rows], model.max_tokens)
     steered_by = "target" if any(row["split"] == "target" for row in rows) else "pool"
     ids, left_out = [row["id"] for row in rows], len(used) - len(kept)
@@ -275,13 +285,12 @@ def run_epoch(
     network: PreTrainedModel, rows: Encoding, settings: GradientsSettings
 ) -> tuple[torch.optim.Optimizer, list[float]]:
     """Train on each row once, with the order, loss and schedule of finetuning; return the loss of every step."""
-    steps = plan_steps(len(rows.queries), settings.batch_rows, 1, settings.seed)
+    steps = plan_steps(len(rows), settings.batch_rows, 1, settings.seed)
     optimizer, schedule = optimise(network, len(steps), settings.learning_rate, WARMUP_FRACTION)
     device, losses = next(network.parameters()).device, []
     with packed_attention(network):
         for number, places in enumerate(steps, start=1):
-            step = rows.pick(places)
-            inputs = collate(step.base, step.queries, step.responses, device)
+            inputs = collate(rows.pick(places), device)
             inputs = {name: one.to(device) if isinstance(one, Tensor) else one for name, one in inputs.items()}
             labels = inputs.pop("labels")
             loss = response_loss(network(**inputs, use_cache=False).logits, labels)
@@ -323,8 +332,8 @@ def timed(
 
 
 def lay_out(rows: Encoding, pack_tokens: int) -> list[Batch]:
-    """Return the batches in which rows are passed; prefixes are not shared in a pack."""
-    return plan_batches([rows.base + query for query in rows.queries], rows.responses, pack_tokens)
+    """Return the batches in which rows are passed; heads are not shared in a pack."""
+    return plan_batches([rows.row(place) for place in range(len(rows))], pack_tokens)
 
 
 def load(choice: models.ModelChoice) -> PreTrainedModel:

@@ -18,7 +18,8 @@ import peft
 import safetensors.torch
 import torch
 
-from tamis.language.packing import Group, verify_packing
+from tamis.language.encoding import Encoding
+from tamis.language.packing import verify_packing
 from tamis.scores.less import Checkpoint, features, pack, pick_warmup, unpack, warm_up
 from tasks import models
 from tasks.artifacts import stores
@@ -39,12 +40,12 @@ def store_folder(folder: Path, ids: Sequence[str], settings: ScoresSettings) -> 
     return stores.store_folder(folder.parent, json.dumps([folder.name, list(ids), asdict(settings)]))
 
 
-def train(model: models.ModelChoice, group: Group, folder: Path, settings: ScoresSettings) -> None:
+def train(model: models.ModelChoice, rows: Encoding, folder: Path, settings: ScoresSettings) -> None:
     """Train fresh adapters on rows and keep a checkpoint per epoch: weights, Adam's moments, mean learning rate."""
     adapt.cache_clear()
     network, start = adapt(model, settings), perf_counter()
     how = {"epochs": settings.less.epochs, "batch_rows": settings.less.batch_rows, "rate": settings.less.learning_rate}
-    tensors, facts = pack(warm_up(network, group, seed=settings.seed, **how))
+    tensors, facts = pack(warm_up(network, rows, seed=settings.seed, **how))
     facts["seconds"] = perf_counter() - start
     with replacing(folder / FILE) as part:
         part.write_bytes(safetensors.torch.save(tensors, {"facts": json.dumps(facts)}))
@@ -66,12 +67,12 @@ def read(folder: Path, device: str | torch.device = "cpu") -> tuple[list[Checkpo
 
 
 def measure(
-    model: models.ModelChoice, group: Group, names: Sequence[str], folder: Path, settings: ScoresSettings
+    model: models.ModelChoice, rows: Encoding, names: Sequence[str], folder: Path, settings: ScoresSettings
 ) -> np.ndarray:
     """Return each row's features, per checkpoint: as a training example, then as a query."""
     found, network = [], adapt(model, settings)
     for checkpoint in read(folder, models.device(model))[0]:
-        found += features(network, checkpoint, group, names, dimensions=settings.less.dimensions, seed=settings.seed)
+        found += features(network, checkpoint, rows, names, dimensions=settings.less.dimensions, seed=settings.seed)
     return torch.cat(found, dim=1).numpy()
 
 

@@ -15,13 +15,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+import tamis.language.encoding
 import tamis.language.packing
-import tamis.language.templates
+import tamis.language.rendering
 import tamis.scores.less
 import tamis.scores.scoring_prompts
 import tamis.training.steps
-from tamis.language.packing import Group, NonFiniteError, score_responses
-from tamis.language.templates import join_instruction
+from tamis.examples.conversations import Conversation
+from tamis.language.encoding import Encoding
+from tamis.language.packing import NonFiniteError, score_rows
 from tamis.scores.baselines import score_ifd, score_perplexity, score_selectit
 from tamis.scores.less import influence
 from tamis.scores.scoring_prompts import RATING_PROMPTS, RATINGS, ask_ifd, ask_perplexity, ask_selectit
@@ -29,6 +31,7 @@ from tasks import models
 from tasks.artifacts import schemas, stores
 from tasks.artifacts.row_sets import read_set
 from tasks.artifacts.tables import Provenance, digest_code, digest_inputs, write_json, write_table
+from tasks.conversations import open_template, read_conversation
 from tasks.folders import Folders
 from tasks.scores import less_warmup
 from tasks.scores.settings import ScoresSettings
@@ -36,14 +39,15 @@ from tasks.scoring_model import model_lock, scoring_model
 from tasks.settings import RuntimeSettings
 
 ASKED = digest_code(
-    tamis.language.packing, tamis.scores.scoring_prompts, tamis.language.templates
+    tamis.language.packing, tamis.scores.scoring_prompts, tamis.language.rendering, tamis.language.encoding
 )  # what a figure depends on, as imported
 LEARNT = digest_code(
     tamis.training.steps,
     tamis.scores.less,
     tamis.language.packing,
     tamis.scores.scoring_prompts,
-    tamis.language.templates,
+    tamis.language.rendering,
+    tamis.language.encoding,
     less_warmup,
 )
 STORED = pa.schema([("id", pa.string()), ("figures", pa.list_(pa.float32()))])
@@ -56,8 +60,7 @@ class Row:
     """A row of the ground set or of the target task."""
 
     id: str
-    prompt: str  # with its instruction
-    response: str
+    conversation: Conversation
     topic: str
     split: str  # pool | target
 
@@ -78,8 +81,8 @@ class Shard:
 class Method:
     """How a selector scores rows."""
 
-    ask: Callable[[Shard], list[Group]]  # what the model reads; the longest target must fit in its context
-    measure: Callable[[Shard, list[Group]], np.ndarray]  # row x figure: what the store keeps
+    ask: Callable[[Shard], Encoding]  # what the model reads, as many rows of each; the longest must fit in its context
+    measure: Callable[[Shard, Encoding], np.ndarray]  # row x figure: what the store keeps
     score: Callable[[Shard, np.ndarray], np.ndarray]  # all rows, their figures -> a score per row of the ground set
     code: str  # digest of the code that figures depend on
     load: Callable[[Shard], Any] = lambda shard: scoring_model(shard.model)  # what is measured with, once per process
@@ -123,8 +126,7 @@ def write_scores(
 def read_rows(source: Path, name: str) -> list[Row]:
     """Return the rows of a set, by row."""
     return [
-        Row(row["id"], join_instruction(row["instruction"], row["prompt"]), row["response"], row["topic"], row["split"])
-        for row in read_set(source, name).to_pylist()
+        Row(row["id"], read_conversation(row), row["topic"], row["split"]) for row in read_set(source, name).to_pylist()
     ]
 
 
@@ -179,30 +181,28 @@ def measure_shard(shard: Shard) -> int:
     return len(ids)
 
 
-def measure_answers(shard: Shard, groups: list[Group]) -> np.ndarray:
-    """Return each row's targets as mean log-likelihoods, nats per token, from one scoring of all groups.
+def measure_answers(shard: Shard, asked: Encoding) -> np.ndarray:
+    """Return the mean log-likelihoods of each row's answers, nats per token, from one scoring of all that is asked.
 
     Raises:
         ValueError: one is not finite, naming the row.
     """
-    each = sum(len(group.queries) for group in groups) // len(shard.rows)  # targets per row
+    each = len(asked) // len(shard.rows)  # figures per row
     try:
-        scored = score_responses(scoring_model(shard.model), groups, shard.runtime.pack_tokens)
+        scored = score_rows(scoring_model(shard.model), asked, shard.runtime.pack_tokens)
     except NonFiniteError as error:
-        before = sum(len(group.queries) for group in groups[: error.group])
         raise ValueError(
-            f"the {shard.selector} figures of row {shard.rows[(before + error.target) // each].id} are not finite; "
+            f"the {shard.selector} figures of row {shard.rows[error.target // each].id} are not finite; "
             "set models.dtype: float32, or check the model's weights"
         ) from error
-    return np.array([float(row.double().mean()) for group in scored for row in group]).reshape(-1, each)
+    return np.array([float(row.double().mean()) for row in scored]).reshape(-1, each)
 
 
-def _ask(question: Callable[..., list[Group]]) -> Callable[[Shard], list[Group]]:
+def _ask(question: Callable[..., Encoding]) -> Callable[[Shard], Encoding]:
     """Return what asks the model one of `tamis.scores.scoring_prompts` about a shard's rows."""
 
-    def ask(shard: Shard) -> list[Group]:
-        prompts, responses = [row.prompt for row in shard.rows], [row.response for row in shard.rows]
-        return question(models.tokenizer(shard.model), shard.model.template, prompts, responses)
+    def ask(shard: Shard) -> Encoding:
+        return question(open_template(shard.model), [row.conversation for row in shard.rows])
 
     return ask
 
@@ -220,16 +220,16 @@ def prepare_less(work: Shard, queries: list[Row]) -> tuple[Shard, float]:
     work = replace(work, folder=folder, rows=[*work.rows, *queries])
     if not (folder / less_warmup.FILE).exists():
         _refuse_long([work], work.model.max_tokens)
-        (group,) = METHODS["less"].ask(replace(work, rows=drawn))
+        rows = METHODS["less"].ask(replace(work, rows=drawn))
         with model_lock:
-            less_warmup.train(work.model, group, folder, how)
+            less_warmup.train(work.model, rows, folder, how)
     return work, less_warmup.read(folder)[1]
 
 
-def measure_gradients(shard: Shard, groups: list[Group]) -> np.ndarray:
+def measure_gradients(shard: Shard, asked: Encoding) -> np.ndarray:
     """Return each row's features, per checkpoint: as a training example, then as a query."""
     names = [row.id for row in shard.rows]
-    return less_warmup.measure(shard.model, groups[0], names, shard.folder, shard.settings)
+    return less_warmup.measure(shard.model, asked, names, shard.folder, shard.settings)
 
 
 def score_less(work: Shard, figures: np.ndarray) -> np.ndarray:
@@ -276,13 +276,8 @@ def _refuse_long(shards: Sequence[Shard], max_tokens: int) -> None:
 
 
 def _too_long(shard: Shard, max_tokens: int) -> list[str]:
-    """Return the ids of rows with a target that does not fit in the context whole."""
-    lengths = [
-        len(group.prefix) + len(query) + len(response)
-        for group in METHODS[shard.selector].ask(shard)
-        for query, response in zip(group.queries, group.responses, strict=True)
-    ]
-    longest = np.reshape(lengths, (len(shard.rows), -1)).max(axis=1)
+    """Return the ids of rows of which something that is asked does not fit in the context whole."""
+    longest = METHODS[shard.selector].ask(shard).longest.reshape(len(shard.rows), -1).max(axis=1)
     return [row.id for row, tokens in zip(shard.rows, longest, strict=True) if tokens > max_tokens]
 
 

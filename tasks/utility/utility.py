@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+import tamis.language.encoding
 import tamis.language.packing
-import tamis.language.templates
+import tamis.language.rendering
 import tamis.utility.utility
 from tamis.language.packing import Group, NonFiniteError, score_responses
-from tamis.language.templates import Encoding, encode, join_instruction
 from tamis.utility.pairs import (
-    KERNELS,
-    Sets,
-    fits,
     pair_all,
     pairs_of_all,
     pairs_of_landmarks,
@@ -34,16 +30,16 @@ from tamis.utility.pairs import (
 from tamis.utility.utility import Missed, approximation_error, gain, measure
 from tasks import models
 from tasks.artifacts import schemas, stores
-from tasks.artifacts.row_sets import read_sets
 from tasks.artifacts.tables import Provenance, digest, digest_code, digest_inputs, read_table, write_json, write_table
 from tasks.folders import Folders
 from tasks.scoring_model import model_lock, scoring_model
 from tasks.settings import RuntimeSettings
+from tasks.utility.pool import Pool, read_pool
 from tasks.utility.settings import UtilitySettings
 
-CODE = digest_code(
-    tamis.language.packing, tamis.language.templates, tamis.utility.utility
-)  # what a score depends on, as imported
+CODE = digest_code(  # what a score depends on, as imported
+    tamis.language.packing, tamis.language.rendering, tamis.language.encoding, tamis.utility.utility
+)
 NOTHING = ""  # the demo id of a target that is scored alone
 
 Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
@@ -60,20 +56,6 @@ class Shard:
     settings: UtilitySettings
     runtime: RuntimeSettings
     pairs: np.ndarray  # int32, pair x (target, demo): places among the examples; demo -1: nothing shown
-
-
-@dataclass(frozen=True)
-class Pool:
-    """The examples that stand in a pair, tokenised once."""
-
-    ids: list[str]  # by row
-    sets: Sets  # ground: the used pool; task: the target task; learnt: what an earlier version chose
-    encoding: Encoding
-
-    @property
-    def targets(self) -> np.ndarray:
-        """Places of the examples that are answered: of ground set and target task."""
-        return np.union1d(self.sets["ground"], self.sets["task"])
 
 
 def write_utility(
@@ -103,7 +85,7 @@ def write_utility(
     work = Shard(source, known, folder, model, settings, runtime, np.empty((0, 2), np.int32))
 
     kernel, tried, before = choose_pairs(work, pool, vectors, map)
-    wanted_for = {"kernel": kernel, "tried": tried, "check": draw_check(pool, settings)}
+    wanted_for = {"kernel": kernel, "tried": tried, "check": draw_check(pool.sets["ground"], settings)}
     asked, skipped = ask(pool, wanted_for, model.max_tokens)
     scores, done = score_missing(work, asked, map)
 
@@ -165,28 +147,9 @@ def _describe(model: models.ModelChoice, settings: UtilitySettings) -> dict[str,
     return described | {"model": model.name, "model_digest": models.model_digest(model)}
 
 
-@lru_cache(maxsize=1)
-def read_pool(source: Path, digest: str, model: models.ModelChoice) -> Pool:
-    """Read the examples that stand in a pair and tokenise each once; `digest` keys the cache.
-
-    Raises:
-        ValueError: fewer than two used examples in the pool: utility is about pairs.
-    """
-    table, sets = read_sets(source, ("ground", "target", "learnt"))
-    rows, sets = table.to_pylist(), {"ground": sets["ground"], "task": sets["target"], "learnt": sets["learnt"]}
-    if len(sets["ground"]) < 2:
-        count = len(sets["ground"])
-        raise ValueError(f"{source}: the pool has {count} used example; utility needs at least 2, add examples")
-    prompts = [join_instruction(row["instruction"], row["prompt"]) for row in rows]
-    encoding = encode(models.tokenizer(model), model.template, prompts, [row["response"] for row in rows])
-    return Pool([row["id"] for row in rows], sets, encoding)
-
-
 def choose_pairs(work: Shard, pool: Pool, vectors: Path, map: Map) -> tuple[np.ndarray, np.ndarray, Counter]:
     """Return the pairs that the kernel asks for, those that were tried to find them, and what was scored for that."""
     settings, none = work.settings, np.empty((0, 2), np.int64)
-    if settings.kernel not in KERNELS:
-        raise ValueError(f"unknown kernel {settings.kernel!r}; known: {', '.join(KERNELS)}")
     if settings.kernel == "exact":
         return pairs_of_all(pool.sets), none, Counter()
     table = read_table(vectors)
@@ -228,9 +191,8 @@ def _similar(scores: pa.Table, demos: np.ndarray, settings: UtilitySettings) -> 
     return table
 
 
-def draw_check(pool: Pool, settings: UtilitySettings) -> np.ndarray:
-    """Return the pairs of a few drawn targets of the pool with all of its demos; none where the kernel is exact."""
-    ground = pool.sets["ground"]
+def draw_check(ground: np.ndarray, settings: UtilitySettings) -> np.ndarray:
+    """Return the pairs of a few drawn rows of the pool with all of them; none where the kernel is exact."""
     count = 0 if settings.kernel == "exact" else min(settings.check_targets, len(ground))
     drawn = np.random.default_rng(settings.seed).choice(ground, count, replace=False)
     return unite([pair_all(drawn, ground)])
@@ -264,15 +226,16 @@ def split_by_length(pool: Pool, pairs: np.ndarray, max_tokens: int) -> tuple[np.
     Raises:
         ValueError: a target that does not fit even alone.
     """
-    encoding = pool.encoding
-    lengths = [len(query) + len(answer) for query, answer in zip(encoding.queries, encoding.responses, strict=True)]
-    long = [place for place in pool.targets.tolist() if len(encoding.base) + lengths[place] > max_tokens]
+    longest, own = pool.encoding.longest, pool.encoding.longest - pool.encoding.head_tokens
+    long = [place for place in pool.targets.tolist() if longest[place] > max_tokens]
     if long:
         raise ValueError(
             f"{len(long)} of {len(pool.targets)} examples are longer than models.max_tokens = {max_tokens}, "
             f"first ids {[pool.ids[place] for place in long[:3]]}; raise it or take these rows out of the raw data"
         )
-    whole = fits([len(prefix) for prefix in encoding.prefixes], lengths, pairs, max_tokens)
+    heads = pool.heads
+    before = [len(pool.prefix(heads[target], demo)) for target, demo in pairs.tolist()]
+    whole = np.array(before, np.int64) + own[pairs[:, 0]] <= max_tokens
     reason = f"demo and target together are longer than {max_tokens} tokens"
     rows = [[pool.ids[target], pool.ids[demo], reason] for target, demo in pairs[~whole]]
     return pairs[whole], pa.table(list(zip(*rows, strict=True)) or [[], [], []], schema=schemas.SKIPPED)
@@ -292,23 +255,22 @@ def score_shard(shard: Shard) -> int:
     Raises:
         ValueError: a non-finite score, naming the pair.
     """
-    pool = read_pool(shard.examples, shard.digest, shard.model)
-    members: dict[int, list[int]] = {}
-    pairs = shard.pairs.tolist()
+    pool, pairs = read_pool(shard.examples, shard.digest, shard.model), shard.pairs.tolist()
+    members: dict[tuple[int, int], list[int]] = {}
     for target, demo in pairs:
-        members.setdefault(demo, []).append(target)
-    names = [(pool.ids[target], pool.ids[demo] if demo >= 0 else NOTHING) for target, demo in pairs]
+        members.setdefault((int(pool.heads[target]), demo), []).append(target)
+    places = [(target, demo) for (_, demo), targets in members.items() for target in targets]
+    names = [(pool.ids[target], pool.ids[demo] if demo >= 0 else NOTHING) for target, demo in places]
     try:
         with model_lock:
             model, start = scoring_model(shard.model), time.perf_counter()
             rows = score_responses(model, _groups(pool, members), shard.runtime.pack_tokens)
             seconds = time.perf_counter() - start
     except NonFiniteError as error:
-        demo = list(members)[error.group]
-        target = pool.ids[members[demo][error.target]]
+        (_, demo), targets = list(members.items())[error.group]
         shown = pool.ids[demo] if demo >= 0 else "nothing"
         raise ValueError(
-            f"the score of target {target} with demo {shown} is not finite; "
+            f"the score of target {pool.ids[targets[error.target]]} with demo {shown} is not finite; "
             "set models.dtype: float32, or check the model's weights"
         ) from error
     answers = [measure(row) for group in rows for row in group]
@@ -318,15 +280,10 @@ def score_shard(shard: Shard) -> int:
     return len(names)
 
 
-def _groups(pool: Pool, members: Mapping[int, list[int]]) -> list[Group]:
-    encoding = pool.encoding
+def _groups(pool: Pool, members: Mapping[tuple[int, int], list[int]]) -> list[Group]:
     return [
-        Group(
-            encoding.prefixes[demo] if demo >= 0 else encoding.base,
-            [encoding.queries[target] for target in targets],
-            [encoding.responses[target] for target in targets],
-        )
-        for demo, targets in members.items()
+        Group(pool.prefix(head, demo), [pool.encoding.row(target, headless=True) for target in targets])
+        for (head, demo), targets in members.items()
     ]
 
 

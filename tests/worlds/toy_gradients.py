@@ -12,6 +12,7 @@ from tasks.gradients.settings import GradientsSettings
 from tasks.gradients.warmup import read_sets
 from tasks.settings import RuntimeSettings
 from worlds.places import find_folders
+from worlds.token_rows import cut_pair
 
 SMALL = GradientsSettings(
     order="second",
@@ -61,7 +62,7 @@ def counted(facts) -> list[int]:
 
 def logits_of(network, sets, place):
     """Return the logits that predict a row's response, and the response, by one plain pass."""
-    before, answer = sets.encoding.base + sets.encoding.queries[place], sets.encoding.responses[place]
+    before, answer = cut_pair(sets.encoding.row(place))
     logits = network(input_ids=torch.tensor([before + answer]), use_cache=False).logits[0]
     return logits[len(before) - 1 : -1], torch.tensor(answer)
 

@@ -3,12 +3,12 @@ import math
 import pytest
 import torch
 from worlds.small_models import distance, small_model, small_pool
+from worlds.token_rows import batch_rows
 
 from tamis.gradients.distillation import CONFIDENCES, preservation_gradient, weigh
-from tamis.language.batches import plan_batches
 
 QUERIES, RESPONSES = small_pool()
-ANCHORS = plan_batches(QUERIES, RESPONSES, tokens=24)
+ANCHORS = batch_rows(QUERIES, RESPONSES, tokens=24)
 
 
 def slow_confidence(q, confidence):

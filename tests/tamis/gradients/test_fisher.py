@@ -1,13 +1,13 @@
 import pytest
 import torch
 from worlds.small_models import FAMILIES, each_gradient, small_model, small_pool, widen
+from worlds.token_rows import batch_rows
 
 from tamis.gradients.fisher import fisher_information
 from tamis.gradients.per_example import GradientError, group_parameters
-from tamis.language.batches import plan_batches
 
 QUERIES, RESPONSES = small_pool()
-PACKED = plan_batches(QUERIES, RESPONSES, tokens=24)
+PACKED = batch_rows(QUERIES, RESPONSES, tokens=24)
 
 
 def slow(model):
@@ -33,7 +33,7 @@ def test_it_is_the_mean_square_of_each_examples_own_gradient(family, monkeypatch
 
 def test_how_examples_are_batched_does_not_matter():
     model = small_model("llama")
-    found = [fisher_information(model, plan_batches(QUERIES, RESPONSES, tokens=size)) for size in (1, 10_000)]
+    found = [fisher_information(model, batch_rows(QUERIES, RESPONSES, tokens=size)) for size in (1, 10_000)]
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
@@ -49,9 +49,9 @@ def test_a_group_of_parameters_at_a_time_gives_the_same_numbers():
 
 def test_repeated_examples_change_nothing_and_one_alone_gives_its_square():
     model = small_model("llama")
-    twice = fisher_information(model, plan_batches(QUERIES * 2, RESPONSES * 2, tokens=24))
+    twice = fisher_information(model, batch_rows(QUERIES * 2, RESPONSES * 2, tokens=24))
     once = fisher_information(model, PACKED)
-    alone = fisher_information(model, plan_batches(QUERIES[2:3], RESPONSES[2:3], tokens=24))
+    alone = fisher_information(model, batch_rows(QUERIES[2:3], RESPONSES[2:3], tokens=24))
     gradient = each_gradient(model, QUERIES[2:3], RESPONSES[2:3])[0]
     for name in once:
         assert torch.allclose(twice[name], once[name], rtol=1e-12, atol=0)
@@ -76,7 +76,7 @@ def test_a_gradient_that_is_not_finite_names_the_example():
     with torch.no_grad():
         model.model.embed_tokens.weight[33] = torch.nan
     queries = [[33, *query] if row == 4 else [word % 30 for word in query] for row, query in enumerate(QUERIES)]
-    batches = plan_batches(queries, [[word % 30 for word in one] for one in RESPONSES], tokens=24)
+    batches = batch_rows(queries, [[word % 30 for word in one] for one in RESPONSES], tokens=24)
     with pytest.raises(GradientError, match=r"first places \[4\]") as caught:
         fisher_information(model, batches)
     assert caught.value.examples == [4]

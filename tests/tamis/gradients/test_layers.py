@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM
 from worlds.small_models import FAMILIES, random_direction, small_model, small_pool
+from worlds.token_rows import batch_rows
 
 from tamis.gradients.layers import GradientSums, cover, watch
 from tamis.gradients.per_example import accumulate, verify_coverage
-from tamis.language.batches import plan_batches
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -179,7 +179,7 @@ def test_norms_by_head_are_summed_over_heads_where_tokens_and_heads_are_of_equal
     model = small_model("qwen3")
     u = random_direction(model)
     queries, responses = small_pool(3)
-    alone = accumulate(model, plan_batches([queries[1][:2]], [responses[1][:2]], tokens=4), u)
+    alone = accumulate(model, batch_rows([queries[1][:2]], [responses[1][:2]], tokens=4), u)
     assert sum(map(len, [queries[1][:2], responses[1][:2]])) == model.config.num_attention_heads
     inner = sum(float((u[name] * alone.G[name]).sum()) for name in u)
     assert alone.phi_data.tolist() == pytest.approx([inner], rel=1e-12)

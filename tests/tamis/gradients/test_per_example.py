@@ -11,13 +11,14 @@ from worlds.small_models import (
     small_pool,
     widen,
 )
+from worlds.token_rows import batch_rows, make_rows
 
 from tamis.gradients.interaction import Terms, direction
 from tamis.gradients.per_example import GradientError, accumulate, group_parameters, score_second, validation_gradient
-from tamis.language.batches import Batch, plan_batches
+from tamis.language.batches import Batch
 
 QUERIES, RESPONSES = small_pool()
-PACKED = plan_batches(QUERIES, RESPONSES, tokens=24)
+PACKED = batch_rows(QUERIES, RESPONSES, tokens=24)
 
 
 def slow(model, u):
@@ -50,8 +51,8 @@ def test_one_pass_gives_the_sums_and_inner_products_of_each_examples_own_gradien
 def test_packed_rows_give_what_each_gives_alone():
     model = small_model("llama")
     u = random_direction(model)
-    together = accumulate(model, plan_batches(QUERIES, RESPONSES, tokens=10_000), u)
-    alone = accumulate(model, plan_batches(QUERIES, RESPONSES, tokens=1), u)
+    together = accumulate(model, batch_rows(QUERIES, RESPONSES, tokens=10_000), u)
+    alone = accumulate(model, batch_rows(QUERIES, RESPONSES, tokens=1), u)
     assert distance(together.phi_data, alone.phi_data) <= 1e-12
     assert distance(together.losses, alone.losses) <= 1e-12
     assert_same_sums(together.G, alone.G)
@@ -132,8 +133,8 @@ def test_groups_hold_every_trainable_parameter_once_and_are_bounded():
 def test_sums_of_shards_go_on_from_each_other():
     model = small_model("llama")
     u = random_direction(model)
-    first = accumulate(model, plan_batches(QUERIES[:3], RESPONSES[:3], tokens=24), u)
-    second = accumulate(model, plan_batches(QUERIES[3:], RESPONSES[3:], tokens=24), u, G=first.G)
+    first = accumulate(model, batch_rows(QUERIES[:3], RESPONSES[:3], tokens=24), u)
+    second = accumulate(model, batch_rows(QUERIES[3:], RESPONSES[3:], tokens=24), u, G=first.G)
     whole = accumulate(model, PACKED, u)
     assert_same_sums(second.G, whole.G)
     assert distance(torch.cat([first.phi_data, second.phi_data]), whole.phi_data) <= 1e-12
@@ -148,7 +149,7 @@ def test_the_validation_gradient_is_the_mean():
 
 def test_first_order_along_the_validation_gradient_finds_the_row_that_is_the_validation():
     model = small_model("llama")
-    v_new = validation_gradient(model, plan_batches(QUERIES[3:4], RESPONSES[3:4], tokens=24))
+    v_new = validation_gradient(model, batch_rows(QUERIES[3:4], RESPONSES[3:4], tokens=24))
     u = direction(Terms(v_new, v_new, lambda_prior=0.0))
     phi_data = accumulate(model, PACKED, u).phi_data
     assert float(phi_data[3]) == pytest.approx(inner(v_new, v_new), rel=1e-10)
@@ -202,7 +203,7 @@ def test_a_gradient_that_is_not_finite_names_the_example(scored):
         model.model.embed_tokens.weight[33] = torch.nan
     queries = [[33, *query] if row == 4 else [word % 30 for word in query] for row, query in enumerate(QUERIES)]
     responses = [[word % 30 for word in response] for response in RESPONSES]
-    (batch,) = plan_batches(queries, responses, tokens=10_000)
+    (batch,) = batch_rows(queries, responses, tokens=10_000)
     with pytest.raises(GradientError, match=r"1 of a batch's 7 examples .* first places \[4\]") as caught:
         accumulate(model, [batch], random_direction(model) if scored else None)
     assert caught.value.examples == [4]
@@ -219,7 +220,7 @@ def test_a_gradient_that_is_not_finite_though_the_loss_is_names_the_example():
     model.model.embed_tokens.register_forward_hook(lambda module, args, output: setattr(model, "words", args[0]))
     model.model.layers[0].mlp.register_forward_hook(spoil)
     queries = [[33, *query] if row == 2 else [word % 30 for word in query] for row, query in enumerate(QUERIES)]
-    batches = plan_batches(queries, [[word % 30 for word in response] for response in RESPONSES], tokens=10_000)
+    batches = batch_rows(queries, [[word % 30 for word in response] for response in RESPONSES], tokens=10_000)
     with pytest.raises(GradientError, match=r"first places \[2\]"):
         accumulate(model, batches)
 
@@ -231,7 +232,7 @@ def test_a_model_in_training_mode_is_refused():
 
 def test_batches_that_lack_an_example_are_refused():
     with pytest.raises(ValueError, match="do not hold each of 0 to 0 once"):
-        accumulate(small_model("llama"), [Batch([3], [[1]], [[2]])])
+        accumulate(small_model("llama"), [Batch([3], make_rows([[1]], [[2]]))])
 
 
 def test_an_unknown_name_is_refused():

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from worlds.token_rows import encode_pairs, list_pairs
 
-from tamis.language.packing import Group, packed_attention
-from tamis.language.templates import encode
+from tamis.language.packing import packed_attention
 from tamis.scores import less
 from tamis.scores.less import (
     Checkpoint,
@@ -45,17 +45,16 @@ def network(toy_folder):
 
 
 @pytest.fixture
-def group(toy_folder):
+def rows(toy_folder):
     prompts, responses = ["one", "a longer prompt", "x", "two words"], ["yes", "no, never ever", "abc", "z"]
-    code = encode(AutoTokenizer.from_pretrained(toy_folder), "delift", prompts, responses)
-    return Group(code.base, code.queries, code.responses)
+    return encode_pairs(AutoTokenizer.from_pretrained(toy_folder), "delift", prompts, responses)
 
 
-def slow_gradients(network, group):
+def slow_gradients(network, rows):
     """The gradient of transformers' own loss of each row, run alone and unpacked."""
     found = []
-    for query, answer in zip(group.queries, group.responses, strict=True):
-        tokens = torch.tensor([group.prefix + query + answer])
+    for before, answer in list_pairs(rows):
+        tokens = torch.tensor([before + answer])
         labels = torch.tensor([[-100] * (tokens.shape[1] - len(answer)) + answer])
         network.zero_grad()
         network(input_ids=tokens, labels=labels).loss.backward()
@@ -85,9 +84,9 @@ def random_vectors(rows, weights, seed=0):
     return torch.randn(rows, weights, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def loss(network, group, rows):
+def loss(network, rows, places):
     with packed_attention(network), torch.no_grad():
-        return float(less._loss(network, group, rows))
+        return float(less._loss(network, rows, places))
 
 
 # warm-up
@@ -104,46 +103,46 @@ def test_a_warm_up_draws_each_row_once_in_order():
     assert len(found) == 100
 
 
-def test_a_warm_up_lowers_the_loss_of_its_rows(network, group):
-    before = loss(network, group, range(4))
-    warm_up(network, group, epochs=4, batch_rows=1, rate=1e-2, seed=0)
-    assert loss(network, group, range(4)) < before
+def test_a_warm_up_lowers_the_loss_of_its_rows(network, rows):
+    before = loss(network, rows, range(4))
+    warm_up(network, rows, epochs=4, batch_rows=1, rate=1e-2, seed=0)
+    assert loss(network, rows, range(4)) < before
 
 
-def test_a_warm_up_yields_each_epoch_with_its_mean_rate(network, group):
-    found = warm_up(network, group, epochs=2, batch_rows=3, rate=1.0, seed=0)
+def test_a_warm_up_yields_each_epoch_with_its_mean_rate(network, rows):
+    found = warm_up(network, rows, epochs=2, batch_rows=3, rate=1.0, seed=0)
     # 4 steps, no warm-up (a tenth of 4 rounds to 0): rates 1, 3/4, 1/2, 1/4
     assert [checkpoint.rate for checkpoint in found] == [0.875, 0.375]
     assert [checkpoint.moments.step for checkpoint in found] == [2, 4]
 
 
-def test_a_checkpoint_does_not_change_with_the_network(network, group):
-    first, last = warm_up(network, group, epochs=2, batch_rows=3, rate=1e-2, seed=0)
+def test_a_checkpoint_does_not_change_with_the_network(network, rows):
+    first, last = warm_up(network, rows, epochs=2, batch_rows=3, rate=1e-2, seed=0)
     assert not torch.equal(first.weights, last.weights)
     assert not torch.equal(first.moments.mean, last.moments.mean)
 
 
-def test_a_warm_up_is_the_same_bits_by_its_seed(toy_folder, group):
+def test_a_warm_up_is_the_same_bits_by_its_seed(toy_folder, rows):
     def last():
         network = AutoModelForCausalLM.from_pretrained(toy_folder)
-        return warm_up(network, group, epochs=1, batch_rows=2, rate=1e-3, seed=3)[-1]
+        return warm_up(network, rows, epochs=1, batch_rows=2, rate=1e-3, seed=3)[-1]
 
     one, other = last(), last()
     assert torch.equal(one.weights, other.weights)
     assert torch.equal(one.moments.square, other.moments.square)
 
 
-def test_a_warm_up_without_rows_is_refused(network, group):
-    nothing = replace(group, queries=[], responses=[])
+def test_a_warm_up_without_rows_is_refused(network, rows):
+    nothing = rows.pick([])
     with pytest.raises(ValueError, match="needs 1 row at least, and there are 0"):
         warm_up(network, nothing, epochs=1, batch_rows=2, rate=1e-3, seed=3)
 
 
-def test_a_warm_up_whose_loss_is_not_finite_says_where(network, group):
+def test_a_warm_up_whose_loss_is_not_finite_says_where(network, rows):
     with torch.no_grad():
         trained(network)[0].fill_(torch.nan)
     with pytest.raises(ValueError, match="loss is nan at step 1 of 2; lower its learning rate"):
-        warm_up(network, group, epochs=1, batch_rows=2, rate=1e-3, seed=3)
+        warm_up(network, rows, epochs=1, batch_rows=2, rate=1e-3, seed=3)
 
 
 def test_weights_that_adam_never_updated_have_no_moments(network):
@@ -157,8 +156,8 @@ def test_weights_that_adam_never_updated_have_no_moments(network):
         read_moments(network, optimizer)
 
 
-def test_checkpoints_are_unpacked_as_they_were_packed(network, group):
-    made = warm_up(network, group, epochs=2, batch_rows=3, rate=1e-2, seed=0)
+def test_checkpoints_are_unpacked_as_they_were_packed(network, rows):
+    made = warm_up(network, rows, epochs=2, batch_rows=3, rate=1e-2, seed=0)
     tensors, facts = pack(made)
     found = unpack(tensors, json.loads(json.dumps(facts)))
     for one, other in zip(made, found, strict=True):
@@ -173,23 +172,23 @@ def test_checkpoints_are_unpacked_as_they_were_packed(network, group):
 # gradient and direction
 
 
-def test_a_gradient_is_that_of_the_row_run_alone_and_unpacked(network, group):
-    expected = slow_gradients(network, group)
+def test_a_gradient_is_that_of_the_row_run_alone_and_unpacked(network, rows):
+    expected = slow_gradients(network, rows)
     with packed_attention(network):
-        found = torch.stack([gradient(network, group, row) for row in range(4)])
+        found = torch.stack([gradient(network, rows, row) for row in range(4)])
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)  # the loss itself is taken in float32
 
 
-def test_a_gradient_leaves_the_network_as_it_was(network, group):
+def test_a_gradient_leaves_the_network_as_it_was(network, rows):
     with packed_attention(network):
-        gradient(network, group, 0)
+        gradient(network, rows, 0)
     assert all(weight.grad is None for weight in network.parameters())
 
 
-def test_a_weight_that_the_loss_does_not_reach_has_gradient_0(network, group):
+def test_a_weight_that_the_loss_does_not_reach_has_gradient_0(network, rows):
     network.idle = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
     with packed_attention(network):
-        found = gradient(network, group, 0)
+        found = gradient(network, rows, 0)
     (place,) = [place for place, weight in enumerate(trained(network)) if weight is network.idle]
     start = sum(weight.numel() for weight in trained(network)[:place])
     assert found[start : start + 3].tolist() == [0.0, 0.0, 0.0]
@@ -224,54 +223,54 @@ def test_a_vector_of_zeros_keeps_length_0():
 # features
 
 
-def test_features_are_the_slow_gradients_by_the_dense_matrix(network, group):
+def test_features_are_the_slow_gradients_by_the_dense_matrix(network, rows):
     checkpoint = checkpoint_of(network)
-    plain = slow_gradients(network, group)
+    plain = slow_gradients(network, rows)
     adam = torch.stack([adam_direction(one, checkpoint.moments) for one in plain])
     matrix = dense_matrix(plain.shape[1], DIMENSIONS, seed=1)
-    found = features(network, checkpoint, group, NAMES, dimensions=DIMENSIONS, seed=1)
+    found = features(network, checkpoint, rows, NAMES, dimensions=DIMENSIONS, seed=1)
     for one, expected in zip(found, (adam @ matrix, plain @ matrix), strict=True):
         torch.testing.assert_close(one, expected / expected.norm(dim=1, keepdim=True), rtol=1e-4, atol=1e-6)
 
 
-def test_features_are_those_of_the_checkpoint_wherever_the_network_is(network, group):
-    first, _ = warm_up(network, group, epochs=2, batch_rows=3, rate=1e-2, seed=0)
-    found = features(network, first, group, NAMES, dimensions=DIMENSIONS, seed=1)
+def test_features_are_those_of_the_checkpoint_wherever_the_network_is(network, rows):
+    first, _ = warm_up(network, rows, epochs=2, batch_rows=3, rate=1e-2, seed=0)
+    found = features(network, first, rows, NAMES, dimensions=DIMENSIONS, seed=1)
     assert torch.equal(parameters_to_vector(trained(network)), first.weights)
-    again = features(network, checkpoint_of(network, first.moments), group, NAMES, dimensions=DIMENSIONS, seed=1)
+    again = features(network, checkpoint_of(network, first.moments), rows, NAMES, dimensions=DIMENSIONS, seed=1)
     assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
 
 
-def test_features_have_length_1(network, group):
-    for found in features(network, checkpoint_of(network), group, NAMES, dimensions=DIMENSIONS, seed=1):
+def test_features_have_length_1(network, rows):
+    for found in features(network, checkpoint_of(network), rows, NAMES, dimensions=DIMENSIONS, seed=1):
         torch.testing.assert_close(found.norm(dim=1), torch.ones(4, dtype=torch.float64))
 
 
-def test_a_row_has_the_same_features_whatever_the_rows_beside_it(network, group):
-    alone = replace(group, queries=group.queries[2:3], responses=group.responses[2:3])
+def test_a_row_has_the_same_features_whatever_the_rows_beside_it(network, rows):
+    alone = rows.pick([2])
     every, one = (
         features(network, checkpoint_of(network), rows, names, dimensions=DIMENSIONS, seed=1)
-        for rows, names in ((group, NAMES), (alone, ["x"]))
+        for rows, names in ((rows, NAMES), (alone, ["x"]))
     )
     for some, other in zip(every, one, strict=True):
         torch.testing.assert_close(some[2], other[0])
 
 
-def test_features_do_not_depend_on_how_many_rows_are_projected_together(network, group, monkeypatch):
-    whole = features(network, checkpoint_of(network), group, NAMES, dimensions=DIMENSIONS, seed=1)
+def test_features_do_not_depend_on_how_many_rows_are_projected_together(network, rows, monkeypatch):
+    whole = features(network, checkpoint_of(network), rows, NAMES, dimensions=DIMENSIONS, seed=1)
     monkeypatch.setattr(less, "ROWS", 3)
-    cut = features(network, checkpoint_of(network), group, NAMES, dimensions=DIMENSIONS, seed=1)
+    cut = features(network, checkpoint_of(network), rows, NAMES, dimensions=DIMENSIONS, seed=1)
     for one, other in zip(whole, cut, strict=True):
         torch.testing.assert_close(one, other)
 
 
-def test_a_gradient_that_is_not_finite_names_its_rows(network, group):
+def test_a_gradient_that_is_not_finite_names_its_rows(network, rows):
     with torch.no_grad():
         trained(network)[0].fill_(torch.nan)
     with pytest.raises(
         ValueError, match=r"4 of 4 rows have a gradient that is not finite, first \['one', 'longer', 'x'\]"
     ):
-        features(network, checkpoint_of(network), group, NAMES, dimensions=DIMENSIONS, seed=1)
+        features(network, checkpoint_of(network), rows, NAMES, dimensions=DIMENSIONS, seed=1)
 
 
 # influence
@@ -334,19 +333,19 @@ def test_a_topic_of_many_queries_weighs_no_more_than_another():
     torch.testing.assert_close(influence([pool], [queries], ["few", *["many"] * 9], [1.0]), expected)
 
 
-def test_a_step_along_a_rows_direction_lowers_the_loss_that_its_influence_says(network, group):
+def test_a_step_along_a_rows_direction_lowers_the_loss_that_its_influence_says(network, rows):
     """The sign: of all rows, the query itself helps the query most, and the step that Adam takes on it helps."""
     nothing = torch.zeros(sum(weight.numel() for weight in trained(network)), dtype=torch.float64)
     checkpoint = checkpoint_of(network, Moments(nothing, nothing, step=0))
-    pool, queries = features(network, checkpoint, group, NAMES, dimensions=512, seed=0)
+    pool, queries = features(network, checkpoint, rows, NAMES, dimensions=512, seed=0)
     found = influence([pool], [queries[1:2]], ["a"], [1.0])
     assert int(found.argmax()) == 1
     assert float(found[1]) > 0
-    before = loss(network, group, [1])
+    before = loss(network, rows, [1])
     with packed_attention(network):
-        step = adam_direction(gradient(network, group, 1), checkpoint.moments)
+        step = adam_direction(gradient(network, rows, 1), checkpoint.moments)
     vector_to_parameters(checkpoint.weights - 1e-4 * step, trained(network))
-    assert loss(network, group, [1]) < before
+    assert loss(network, rows, [1]) < before
 
 
 def test_influence_on_nothing_is_refused():

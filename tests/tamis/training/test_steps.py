@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from worlds.token_rows import encode_pairs, list_pairs
 
 from tamis.language.packing import packed_attention
-from tamis.language.templates import encode
 from tamis.training.steps import (
     collate,
     describe,
@@ -32,11 +32,11 @@ def network(toy_folder):
 @pytest.fixture
 def encoding(toy_folder):
     prompts, responses = ["one", "a longer prompt", "x", "two words"], ["yes", "no, never ever", "abc", "z"]
-    return encode(AutoTokenizer.from_pretrained(toy_folder), "chat", prompts, responses)
+    return encode_pairs(AutoTokenizer.from_pretrained(toy_folder), "chat", prompts, responses)
 
 
-def packed_loss(network, base, queries, responses):
-    batch = collate(base, queries, responses, CPU)
+def packed_loss(network, encoding):
+    batch = collate(encoding, CPU)
     labels = batch.pop("labels")
     with packed_attention(network):
         return response_loss(network(**batch).logits, labels)
@@ -44,12 +44,12 @@ def packed_loss(network, base, queries, responses):
 
 def padded_gradient(network, encoding):
     """The gradient of transformers' own loss over right-padded rows."""
-    rows = [encoding.base + query + answer for query, answer in zip(encoding.queries, encoding.responses, strict=True)]
+    rows = [before + answer for before, answer in list_pairs(encoding)]
     width = max(map(len, rows))
     ids, mask, labels = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width), []
     for place, row in enumerate(rows):
         ids[place, : len(row)], mask[place, : len(row)] = torch.tensor(row), 1
-        answer = len(encoding.responses[place])
+        answer = int(encoding.answer_tokens[place])
         labels.append([-100] * (len(row) - answer) + row[-answer:] + [-100] * (width - len(row)))
     network.zero_grad()
     network(input_ids=ids, attention_mask=mask, labels=torch.tensor(labels)).loss.backward()
@@ -57,50 +57,49 @@ def padded_gradient(network, encoding):
 
 
 def test_loss_of_a_packed_step_is_that_of_whole_rows_run_one_by_one(network, encoding):
-    expected = oracles.training_loss(network, encoding.base, encoding.queries, encoding.responses)
+    expected = oracles.training_loss(network, list_pairs(encoding))
     # the loss itself is taken in float32
-    found = float(packed_loss(network, encoding.base, encoding.queries, encoding.responses).detach())
+    found = float(packed_loss(network, encoding).detach())
     assert found == pytest.approx(expected, rel=1e-6)
 
 
 def test_gradient_of_a_packed_step_is_that_of_padded_rows(network, encoding):
     expected = padded_gradient(network, encoding)
     network.zero_grad()
-    packed_loss(network, encoding.base, encoding.queries, encoding.responses).backward()
+    packed_loss(network, encoding).backward()
     for weight, gradient in zip(network.parameters(), expected, strict=True):
         torch.testing.assert_close(weight.grad, gradient, rtol=1e-5, atol=1e-7)
 
 
 def test_loss_does_not_depend_on_the_order_of_rows_in_a_step(network, encoding):
-    forth = packed_loss(network, encoding.base, encoding.queries, encoding.responses)
-    back = packed_loss(network, encoding.base, encoding.queries[::-1], encoding.responses[::-1])
+    forth = packed_loss(network, encoding)
+    back = packed_loss(network, encoding.pick(range(len(encoding))[::-1]))
     torch.testing.assert_close(forth, back)
 
 
 def test_same_step_gives_the_same_bits(network, encoding):
-    losses = [packed_loss(network, encoding.base, encoding.queries, encoding.responses) for _ in range(2)]
+    losses = [packed_loss(network, encoding) for _ in range(2)]
     assert torch.equal(*losses)
 
 
 def test_labels_are_the_response_tokens_and_no_others(encoding):
-    batch = collate(encoding.base, encoding.queries, encoding.responses, CPU)
+    batch = collate(encoding, CPU)
     tokens, kept = batch["input_ids"][0], batch["logits_to_keep"]
     labelled = sorted(tokens[kept + 1].tolist())
     assert batch["labels"][0].tolist() == tokens[kept + 1].tolist()
-    assert labelled == sorted(token for response in encoding.responses for token in response)
+    assert labelled == sorted(encoding.tokens[encoding.answers].tolist())
     assert len(set(kept.tolist())) == len(kept)
 
 
 def test_every_row_is_trained_to_end_its_turn(encoding):
-    end = encoding.responses[0][-1]
-    labels = collate(encoding.base, encoding.queries, encoding.responses, CPU)["labels"][0].tolist()
-    assert labels.count(end) == len(encoding.responses)
+    end = encoding.row(0)[0].last_answer
+    labels = collate(encoding, CPU)["labels"][0].tolist()
+    assert labels.count(end) == len(encoding)
 
 
-def test_prefix_is_laid_down_once(encoding):
-    tokens = collate(encoding.base, encoding.queries, encoding.responses, CPU)["input_ids"][0]
-    rows = sum(len(query) + len(answer) for query, answer in zip(encoding.queries, encoding.responses, strict=True))
-    assert len(tokens) == len(encoding.base) + rows
+def test_a_head_is_laid_down_once(encoding):
+    tokens = collate(encoding, CPU)["input_ids"][0]
+    assert len(tokens) == len(encoding.head(0)) + encoding.own_tokens.sum()
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 3), st.integers(0, 5))
@@ -163,14 +162,15 @@ def test_optimiser_trains_what_asks_for_it_and_lets_no_weight_decay():
 
 def test_numbers_of_an_arm_count_its_tokens_over_all_epochs(encoding):
     found = describe(encoding, np.array([0, 2]), [3.0, 2.0, 1.0, 1.0], epochs=2)
-    answers = 2 * (len(encoding.responses[0]) + len(encoding.responses[2]))
-    queries = 2 * (len(encoding.queries[0]) + len(encoding.queries[2]))
+    pairs, head = list_pairs(encoding), len(encoding.head(0))
+    answers = 2 * (len(pairs[0][1]) + len(pairs[2][1]))
+    contexts = 2 * (len(pairs[0][0]) + len(pairs[2][0]) - 2 * head)
     assert found == {
         "rows": 2,
         "epochs": 2,
         "steps": 4,
         "losses": [3.0, 2.0, 1.0, 1.0],
-        "tokens": queries + answers,
+        "tokens": contexts + answers,
         "response_tokens": answers,
         "final_loss": 1.0,
     }

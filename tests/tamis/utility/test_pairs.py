@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tamis.utility.pairs import (
-    fits,
     pairs_of_all,
     pairs_of_landmarks,
     pairs_of_neighbours,
@@ -119,8 +118,3 @@ def test_favourites_have_the_largest_mean_over_the_targets_with_a_score(targets,
         means.append(sum(known) / len(known) if known else 0.0)
     slow = sorted(range(demos), key=lambda demo: (-means[demo], demo))[:count]
     assert top_demos(similar, count).tolist() == slow
-
-
-def test_a_pair_fits_up_to_the_last_token():
-    assert fits([5], [3], np.array([[0, 0]]), 8).tolist() == [True]
-    assert fits([5], [3], np.array([[0, 0]]), 7).tolist() == [False]

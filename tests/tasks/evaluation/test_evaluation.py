@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 from worlds.places import find_folders
+from worlds.token_rows import list_pairs
 from worlds.toy_corpus import write_examples, write_rows
 from worlds.toy_training import write_subset
 
@@ -129,10 +130,9 @@ def test_table_has_a_row_per_run_and_held_out_row(world):
 @pytest.mark.parametrize("label", ["base", "chosen-0", "random-1"])
 def test_loss_is_that_of_whole_float64_passes_one_by_one(world, toy, toy_folder, label):
     network = network_of(world, toy_folder, label)
-    encoding = held_out_of(world, toy).encoding
-    for place, row in enumerate(rows_of(table_of(world), label)):
-        response = encoding.responses[place]
-        expected = -np.mean(oracles.plain_log_probs(network, encoding.base + encoding.queries[place], response))
+    pairs = list_pairs(held_out_of(world, toy).prompts.encoding)
+    for (before, response), row in zip(pairs, rows_of(table_of(world), label), strict=True):
+        expected = -np.mean(oracles.plain_log_probs(network, before, response))
         assert row["loss"] == pytest.approx(expected, rel=1e-5)
         assert row["response_tokens"] == len(response)
 
@@ -140,10 +140,10 @@ def test_loss_is_that_of_whole_float64_passes_one_by_one(world, toy, toy_folder,
 @pytest.mark.parametrize("label", ["base", "full-0"])
 def test_answers_are_the_most_likely_tokens_one_by_one(world, toy, toy_folder, label):
     network, tokenizer = network_of(world, toy_folder, label), AutoTokenizer.from_pretrained(toy_folder)
-    encoding = held_out_of(world, toy).encoding
-    end = encoding.responses[0][-1]
-    for place, row in enumerate(rows_of(table_of(world), label)):
-        ids = oracles.greedy_answer(network, encoding.base + encoding.queries[place], SETTINGS.new_tokens, end)
+    pairs = list_pairs(held_out_of(world, toy).prompts.encoding)
+    end = pairs[0][1][-1]
+    for (before, _), row in zip(pairs, rows_of(table_of(world), label), strict=True):
+        ids = oracles.greedy_answer(network, before, SETTINGS.new_tokens, end)
         assert row["generated"] == tokenizer.decode(ids, skip_special_tokens=True).strip()
         assert row["cut"] is (ids[-1] != end)
 
@@ -177,10 +177,9 @@ def test_answers_do_not_depend_on_what_is_generated_at_once(copy, toy, world, mo
 def test_a_batch_of_answers_keeps_within_its_tokens(copy, toy, monkeypatch):
     asked = []
 
-    def counting(network, tokenizer, encoding, places, new_tokens):
-        longest = max(len(encoding.queries[place]) for place in places)
-        asked.append(len(places) * (len(encoding.base) + longest + new_tokens))
-        return generate(network, tokenizer, encoding, places, new_tokens)
+    def counting(network, tokenizer, questions, ends, new_tokens):
+        asked.append(len(questions) * (max(map(len, questions)) + new_tokens))
+        return generate(network, tokenizer, questions, ends, new_tokens)
 
     monkeypatch.setattr(answers, "ANSWER_TOKENS", 60)
     monkeypatch.setattr(answers, "generate", counting)
@@ -294,7 +293,7 @@ def test_losses_alone_are_those_of_the_evaluation(world, toy, tmp_path):
 
 
 def test_right_answers_alone_are_told_where_a_task_metric_is_asked(world, toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(answers, "generate", lambda *asked: [("it is 18", False)] * len(asked[3]))
+    monkeypatch.setattr(answers, "generate", lambda *asked: [("it is 18", False)] * len(asked[2]))
     places = {"examples": world / "examples", "store": tmp_path, "model": toy, "new_tokens": 4}
     found = measure_losses(arms=None, **places, metric="exact_match")
     assert found["correct"] == {"base": [False, True, False, False, False]}  # 8 + 8, 9 + 9, ...

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from worlds.token_rows import list_pairs
 from worlds.toy_corpus import row, write_examples, write_rows
 from worlds.toy_training import HELD_OUT, ROWS, evaluate, make_world, rows_of, run
 
@@ -92,12 +93,9 @@ def test_every_trained_model_and_the_base_answer_the_general_rows(home):
 
 def test_losses_on_general_rows_are_those_of_whole_float64_passes(home, model, toy_folder):
     network = AutoModelForCausalLM.from_pretrained(toy_folder, dtype=torch.float64).eval()
-    encoding = read_held_out({"v1": home / "v1/examples"}, model).encoding
+    pairs = list_pairs(read_held_out({"v1": home / "v1/examples"}, model).prompts.encoding)
     for place, one in enumerate(rows_of(table_of(home), held_out_of="general", arm="base"), start=HELD_OUT):
-        before = encoding.base + encoding.queries[place]
-        assert one["loss"] == pytest.approx(
-            -np.mean(oracles.plain_log_probs(network, before, encoding.responses[place]))
-        )
+        assert one["loss"] == pytest.approx(-np.mean(oracles.plain_log_probs(network, *pairs[place])))
 
 
 @pytest.mark.parametrize(("name", "version"), [("plasticity", "v1"), ("stability", "general")])
@@ -169,7 +167,9 @@ def test_without_a_task_metric_nothing_is_right_or_wrong(home):
 def say(monkeypatch, texts: list[str]) -> None:
     """Let every model give these answers, of which the second is cut."""
 
-    def generate(network, tokenizer, encoding, places, new_tokens):
+    def generate(network, tokenizer, questions, ends, new_tokens):
+        asked = [tokenizer.decode(question).rpartition("what is ")[2] for question in questions]
+        places = [int(text.split(" + ")[0]) - ROWS for text in asked]  # rows go on from those of the pool
         return [(texts[place], place == 1) for place in places]
 
     monkeypatch.setattr(answers, "generate", generate)
@@ -244,9 +244,9 @@ def test_a_run_with_a_delta_is_its_base_with_other_entries_for_as_long_as_it_is_
     arm = Run("chosen", 0, inputs.TRAINED, 1, tmp_path)
     with loaded(arm, base, model) as network:
         assert network is base
-        found = score(network, held_out.encoding, held_out.rows, arm)
+        found = score(network, held_out.prompts.encoding, held_out.rows, arm)
         expected = before.clone().flatten()
         expected[places] = values
         assert torch.equal(weight.flatten(), expected)
     assert torch.equal(weight, before)
-    assert found != score(base, held_out.encoding, held_out.rows, arm)
+    assert found != score(base, held_out.prompts.encoding, held_out.rows, arm)

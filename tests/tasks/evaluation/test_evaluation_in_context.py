@@ -12,11 +12,13 @@ import pyarrow.compute as pc
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from worlds.token_rows import list_pairs
 from worlds.toy_corpus import write_examples
 from worlds.toy_training import evaluate, make_world, rows_of, run
 
+from tamis.examples.conversations import make_exchange
 from tamis.language.embedding import encode_texts
-from tamis.language.templates import encode, encode_demos
+from tamis.language.rendering import Template, encode_conversations, encode_prefix
 from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import ArtifactError, read_table
@@ -77,7 +79,7 @@ def prompts_of(home: Path, model, settings: EvaluationSettings = SETTINGS) -> li
 
 
 def slow_prompts(home: Path, model, label: str, demos: int) -> list[list[int]]:
-    """Prefix and query of each held-out row: an embedding per text, all rows of the arm sorted."""
+    """What stands before each held-out row's answer: an embedding per text, all rows of the arm sorted."""
     table = read_table(home / "v1/examples/examples.parquet", schemas.EXAMPLES).to_pylist()
     ids = json.loads((home / "v1/out/arms" / label / "rows.json").read_text())
     known = [next(row for row in table if row["id"] == name) for name in ids]
@@ -90,8 +92,10 @@ def slow_prompts(home: Path, model, label: str, demos: int) -> list[list[int]]:
     for row in (row for row in table if row["split"] == "held_out"):
         asked = embed(row["prompt"])
         near = sorted(known, key=lambda other: -float(asked @ embed(other["prompt"])))[:demos]
-        prefix = encode_demos(tokenizer, model.template, [(one["prompt"], one["response"]) for one in reversed(near)])
-        found.append(prefix + encode(tokenizer, model.template, [row["prompt"]], ["x"]).queries[0])
+        template, target = Template(tokenizer, model.template), make_exchange(row["prompt"], "x")
+        prefix = encode_prefix(template, [make_exchange(one["prompt"], one["response"]) for one in near[::-1]], target)
+        ((before, _),) = list_pairs(encode_conversations(template, [target]))
+        found.append(prefix.tolist() + before[len(encode_prefix(template, [], target)) :])
     return found
 
 
@@ -102,15 +106,16 @@ def test_prompts_show_the_nearest_rows_of_the_arm_the_nearest_last(home, model, 
     runs = prompts_of(home, model, replace(SETTINGS, demos=demos))
     assert [(one.arm, one.seed) for one in runs] == SHOWN
     for one in runs:
-        assert one.encoding.base == []
-        assert one.encoding.queries == slow_prompts(home, model, f"{one.arm}-{one.seed}", demos)
+        wanted = slow_prompts(home, model, f"{one.arm}-{one.seed}", demos)
+        assert [question.tolist() for question in one.prompts.questions] == wanted
+        assert [before for before, _ in list_pairs(one.prompts.encoding)] == wanted
 
 
 def test_an_arm_of_few_rows_shows_all_of_them(home, model):
     settings = replace(SETTINGS, demos=99)
     chosen, *_ = prompts_of(home, replace(model, max_tokens=10_000), settings=settings)
     assert chosen.fewer_demos == 0
-    assert chosen.encoding.queries == slow_prompts(home, model, "chosen-0", 5)
+    assert [question.tolist() for question in chosen.prompts.questions] == slow_prompts(home, model, "chosen-0", 5)
 
 
 def test_losses_and_answers_are_those_of_the_base_model_asked_one_by_one(home, model, toy_folder):
@@ -119,7 +124,7 @@ def test_losses_and_answers_are_those_of_the_base_model_asked_one_by_one(home, m
     for one in prompts_of(home, model):
         rows = rows_of(table_of(home), arm=one.arm, seed=one.seed, learner="in_context")
         assert len(rows) == HELD_OUT
-        for row, prompt, response in zip(rows, one.encoding.queries, one.encoding.responses, strict=True):
+        for row, (prompt, response) in zip(rows, list_pairs(one.prompts.encoding), strict=True):
             expected = -np.mean(oracles.plain_log_probs(network, prompt, response))
             assert row["loss"] == pytest.approx(expected, rel=1e-5)
             ids = oracles.greedy_answer(network, prompt, SETTINGS.new_tokens, response[-1])
@@ -168,7 +173,7 @@ def test_demonstrations_leave_the_trained_learners_figures_alone(home, copy, mod
 
 
 def test_rows_without_room_for_all_demonstrations_are_counted(copy, model):
-    longest = max(len(prompt) for one in prompts_of(copy, model) for prompt in one.encoding.queries)
+    longest = max(len(question) for one in prompts_of(copy, model) for question in one.prompts.questions)
     evaluate(copy / "v1", copy / "base", replace(model, max_tokens=longest), SETTINGS, version="v1", previous="base")
     arms = metrics_of(copy)["in_context"]["arms"]
     assert sum(arms[arm]["fewer_demos"] for arm in ("chosen", "random")) > 0

@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from worlds.token_rows import list_pairs
 from worlds.toy_training import evaluate, make_next, make_world, rows_of, run
 
 from tasks.artifacts import schemas
@@ -85,23 +86,22 @@ def test_losses_are_those_of_whole_float64_passes_one_by_one(home, model, toy_fo
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of peft's use of transformers
         network = PeftModel.from_pretrained(base, home / place).double().eval()
     folders = {version: home / version / "examples", "base": home / "v1/examples"}
-    encoding = read_held_out(folders, model).encoding
+    pairs = list_pairs(read_held_out(folders, model).prompts.encoding)
     rows = rows_of(table_of(home), arm=arm, held_out_of=version)
     assert len(rows) == 3
     for number, row in enumerate(rows):
-        before = encoding.base + encoding.queries[number]
-        expected = -np.mean(oracles.plain_log_probs(network, before, encoding.responses[number]))
+        expected = -np.mean(oracles.plain_log_probs(network, *pairs[number]))
         assert row["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_row_held_out_in_both_versions_is_computed_once_and_stands_under_both(copy, model, monkeypatch):
-    asked, plain = [], networks.score_responses
+    asked, plain = [], networks.score_rows
 
-    def counting(network, groups, pack_tokens):
-        asked.append(sum(len(group.queries) for group in groups))
-        return plain(network, groups, pack_tokens)
+    def counting(network, rows, pack_tokens):
+        asked.append(len(rows))
+        return plain(network, rows, pack_tokens)
 
-    monkeypatch.setattr(networks, "score_responses", counting)
+    monkeypatch.setattr(networks, "score_rows", counting)
     evaluate(copy / "v2", copy / "v1", model, replace(SETTINGS, task_metric="exact_match"))
     assert asked == [5] * len(LABELS)
     table = table_of(copy)

@@ -5,9 +5,9 @@ from fractions import Fraction
 import pytest
 from worlds.toy_corpus import row
 
-from tamis.language.templates import Encoding
+from tamis.language.encoding import join_rows
 from tasks.evaluation import sandbox, task_metrics
-from tasks.evaluation.inputs import EvaluationError, HeldOut
+from tasks.evaluation.inputs import EvaluationError, HeldOut, Prompts
 from tasks.evaluation.task_metrics import judge, read_expected
 
 TESTS = "assert double(2) == 4"
@@ -15,7 +15,7 @@ TESTS = "assert double(2) == 4"
 
 def held_out(*rows: dict) -> HeldOut:
     """This version holds out two rows, the version before the third."""
-    return HeldOut(list(rows), Encoding([], [], [], []), "v1", "v0", {"v1": [0, 1], "v0": [2]})
+    return HeldOut(list(rows), [], Prompts(join_rows([], []), []), "v1", "v0", {"v1": [0, 1], "v0": [2]})
 
 
 def rows_of(*responses: str, tests: str | None = None) -> list[dict]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from worlds.token_rows import list_pairs
 from worlds.toy_training import content, interrupt, make_next, make_world, run, write, write_mask
 
 from tamis.masks.tensor_layout import MaskError
@@ -178,9 +179,8 @@ def test_a_version_trains_on_from_the_delta_of_the_version_before(after, model, 
     pool = read_pool(after / "examples", after / "selection", model, ONE)
     (arm,) = plan_arms(pool, Recipe(model, ONE))
     taken = arm.rows[plan_steps(len(arm.rows), 2, 2, 3)[0]]
-    queries, responses = ([ids[row] for row in taken] for ids in (pool.encoding.queries, pool.encoding.responses))
     network = AutoModelForCausalLM.from_pretrained(before / "out/arms/chosen-3/model", dtype=torch.float64).eval()
-    wanted = oracles.training_loss(network, pool.encoding.base, queries, responses)
+    wanted = oracles.training_loss(network, list_pairs(pool.encoding.pick(taken)))
     first = (out / "curve.csv").read_text().splitlines()[1]
     assert float(first.rpartition(",")[2]) == pytest.approx(wanted, rel=1e-4)
     assert json.loads((out / "finetuning.json").read_text())["continues_from"] == "chosen-3"

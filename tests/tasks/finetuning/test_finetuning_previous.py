@@ -13,6 +13,7 @@ from peft import PeftModel
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from worlds.token_rows import list_pairs
 from worlds.toy_training import CHOSEN, ROWS, content, interrupt, make_next, make_world, run, write
 
 from tamis.training.steps import plan_steps
@@ -74,9 +75,9 @@ def test_every_arm_starts_from_the_first_chosen_model_of_the_version_before(worl
     lines = [line.split(",") for line in (out / "curve.csv").read_text().splitlines()[1:]]
     for arm in plan_arms(pool, Recipe(model, settings)):
         taken = arm.rows[plan_steps(len(arm.rows), 2, 1, arm.seed)[0]]
-        queries, responses = ([ids[row] for row in taken] for ids in (pool.encoding.queries, pool.encoding.responses))
+        pairs = list_pairs(pool.encoding.pick(taken))
         (first,) = [float(line[4]) for line in lines if line[:3] == [arm.name, str(arm.seed), "1"]]
-        assert first == pytest.approx(oracles.training_loss(network, pool.encoding.base, queries, responses), rel=1e-4)
+        assert first == pytest.approx(oracles.training_loss(network, pairs), rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

@@ -9,10 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from worlds.small_models import distance, each_gradient
+from worlds.token_rows import list_pairs
 from worlds.toy_training import SMALL_RUNTIME, content, interrupt, make_world, run, write, write_mask
 
 from tamis.language import packing
-from tamis.language.templates import Encoding
+from tamis.language.encoding import Encoding
 from tasks import models
 from tasks.finetuning import mask_updates, trainer
 from tasks.finetuning.mask_updates import Rescorer, load_mask, restrict_model, score, unite
@@ -79,7 +80,8 @@ def fresh(model: ModelChoice, dtype: torch.dtype = torch.float32):
 
 
 def whole(rows: Encoding) -> tuple[list, list]:
-    return [rows.base + query for query in rows.queries], rows.responses
+    before, answers = zip(*list_pairs(rows), strict=True)
+    return list(before), list(answers)
 
 
 def slow_distillation(network, teacher, rows: Encoding, tau: float) -> torch.Tensor:
@@ -290,7 +292,7 @@ def test_a_gradient_that_is_not_finite_names_its_rows(source, model):
     scoring, rows, ids = read(source, model)
     network = fresh(model)
     with torch.no_grad():
-        network.get_input_embeddings().weight[rows.queries[3][0]] = torch.nan
+        network.get_input_embeddings().weight[rows.row(3, headless=True)[0].tokens[0]] = torch.nan
     text = r"rows have a gradient that is not finite when the mask is cut anew, first ids \['\w+'.*learning_rate"
     with pytest.raises(ValueError, match=text):
         score(network, scoring, rows, ids)

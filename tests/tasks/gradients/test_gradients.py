@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from transformers import AutoModelForCausalLM
 from worlds.small_models import distance, each_gradient, inner, random_direction
+from worlds.token_rows import batch_rows
 from worlds.toy_corpus import write_examples
 from worlds.toy_gradients import (
     FIRST,
@@ -27,7 +28,6 @@ from worlds.toy_gradients import (
 )
 
 from tamis.gradients.per_example import accumulate
-from tamis.language.batches import plan_batches
 from tamis.training.steps import plan_steps, scale_rate
 from tasks import models
 from tasks.artifacts import schemas
@@ -294,7 +294,7 @@ def test_every_parameter_of_the_real_model_is_covered_exactly_in_float32():
     network, words = models.language_model(choice), models.tokenizer(choice)
     queries = words(["What is three plus four?", "Name a river in Asia.", "Why is snow white?"]).input_ids
     responses = words(["Seven.", "The Mekong", "It scatters light of every colour alike."]).input_ids
-    batches, u = plan_batches(queries, responses, tokens=20), random_direction(network)
+    batches, u = batch_rows(queries, responses, tokens=20), random_direction(network)
     found, each = accumulate(network, batches, u), each_gradient(network, queries, responses)
     assert len(batches) == 2
     assert found.G.keys() == dict(network.named_parameters()).keys()

@@ -7,9 +7,10 @@ import oracles
 import pytest
 import torch
 from worlds.places import find_folders
+from worlds.token_rows import encode_pairs, list_pairs
 from worlds.toy_corpus import write_examples
 
-from tamis.language.templates import encode
+from tamis.examples.conversations import transcribe
 from tamis.scores.baselines import score_ifd, score_perplexity, score_selectit
 from tamis.scores.scoring_prompts import RATED, RATING_PROMPTS
 from tasks import models
@@ -57,13 +58,10 @@ def loss(model, before, response) -> float:
 def losses(tmp_path, model) -> tuple[np.ndarray, np.ndarray]:
     """Each row's loss after its prompt and after none, a forward pass each."""
     rows, tokenizer = read_rows(tmp_path / "examples/examples.parquet", "ground"), models.tokenizer(model)
-    responses = [row.response for row in rows]
-    code = encode(tokenizer, model.template, [row.prompt for row in rows], responses)
-    bare = encode(tokenizer, model.template, [""] * len(rows), responses)
-    found = [
-        [loss(model, one.base + query, response) for query, response in zip(one.queries, one.responses, strict=True)]
-        for one in (code, bare)
-    ]
+    prompts, responses = zip(*(transcribe(row.conversation) for row in rows), strict=True)
+    code = encode_pairs(tokenizer, model.template, prompts, responses)
+    bare = encode_pairs(tokenizer, model.template, [""] * len(rows), responses)
+    found = [[loss(model, *pair) for pair in list_pairs(one)] for one in (code, bare)]
     return np.array(found[0]), np.array(found[1])
 
 
@@ -90,7 +88,8 @@ def test_selectit_is_what_a_forward_pass_per_row_and_rating_prompt_gives(corpus,
     tokenizer, network, found = models.tokenizer(wide), models.language_model(wide), []
     for row in read_rows(tmp_path / "examples/examples.parquet", "ground"):
         for question in RATING_PROMPTS:
-            said = RATED.format(question=question, prompt=row.prompt, response=row.response)
+            prompt, response = transcribe(row.conversation)
+            said = RATED.format(question=question, prompt=prompt, response=response)
             asked = [{"role": "user", "content": said}]
             tokens = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True).input_ids
             with torch.no_grad():

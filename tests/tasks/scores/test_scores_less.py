@@ -10,10 +10,11 @@ import peft
 import pytest
 import torch
 from worlds.places import find_folders
+from worlds.token_rows import list_pairs
 from worlds.toy_corpus import row, write_examples, write_rows
 
 from tamis.examples.parsing import identify
-from tamis.language.templates import encode
+from tamis.language.rendering import Template, encode_conversations
 from tamis.scores.less import adam_direction, normalise, pick_warmup, project, read_moments, trained
 from tamis.training.steps import optimise, plan_steps
 from tasks import models
@@ -73,9 +74,8 @@ def slow_scores(model, ground, queries, settings):
         network = peft.get_peft_model(models.language_model.__wrapped__(model), config).eval()
 
     def rows_of(some):
-        code = encode(models.tokenizer(model), "chat", [one.prompt for one in some], [one.response for one in some])
-        pairs = zip(code.queries, code.responses, strict=True)
-        return [(code.base + query + answer, answer) for query, answer in pairs]
+        code = encode_conversations(Template(models.tokenizer(model)), [one.conversation for one in some])
+        return [(before + answer, answer) for before, answer in list_pairs(code)]
 
     def gradient_of(tokens, answer):
         found = torch.autograd.grad(plain_loss(network, tokens, answer), trained(network))

@@ -8,9 +8,11 @@ import oracles
 import pytest
 import torch
 from pydantic import ValidationError
+from worlds.token_rows import cut_pair
 from worlds.toy_corpus import write_examples
 from worlds.toy_pairs import EXACT, SMALL, embed, run
 
+from tamis.utility import pairs
 from tamis.utility.utility import DISTANCES
 from tasks import models
 from tasks.artifacts.tables import provenance, read_table
@@ -36,24 +38,33 @@ def matrix(path, ids) -> np.ndarray:
     return found
 
 
+def segments_of(pool) -> tuple[list, list, list, list]:
+    """Each row's head, the prefix that shows it, what stands before its answer without the head, and its answer."""
+    places = range(len(pool.ids))
+    heads = [pool.encoding.head(place).tolist() for place in places]
+    prefixes = [pool.prefix(0, place).tolist() for place in places]
+    rows, answers = zip(*(cut_pair(pool.encoding.row(place, headless=True)) for place in places), strict=True)
+    return heads, prefixes, list(rows), list(answers)
+
+
 @pytest.mark.parametrize("template", ["chat", "delift"])
 def test_the_kernel_is_what_a_forward_pass_per_pair_gives(folders, toy, template):
     tmp_path, ids = folders
     toy = replace(toy, max_tokens=512, template=template)
     run(tmp_path, toy)
     source = tmp_path / "examples/examples.parquet"
-    code = read_pool(source, "again", toy).encoding
-    slow = oracles.utility(models.language_model(toy), code.base, code.prefixes, code.queries, code.responses)
+    slow = oracles.utility(models.language_model(toy), *segments_of(read_pool(source, "again", toy)))
     assert matrix(tmp_path / "out", ids) == pytest.approx(slow, abs=1e-5)
 
 
 def test_the_log_likelihood_form_is_the_difference_of_mean_log_likelihoods(folders, toy):
     tmp_path, ids = folders
     run(tmp_path, toy, replace(EXACT, distance="log_likelihood"))
-    code = read_pool(tmp_path / "examples/examples.parquet", "again", toy).encoding
+    pool = read_pool(tmp_path / "examples/examples.parquet", "again", toy)
+    heads, prefixes, rows, answers = segments_of(pool)
     network = models.language_model(toy)
-    alone = np.mean(oracles.plain_log_probs(network, code.base + code.queries[1], code.responses[1]))
-    shown = np.mean(oracles.plain_log_probs(network, code.prefixes[3] + code.queries[1], code.responses[1]))
+    alone = np.mean(oracles.plain_log_probs(network, heads[1] + rows[1], answers[1]))
+    shown = np.mean(oracles.plain_log_probs(network, prefixes[3] + rows[1], answers[1]))
     assert matrix(tmp_path / "out", ids)[1, 3] == pytest.approx(shown - alone, abs=1e-5)
 
 
@@ -200,5 +211,5 @@ def test_a_kernel_of_nothing_is_refused(name):
 
 def test_settings_name_what_the_library_knows():
     known = get_type_hints(UtilitySettings)
-    assert get_args(known["kernel"]) == tuple(utility.KERNELS)
+    assert get_args(known["kernel"]) == tuple(pairs.KERNELS)
     assert get_args(known["distance"]) == tuple(DISTANCES)

@@ -1,0 +1,69 @@
+"""The examples that stand in a pair, and what a model reads of each."""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from tamis.examples.conversations import Conversation
+from tamis.language.encoding import Encoding
+from tamis.language.rendering import Template, encode_conversations, encode_prefix
+from tamis.utility.pairs import Sets
+from tasks import models
+from tasks.artifacts.row_sets import read_sets
+from tasks.conversations import open_template, read_conversation
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """The examples that stand in a pair, tokenised once."""
+
+    ids: list[str]  # by row
+    sets: Sets  # ground: the used pool; task: the target task; learnt: what an earlier version chose
+    encoding: Encoding
+    template: Template
+    conversations: list[Conversation]
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Places of the examples that are answered: of ground set and target task."""
+        return np.union1d(self.sets["ground"], self.sets["task"])
+
+    @cached_property
+    def heads(self) -> np.ndarray:
+        """Return for each row the first row with the same head: the system message and tools that it begins with."""
+        first = np.empty(len(self.ids), np.int64)
+        for _, places in self.encoding.by_head(range(len(self.ids))):
+            first[places] = places[0]
+        return first
+
+    def prefix(self, head: int, demo: int) -> np.ndarray:
+        """Return the tokens that show a demo, after the head of a row; demo -1: the head alone."""
+        if demo < 0:
+            return self.encoding.head(head)
+        known = self._prefixes
+        if (head, demo) not in known:
+            known[head, demo] = encode_prefix(self.template, [self.conversations[demo]], self.conversations[head])
+        return known[head, demo]
+
+    @cached_property
+    def _prefixes(self) -> dict[tuple[int, int], np.ndarray]:
+        return {}
+
+
+@lru_cache(maxsize=1)
+def read_pool(source: Path, digest: str, model: models.ModelChoice) -> Pool:
+    """Read the examples that stand in a pair and tokenise each once; `digest` keys the cache.
+
+    Raises:
+        ValueError: fewer than two used examples in the pool: utility is about pairs.
+    """
+    table, sets = read_sets(source, ("ground", "target", "learnt"))
+    rows, sets = table.to_pylist(), {"ground": sets["ground"], "task": sets["target"], "learnt": sets["learnt"]}
+    if len(sets["ground"]) < 2:
+        count = len(sets["ground"])
+        raise ValueError(f"{source}: the pool has {count} used example; utility needs at least 2, add examples")
+    template, conversations = open_template(model), [read_conversation(row) for row in rows]
+    encoding = encode_conversations(template, conversations)
+    return Pool([row["id"] for row in rows], sets, encoding, template, conversations)
