@@ -48,7 +48,6 @@ from tamis.masks.sparse_adamw import RestrictedAdamW, count_state_bytes, freeze
 from tasks import models
 
 FIELDS = (("prompt", "response"), ("question", "answer"))  # of tldr, of gsm8k
-SIDES = ("queries", "responses")
 STEERING = 4  # rows of v_new, and of what stands in for v_prior
 ETA = 2e-5  # learning rate, of the curvature term
 SHARE = 0.05  # of the parameters, in the mask

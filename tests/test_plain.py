@@ -3,14 +3,14 @@
 import pytest
 import torch
 from worlds.small_models import distance, each_gradient, inner, random_direction, small_model, small_pool
+from worlds.token_rows import batch_rows
 
 from benchmarks import plain
 from tamis.gradients.per_example import accumulate
-from tamis.language.batches import plan_batches
 
 QUERIES, RESPONSES = small_pool(rows=11)
 PADDED = plain.pad_batches(list(zip(QUERIES, RESPONSES, strict=True)), pad=0)
-PACKED = plan_batches(QUERIES, RESPONSES, tokens=24)
+PACKED = batch_rows(QUERIES, RESPONSES, tokens=24)
 
 
 @pytest.fixture(params=["tied", "untied"])
