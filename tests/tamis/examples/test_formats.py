@@ -4,6 +4,8 @@ import json
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tamis.examples.conversations import Message, identify, make_exchange
 from tamis.examples.formats import FORMATS, Parsed, check_fields, make_reading, parse_row, recognise
@@ -21,6 +23,26 @@ ROWS = {
     "prompt_response": {"prompt": "Hi", "response": "Hello"},
     "question_answer": {"question": "Hi", "answer": "Hello"},
 }
+
+KEYS = st.sampled_from(
+    [
+        "role",
+        "from",
+        "content",
+        "value",
+        "text",
+        "type",
+        "tool_calls",
+        "tool_call_id",
+        "function_call",
+        "weight",
+        "mask",
+    ]
+)
+SCALARS = st.sampled_from([None, True, 0, 1.5, "", " ", "Hi", "\0", "\ud800", "[]", "{}", "user", "assistant", "tool"])
+ANYTHING = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12
+)
 
 
 def read(row, **how) -> Parsed:
@@ -283,3 +305,17 @@ def test_a_bad_row_of_a_format_says_why(format, change, reason):
 def test_a_mapped_topic_must_be_there(topic, reason):
     with pytest.raises(RowError, match=f"^{reason}$"):
         read(ROWS["prompt_response"] | {"kind": topic}, fields={"topic": "kind"})
+
+
+@given(st.sampled_from(FORMATS), st.data())
+def test_whatever_stands_in_a_row_it_is_an_example_or_says_why(format, data):
+    reading = make_reading([*ROWS[format]], ROWS[format], format=format)
+    names = st.sampled_from(sorted(reading.fields.values()))
+    row = ROWS[format] | data.draw(st.dictionaries(names, ANYTHING, max_size=3))
+    try:
+        found = parse_row(row, reading, "stem")
+    except RowError:
+        return
+    assert found.conversation.learnt
+    assert all(message.content.strip() for message in found.conversation.messages if message.role == "user")
+    assert identify(found.conversation)
