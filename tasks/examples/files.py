@@ -169,7 +169,8 @@ def _expand(raw: Path) -> tuple[Path, list[Path]]:
     """Return the folder that names begin with, and the paths that are searched."""
     base = _find_base(raw)
     if base != raw:
-        matches = [Path(match) for match in sorted(glob.glob(str(raw), recursive=True))]
+        found = (Path(match) for match in sorted(glob.glob(str(raw), recursive=True)))
+        matches = [match for match in found if not _goes_round(base, match)]
         if not matches:
             raise ExamplesError(f"{raw} matches no file; set versions.<version>.raw to a file, a folder or a pattern")
         return base, matches
@@ -182,6 +183,12 @@ def _find_base(raw: Path) -> Path:
     """Return a path, or of a pattern the folder before its first wild card."""
     wild = next((place for place, part in enumerate(raw.parts) if re.search(r"[*?[]", part)), None)
     return raw if wild is None or raw.exists() else Path(*raw.parts[:wild])
+
+
+def _goes_round(base: Path, path: Path) -> bool:
+    """Return whether a path leads through a link to a folder that holds the link."""
+    above = [parent for parent in path.parents if parent.is_relative_to(base)]
+    return len({os.path.realpath(parent) for parent in above}) < len(above)
 
 
 def _name(base: Path, path: Path) -> PurePosixPath:

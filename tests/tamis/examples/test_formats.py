@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tamis.examples.conversations import Message, identify, make_exchange
+from tamis.examples.conversations import Message, as_messages, as_tools, identify, make_exchange
 from tamis.examples.formats import FORMATS, Parsed, check_fields, make_reading, parse_row, recognise
 from tamis.examples.values import RowError
 
@@ -219,6 +219,16 @@ def test_of_a_prompt_of_messages_nothing_is_learnt():
     assert [learnt for _, _, learnt in contents(read(row))] == [False, False, False, True]
     assert read(row | {"completion": "Hello"}) == read(row)
     assert contents(read({"prompt": "Hi", "completion": [ANSWER]})) == contents(read(ROWS["messages"]))
+
+
+def test_sharegpt_calls_tools_in_turns_of_their_own():
+    called = {"name": "add", "arguments": {"a": 1, "b": 1}}
+    entries = [HUMAN, {"from": "function_call", "value": json.dumps(called)}, {"from": "observation", "value": 2}, GPT]
+    found = read({"conversations": entries, "system": "Add.", "tools": json.dumps([{"name": "add"}])})
+    assert [role for role, _, _ in contents(found)] == ["system", "user", "assistant", "tool", "assistant"]
+    assert found.conversation.learnt == [2, 4]
+    assert as_messages(found.conversation)[2]["tool_calls"] == [{"type": "function", "function": called}]
+    assert as_tools(found.conversation) == [{"name": "add"}]
 
 
 def test_learnt_turns_are_all_or_the_last_one():

@@ -167,6 +167,7 @@ def test_a_link_to_a_folder_that_holds_it_is_not_followed(raw):
     os.symlink(raw, raw / "a/loop", target_is_directory=True)
     assert listed(raw) == ["v1/a/b.jsonl"]
     assert ignored(raw) == {"a/loop": "a link to a folder that holds it"}
+    assert listed(raw / "**/*.jsonl") == ["v1/a/b.jsonl"]
 
 
 def test_a_link_to_another_folder_is_followed(raw, tmp_path):
