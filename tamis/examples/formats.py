@@ -205,12 +205,16 @@ def _refuse_comparisons(names: Collection[str], row: Mapping[str, Any]) -> None:
         kind, good, keep = "completion and label, as KTO rows", "completion", "keep the rows labelled true and "
     else:
         return
-    prompt = next((name for name in ("prompt", "question", "instruction") if name in names), None)
-    alone = prompt is None and find_entries(row.get(good)) is not None
-    way = f"{{messages: {good}}}" if alone else f"{{prompt: {prompt or '<field>'}, response: {good}}}"
+    prompt = next((name for name in ("prompt", "question") if name in names), None)
+    if prompt is None and "instruction" in names:
+        way = f"examples.format: alpaca and examples.fields: {{response: {good}}}"
+    elif prompt is None and find_entries(row.get(good)) is not None:
+        way = f"examples.fields: {{messages: {good}}}"
+    else:
+        way = f"examples.fields: {{prompt: {prompt or '<field>'}, response: {good}}}"
     raise ValueError(
         f"the rows have {kind} have: they compare answers, and tamis chooses among examples to imitate; "
-        f"to learn the good answers, {keep}set examples.fields: {way}"
+        f"to learn the good answers, {keep}set {way}"
     )
 
 

@@ -94,22 +94,31 @@ def test_a_list_that_this_row_lacks_is_recognised_by_its_name(name, format):
 @pytest.mark.parametrize(
     ("row", "way"),
     [
-        ({"prompt": "Hi", "chosen": "Hello", "rejected": "Go"}, "{prompt: prompt, response: chosen}"),
-        ({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, "{messages: chosen}"),
-        ({"chosen": "Human: Hi", "rejected": "Human: Hi"}, "{prompt: <field>, response: chosen}"),
-        ({"prompt": "Hi", "completion": "Hello", "label": True}, "{prompt: prompt, response: completion}"),
+        ({"prompt": "Hi", "chosen": "Hello", "rejected": "Go"}, "examples.fields: {prompt: prompt, response: chosen}"),
+        ({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, "examples.fields: {messages: chosen}"),
+        (
+            {"instruction": "Hi", "input": "", "chosen": "Hello", "rejected": "Go"},
+            "examples.format: alpaca and examples.fields: {response: chosen}",
+        ),
+        ({"chosen": "Human: Hi", "rejected": "Human: Hi"}, "examples.fields: {prompt: <field>, response: chosen}"),
+        (
+            {"prompt": "Hi", "completion": "Hello", "label": True},
+            "examples.fields: {prompt: prompt, response: completion}",
+        ),
     ],
 )
 def test_rows_that_compare_answers_are_refused_with_their_way_out(row, way):
     kind = "preference" if "chosen" in row else "KTO"
     with pytest.raises(ValueError, match=rf"as {kind} rows have: they compare answers, and tamis chooses") as refused:
         recognise([*row], row)
-    assert str(refused.value).endswith(f"set examples.fields: {way}")
+    assert str(refused.value).endswith(f"set {way}")
 
 
 def test_the_chosen_answer_of_a_preference_row_can_be_learnt():
     row = {"prompt": "Hi", "chosen": [ANSWER], "rejected": [ANSWER]}
     assert read(row, fields={"prompt": "prompt", "response": "chosen"}).conversation == make_exchange("Hi", "Hello")
+    row = {"instruction": "Hi", "input": "", "chosen": "Hello", "rejected": "Go"}
+    assert read(row, format="alpaca", fields={"response": "chosen"}) == read(ROWS["alpaca"])
     row = {"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}
     assert read(row, fields={"messages": "chosen"}).conversation == make_exchange("Hi", "Hello")
 
