@@ -33,10 +33,33 @@ class Encoding:
 
     tokens: Int[np.ndarray, " token"]  # int32, of all sequences one after the other
     answers: Bool[np.ndarray, " token"]
-    starts: Int[np.ndarray, " sequence+1"]
+    starts: Int[np.ndarray, " start"]  # one more than there are sequences
     heads: Int[np.ndarray, " sequence"]  # how many of a sequence's first tokens are its head
-    rows: Int[np.ndarray, " row+1"]
+    rows: Int[np.ndarray, " bound"]  # one more than there are rows
 
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.rows) - 1
+
+
+def join_rows(rows: Sequence[Sequence[TokenSequence]], heads: Sequence[int]) -> Encoding:
+    """Return rows as one encoding.
+
+    Args:
+        rows: the sequences of each.
+        heads: per row, how many first tokens of its sequences are their head.
+
+    >>> one = TokenSequence(np.array([7, 8], np.int32), np.array([False, True]))
+    >>> joined = join_rows([[one], [one, one]], [0, 1])
+    >>> joined.starts.tolist(), joined.heads.tolist(), joined.rows.tolist()
+    ([0, 2, 4, 6], [0, 1, 1], [0, 1, 3])
+    """
+    pieces = [piece for row in rows for piece in row]
+    counts = [len(row) for row in rows]
+    return Encoding(
+        tokens=np.concatenate([np.empty(0, np.int32), *(piece.tokens for piece in pieces)]),
+        answers=np.concatenate([np.empty(0, bool), *(piece.answers for piece in pieces)]),
+        starts=np.cumsum([0, *map(len, pieces)], dtype=np.int64),
+        heads=np.repeat(np.asarray(heads, np.int32), counts),
+        rows=np.cumsum([0, *counts], dtype=np.int64),
+    )
