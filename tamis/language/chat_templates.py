@@ -179,7 +179,7 @@ def _place_answer(template: Template, messages: list[dict[str, Any]], tools: lis
     if not after.startswith(before):
         start = _find_content(template, messages, tools, before, after=after)
     stop = len(after.rstrip())
-    _refuse_unended(after[start:stop], messages[-1])
+    _check_answer(after[start:stop], messages, WAY_OUT)
     return Written(after, ((start, stop),), len(messages))
 
 
@@ -212,13 +212,7 @@ def _place_marked(template: Template, messages: list[dict[str, Any]], tools: lis
     earlier = turns - 1 if len(marks) == turns else len(_render_marked(template, messages[:-1], tools)[1])
     spans = tuple((start, stop) for start, stop in marks[earlier:] if start < stop)
     answer = "".join(after[start:stop] for start, stop in spans)
-    content = messages[-1]["content"].strip()
-    if not spans or (content in after and content not in answer):
-        raise TemplateError(
-            f"the chat template has {{% generation %}} marks, which do not hold the content of message "
-            f"{len(messages) - 1}, {_clip(content)}; mend them in a file of your own: models.chat_template: FILE"
-        )
-    _refuse_unended(answer, messages[-1])
+    _check_answer(answer, messages, "put it within the marks, in a template of your own: models.chat_template: FILE")
     return Written(after, spans, len(messages))
 
 
@@ -239,9 +233,17 @@ def _render_marked(
     return texts[0], marks[0]
 
 
-def _refuse_unended(answer: str, message: dict[str, Any]) -> None:
-    """Refuse an answer after whose content nothing stands: a model that learns it never stops."""
-    content = message["content"].strip()
+def _check_answer(answer: str, messages: list[dict[str, Any]], way_out: str) -> None:
+    """Refuse an answer without the content of the last message, or after which nothing stands: it would never stop.
+
+    A template may write a content otherwise, for example its reasoning apart: its last word must be there at least.
+    """
+    content = messages[-1]["content"].strip()
+    if not answer.strip() or any(word not in answer for word in content.split()[-1:]):
+        raise TemplateError(
+            f"the chat template does not hold the content of message {len(messages) - 1}, {_clip(content)}, where its "
+            f"answer stands, {_clip(answer)}; {way_out}"
+        )
     if content and content in answer and not answer.partition(content)[2].strip():
         raise TemplateError(
             f"the chat template ends an answer with nothing, after {_clip(content[-QUOTED:])}, so that a model would "

@@ -271,7 +271,7 @@ def _fits(
     same_text = seam.head + rest == written.text and seam.shown + rest == text
     if not same_text or not np.array_equal(ids[: len(seam.ids)], seam.ids):
         return False
-    if seam.sealed and tail[:1] == seam.turn_ids[0]:
+    if seam.sealed and len(tail) and tail[0] == seam.turn_ids[0]:
         return True
     return np.array_equal(_tokenise(template.tokenizer, [text])[0], np.concatenate([seam.shown_ids, tail]))
 

@@ -146,8 +146,20 @@ def test_marks_that_do_not_hold_the_answer_are_refused():
     misplaced = MARKED.replace("{{ turn.content + '<|im_end|>\\n' }}{% endg", "{{ 'so' }}{% endg").replace(
         "{%- else %}", "{{ turn.content }}{%- else %}"
     )
-    with pytest.raises(TemplateError, match=r"marks, which do not hold the content of message 1, 'b'"):
+    with pytest.raises(TemplateError, match=r"content of message 1, 'b', where its answer stands, 'so'; put it within"):
         write_conversation(template(misplaced), make_exchange("a", "b"))
+
+
+def test_marks_that_hold_nothing_are_refused():
+    empty = MARKED.replace("turn.content + '<|im_end|>\\n' }}{% endg", "'' }}{% endg")
+    with pytest.raises(TemplateError, match="where its answer stands, ''; put it within the marks"):
+        write_conversation(template(empty), make_exchange("a", "b"))
+
+
+def test_a_template_that_leaves_out_an_answers_text_is_refused():
+    silent = QWEN_2.replace("turn.content }}", "(turn.content if turn.role == 'user' else '') }}")
+    with pytest.raises(TemplateError, match=r"content of message 1, 'b', where its answer stands, '<\|im_end\|>'"):
+        write_conversation(template(silent), make_exchange("a", "b"))
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,11 @@ from tamis.language.rendering import (
 TOOLS = json.dumps([{"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}])
 CODE = make_exchange("write it", "    return the\n\n    other")
 TWO = Conversation((*make_exchange("a", "b").messages, *make_exchange("c", "d").messages))
+CALL = json.dumps({"tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": [1, "é"]}}}]})
+CALLING = Conversation(
+    (Message("user", "a"), Message("assistant", "", True, CALL), Message("tool", "3"), Message("assistant", "c", True)),
+    TOOLS,
+)
 DEMO = make_exchange("three", "3", "A system message of its own.")
 SMOLLM2_BASE = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
 EXCHANGES = [
@@ -115,6 +120,12 @@ def test_blanks_that_offsets_leave_out_belong_where_they_stand(trim):
             assert found.tolist() == [end > start for _, end in exact], (text, start)
 
 
+def test_calls_of_tools_are_answers_and_their_results_are_not():
+    made = template()
+    (found,) = answers(made, encode_conversations(made, [CALLING]))
+    assert found == '\n{"name": "f", "arguments": {"x": [1, "é"]}}<|im_end|>c<|im_end|>'
+
+
 def test_every_byte_of_a_letter_at_the_beginning_belongs_to_the_answer():
     made = template()
     found = encode_conversations(made, [make_exchange("👍", "👍")])
@@ -147,8 +158,8 @@ def test_the_head_is_the_whole_system_block(tools):
     assert ('"name": "f"' in head) == bool(tools)
 
 
-@pytest.mark.parametrize("row", [CODE, TWO, Conversation(TWO.messages, TOOLS), DEMO])
-@pytest.mark.parametrize("demos", [[DEMO], [TWO, DEMO], [Conversation(DEMO.messages, TOOLS), CODE, TWO]])
+@pytest.mark.parametrize("row", [CODE, TWO, Conversation(TWO.messages, TOOLS), DEMO, CALLING])
+@pytest.mark.parametrize("demos", [[DEMO], [CALLING, DEMO], [Conversation(DEMO.messages, TOOLS), CODE, TWO]])
 def test_a_prefix_and_what_follows_the_head_are_the_whole_chat(row, demos):
     made = template()
     found = encode_conversations(made, [row])
