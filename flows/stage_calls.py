@@ -3,6 +3,7 @@
 Modules are imported when they are called: a process that runs one stage loads nothing of the others.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -169,8 +170,16 @@ def language(values: Params) -> Any:
     from tasks.models import ModelChoice
 
     chosen = values.models
-    how = {"dtype": chosen.dtype, "max_tokens": chosen.max_tokens, "template": chosen.template}
-    return ModelChoice(chosen.language, chosen.language_revision, chosen.device, **how)
+    return ModelChoice(
+        chosen.language,
+        chosen.language_revision,
+        chosen.device,
+        dtype=chosen.dtype,
+        max_tokens=chosen.max_tokens,
+        template=chosen.template,
+        template_arguments=json.dumps(dict(chosen.template_arguments), sort_keys=True),
+        chat_template=chosen.chat_template,
+    )
 
 
 def encoder(values: Params) -> Any:

@@ -1,23 +1,35 @@
 """Examples as their table holds them, turned into conversations and into the tokens that a model reads."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tamis.examples.conversations import Conversation, make_exchange
+from tamis.examples.conversations import Conversation, Message
 from tamis.language.encoding import Encoding
 from tamis.language.rendering import Template, encode_conversations
-from tamis.language.templates import join_instruction
 from tasks import models
 
 
 def read_conversation(row: Mapping[str, Any]) -> Conversation:
     """Return the conversation of a row of the examples."""
-    return make_exchange(join_instruction(row["instruction"], row["prompt"]), row["response"])
+    return Conversation(tuple(Message(**message) for message in row["messages"]), row["tools"])
+
+
+def write_conversation(conversation: Conversation) -> dict[str, Any]:
+    """Return a conversation as columns of the examples: what a stage reads, and two texts for people."""
+    place = conversation.learnt[-1]
+    asked = [one.content for one in conversation.messages[:place] if one.role == "user"]
+    return {
+        "prompt": asked[-1] if asked else "",
+        "response": conversation.messages[place].content,
+        "messages": [vars(message) for message in conversation.messages],
+        "tools": conversation.tools,
+    }
 
 
 def open_template(model: models.ModelChoice) -> Template:
     """Return how conversations are written for a model."""
-    return Template(models.tokenizer(model), model.template)
+    return Template(models.tokenizer(model), model.template, json.loads(model.template_arguments))
 
 
 def encode_rows(rows: Sequence[Mapping[str, Any]], model: models.ModelChoice) -> Encoding:

@@ -50,6 +50,8 @@ class ModelChoice:
     dtype: str = "float32"  # float32 | bfloat16 | float16
     max_tokens: int = 2048  # longest sequence scored or trained
     template: str = "chat"  # chat | delift: how prompts are written
+    template_arguments: str = "{}"  # JSON object: passed to the chat template
+    chat_template: str | None = None  # file of a chat template; None: the tokenizer's own
 
 
 def device(choice: ModelChoice) -> torch.device:
@@ -155,13 +157,33 @@ def tokenizer(choice: ModelChoice) -> PreTrainedTokenizerBase:
     loaded = AutoTokenizer.from_pretrained(folder(choice), trust_remote_code=False)
     if loaded.pad_token is None:
         loaded.pad_token = loaded.eos_token
+    if choice.chat_template is not None:
+        loaded.chat_template = read_chat_template(choice.chat_template)
     return loaded
+
+
+def read_chat_template(file: str) -> str:
+    """Return the text of a chat template.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"models.chat_template is {file!r}, which cannot be read: {error}; give a file of Jinja text, "
+                         "or null for the tokenizer's own") from error
 
 
 @lru_cache(maxsize=4)
 def model_digest(choice: ModelChoice) -> str:
-    """Return a digest of the model's weights, configuration, tokenizer and the dtype that it runs in."""
+    """Return a digest of the model's weights, configuration, tokenizer, the dtype that it runs in, and how its chat
+    template is filled."""
     total = hashlib.sha256(choice.dtype.encode())
+    if choice.template_arguments != "{}":
+        total.update(choice.template_arguments.encode())
+    if choice.chat_template is not None:
+        total.update(read_chat_template(choice.chat_template).encode())
     for path in sorted(folder(choice).iterdir()):
         if path.suffix in {".safetensors", ".json", ".txt", ".model", ".jinja"}:
             with open(path, "rb") as file:

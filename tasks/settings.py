@@ -86,6 +86,10 @@ class ModelsSettings:
     template: Literal["chat", "delift"] = Field(
         description="how prompts are written: the tokenizer's chat template, demos as earlier turns | DELIFT's wording"
     )
+    template_arguments: Mapping[str, Any] = Field(
+        default_factory=dict, description="passed to the chat template, such as {date_string: 26 Jul 2026}"
+    )
+    chat_template: str | None = Field(None, description="file of a chat template; null: the tokenizer's own")
 
 
 @checked

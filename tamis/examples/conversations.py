@@ -129,6 +129,18 @@ def split_key(conversation: Conversation) -> str:
     return fold(next((one.content for one in conversation.messages if one.role == "user"), ""))
 
 
+def identify_question(conversation: Conversation, topic: str) -> str:
+    """Return the digest of all that is asked of a model in a conversation: everything but the learnt turns' text.
+
+    Where it is the same and the id is not, an example was edited.
+
+    >>> identify_question(make_exchange("Hi", "a"), "t") == identify_question(make_exchange("Hi", "b"), "t")
+    True
+    """
+    parts = [[one.role, "" if one.learnt else normalise(one.content)] for one in conversation.messages]
+    return _digest([topic, conversation.tools, parts])
+
+
 def transcribe(conversation: Conversation) -> tuple[str, str]:
     """Return what stands before the last learnt turn as text, and that turn: of one exchange prompt and response.
 

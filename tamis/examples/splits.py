@@ -1,7 +1,8 @@
 """Sides of examples: pool, target task, held-out and general rows; which are used, and what a version changes.
 
 Functions of text and seed, not of the rows' order: hashes, not random generators, decide what is held out and what is
-sampled, so that a row keeps its place when others come and go.
+sampled, so that a row keeps its place when others come and go. Symbols: a row's key is what says on which side it may
+stand, equal for rows that ask the same (`tamis.examples.conversations.split_key`, shortened by `shorten`).
 """
 
 import hashlib
@@ -9,10 +10,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tamis.examples.parsing import fold
-
 POOL, TARGET, HELD_OUT, GENERAL = "pool", "target", "held_out", "general"
 GROUND_SETS = ("new", "all")
+LONGEST = 100  # characters of a key that are kept
+SHOWN = 60  # of them in an error
 
 
 class SplitError(ValueError):
@@ -24,7 +25,7 @@ class Rows:
     """What is known of each distinct or repeated row, in the rows' order."""
 
     ids: Sequence[str]
-    first: Sequence[int | None]  # place of the first row with the same id; None at that row itself
+    first: Sequence[int | None]  # place of the first row with the same text; None at that row itself
     sides: Sequence[str]  # pool | target | held_out | general
     topics: Sequence[str]
     changes: Sequence[str]  # kept | edited | new
@@ -35,43 +36,54 @@ class Before:
     """The distinct examples of the version before."""
 
     ids: Sequence[str]
-    keys: Sequence[tuple]  # what says that an example is the same one with another response
+    questions: Sequence[str]  # what says that an example is the same one with other answers
     offered: Sequence[bool]  # stood in a used pool, of this version or an earlier one
     learnt: Sequence[bool]  # was chosen, likewise
 
 
-def is_held_out(prompt: str, *, seed: int, held_out_every: int) -> bool:
-    """Return whether a prompt belongs to the held-out rows.
+def is_held_out(key: str, *, seed: int, held_out_every: int) -> bool:
+    """Return whether rows with a key belong to the held-out ones.
 
-    `sha256(seed + fold(prompt)) mod held_out_every == 0`: the seed's decimal digits followed by the prompt, UTF-8,
-    the digest read as one big-endian integer. About one prompt in `held_out_every` is held out, whatever its topic; all
-    rows of a prompt fall on one side, in every data version.
+    `sha256(seed + key) mod held_out_every == 0`: the seed's decimal digits followed by the whole key, UTF-8, the digest
+    read as one big-endian integer. About one key in `held_out_every` is held out, whatever its topic; all rows of a key
+    fall on one side, in every data version.
 
     Args:
-        prompt: without the instruction.
+        key: the folded text of a conversation's first question (`tamis.examples.conversations.split_key`).
         seed: any integer.
         held_out_every: 1 holds out everything.
 
     Raises:
         ValueError: `held_out_every` is below 1.
 
-    >>> [is_held_out(prompt, seed=0, held_out_every=5) for prompt in ("Hi", "What is history?", "What is  history?")]
-    [False, True, True]
+    >>> [is_held_out(key, seed=0, held_out_every=5) for key in ("hi", "what is history?")]
+    [False, True]
     """
     if held_out_every < 1:
         raise ValueError(f"held_out_every is {held_out_every}; one prompt in so many is held out, so give 1 or more")
-    digest = hashlib.sha256(f"{seed}{fold(prompt)}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}{key}".encode()).digest()
     return int.from_bytes(digest, "big") % held_out_every == 0
 
 
-def link_duplicates(ids: Sequence[str]) -> list[int | None]:
-    """Return for each id the place of its first occurrence, None at that occurrence itself.
+def shorten(key: str) -> str:
+    """Return a key in at most 100 characters, different for different keys: its beginning and, if long, a digest.
+
+    >>> shorten("what is history?"), len(shorten("a" * 1000))
+    ('what is history?', 100)
+    """
+    if len(key) <= LONGEST:
+        return key
+    return f"{key[: LONGEST - 33]} {hashlib.sha256(key.encode()).hexdigest()[:32]}"
+
+
+def link_duplicates(names: Sequence[str]) -> list[int | None]:
+    """Return for each name the place of its first occurrence, None at that occurrence itself.
 
     >>> link_duplicates(["a", "b", "a", "a"])
     [None, None, 0, 0]
     """
     first: dict[str, int] = {}
-    links = [first.setdefault(each, place) for place, each in enumerate(ids)]
+    links = [first.setdefault(each, place) for place, each in enumerate(names)]
     return [None if link == place else link for place, link in enumerate(links)]
 
 
@@ -130,64 +142,71 @@ def sample(topics: Mapping[str, str], rows: int | None, seed: int) -> set[str]:
 
 
 def assign_sides(
-    prompts: Sequence[str], given: Sequence[str | None], *, held_out_every: int, seed: int, measured: Iterable[str] = ()
+    keys: Sequence[str], given: Sequence[str | None], drawn: Sequence[bool], measured: Iterable[str] = ()
 ) -> list[str]:
-    """Return the side of each row: the one it was given, else `held_out` or `pool` by its prompt.
+    """Return the side of each row: the one it was given, else `held_out` or `pool` by its key.
 
     Args:
-        prompts: of every row.
-        given: `target` or `general` of rows from files of the target task or the general set, None of the others.
-        held_out_every: one prompt in so many is held out (`is_held_out`).
-        seed: of the split.
-        measured: prompts that the version before is measured on, which are measured on again.
+        keys: of every row.
+        given: `target`, `held_out` or `general` of rows from files that are named so, None of the others.
+        drawn: whether a row's key is held out (`is_held_out`).
+        measured: keys that the version before is measured on, which are measured on again.
 
     Raises:
-        SplitError: a target row has the prompt of a held-out row.
+        SplitError: a target row has the key of a held-out row.
 
-    >>> assign_sides(["Hi", "What is history?", "2 + 2"], ["target", None, "general"], held_out_every=5, seed=0)
+    >>> assign_sides(["hi", "what is history?", "2 + 2"], ["target", None, "general"], [False, True, False])
     ['target', 'held_out', 'general']
     """
-    drawn = [HELD_OUT if is_held_out(prompt, seed=seed, held_out_every=held_out_every) else POOL for prompt in prompts]
-    sides = [side or other for side, other in zip(given, drawn, strict=True)]
-    asked = {fold(prompt) for prompt in measured}
-    asked |= {fold(prompt) for prompt, side in zip(prompts, sides, strict=True) if side == HELD_OUT}
-    places = [place for place, side in enumerate(sides) if side == TARGET and fold(prompts[place]) in asked]
+    sides = [side or (HELD_OUT if held_out else POOL) for side, held_out in zip(given, drawn, strict=True)]
+    asked = {*measured, *(key for key, side in zip(keys, sides, strict=True) if side == HELD_OUT)}
+    places = [place for place, side in enumerate(sides) if side == TARGET and keys[place] in asked]
     if places:
         raise SplitError(
             f"{len(places)} of {sides.count(TARGET)} target rows have the prompt of a held-out row, first rows "
-            f"{places[:3]} ({prompts[places[0]][:60]!r}): what is measured on must not steer the choice; take them "
+            f"{places[:3]} ({keys[places[0]][:SHOWN]!r}): what is measured on must not steer the choice; take them "
             "out of the target set (examples.target), or choose another examples.seed"
         )
     return sides
 
 
-def refuse_shared(prompts: Sequence[str], sides: Sequence[str], taught: Iterable[str] = ()) -> None:
-    """Check that no general row has the prompt of a row on another side, or of one that an earlier version chose.
+def refuse_shared(keys: Sequence[str], sides: Sequence[str], taught: Iterable[str] = ()) -> None:
+    """Check that no general row has the key of a row on another side, or of one that an earlier version chose.
 
     What tells of forgetting must be neither trained on nor steer the choice, and is measured on once.
 
     Args:
-        prompts: of every row.
+        keys: of every row.
         sides: of every row (`assign_sides`, `set_apart`).
-        taught: prompts of examples that earlier versions chose.
+        taught: keys of examples that earlier versions chose.
 
     Raises:
         SplitError: how many general rows do, with rows of which sides, and the first.
 
-    >>> refuse_shared(["Hi", "Bye"], ["pool", "general"])
+    >>> refuse_shared(["hi", "bye"], ["pool", "general"])
     """
-    where = {fold(prompt): "earlier subset" for prompt in taught}
-    where |= {fold(prompt): side for prompt, side in zip(prompts, sides, strict=True) if side != GENERAL}
+    where = dict.fromkeys(taught, "earlier subset")
+    where |= {key: side for key, side in zip(keys, sides, strict=True) if side != GENERAL}
     general = [place for place, side in enumerate(sides) if side == GENERAL]
-    places = [place for place in general if fold(prompts[place]) in where]
+    places = [place for place in general if keys[place] in where]
     if places:
-        counts = Counter(where[fold(prompts[place])] for place in places)
+        counts = Counter(where[keys[place]] for place in places)
         found = ", ".join(f"{count} of the {side}" for side, count in sorted(counts.items()))
         raise SplitError(
             f"{len(places)} of {len(general)} general rows have the prompt of another row ({found}), first rows "
-            f"{places[:3]} ({prompts[places[0]][:60]!r}): what must not be forgotten is not trained on, nor measured "
+            f"{places[:3]} ({keys[places[0]][:SHOWN]!r}): what must not be forgotten is not trained on, nor measured "
             "twice; take them out of the general set (examples.retention_set), or the others out of the raw files"
         )
+
+
+def find_asked_elsewhere(keys: Sequence[str], sides: Sequence[str]) -> list[bool]:
+    """Return for each row of the pool whether its key is that of a held-out row, which must not be trained on.
+
+    >>> find_asked_elsewhere(["hi", "hi", "bye"], ["held_out", "pool", "pool"])
+    [False, True, False]
+    """
+    asked = {key for key, side in zip(keys, sides, strict=True) if side == HELD_OUT}
+    return [side == POOL and key in asked for key, side in zip(keys, sides, strict=True)]
 
 
 def set_apart(rows: Rows, topic: str, count: int | None, seed: int) -> list[str]:
@@ -216,7 +235,14 @@ def set_apart(rows: Rows, topic: str, count: int | None, seed: int) -> list[str]
 
 
 def mark_used(
-    rows: Rows, *, ground_set: str, distinct: bool, seed: int, pool_rows: int | None, held_out_rows: int | None
+    rows: Rows,
+    *,
+    ground_set: str,
+    distinct: bool,
+    seed: int,
+    pool_rows: int | None,
+    held_out_rows: int | None,
+    barred: Sequence[bool] | None = None,
 ) -> list[str | None]:
     """Return for each row why later stages do not use it, None where they do.
 
@@ -230,14 +256,18 @@ def mark_used(
         seed: of the samples.
         pool_rows: examples sampled from the pool; None for all.
         held_out_rows: likewise from the held-out side.
+        barred: rows of the pool that ask what a held-out row asks (`find_asked_elsewhere`); None: there are none.
 
     Returns:
-        `duplicate`, `kept`, `not sampled` or None.
+        `held out`, `duplicate`, `kept`, `not sampled` or None.
     """
     if ground_set not in GROUND_SETS:
         raise SplitError(f"examples.ground_set is {ground_set!r}; it must be one of {', '.join(GROUND_SETS)}")
     places = range(len(rows.ids))
-    because = ["duplicate" if distinct and link is not None else None for link in rows.first]
+    because: list[str | None] = ["duplicate" if distinct and link is not None else None for link in rows.first]
+    for k in places:
+        if barred is not None and barred[k]:
+            because[k] = "held out"
     for k in places:
         if because[k] is None and ground_set == "new" and rows.sides[k] == POOL and rows.changes[k] == "kept":
             because[k] = "kept"
@@ -264,17 +294,18 @@ def number_repetitions(ids: Sequence[str]) -> list[str]:
     return numbered
 
 
-def label_changes(ids: Sequence[str], keys: Sequence[tuple], before: Before) -> list[str]:
+def label_changes(ids: Sequence[str], questions: Sequence[str], before: Before) -> list[str]:
     """Return for each row whether it is `kept`, `edited` or `new` against the version before.
 
-    kept: its id stood there; edited: its key (topic, instruction and normalised prompt) did, with other responses only.
+    kept: its id stood there; edited: what it is asked did, with other answers only.
 
-    >>> label_changes(["1", "2", "3"], [("a",), ("b",), ("c",)], Before(["1", "9"], [("a",), ("b",)], [], []))
+    >>> label_changes(["1", "2", "3"], ["a", "b", "c"], Before(["1", "9"], ["a", "b"], [], []))
     ['kept', 'edited', 'new']
     """
-    known, prompts = set(before.ids), set(before.keys)
+    known, asked = set(before.ids), set(before.questions)
     return [
-        "kept" if each in known else "edited" if key in prompts else "new" for each, key in zip(ids, keys, strict=True)
+        "kept" if each in known else "edited" if question in asked else "new"
+        for each, question in zip(ids, questions, strict=True)
     ]
 
 
@@ -289,20 +320,20 @@ def tell_earlier(ids: Sequence[str], before: Before) -> list[str | None]:
     return ["learnt" if each in learnt else "offered" if each in offered else None for each in ids]
 
 
-def find_withdrawn(ids: Sequence[str], keys: Sequence[tuple], before: Before) -> list[tuple[int, str | None]]:
+def find_withdrawn(ids: Sequence[str], questions: Sequence[str], before: Before) -> list[tuple[int, str | None]]:
     """Return the places of examples of the version before that are here no more, each with the id in its place, if any.
 
-    An example that was edited has in its place the first example with its key that did not stand there before.
+    An example that was edited has in its place the first example with its question that did not stand there before.
 
-    >>> find_withdrawn(["1", "2"], [("a",), ("b",)], Before(["1", "8", "9"], [("a",), ("b",), ("c",)], [], []))
+    >>> find_withdrawn(["1", "2"], ["a", "b"], Before(["1", "8", "9"], ["a", "b", "c"], [], []))
     [(1, '2'), (2, None)]
     """
     here, known, instead = set(ids), set(before.ids), {}
-    for each, key in zip(ids, keys, strict=True):
+    for each, question in zip(ids, questions, strict=True):
         if each not in known:
-            instead.setdefault(key, each)
+            instead.setdefault(question, each)
     gone = [place for place, each in enumerate(before.ids) if each not in here]
-    return [(place, instead.get(before.keys[place])) for place in gone]
+    return [(place, instead.get(before.questions[place])) for place in gone]
 
 
 def share_held_out(examples: Iterable[tuple[str, bool]]) -> dict[str, float]:

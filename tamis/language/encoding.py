@@ -38,9 +38,9 @@ class Encoding:
 
     tokens: Int[np.ndarray, " token"]  # int32, of all sequences one after the other
     answers: Bool[np.ndarray, " token"]
-    starts: Int[np.ndarray, " bound"]
+    starts: Int[np.ndarray, " bound"]  # one more than there are sequences
     heads: Int[np.ndarray, " sequence"]  # how many of a sequence's first tokens are its head
-    rows: Int[np.ndarray, " edge"]
+    rows: Int[np.ndarray, " edge"]  # one more than there are rows
 
     def __len__(self) -> int:
         """Return the number of rows."""

@@ -2,36 +2,51 @@
 
 import pyarrow as pa
 
+MESSAGES = pa.list_(
+    pa.struct(
+        [
+            pa.field("role", pa.string(), nullable=False),  # system | user | assistant | tool
+            pa.field("content", pa.string(), nullable=False),  # "" where a turn is tool calls alone
+            pa.field("learnt", pa.bool_(), nullable=False),  # a turn that is trained on, scored and measured
+            pa.field("details", pa.string(), nullable=False),  # JSON: tool_calls, tool_call_id, name, ...; "" for none
+        ]
+    )
+)
+
 EXAMPLES = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),  # position over all raw files, from 0
-        pa.field("id", pa.string(), nullable=False),  # digest of the normalised text; duplicates share it
-        pa.field("topic", pa.string(), nullable=False),
-        pa.field("source", pa.string()),
-        pa.field("instruction", pa.string()),
-        pa.field("prompt", pa.string(), nullable=False),
-        pa.field("response", pa.string(), nullable=False),
+        pa.field("id", pa.string(), nullable=False),  # digest of the conversation as it is rendered
+        pa.field("same_as", pa.string(), nullable=False),  # digest of its text whatever the blanks; duplicates share it
+        pa.field("topic", pa.string(), nullable=False),  # the field that is mapped to it, or the file's name
+        pa.field("source", pa.string()),  # as the row gives it
+        pa.field("prompt", pa.string(), nullable=False),  # the last user's message before the last learnt turn
+        pa.field("response", pa.string(), nullable=False),  # the last learnt turn
+        pa.field("messages", MESSAGES, nullable=False),  # the whole conversation
+        pa.field("tools", pa.string(), nullable=False),  # JSON array of what the model may call; "" for none
         pa.field("tests", pa.string()),  # of a response that is code: statements that raise where it is wrong
-        pa.field("prompt_tokens", pa.int32(), nullable=False),  # instruction and prompt
-        pa.field("response_tokens", pa.int32(), nullable=False),  # with the end-of-turn token
+        pa.field("kept", pa.string()),  # JSON object: the row's other columns that examples.keep names
+        pa.field("tokens", pa.int32(), nullable=False),  # of all that a model reads of it, the template's included
+        pa.field("response_tokens", pa.int32(), nullable=False),  # of its learnt turns, with their end-of-turn tokens
         pa.field("split", pa.string(), nullable=False),  # pool | target | held_out | general
         pa.field("change", pa.string(), nullable=False),  # kept | edited | new, against the version before
         pa.field("earlier", pa.string()),  # offered | learnt: in an earlier version's pool | chosen there; else null
         pa.field("duplicate_of", pa.int64()),  # row of the first example with the same text
         pa.field("used", pa.bool_(), nullable=False),  # later stages read these rows, each id once
-        pa.field("unused_because", pa.string()),  # duplicate | kept | not sampled; null where used
-        pa.field("file", pa.string(), nullable=False),
+        pa.field("unused_because", pa.string()),  # duplicate | kept | not sampled | held out; null where used
+        pa.field("note", pa.string()),  # what of the raw row was left out; null where nothing was
+        pa.field("file", pa.string(), nullable=False),  # from the raw folder's name on
         pa.field("line", pa.int64(), nullable=False),  # from 1; the record's number in files without lines
     ]
 )
 
 WITHDRAWN = pa.schema(  # distinct rows of the version before that stand here no more
     [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("topic", pa.string(), nullable=False),
-        pa.field("prompt", pa.string(), nullable=False),
-        pa.field("response", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),  # of the version before
+        pa.field("id", pa.string(), nullable=False),  # of the version before
+        pa.field("topic", pa.string(), nullable=False),  # likewise
+        pa.field("prompt", pa.string(), nullable=False),  # likewise
+        pa.field("response", pa.string(), nullable=False),  # likewise
+        pa.field("split", pa.string(), nullable=False),  # likewise
         pa.field("earlier", pa.string()),  # as in EXAMPLES, the version before counted
         pa.field("edited_to", pa.string()),  # the id that stands in its place; null where it was withdrawn
     ]
@@ -39,9 +54,9 @@ WITHDRAWN = pa.schema(  # distinct rows of the version before that stand here no
 
 REJECTS = pa.schema(
     [
-        pa.field("file", pa.string(), nullable=False),
-        pa.field("line", pa.int64(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
+        pa.field("file", pa.string(), nullable=False),  # from the raw folder's name on
+        pa.field("line", pa.int64(), nullable=False),  # from 1
+        pa.field("reason", pa.string(), nullable=False),  # its kind, a colon, and what is wrong
         pa.field("text", pa.string()),  # its first 500 characters
     ]
 )

@@ -1,0 +1,273 @@
+"""What a chat template writes for a conversation, and where in it the answers stand.
+
+Symbols: messages[k] is a learnt turn; *before* is what the template writes for messages[:k] with the generation prompt,
+which is what a model reads when it is asked; *after* is what it writes for messages[:k + 1]. The answer is what is in
+after and not in before, up to the last character of its end-of-turn text that is no blank.
+"""
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from tamis.examples.conversations import Conversation, as_messages, as_tools
+
+NAMES = ("chat", "delift")
+MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+QUOTED = 40  # characters of a text that an error shows
+WAY_OUT = (
+    "set models.chat_template: FILE, a template that writes earlier messages the same whatever follows them or that "
+    "marks its answers with {% generation %}"
+)
+CLOCK = (  # stands before a template instead of the clock; the year ends with the digit, all else is the digit
+    "{%- macro strftime_now(format) -%}{{ format | replace('%Y', '203DIGIT') | replace('%m', '0DIGIT') | "
+    "replace('%d', '0DIGIT') | replace('%', 'DIGIT') }}{%- endmacro %}"
+)
+
+
+class TemplateError(ValueError):
+    """A conversation cannot be written under a template, or what is written does not show where its answers stand.
+
+    `place` is the index of the first conversation that shows it, None where no single one does.
+    """
+
+    def __init__(self, message: str, place: int | None = None) -> None:
+        """Keep the message and the place."""
+        super().__init__(message)
+        self.place = place
+
+
+@dataclass(frozen=True, eq=False)
+class Template:
+    """How conversations are written for a model."""
+
+    tokenizer: Any  # a Hugging Face tokenizer
+    name: str = "chat"  # one of NAMES
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # what the chat template is given besides the messages
+
+
+@dataclass(frozen=True)
+class Written:
+    """The text of one sequence, and where its answers stand."""
+
+    text: str
+    answers: tuple[tuple[int, int], ...]  # from which character to before which, in order
+    messages: int  # how many of the conversation's messages are in it
+
+
+def check_template(template: Template) -> None:
+    """Refuse a template under which no conversation at all could be written.
+
+    Raises:
+        TemplateError: an unknown name; a tokenizer without chat template or, for delift, without end-of-sequence token;
+            an argument that the renderer sets itself.
+    """
+    tokenizer = template.tokenizer
+    if template.name not in NAMES:
+        raise TemplateError(f"unknown template {template.name!r}; known: {', '.join(NAMES)}")
+    if template.name == "delift":
+        if not tokenizer.eos_token:
+            raise TemplateError(
+                "the tokenizer has no end-of-sequence token, which template delift needs; set one in it"
+            )
+        return
+    if not tokenizer.chat_template:
+        raise TemplateError(
+            "the tokenizer has no chat template; set models.chat_template: FILE to give it one, or "
+            "models.template: delift for rows of prompt and response"
+        )
+    own = set(inspect.signature(tokenizer.apply_chat_template).parameters) - {"documents"}
+    if taken := sorted(own & set(template.arguments)):
+        raise TemplateError(
+            f"models.template_arguments names {', '.join(taken)}, which the renderer sets itself; name only what "
+            "the chat template reads, like date_string or enable_thinking"
+        )
+
+
+def render(template: Template, messages: list[dict[str, Any]], tools: list[Any] | None, *, asked: bool = False) -> str:
+    """Return the text of messages under the tokenizer's chat template; `asked` adds the generation prompt.
+
+    Raises:
+        TemplateError: the template raised; its words are quoted.
+    """
+    with _quoting():
+        return template.tokenizer.apply_chat_template(
+            messages, tools=tools, tokenize=False, add_generation_prompt=asked, **template.arguments
+        )
+
+
+def write_conversation(template: Template, conversation: Conversation) -> list[Written]:
+    """Return the sequences of a conversation as text: one, or one per learnt turn where a template rewrites turns.
+
+    A template may write a turn otherwise once others follow it, for example without its reasoning. Such a turn would be
+    learnt as it is never asked for, so that each learnt turn of the row then ends a sequence of its own.
+
+    Raises:
+        TemplateError: no turn is learnt, or one that nothing stands before; the template raised; an answer cannot be
+            told from what stands before it; an answer ends with nothing.
+    """
+    if not conversation.learnt:
+        raise TemplateError("no turn of it is learnt; mark an assistant's turn as learnt or leave it out")
+    if not conversation.learnt[0]:
+        raise TemplateError("it begins with a learnt turn; put a question before it")
+    messages, tools = as_messages(conversation), as_tools(conversation)
+    with _quoting():
+        marked = MARKS.search(template.tokenizer.get_chat_template(None, tools))
+    place = _place_marked if marked else _place_answer
+    turns = [place(template, messages[: turn + 1], tools) for turn in conversation.learnt]
+    last = turns[-1]
+    whole = last.text if last.messages == len(messages) else render(template, messages, tools)
+    if all(whole.startswith(one.text.rstrip()) for one in turns):
+        return [Written(whole, tuple(span for one in turns for span in one.answers), len(messages))]
+    return turns
+
+
+def refuse_moving(template: Template) -> None:
+    """Refuse a chat template that writes the date, by which the same rows would have other tokens tomorrow.
+
+    Short conversations with and without system message and tool are written by two clocks that differ in all they
+    tell; no clock is read but by the template itself, for the line that the error quotes.
+
+    Raises:
+        TemplateError: the two texts differ.
+    """
+    if template.name != "chat":
+        return
+    check_template(template)
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}, {"role": "user", "content": "z"}]
+    tool = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+    for messages in (turns, [{"role": "system", "content": "s"}, *turns]):
+        for tools in (None, [tool]):
+            line = _find_moving(template, messages, tools)
+            if line is not None:
+                raise TemplateError(
+                    f"the chat template writes the time of the run ({_clip(line)}), by which the same rows would have "
+                    "other tokens tomorrow; set models.template_arguments: {date_string: 26 Jul 2024}, or the name "
+                    "that the template reads the date from, or set models.chat_template: FILE, a template without it"
+                )
+
+
+def _find_moving(template: Template, messages: list[dict[str, Any]], tools: list[Any] | None) -> str | None:
+    """Return the first line that depends on the clock; None where there is none or the messages cannot be written."""
+    tokenizer = template.tokenizer
+    try:
+        with _quoting():
+            own = tokenizer.get_chat_template(None, tools)
+            early, late, now = (
+                tokenizer.apply_chat_template(
+                    messages, tools=tools, chat_template=text, tokenize=False, **template.arguments
+                ).splitlines()
+                for text in (CLOCK.replace("DIGIT", "1") + own, CLOCK.replace("DIGIT", "2") + own, own)
+            )
+    except TemplateError:
+        return None
+    changed = next((line for line, pair in enumerate(zip(early, late, strict=False)) if pair[0] != pair[1]), None)
+    if changed is None:
+        return None
+    return now[changed] if changed < len(now) else early[changed]
+
+
+def _place_answer(template: Template, messages: list[dict[str, Any]], tools: list[Any] | None) -> Written:
+    """Write messages that end with an answer, which stands where the text goes on after the generation prompt."""
+    before = render(template, messages[:-1], tools, asked=True)
+    after = render(template, messages, tools)
+    start = len(before)
+    if not after.startswith(before):
+        start = _find_content(template, messages, tools, before, after=after)
+    stop = len(after.rstrip())
+    _check_answer(after[start:stop], messages, WAY_OUT)
+    return Written(after, ((start, stop),), len(messages))
+
+
+def _find_content(
+    template: Template, messages: list[dict[str, Any]], tools: list[Any] | None, before: str, *, after: str
+) -> int:
+    """Return where the content of the last message begins, in a template whose generation prompt says more than a turn.
+
+    A generation prompt that opens a block of reasoning is no beginning of an answer without any. The answer then begins
+    with its content, if nothing but a part of the generation prompt stands before it.
+    """
+    given = render(template, messages[:-1], tools)
+    place = _count_common(before, after)
+    content = messages[-1]["content"]
+    if content.strip() and before.startswith(given) and after.startswith(given):
+        for start in range(place, len(given) - 1, -1):  # texts may go on alike by chance after the generation prompt
+            if after.startswith(content, start) or after.startswith(content.strip(), start):
+                return start
+    raise TemplateError(
+        f"the chat template does not write message {len(messages) - 1} after its generation prompt: at character "
+        f"{place} stands {_clip(before[place:])} without the answer and {_clip(after[place:])} with it; {WAY_OUT}"
+    )
+
+
+def _place_marked(template: Template, messages: list[dict[str, Any]], tools: list[Any] | None) -> Written:
+    """Write messages that end with an answer, which stands where the template's generation marks are."""
+    after, marks = _render_marked(template, messages, tools)
+    turns = sum(one["role"] == "assistant" for one in messages)
+    # One mark per turn as a rule; else those of the last turn are the ones that come with it.
+    earlier = turns - 1 if len(marks) == turns else len(_render_marked(template, messages[:-1], tools)[1])
+    spans = tuple((start, stop) for start, stop in marks[earlier:] if start < stop)
+    answer = "".join(after[start:stop] for start, stop in spans)
+    _check_answer(answer, messages, "put it within the marks, in a template of your own: models.chat_template: FILE")
+    return Written(after, spans, len(messages))
+
+
+def _render_marked(
+    template: Template, messages: list[dict[str, Any]], tools: list[Any] | None
+) -> tuple[str, list[tuple[int, int]]]:
+    """Return the text, and from where to where each generation mark of the template holds it."""
+    tokenizer = template.tokenizer
+    with _quoting():
+        texts, marks = render_jinja_template(
+            conversations=[[{key: value for key, value in one.items() if value is not None} for one in messages]],
+            tools=tools,
+            chat_template=tokenizer.get_chat_template(None, tools),
+            return_assistant_tokens_mask=True,
+            add_generation_prompt=False,
+            **{**tokenizer.special_tokens_map, **template.arguments},
+        )
+    return texts[0], marks[0]
+
+
+def _check_answer(answer: str, messages: list[dict[str, Any]], way_out: str) -> None:
+    """Refuse an answer without the content of the last message, or after which nothing stands: it would never stop.
+
+    A template may write a content otherwise, for example its reasoning apart: its last word must be there at least.
+    """
+    content = messages[-1]["content"].strip()
+    if not answer.strip() or any(word not in answer for word in content.split()[-1:]):
+        raise TemplateError(
+            f"the chat template does not hold the content of message {len(messages) - 1}, {_clip(content)}, where its "
+            f"answer stands, {_clip(answer)}; {way_out}"
+        )
+    if content and content in answer and not answer.partition(content)[2].strip():
+        raise TemplateError(
+            f"the chat template ends an answer with nothing, after {_clip(content[-QUOTED:])}, so that a model would "
+            "never learn to stop; set models.chat_template: FILE, a template that writes the end-of-turn token after "
+            "every answer (within its {% generation %} marks, where it has them)"
+        )
+
+
+@contextmanager
+def _quoting() -> Iterator[None]:
+    """Turn whatever a template raises, which is a program and may raise anything, into an error that quotes it."""
+    try:
+        yield
+    except Exception as error:
+        said = str(error) or type(error).__name__
+        raise TemplateError(f"the chat template refuses the conversation: {said}") from error
+
+
+def _count_common(one: str, other: str) -> int:
+    """Return how many characters two texts have in common from their beginning on."""
+    pairs = zip(one, other, strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def _clip(text: str) -> str:
+    """Return the beginning of a text as an error shows it: quoted, control characters made visible."""
+    return repr(text[:QUOTED])
