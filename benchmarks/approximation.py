@@ -22,7 +22,7 @@ import torch
 import typer
 from utility import sample, timed
 
-from tamis.examples.parsing import identify
+from tamis.examples.conversations import identify, identify_folded, make_exchange
 from tamis.submodular.budgets import Budget, draw, resolve
 from tamis.submodular.greedy import choose, evaluate
 from tamis.utility.pairs import plan_rounds
@@ -30,6 +30,7 @@ from tamis.utility.utility import approximation_error
 from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import Provenance, read_table, write_table
+from tasks.conversations import write_conversation
 from tasks.embedding.embedding import write_embedding
 from tasks.embedding.settings import EmbeddingSettings
 from tasks.folders import Artifacts, Folders
@@ -144,15 +145,18 @@ def read_texts(data: Path, rows: int, seed: int) -> list[tuple[str, str]]:
     """Return the prompt and the response of a seeded sample of rows, each text once."""
     drawn = sample(data, rows, seed)
     prompt, response = next(pair for pair in FIELDS if pair[0] in drawn[0])
-    return list({identify(row[prompt], row[response]): (row[prompt], row[response]) for row in drawn}.values())
+    return list(dict.fromkeys((row[prompt], row[response]) for row in drawn))
 
 
 def write_examples(folder: Path, texts: list[tuple[str, str]]) -> list[str]:
     """Write `examples.parquet` with a pool of these texts and return their ids."""
-    made = {"topic": "", "prompt_tokens": 1, "response_tokens": 1, "split": "pool", "change": "new", "used": True}
+    made = {"topic": "", "tokens": 1, "response_tokens": 1, "split": "pool", "change": "new", "used": True, "file": ""}
+    conversations = [make_exchange(*text) for text in texts]
     rows = [
-        {"row": row, "id": identify(*text), "prompt": text[0], "response": text[1], "file": "", "line": row + 1} | made
-        for row, text in enumerate(texts)
+        {"row": row, "line": row + 1, "id": identify(one), "same_as": identify_folded(one)}
+        | write_conversation(one)
+        | made
+        for row, one in enumerate(conversations)
     ]
     table = pa.Table.from_pylist(rows, schema=schemas.EXAMPLES)
     write_table(table, folder / "examples.parquet", Provenance("examples", "benchmark"))

@@ -171,8 +171,10 @@ def read_chat_template(file: str) -> str:
     try:
         return Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"models.chat_template is {file!r}, which cannot be read: {error}; give a file of Jinja text, "
-                         "or null for the tokenizer's own") from error
+        raise ModelError(
+            f"models.chat_template is {file!r}, which cannot be read: {error}; give a file of Jinja text, "
+            "or null for the tokenizer's own"
+        ) from error
 
 
 @lru_cache(maxsize=4)

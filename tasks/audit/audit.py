@@ -13,10 +13,11 @@ import pyarrow.dataset as pads
 
 from tamis.evaluation.summary import Summary, limit_spending, spread_caps
 from tamis.evaluation.summary import summarise as summarise_metrics
-from tamis.examples.parsing import fold
+from tamis.examples.conversations import split_key
 from tasks.artifacts import schemas, tables
 from tasks.artifacts.views import opened, stream
 from tasks.audit.settings import AuditSettings
+from tasks.conversations import read_conversation
 from tasks.folders import Folders
 from tasks.masks.settings import MaskSettings
 from tasks.selection.settings import SelectionSettings
@@ -188,9 +189,12 @@ def read_sources(
 
 
 def read_texts(examples: pads.Dataset) -> pa.Table:
-    """Return id, topic, split, earlier role, use and folded prompt of every example."""
-    table = examples.to_table(columns=["id", "topic", "split", "earlier", "used", "prompt"])
-    return table.set_column(5, "prompt", pa.array(map(fold, table["prompt"].to_pylist()), pa.string()))
+    """Return id, topic, split, earlier role, use and folded first question of every example."""
+    names = ["id", "topic", "split", "earlier", "used"]
+    table, asked = examples.to_table(columns=names), []
+    for batch in examples.to_batches(columns=["messages", "tools"]):
+        asked += [split_key(read_conversation(row)) for row in batch.to_pylist()]
+    return table.append_column("prompt", pa.array(asked, pa.string()))
 
 
 def tabulate_limits(texts: pa.Table, asked: SelectionSettings, held_out_share: float) -> dict[str, pa.Table]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from tamis.examples.conversations import Conversation
 from tamis.language.rendering import encode_conversations, encode_prefix
@@ -21,7 +22,7 @@ from tasks.artifacts.tables import read_table
 from tasks.conversations import open_template, read_conversation
 
 SAMPLE = 200  # rows that are tokenised
-KEPT = ("id", "row", "topic", "prompt", "response", "instruction", "split", "used", "earlier", "duplicate_of")
+KEPT = ("id", "row", "topic", "messages", "tools", "split", "used", "earlier", "duplicate_of")
 
 Where = Callable[[str, str], Path]  # stage and version -> folder of its artifacts
 
@@ -99,26 +100,27 @@ def read_raw(raw: Path, before: Corpus | None, settings: Any) -> list[dict[str, 
 
     Those are the ones that the model's context cannot hold, or that hold the text of a control token.
     """
-    from tasks.examples import examples, raw_files
+    from tasks.examples import examples
+    from tasks.examples.reading import Facts, Reader, read_files
 
-    files, _ = raw_files.list_files(raw, examples.name_apart(settings))
-    columns = raw_files.read_rows(files, settings.fields).columns
-    division = examples.divide(columns, tell_before(before), settings, raw)
-    parts = {name: columns[name] for name in ("row", "topic", "prompt", "response", "instruction")}
-    parts |= {"id": division.ids, "split": division.sides, "earlier": division.earlier}
+    facts, rows = Facts(), []
+    files, _ = examples.choose_files(raw, settings)
+    for table in read_files(files, Reader(settings, None, (), 0), facts):
+        rows += table.select([name for name in KEPT if name in table.column_names]).to_pylist()
+    division = examples.divide(facts, tell_before(before), settings, raw)
+    parts = {"id": division.ids, "split": division.sides, "earlier": division.earlier}
     parts |= {"duplicate_of": division.first, "used": [why is None for why in division.because]}
-    return [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
+    return [row | dict(zip(parts, found, strict=True)) for row, *found in zip(rows, *parts.values(), strict=True)]
 
 
-def tell_before(before: Corpus | None) -> list[dict[str, Any]]:
-    """Return the distinct rows of the version before, each with what this version must know of it (`earlier`)."""
-    found = []
-    for row in before.rows if before else ():
-        if row["duplicate_of"] is None:
-            learnt = row["earlier"] == "learnt" or row["id"] in before.chosen
-            offered = row["earlier"] or (row["used"] and row["split"] == "pool")
-            found.append(row | {"earlier": "learnt" if learnt else "offered" if offered else None})
-    return found
+def tell_before(before: Corpus | None) -> Any:
+    """Return the distinct rows of the version before, with what this version must know of each."""
+    from tasks.examples.examples import make_earlier
+
+    rows = [row for row in before.rows if row["duplicate_of"] is None] if before else []
+    schema = pa.schema([schemas.EXAMPLES.field(name) for name in KEPT])
+    table = pa.Table.from_pylist(rows, schema=schema.remove_metadata())
+    return make_earlier(table, set(before.chosen) if before else set())
 
 
 def measure(rows: list[dict[str, Any]], values: Any, model: models.ModelChoice, subset: Path | None) -> Corpus:

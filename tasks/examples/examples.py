@@ -1,7 +1,8 @@
-"""The stage `examples`: raw files in, one table of examples out, and nothing dropped without a reason."""
+"""The stage `examples`: raw files in, one table of conversations out, and nothing dropped without a reason."""
 
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -10,18 +11,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tamis.examples import parsing, splits
-from tamis.examples.parsing import PARTS, check_fields, identify
+from tamis.examples import splits
+from tamis.examples.conversations import identify_question, split_key
 from tamis.examples.splits import Before, Rows
-from tamis.language.templates import count_overhead, join_instruction
+from tamis.language.chat_templates import refuse_moving
 from tasks import models
 from tasks.artifacts import schemas, tables
-from tasks.examples.raw_files import READ, SHOWN, ExamplesError, Reading, is_inside, list_files, read_rows, reject, show
+from tasks.conversations import open_template, read_conversation
+from tasks.examples.files import ExamplesError, NotRead, RawFile, is_inside, list_files
+from tasks.examples.reading import LONG, Facts, Reader, read_files
 from tasks.examples.settings import ExamplesSettings
 from tasks.folders import Folders
 
-BATCH = 1024  # rows per call of the tokenizer
 SIDES = (splits.POOL, splits.TARGET, splits.HELD_OUT, splits.GENERAL)
+TRAIN = "train"  # the split of a data set that is chosen from
+SHOWN = 3  # bad rows that an error names
 
 
 @dataclass(frozen=True)
@@ -40,98 +44,199 @@ class Division:
         return sum(each == side and why is None for each, why in zip(self.sides, self.because, strict=True))
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """The distinct examples of the version before, in its order, and what this version must know of each."""
+
+    table: pa.Table
+    questions: list[str]  # digest of all but the answers
+    keys: list[str]  # what decides on the side
+    earlier: list[str | None]  # offered | learnt, that version counted
+
+    def tell(self) -> Before:
+        """Return what a version is compared with."""
+        offered = [each is not None for each in self.earlier]
+        learnt = [each == "learnt" for each in self.earlier]
+        return Before(self.table["id"].to_pylist(), self.questions, offered, learnt)
+
+
 def write_examples(
     folders: Folders,
     *,
     model: models.ModelChoice,
     settings: ExamplesSettings,
     held_out_share: float,
-) -> None:
+) -> Mapping[str, Any]:
     """Read a version's raw files and write examples, rejects and withdrawn (.parquet) and examples.json.
 
     Args:
-        folders: `raw` is one file, or a folder whose data files are read by name; of the version before, examples and
-            subset are read, which may hold no row.
-        model: its tokenizer counts; prompt and response must fit its `max_tokens`, in its template.
+        folders: `raw` is a file, a folder or a pattern; of the version before, examples and subset are read, which may
+            hold no row.
+        model: its template writes the conversations, and its tokenizer counts; each must fit its `max_tokens`.
         held_out_share: topics whose held-out share is lower are named.
+
+    Returns:
+        How many rows were read and rejected, and what was not read.
 
     Raises:
         ExamplesError: no data, an unknown field, bad rows under `stop`, an empty side, a single example.
         SplitError: the target task has no rows, or one with the prompt of a held-out row; a general row has the
             prompt of another row, or of one that an earlier version chose.
+        TemplateError: no conversation can be written, or a template whose text moves with the clock.
     """
     raw, out, version = folders.raw, folders.here.examples, folders.here.version
     previous_examples, previous_subset = folders.before.examples, folders.before.selection
-    check_fields(settings.fields)
-    files, ignored = list_files(raw, name_apart(settings))
-    reading = read_rows(files, settings.fields)
-    tokens = count_tokens(reading, model)
-    refuse_bad_rows(reading, settings.on_bad_row)
-
-    before = read_before(previous_examples, previous_subset)
-    division = divide(reading.columns, before, settings, Path(raw))
-    refuse_empty_sides(division, settings)
-    old = previous_examples / "examples.parquet", previous_subset / "subset.parquet"
-    made = _trace([*files.values(), *old], version, model, settings)
-    tables.write_table(make_table(reading.columns | tokens, division), out / "examples.parquet", made)
-    tables.write_table(make_rejects(reading), out / "rejects.parquet", made)
-    gone = make_withdrawn(before, reading.columns, division.ids)
+    files, ignored = choose_files(raw, settings)
+    reader, facts = open_reader(model, settings), Facts()
+    folders.cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folders.cache, prefix=".examples-") as scratch:
+        kept = Path(scratch) / "read.arrow"
+        spill(read_files(files, reader, facts), kept)
+        refuse_bad_rows(facts, settings)
+        before = read_before(previous_examples, previous_subset)
+        division = divide(facts, before, settings, Path(raw))
+        refuse_empty_sides(division, settings)
+        old = previous_examples / "examples.parquet", previous_subset / "subset.parquet"
+        made = _trace([*(file.path for file in files), *old], version, model, settings)
+        rows = add_division(stream(kept), facts, division)
+        tables.write_tables(rows, schemas.EXAMPLES, out / "examples.parquet", made)
+    tables.write_table(make_rejects(facts), out / "rejects.parquet", made)
+    gone = make_withdrawn(before, facts, division.ids)
     tables.write_table(gone, out / "withdrawn.parquet", made)
-    counts = measure(division, reading, held_out_share) | {"ignored_files": ignored}
+    counts = measure(division, facts, held_out_share) | {"ignored_files": [list(each) for each in ignored]}
     tables.write_json(counts | count_changes(division, gone), out / "examples.json")
+    return {"rows_read": facts.count, "rows_rejected": len(facts.rejects), "not_read": [each.name for each in ignored]}
+
+
+def choose_files(raw: Path, settings: ExamplesSettings) -> tuple[list[RawFile], list[NotRead]]:
+    """Return the files that are read, and what is not with the reasons.
+
+    Of a data set with splits only `train` is chosen from; another is measured on where `examples.held_out` names it.
+    """
+    files, ignored = list_files(raw, name_apart(settings))
+    named = (settings.held_out or {}).get("split")
+    splits_there = {file.split for file in files}
+    if named is not None and named not in splits_there:
+        known = ", ".join(sorted(each for each in splits_there if each)) or "none"
+        raise ExamplesError(
+            f"examples.held_out is split: {named}, and no file of {raw} is of that split; there are {known}"
+        )
+    if TRAIN not in splits_there and named is None:
+        return files, ignored
+    apart = name_apart(settings).values()
+    read, left = [], list(ignored)
+    for file in files:
+        inside = any(is_inside(file.name, raw, name) for name in apart)
+        if inside or file.split in (None, TRAIN, named):
+            read.append(file)
+        else:
+            reason = f"is the split {file.split}; set examples.held_out: {{split: {file.split}}} to measure on it"
+            left.append(NotRead(file.name.partition("/")[2] or file.name, reason))
+    return read, left
+
+
+def open_reader(model: models.ModelChoice, settings: ExamplesSettings) -> Reader:
+    """Return how rows are read for a model.
+
+    Raises:
+        TemplateError: nothing can be written for it, or a template whose text moves with the clock.
+    """
+    models.check_context(model)
+    template = open_template(model)
+    refuse_moving(template)
+    return Reader(settings, template, tuple(sorted(set(template.tokenizer.all_special_tokens))), model.max_tokens)
+
+
+def spill(rows: Iterator[pa.Table], path: Path) -> None:
+    """Write tables to a scratch file, one in memory at a time."""
+    from tasks.examples.reading import READ
+
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, READ) as writer:
+        for table in rows:
+            writer.write_table(table)
+
+
+def stream(path: Path) -> Iterator[pa.Table]:
+    """Yield the tables of a scratch file."""
+    with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
+        for number in range(reader.num_record_batches):
+            yield pa.Table.from_batches([reader.get_batch(number)])
+
+
+def add_division(rows: Iterator[pa.Table], facts: Facts, division: Division) -> Iterator[pa.Table]:
+    """Yield tables of rows with what became of each; `duplicate_of` names rows by their number, not by their place."""
+    start = 0
+    for table in rows:
+        part = slice(start, start + table.num_rows)
+        start = part.stop
+        links = [None if link is None else facts.rows[link] for link in division.first[part]]
+        derived = {
+            "id": division.ids[part],
+            "split": division.sides[part],
+            "change": division.changes[part],
+            "earlier": division.earlier[part],
+            "duplicate_of": links,
+            "used": [reason is None for reason in division.because[part]],
+            "unused_because": division.because[part],
+        }
+        columns = {name: table[name] for name in table.column_names} | derived
+        yield pa.table({name: columns[name] for name in schemas.EXAMPLES.names}, schema=schemas.EXAMPLES)
 
 
 def name_apart(settings: ExamplesSettings) -> dict[str, str]:
     """Return the parameters that name a file or folder inside the raw folder, and what they name."""
     found = {
         "examples.target.path": (settings.target or {}).get("path"),
+        "examples.held_out.path": (settings.held_out or {}).get("path"),
         "examples.retention_set": settings.retention_set,
     }
     return {parameter: name for parameter, name in found.items() if name is not None}
 
 
-def read_before(examples: Path, subset: Path) -> list[dict[str, Any]]:
-    """Return the distinct examples of the version before, each with what this version must know of it (`earlier`)."""
+def read_before(examples: Path, subset: Path) -> Earlier:
+    """Return the distinct examples of the version before, each with what this version must know of it."""
     table = tables.read_table(examples / "examples.parquet", schemas.EXAMPLES)
+    table = table.filter(pc.is_null(table["duplicate_of"]))
     picked = tables.read_table(subset / "subset.parquet", schemas.SUBSET)
     chosen = {_text_id(each) for each in picked.filter(picked["chosen"])["id"].to_pylist()}
-    rows = table.filter(pc.is_null(table["duplicate_of"])).to_pylist()
-    for row in rows:
-        learnt = row["earlier"] == "learnt" or _text_id(row["id"]) in chosen
-        offered = row["earlier"] or (row["used"] and row["split"] == splits.POOL)
-        row["earlier"] = "learnt" if learnt else "offered" if offered else None
-    return rows
+    return make_earlier(table, chosen)
 
 
-def make_before(rows: list[dict[str, Any]]) -> Before:
-    """Return what a version is compared with."""
-    keys = [_key(row) for row in rows]
-    offered, learnt = [row["earlier"] is not None for row in rows], [row["earlier"] == "learnt" for row in rows]
-    return Before([row["id"] for row in rows], keys, offered, learnt)
+def make_earlier(table: pa.Table, chosen: set[str]) -> Earlier:
+    """Return what a version must know of distinct examples of the one before, of which some were chosen."""
+    questions, keys, earlier = [], [], []
+    for batch in table.select(["id", "topic", "messages", "tools", "earlier", "used", "split"]).to_batches():
+        for row in batch.to_pylist():
+            conversation = read_conversation(row)
+            questions.append(identify_question(conversation, row["topic"]))
+            keys.append(splits.shorten(split_key(conversation)))
+            learnt = row["earlier"] == "learnt" or _text_id(row["id"]) in chosen
+            offered = row["earlier"] or (row["used"] and row["split"] == splits.POOL)
+            earlier.append("learnt" if learnt else "offered" if offered else None)
+    return Earlier(table, questions, keys, earlier)
 
 
-def divide(
-    columns: Mapping[str, list], earlier: list[dict[str, Any]], settings: ExamplesSettings, raw: Path
-) -> Division:
-    """Give each row its id, its side, what is new about it, and whether later stages use it.
+def divide(facts: Facts, earlier: Earlier, settings: ExamplesSettings, raw: Path) -> Division:
+    """Give each row its side, what is new about it, and whether later stages use it.
 
-    Prompts that the version before is measured on are kept out of the target task, those that `earlier` versions chose
-    out of the general set.
+    Prompts that the version before is measured on are kept out of the target task, those that earlier versions chose
+    out of the general set, and those of the user's own held-out rows out of the pool.
     """
-    before = make_before(earlier)
-    measured = [row["prompt"] for row in earlier if row["used"] and row["split"] == splits.HELD_OUT]
-    texts = zip(columns["prompt"], columns["response"], columns["instruction"], strict=True)
-    ids = [identify(*text) for text in texts]
+    before, ids = earlier.tell(), facts.ids
+    used = earlier.table["used"].to_pylist()
+    side = earlier.table["split"].to_pylist()
+    measured = [key for key, *two in zip(earlier.keys, used, side, strict=True) if two == [True, splits.HELD_OUT]]
     target = settings.target or {}
-    given = [tell_given(file, raw, settings) for file in columns["file"]]
-    drawn = {"held_out_every": settings.held_out_every, "seed": settings.seed, "measured": measured}
-    sides = splits.assign_sides(columns["prompt"], given, **drawn)
-    changes = splits.label_changes(ids, list(_keys(columns)), before)
-    rows = Rows(ids, splits.link_duplicates(ids), sides, columns["topic"], changes)
+    given = tell_given(facts.files, raw, settings)
+    drawn = facts.drawn if settings.held_out is None else [False] * len(ids)
+    sides = splits.assign_sides(facts.keys, given, drawn, measured)
+    changes = splits.label_changes(ids, facts.questions, before)
+    rows = Rows(ids, splits.link_duplicates(facts.same), sides, facts.topics, changes)
     if "topic" in target:
         sides = splits.set_apart(rows, target["topic"], target.get("rows"), settings.seed)
         rows = Rows(ids, rows.first, sides, rows.topics, changes)
-    splits.refuse_shared(columns["prompt"], sides, [row["prompt"] for row in earlier if row["earlier"] == "learnt"])
+    taught = [key for key, one in zip(earlier.keys, earlier.earlier, strict=True) if one == "learnt"]
+    splits.refuse_shared(facts.keys, sides, taught)
     because = splits.mark_used(
         rows,
         ground_set=settings.ground_set,
@@ -139,62 +244,53 @@ def divide(
         seed=settings.seed,
         pool_rows=settings.pool_rows,
         held_out_rows=settings.held_out_rows,
+        barred=splits.find_asked_elsewhere(facts.keys, sides),
     )
     named = ids if settings.distinct else splits.number_repetitions(ids)
     return Division(named, list(rows.first), list(sides), changes, splits.tell_earlier(ids, before), because)
 
 
-def tell_given(file: str, raw: Path, settings: ExamplesSettings) -> str | None:
-    """Return the side that a parameter gives to a file's rows; None: it depends on their prompts."""
-    sides = {"examples.target.path": splits.TARGET, "examples.retention_set": splits.GENERAL}
-    named = (sides[parameter] for parameter, name in name_apart(settings).items() if is_inside(file, raw, name))
-    return next(named, None)
+def tell_given(files: Sequence[str], raw: Path, settings: ExamplesSettings) -> list[str | None]:
+    """Return the side that a parameter gives to each row's file; None: it depends on the row's prompt."""
+    sides = {
+        "examples.target.path": splits.TARGET,
+        "examples.held_out.path": splits.HELD_OUT,
+        "examples.retention_set": splits.GENERAL,
+    }
+    apart, named = name_apart(settings), (settings.held_out or {}).get("split")
+    held_out = {file.name for file in list_files(raw, apart)[0] if named is not None and file.split == named}
+    known: dict[str, str | None] = {}
+    for file in set(files):
+        found = (sides[parameter] for parameter, name in apart.items() if is_inside(file, raw, name))
+        known[file] = next(found, splits.HELD_OUT if file in held_out else None)
+    return [known[file] for file in files]
 
 
-def count_tokens(reading: Reading, model: models.ModelChoice) -> dict[str, list[int]]:
-    """Return prompt_tokens (instruction and prompt) and response_tokens (with the end-of-turn token) of the good rows.
-
-    Rows that the model's context cannot hold, or that hold a control token's text, are moved to the rejects first.
-    """
-    tokenizer, columns = models.tokenizer(model), reading.columns
-    queries = [join_instruction(*pair) for pair in zip(columns["instruction"], columns["prompt"], strict=True)]
-    prompts = _count(tokenizer, queries)
-    responses = [tokens + 1 for tokens in _count(tokenizer, columns["response"])]
-    models.check_context(model)
-    room = model.max_tokens - count_overhead(tokenizer, model.template)
-    texts = (f"{query} {response}" for query, response in zip(queries, columns["response"], strict=True))
-    control = sorted(set(tokenizer.all_special_tokens))
-    rows = zip(prompts, responses, texts, strict=True)
-    reasons = [parsing.find_fault((prompt, response), text, room, control) for prompt, response, text in rows]
-    fits = [reason is None for reason in reasons]
-    for place in (place for place, fit in enumerate(fits) if not fit):
-        row, file, line, *parts = (columns[name][place] for name in READ)
-        text = show({part: value for part, value in zip(PARTS, parts, strict=True) if value is not None})
-        reject(reading, (row, file, line), str(reasons[place]), text)
-    for name in READ:
-        columns[name] = list(compress(columns[name], fits))
-    return {"prompt_tokens": list(compress(prompts, fits)), "response_tokens": list(compress(responses, fits))}
-
-
-def refuse_bad_rows(reading: Reading, on_bad_row: str) -> None:
-    """Stop at bad rows, unless they are to be rejected.
+def refuse_bad_rows(facts: Facts, settings: ExamplesSettings) -> None:
+    """Stop at bad rows, unless they are to be rejected; rows that are too long have a setting of their own.
 
     Raises:
         ExamplesError: how many of how many rows are bad, the first of them, and the way out; or no good row at all.
     """
-    if on_bad_row not in ("stop", "reject"):
-        raise ExamplesError(f"examples.on_bad_row is {on_bad_row!r}; give stop or reject")
-    bad = sorted(reading.rejects)
-    if not reading.rows:
-        raise ExamplesError("the raw files hold no rows; an example has at least a prompt and a response")
-    if not bad or (on_bad_row == "reject" and len(bad) < reading.rows):
+    if not facts.count:
+        raise ExamplesError("the raw files hold no rows; an example has at least a question and an answer")
+    long_way = "raise it, or set examples.on_long_row: reject, or drop_turns, which leaves out whole exchanges"
+    bad_way = "mend them or set examples.on_bad_row: reject, which keeps them apart in rejects.parquet"
+    stops = {True: settings.on_long_row == "stop", False: settings.on_bad_row == "stop"}
+    rejects = sorted(facts.rejects)
+    bad = [row for row in rejects if stops[row[3].startswith(LONG)]]
+    if len(rejects) == facts.count:
+        bad = rejects
+    if not bad:
         return
-    kinds = Counter(reason.split(":")[0] for _, _, _, reason, _ in bad)
+    kinds = Counter(reason.split(":")[0] for *_, reason, _ in bad)
     first = "; ".join(f"{file}:{line}: {reason}" for _, file, line, reason, _ in bad[:SHOWN])
-    way_out = "mend them or set examples.on_bad_row: reject, which keeps them apart in rejects.parquet"
+    long = {row[3].startswith(LONG) for row in bad}
+    ways = [way for way, of_long in ((long_way, True), (bad_way, False)) if of_long in long]
+    way_out = "; ".join(ways) if len(rejects) < facts.count else "no example is left, so mend the files"
     raise ExamplesError(
-        f"{len(bad)} of {reading.rows} rows are bad ({', '.join(f'{count} {kind}' for kind, count in kinds.items())}); "
-        f"first {first}; {way_out if len(bad) < reading.rows else 'no example is left, so mend the files'}"
+        f"{len(bad)} of {facts.count} rows are bad ({', '.join(f'{count} {kind}' for kind, count in kinds.items())}); "
+        f"first {first}; {way_out}"
     )
 
 
@@ -234,15 +330,19 @@ def refuse_empty_sides(division: Division, settings: ExamplesSettings) -> None:
         )
 
 
-def measure(division: Division, reading: Reading, held_out_share: float) -> dict[str, Any]:
+def measure(division: Division, facts: Facts, held_out_share: float) -> dict[str, Any]:
     """Return the counts that examples.json holds; shares are of distinct examples but general ones, before sampling."""
     distinct = [link is None for link in division.first]
-    topics = list(compress(reading.columns["topic"], distinct))
+    topics = list(compress(facts.topics, distinct))
     placed = zip(topics, compress(division.sides, distinct), strict=True)
     shares = splits.share_held_out((topic, side == splits.HELD_OUT) for topic, side in placed if side != splits.GENERAL)
     return {
-        "rows": reading.rows,
-        "rejects": len(reading.rejects),
+        "rows": facts.count,
+        "rejects": len(facts.rejects),
+        "notes": dict(facts.notes),
+        "empty_files": facts.empty,
+        "formats": facts.formats,
+        "split_rows": facts.split,
         "distinct": len(topics),
         "duplicates": len(division.ids) - len(topics),
         "used": {side: division.count(side) for side in SIDES},
@@ -264,62 +364,32 @@ def count_changes(division: Division, gone: pa.Table) -> dict[str, Any]:
     }
 
 
-def make_table(columns: Mapping[str, list], division: Division) -> pa.Table:
-    """Return the examples as a table; `duplicate_of` names rows by their number, not by their place in the table."""
-    rows = columns["row"]
-    derived = {
-        "id": division.ids,
-        "split": division.sides,
-        "change": division.changes,
-        "earlier": division.earlier,
-        "duplicate_of": [None if link is None else rows[link] for link in division.first],
-        "used": [reason is None for reason in division.because],
-        "unused_because": division.because,
-    }
-    return pa.table(dict(columns) | derived, schema=schemas.EXAMPLES)
-
-
-def make_withdrawn(before: list[dict[str, Any]], columns: Mapping[str, list], ids: list[str]) -> pa.Table:
+def make_withdrawn(before: Earlier, facts: Facts, ids: list[str]) -> pa.Table:
     """Return the examples of the version before that are here no more, as a table."""
-    names = [_text_id(each) for each in ids]
-    gone = splits.find_withdrawn(names, list(_keys(columns)), make_before(before))
-    rows = [before[place] | {"edited_to": instead} for place, instead in gone]
-    columns = {name: [row[name] for row in rows] for name in schemas.WITHDRAWN.names}
-    return pa.table(columns, schema=schemas.WITHDRAWN)
+    gone = splits.find_withdrawn([_text_id(each) for each in ids], facts.questions, before.tell())
+    places = [place for place, _ in gone]
+    found = before.table.take(pa.array(places, pa.int64()))
+    derived = {"edited_to": [instead for _, instead in gone], "earlier": [before.earlier[place] for place in places]}
+    columns = {name: found[name] for name in ("id", "topic", "prompt", "response", "split")} | derived
+    return pa.table({name: columns[name] for name in schemas.WITHDRAWN.names}, schema=schemas.WITHDRAWN)
 
 
-def make_rejects(reading: Reading) -> pa.Table:
+def make_rejects(facts: Facts) -> pa.Table:
     """Return the bad rows as a table, in the order of the files."""
-    rows = [dict(zip(schemas.REJECTS.names, place, strict=True)) for _, *place in sorted(reading.rejects)]
+    rows = [dict(zip(schemas.REJECTS.names, place, strict=True)) for _, *place in sorted(facts.rejects)]
     return pa.Table.from_pylist(rows, schema=schemas.REJECTS)
 
 
 def _trace(files: list[Path], version: str, model: models.ModelChoice, settings: ExamplesSettings) -> tables.Provenance:
-    asked = {name: value for name, value in vars(settings).items() if name not in ("on_bad_row", "seed")}
+    asked = {name: value for name, value in vars(settings).items() if name not in ("on_bad_row", "on_long_row", "seed")}
     asked |= {"template": model.template, "model": Path(model.name).name, "max_tokens": model.max_tokens}
     inputs = tables.digest_inputs(*(path for file in files for path in _contents(file)))
     return tables.Provenance("examples", version, asked, inputs, settings.seed)
 
 
-def _keys(columns: Mapping[str, list]) -> Iterator[tuple]:
-    return zip(columns["topic"], columns["instruction"], columns["prompt"], strict=True)
-
-
-def _key(row: Mapping[str, Any]) -> tuple:
-    return row["topic"], row["instruction"], row["prompt"]
-
-
 def _text_id(each: str) -> str:
     """Return the digest of an example's text, whichever repetition of it the id is of."""
     return each.partition("-")[0]
-
-
-def _count(tokenizer: Any, texts: list[str]) -> list[int]:
-    counts: list[int] = []
-    for start in range(0, len(texts), BATCH):
-        ids = tokenizer(texts[start : start + BATCH], add_special_tokens=False, verbose=False).input_ids
-        counts += [len(each) for each in ids]
-    return counts
 
 
 def _contents(path: Path) -> list[Path]:

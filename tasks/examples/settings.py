@@ -5,27 +5,53 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from tamis.examples.parsing import PARTS, check_fields
+from tamis.examples.formats import FORMATS, PARTS, check_fields
 from tasks.settings import Seed, checked, hint
 
 TARGETS = ("topic", "path")
+HELD_OUT = ("path", "split")
 
 
 def refuse_fields(fields: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the field mapping, where it says where prompt and response stand.
+    """Return the field mapping, where it can be followed.
 
     Raises:
         ValueError: saying what is wrong with it, after the setting's name.
     """
-    known = (*PARTS, "messages")
     for name in fields:
-        if name not in known:
-            raise ValueError(f"maps an unknown part {name!r}{hint(name, known)}; an example has {', '.join(known)}")
+        if name not in PARTS:
+            raise ValueError(f"maps an unknown part {name!r}{hint(name, PARTS)}; an example has {', '.join(PARTS)}")
     try:
         check_fields(fields)
     except ValueError as error:
         raise ValueError(str(error).removeprefix("examples.fields ")) from None
     return fields
+
+
+def refuse_format(name: str) -> str:
+    """Return the name of a format, where it is one.
+
+    Raises:
+        ValueError: saying what is wrong with it, after the setting's name.
+    """
+    known = ("auto", *FORMATS)
+    if name not in known:
+        raise ValueError(f"is {name!r}{hint(name, known)}; known: {', '.join(known)}")
+    return name
+
+
+def refuse_held_out(chosen: Mapping[str, str] | None) -> Mapping[str, str] | None:
+    """Return which rows are held out by their file, where that is said.
+
+    Raises:
+        ValueError: saying what is wrong with it, after the setting's name.
+    """
+    if chosen is None or (len(chosen) == 1 and next(iter(chosen)) in HELD_OUT):
+        return chosen
+    raise ValueError(
+        f"is {dict(chosen)}; give path: NAME (a file or folder inside the version's raw folder) or split: NAME (of a "
+        "data set with splits), or null, which holds out by the prompt"
+    )
 
 
 def refuse_target(target: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
@@ -56,14 +82,33 @@ def refuse_target(target: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
 class ExamplesSettings:
     """How raw rows become examples."""
 
+    format: Annotated[str, AfterValidator(refuse_format)] = Field(
+        "auto", description=f"of the rows: auto, which looks at each file, | {' | '.join(FORMATS)}"
+    )
     fields: Annotated[Mapping[str, str], AfterValidator(refuse_fields)] = Field(
-        description="ours -> theirs: prompt, response, topic, source, instruction, tests; messages: the first two"
+        default_factory=dict,
+        description="part -> the field that holds it, where the format does not say: " + ", ".join(PARTS),
+    )
+    learn: Literal["all", "last"] = Field(
+        "all", description="of a conversation every turn of the assistant is learnt | the last one alone"
+    )
+    system: Literal["template", "first_user", "drop"] = Field(
+        "template",
+        description="system messages stand where the chat template puts them | before the first user's text | nowhere",
+    )
+    keep: list[str] = Field(default_factory=list, description="other columns that travel along, in the column `kept`")
+    encoding: str = Field("utf-8", description="of text files")
+    on_long_row: Literal["stop", "reject", "drop_turns"] = Field(
+        "stop", description="too long for models.max_tokens: stop | reject | leave out whole exchanges at its end"
     )
     on_bad_row: Literal["stop", "reject"] = Field(
         "stop", description="name the rows and stop | write them to rejects.parquet"
     )
     held_out_every: Annotated[int, Field(ge=2)] = Field(
         5, description="one prompt in so many is held out: where sha256(seed + prompt) mod this is 0"
+    )
+    held_out: Annotated[Mapping[str, str] | None, AfterValidator(refuse_held_out)] = Field(
+        None, description="your own held-out rows: {path: NAME} inside raw | {split: test}; null: by the prompt"
     )
     distinct: bool = Field(True, description="false leaves duplicates in use, each under an id of its own")
     ground_set: Literal["new", "all"] = Field(

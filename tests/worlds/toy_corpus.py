@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from tamis.examples.parsing import identify
+from tamis.examples.conversations import Conversation, identify, identify_folded, make_exchange
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import Provenance, write_table
+from tasks.conversations import write_conversation
 
 TOPICS = ("sums", "letters", "greetings")
 
@@ -43,11 +44,9 @@ def row(place: int, split: str, used: bool = True) -> dict:
     prompt, response = f"what is {place} + {place}", f"{2 * place}" + "!" * (place % 3)
     return {
         "row": place,
-        "id": identify(prompt, response),
         "topic": TOPICS[place % 3],
-        "prompt": prompt,
-        "response": response,
-        "prompt_tokens": len(prompt),
+        **tell(make_exchange(prompt, response)),
+        "tokens": len(prompt) + len(response) + 5,
         "response_tokens": len(response) + 1,
         "split": split,
         "change": "new",
@@ -55,6 +54,12 @@ def row(place: int, split: str, used: bool = True) -> dict:
         "file": "toy.jsonl",
         "line": place + 1,
     }
+
+
+def tell(conversation: Conversation) -> dict:
+    """Return a conversation as columns of the examples, with its ids."""
+    ids = {"id": identify(conversation), "same_as": identify_folded(conversation)}
+    return ids | write_conversation(conversation)
 
 
 def write_subset(folder: Path, pool: list[str], chosen: int) -> None:

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from pydantic import ValidationError
-from worlds.toy_corpus import row, write_examples, write_rows
+from worlds.toy_corpus import row, tell, write_examples, write_rows
 from worlds.toy_gradients import FIRST, SMALL, SMALL_RUNTIME, content, counted, run, scored, sets_of, told
 
-from tamis.examples.parsing import identify
+from tamis.examples.conversations import make_exchange
 from tamis.gradients.per_example import GradientError
 from tasks import models
 from tasks.artifacts.tables import ArtifactError, read_table
@@ -33,7 +33,7 @@ def test_validation_rows_never_meet_the_rows_that_are_scored_or_trained_on(tmp_p
 
 
 def answer(place, split, prompt, response):
-    return row(place, split) | {"prompt": prompt, "response": response, "id": identify(prompt, response)}
+    return row(place, split) | tell(make_exchange(prompt, response))
 
 
 def test_all_rows_of_a_prompt_are_on_one_side(tmp_path, toy):

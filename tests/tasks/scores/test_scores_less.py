@@ -11,9 +11,9 @@ import pytest
 import torch
 from worlds.places import find_folders
 from worlds.token_rows import list_pairs
-from worlds.toy_corpus import row, write_examples, write_rows
+from worlds.toy_corpus import row, tell, write_examples, write_rows
 
-from tamis.examples.parsing import identify
+from tamis.examples.conversations import make_exchange
 from tamis.language.rendering import Template, encode_conversations
 from tamis.scores.less import adam_direction, normalise, pick_warmup, project, read_moments, trained
 from tamis.training.steps import optimise, plan_steps
@@ -141,8 +141,7 @@ def test_the_json_says_that_the_queries_are_the_target_tasks(corpus, toy):
 
 def test_rows_of_the_target_task_in_the_pool_come_first(tmp_path, toy):
     def write(place, split, prompt, response):
-        made = row(place, split) | {"prompt": prompt, "response": response, "topic": "any"}
-        return made | {"id": identify(prompt, response)}
+        return row(place, split) | tell(make_exchange(prompt, response)) | {"topic": "any"}
 
     target = [write(place, "target", f"zz {place}", "qqq" + "x" * place) for place in range(4)]
     alike = [write(10 + place, "pool", f"zz {10 + place}", "qqq" + "x" * (5 + place)) for place in range(3)]
