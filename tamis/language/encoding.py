@@ -47,11 +47,15 @@ class Encoding:
         return len(self.rows) - 1
 
     def row(self, place: SupportsIndex, *, headless: bool = False) -> list[TokenSequence]:
-        """Return the sequences of a row, whole or without their heads."""
+        """Return the sequences of a row up to their last answers, with or without their heads.
+
+        What stands after the last answer, such as a line end, is seen by no token that is scored.
+        """
         found = []
         for number in range(self.rows[place], self.rows[place + 1]):
-            first = self.starts[number] + (self.heads[number] if headless else 0)
-            part = slice(first, self.starts[number + 1])
+            first, last = self.starts[number], self.starts[number + 1]
+            stop = last - int(np.argmax(self.answers[first:last][::-1]))
+            part = slice(first + (self.heads[number] if headless else 0), stop)
             found.append(TokenSequence(self.tokens[part], self.answers[part]))
         return found
 

@@ -12,7 +12,7 @@ from tamis.evaluation.bootstrap import ORDER
 from tamis.examples.conversations import Conversation
 from tamis.examples.splits import GENERAL, HELD_OUT
 from tamis.language.encoding import Encoding, join_rows, put_before, refuse_long
-from tamis.language.rendering import Template, encode_conversations, encode_prefix, encode_question
+from tamis.language.rendering import Template, check_demos, encode_conversations, encode_prefix, encode_question
 from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.row_sets import read_set
@@ -113,6 +113,7 @@ def show_demos(
     """
     rows, heads, questions, fewer = [], [], [], 0
     encoding = held_out.prompts.encoding
+    check_demos(template, held_out.conversations[: len(demos)], encoding.pick(range(len(demos))))
     for place, near in enumerate(demos):
         own, head = encoding.row(place, headless=True), len(encoding.head(place))
         question = held_out.prompts.questions[place][head:]

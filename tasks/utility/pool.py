@@ -8,7 +8,7 @@ import numpy as np
 
 from tamis.examples.conversations import Conversation
 from tamis.language.encoding import Encoding
-from tamis.language.rendering import Template, encode_conversations, encode_prefix
+from tamis.language.rendering import Template, check_demos, encode_conversations, encode_prefix
 from tamis.utility.pairs import Sets
 from tasks import models
 from tasks.artifacts.row_sets import read_sets
@@ -66,4 +66,5 @@ def read_pool(source: Path, digest: str, model: models.ModelChoice) -> Pool:
         raise ValueError(f"{source}: the pool has {count} used example; utility needs at least 2, add examples")
     template, conversations = open_template(model), [read_conversation(row) for row in rows]
     encoding = encode_conversations(template, conversations)
+    check_demos(template, conversations, encoding)
     return Pool([row["id"] for row in rows], sets, encoding, template, conversations)
