@@ -94,14 +94,20 @@ class Encoding:
 
     @property
     def own_tokens(self) -> Int[np.ndarray, " row"]:
-        """Return the tokens of each row, over all of its sequences, heads left out."""
-        counted = np.concatenate([[0], np.cumsum(self.heads, dtype=np.int64)])
-        return self.sizes - np.diff(counted[self.rows])
+        """Return the tokens of each row that are run, over all of its sequences, without their heads."""
+        counted = np.concatenate([[0], np.cumsum(self._run - self.heads, dtype=np.int64)])
+        return np.diff(counted[self.rows])
 
     @property
     def longest(self) -> Int[np.ndarray, " row"]:
-        """Return the tokens of each row's longest sequence, which is what must fit in a model's context."""
-        return np.maximum.reduceat(np.diff(self.starts), self.rows[:-1]) if len(self) else np.empty(0, np.int64)
+        """Return the tokens of each row's longest sequence that are run, which must fit in a model's context."""
+        return np.maximum.reduceat(self._run, self.rows[:-1]) if len(self) else np.empty(0, np.int64)
+
+    @property
+    def _run(self) -> Int[np.ndarray, " sequence"]:
+        """Return how many tokens of each sequence are run: those up to its last answer (`row`)."""
+        marked = np.flatnonzero(self.answers)
+        return marked[np.searchsorted(marked, self.starts[1:]) - 1] + 1 - self.starts[:-1] if len(marked) else marked
 
     @property
     def answer_tokens(self) -> Int[np.ndarray, " row"]:
