@@ -108,7 +108,8 @@ def _alternatives(shape: Mapping[str, Any]) -> Iterator[str]:
     elif shape.get("type") == "object":
         values = shape.get("additionalProperties", {})
         names = shape.get("propertyNames", {}).get("enum", ["name"])
-        yield f"`{'/'.join(names)}:` {'/'.join(_alternatives(values))}"
+        what = "anything" if values is True else "/".join(_alternatives(values))
+        yield f"`{'/'.join(names)}:` {what}"
     else:
         yield KINDS[shape["type"]]
 
