@@ -7,7 +7,7 @@ after and not in before, up to the last character of its end-of-turn text that i
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,6 +85,34 @@ def check_template(template: Template) -> None:
         raise TemplateError(
             f"models.template_arguments names {', '.join(taken)}, which the renderer sets itself; name only what "
             "the chat template reads, like date_string or enable_thinking"
+        )
+
+
+def refuse_slow(tokenizer: Any) -> None:
+    """Refuse a tokenizer that does not tell which characters its tokens stand for.
+
+    Raises:
+        TemplateError: it is none of those with a tokenizer.json.
+    """
+    if not tokenizer.is_fast:
+        raise TemplateError(
+            f"the tokenizer {type(tokenizer).__name__} does not tell which characters its tokens stand for, without "
+            "which answers cannot be placed; give the model's folder a tokenizer.json"
+        )
+
+
+def refuse_faults(faults: Sequence[str | None], what: str = "be written") -> None:
+    """Refuse conversations of which some have a fault.
+
+    Raises:
+        TemplateError: their count, the first places and the first one's fault.
+    """
+    places = [place for place, fault in enumerate(faults) if fault]
+    if places:
+        raise TemplateError(
+            f"{len(places)} of {len(faults)} conversations cannot {what}, first places {places[:3]}; "
+            f"place {places[0]}: {faults[places[0]]}",
+            places[0],
         )
 
 

@@ -8,7 +8,7 @@ not depend on its turns: the beginning-of-sequence token, the system message, th
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -114,6 +114,12 @@ class Encoding:
         """Return the answer tokens of each row, over all of its sequences."""
         counted = np.concatenate([[0], np.cumsum(self.answers, dtype=np.int64)])
         return np.diff(counted[self.starts[self.rows]])
+
+
+def tokenise(tokenizer: Any, texts: list[str]) -> list[Int[np.ndarray, " token"]]:
+    """Return the token ids of each text, int32, without what a tokenizer puts before or after a text by itself."""
+    found = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    return [np.array(ids, np.int32) for ids in found]
 
 
 Tokens = Sequence[int] | Int[np.ndarray, " token"]

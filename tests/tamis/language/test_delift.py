@@ -8,7 +8,8 @@ from worlds.toys import toy_tokenizer
 from tamis.examples.conversations import Conversation, Message, make_exchange
 from tamis.language.chat_templates import Template, TemplateError
 from tamis.language.delift import read_exchange
-from tamis.language.rendering import encode_conversations, encode_prefix, encode_question, find_faults
+from tamis.language.prefixes import encode_prefix
+from tamis.language.rendering import encode_conversations, encode_question, find_faults
 
 ONE, TWO, THREE = make_exchange("one", "1"), make_exchange("two", "2 "), make_exchange("three", "3", "Be brief.")
 BASE = "Instruction: Please generate a response to the following query.\n\n\nQuery: "
