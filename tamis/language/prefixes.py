@@ -8,12 +8,11 @@ asked. A *prefix* is a head and then demos; it may stand for the head of every c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from tamis.examples.conversations import Conversation, Message, as_messages, as_tools
+from tamis.examples.conversations import Conversation, Message
 from tamis.language import delift
 from tamis.language.chat_templates import (
     WAY_OUT,
@@ -21,12 +20,14 @@ from tamis.language.chat_templates import (
     TemplateError,
     Written,
     check_template,
+    list_messages,
+    list_tools,
     refuse_faults,
     refuse_slow,
     render,
     write_conversation,
 )
-from tamis.language.encoding import Encoding, tokenise
+from tamis.language.encoding import ControlTokens, Encoding
 
 QUESTION = {"role": "user", "content": "sample question 7401"}  # what heads are found with
 ANSWER = {"role": "assistant", "content": "sample answer 5283"}
@@ -74,11 +75,11 @@ def encode_prefix(template: Template, demos: Sequence[Conversation], target: Con
     """
     check_template(template)
     if template.name == "delift":
-        return delift.encode_prefix(template.tokenizer, demos)
+        return delift.encode_prefix(template, demos)
     refuse_slow(template.tokenizer)
     seam = find_seam(template, find_system(target), target.tools)
     written = write_conversation(template, target)
-    ids = tokenise(template.tokenizer, [one.text for one in written])
+    ids = template.control.tokenise([one.text for one in written])
     if seam is None or not all(fits(template, seam, target, *pair) for pair in zip(written, ids, strict=True)):
         raise TemplateError(
             "the chat template writes a conversation otherwise once demos stand before it, so that they cannot be "
@@ -87,10 +88,10 @@ def encode_prefix(template: Template, demos: Sequence[Conversation], target: Con
         )
     if not demos:
         return seam.ids
-    turns = [turn for demo in demos for turn in as_messages(demo)[len(find_system(demo)) :]]
-    system = as_messages(target)[: len(find_system(target))]
-    text = render(template, [*system, *turns, QUESTION], as_tools(target))
-    whole, prefix = tokenise(template.tokenizer, [text, text.removesuffix(seam.turn)])
+    turns = [turn for demo in demos for turn in list_messages(template, demo)[len(find_system(demo)) :]]
+    system = list_messages(template, target)[: len(find_system(target))]
+    text = render(template, [*system, *turns, QUESTION], list_tools(template, target))
+    whole, prefix = template.control.tokenise([text, text.removesuffix(seam.turn)])
     if not text.endswith(seam.turn) or not np.array_equal(whole, np.concatenate([prefix, seam.turn_ids])):
         raise TemplateError(
             f"the chat template writes a question otherwise after the demo {_quote(demos[-1])}; {WAY_OUT}"
@@ -103,9 +104,11 @@ def fits(
 ) -> bool:
     """Whether a sequence goes on after its head as it would after a demo, in text and in tokens."""
     own = len(find_system(conversation))
-    messages = as_messages(conversation)[: written.messages]
+    messages = list_messages(template, conversation)[: written.messages]
     try:
-        text = render(template, [*messages[:own], QUESTION, ANSWER, *messages[own:]], as_tools(conversation))
+        text = render(
+            template, [*messages[:own], QUESTION, ANSWER, *messages[own:]], list_tools(template, conversation)
+        )
     except TemplateError:
         return False
     rest, tail = written.text.removeprefix(seam.head), ids[len(seam.ids) :]
@@ -114,7 +117,7 @@ def fits(
         return False
     if seam.sealed and len(tail) and tail[0] == seam.turn_ids[0]:
         return True
-    return np.array_equal(tokenise(template.tokenizer, [text])[0], np.concatenate([seam.shown_ids, tail]))
+    return np.array_equal(template.control.tokenise([text])[0], np.concatenate([seam.shown_ids, tail]))
 
 
 def find_seam(template: Template, system: tuple[Message, ...], tools: str) -> Seam | None:
@@ -125,7 +128,7 @@ def find_seam(template: Template, system: tuple[Message, ...], tools: str) -> Se
     all but the longest run of tokens that ends both texts.
     """
     asked = Conversation((*system, Message("user", QUESTION["content"])), tools)
-    before, listed = as_messages(asked)[:-1], as_tools(asked)
+    before, listed = list_messages(template, asked)[:-1], list_tools(template, asked)
     try:
         alone = render(template, [*before, QUESTION], listed)
         answered = render(template, [*before, QUESTION, ANSWER], listed)
@@ -137,9 +140,8 @@ def find_seam(template: Template, system: tuple[Message, ...], tools: str) -> Se
         return None
     end, following = (text.partition(ANSWER["content"])[2] for text in (answered, again))
     turn = following.removeprefix(end) if following.startswith(end) else following.removeprefix(end.rstrip())
-    return _cut(template.tokenizer, alone, again, turn) or _cut(
-        template.tokenizer, alone, again, _common_end(template.tokenizer, alone, again)
-    )
+    control = template.control
+    return _cut(control, alone, again, turn) or _cut(control, alone, again, _common_end(control, alone, again))
 
 
 def find_system(conversation: Conversation) -> tuple[Message, ...]:
@@ -149,26 +151,26 @@ def find_system(conversation: Conversation) -> tuple[Message, ...]:
     return conversation.messages[:first]
 
 
-def _common_end(tokenizer: Any, one: str, other: str) -> str:
+def _common_end(control: ControlTokens, one: str, other: str) -> str:
     """Return the end of the first text whose tokens end both."""
-    found = tokenizer([one, other], add_special_tokens=False, return_offsets_mapping=True)
-    pairs = zip(*(reversed(ids) for ids in found["input_ids"]), strict=False)
-    same = next((place for place, (a, b) in enumerate(pairs) if a != b), min(map(len, found["input_ids"])))
-    first = len(found["input_ids"][0]) - same
-    return one[found["offset_mapping"][0][first - 1][1] :] if first else one
+    (ids, offsets), (others, _) = control.tokenise_placed([one, other])
+    pairs = zip(reversed(ids), reversed(others), strict=False)
+    same = next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(ids), len(others)))
+    first = len(ids) - same
+    return one[offsets[first - 1][1] :] if first else one
 
 
-def _cut(tokenizer: Any, alone: str, again: str, turn: str) -> Seam | None:
+def _cut(control: ControlTokens, alone: str, again: str, turn: str) -> Seam | None:
     """Return the seam before `turn`; None where either text cannot be cut there, or between tokens."""
     if QUESTION["content"] not in turn or not alone.endswith(turn) or not again.endswith(turn):
         return None
     head, shown = alone.removesuffix(turn), again.removesuffix(turn)
-    head_ids, shown_ids, alone_ids, again_ids = tokenise(tokenizer, [head, shown, alone, again])
+    head_ids, shown_ids, alone_ids, again_ids = control.tokenise([head, shown, alone, again])
     turn_ids = alone_ids[len(head_ids) :]
     cut = [np.concatenate([ids, turn_ids]) for ids in (head_ids, shown_ids)]
     if not np.array_equal(cut[0], alone_ids) or not np.array_equal(cut[1], again_ids):
         return None
-    first = tokenizer.added_tokens_decoder.get(int(turn_ids[0]))
+    first = control.tokenizer.added_tokens_decoder.get(int(turn_ids[0]))
     sealed = first is not None and not first.lstrip and not first.single_word
     return Seam(head, head_ids, shown, shown_ids, turn, turn_ids, sealed)
 

@@ -6,19 +6,21 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from tamis.examples.conversations import Conversation, as_messages, as_tools
+from tamis.examples.conversations import Conversation
 from tamis.language import delift
 from tamis.language.chat_templates import (
     Template,
     TemplateError,
     Written,
     check_template,
+    list_messages,
+    list_tools,
     refuse_faults,
     refuse_slow,
     render,
     write_conversation,
 )
-from tamis.language.encoding import Encoding, TokenSequence, join_rows, tokenise
+from tamis.language.encoding import Encoding, TokenSequence, join_rows
 from tamis.language.prefixes import Seam, find_seam, find_system, fits
 
 BLOCK = 1024  # conversations that are tokenised at once: their offsets take memory
@@ -46,7 +48,7 @@ def encode_conversations(template: Template, conversations: Sequence[Conversatio
     check_template(template)
     if template.name == "delift":
         refuse_faults(find_faults(template, conversations))
-        sequences, head = delift.encode_exchanges(template.tokenizer, conversations)
+        sequences, head = delift.encode_exchanges(template, conversations)
         return join_rows([[one] for one in sequences], [head] * len(sequences))
     refuse_slow(template.tokenizer)
     rows: list[list[TokenSequence]] = []
@@ -84,12 +86,12 @@ def encode_question(template: Template, conversation: Conversation) -> Int[np.nd
     """
     check_template(template)
     if template.name == "delift":
-        return delift.encode_question(template.tokenizer, conversation)
+        return delift.encode_question(template, conversation)
     if not conversation.learnt:
         raise TemplateError("no turn of the conversation is learnt; mark the turn that is asked for")
-    given = as_messages(conversation)[: conversation.learnt[-1]]
-    text = render(template, given, as_tools(conversation), asked=True)
-    return tokenise(template.tokenizer, [text])[0]
+    given = list_messages(template, conversation)[: conversation.learnt[-1]]
+    text = render(template, given, list_tools(template, conversation), asked=True)
+    return template.control.tokenise([text])[0]
 
 
 def count_split(encoding: Encoding) -> int:
@@ -138,10 +140,7 @@ def _encode_block(
     seams: dict[Any, Seam | None],
 ) -> tuple[list[list[TokenSequence]], list[int]]:
     """Tokenise some conversations at once; `seams` holds those that were found, and takes up new ones."""
-    texts = [one.text for row in written for one in row]
-    found = template.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-    encoded = zip(found["input_ids"], found["offset_mapping"], strict=True)
-    tokens = ((np.array(ids, np.int32), np.array(offsets, np.int32).reshape(-1, 2)) for ids, offsets in encoded)
+    tokens = iter(template.control.tokenise_placed([one.text for row in written for one in row]))
     rows, heads = [], []
     for conversation, row in zip(conversations, written, strict=True):
         key = (find_system(conversation), conversation.tools)
