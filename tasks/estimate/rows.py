@@ -99,7 +99,7 @@ def read_artifact(path: Path) -> list[dict[str, Any]]:
 def read_raw(raw: Path, before: Corpus | None, settings: Any) -> list[dict[str, Any]]:
     """Return the rows of raw files, divided as stage `examples` will; rows that only it can refuse are among them.
 
-    Those are the ones that the model's context cannot hold, or that hold the text of a control token.
+    Those are the ones that the model's context cannot hold, or that may not hold the text of a control token.
     """
     from tasks.examples import examples
     from tasks.examples.reading import Facts, Reader, read_files
