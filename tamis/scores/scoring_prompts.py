@@ -4,6 +4,7 @@ Every conversation has the same number of rows in what is returned, those of one
 alike say so by their heads, which are run once.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from tamis.language.chat_templates import Template, TemplateError
 from tamis.language.encoding import Encoding, join_rows, make_sequence
 from tamis.language.rendering import encode_conversations, encode_question, find_faults
 
+EMPTIED = ("user", "tool")  # roles whose messages `ifd` empties
 RATINGS = ("1", "2", "3", "4", "5")
 RATING_PROMPTS = (  # each stands before the same prompt and answer; the next token of the reply is the rating
     "How well does the answer do what the prompt asks for? Reply with one digit, from 1 (not at all) to 5 (fully).",
@@ -65,12 +67,19 @@ def _refuse_empty(whole: Sequence[str | None], emptied: Sequence[str | None]) ->
 def empty_questions(conversation: Conversation) -> Conversation:
     """Return a conversation whose user's turns and tool answers say nothing.
 
+    With tools, questions that are emptied are numbered, which no template writes: some tell the last question, which
+    they write the tools before, by comparing messages.
+
     >>> from tamis.examples.conversations import make_exchange
     >>> empty_questions(make_exchange("Hi", "Hello")).messages[0].content
     ''
     """
-    asked = ("user", "tool")
-    messages = (replace(one, content="") if one.role in asked else one for one in conversation.messages)
+    messages = [replace(one, content="") if one.role in EMPTIED else one for one in conversation.messages]
+    asked = [place for place, one in enumerate(messages) if one.role == "user"]
+    if conversation.tools and len(asked) > 1:
+        for place in asked:
+            details = json.loads(messages[place].details or "{}") | {"number": place}
+            messages[place] = replace(messages[place], details=json.dumps(details, ensure_ascii=False))
     return replace(conversation, messages=tuple(messages))
 
 

@@ -4,7 +4,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
-from worlds.chat_templates import CALLING, FAMILIES, GEMMA, QWEN_3, TWO, make_template, random_conversations
+from worlds.chat_templates import (
+    CALLING,
+    FAMILIES,
+    GEMMA,
+    MISTRAL_TOOLS,
+    QWEN_3,
+    TOOLS,
+    TWO,
+    make_template,
+    random_conversations,
+)
 from worlds.token_rows import list_pairs
 from worlds.toys import toy_tokenizer
 
@@ -121,6 +131,16 @@ def test_ifd_of_a_question_that_is_empty_already_is_of_two_equal_rows(family):
     (whole,), (emptied,) = (ask_ifd(ASKED[family], [make_exchange("", "b")]).row(place) for place in (0, 1))
     assert np.array_equal(whole.tokens, emptied.tokens)
     assert np.array_equal(whole.answers, emptied.answers)
+
+
+def test_ifd_writes_tools_where_they_stood_in_a_template_that_compares_messages():
+    template = make_template(MISTRAL_TOOLS)
+    asked = ask_ifd(template, [Conversation(TWO.messages, TOOLS), Conversation(TWO.messages[:2], TOOLS)])
+    found = [[template.tokenizer.decode(one.tokens) for one in asked.row(place)] for place in range(4)]
+    tools = f"[TOOLS]{TOOLS}"
+    assert found[0] == [f"<s>{tools}[INST] a[/INST] b</s>", f"<s>[INST] a[/INST] b</s>{tools}[INST] c[/INST] d</s>"]
+    assert found[1] == [text.replace(" a[", " [").replace(" c[", " [") for text in found[0]]
+    assert found[3] == [f"<s>{tools}[INST] [/INST] b</s>"]
 
 
 def test_a_template_that_refuses_empty_questions_is_refused_with_the_selectors_name():
