@@ -2,7 +2,6 @@
 
 import shutil
 from dataclasses import fields, is_dataclass
-from datetime import date
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -146,28 +145,6 @@ def test_what_is_left_out_has_its_default(tmp_path):
             "utility has an unknown 'neighbors' (did you mean 'neighbours'?); known: kernel, ",
         ),
         ({"models__template": REMOVED}, "models lacks template; add it"),
-        (
-            {"models__template_arguments": {"date_string": date(2026, 7, 26)}},
-            "models.template_arguments has date_string: 2026-07-26, which YAML reads as a date; write '2026-07-26' in",
-        ),
-        (
-            {"models__template_arguments": {"days": [{"first": date(2026, 7, 26)}]}},
-            "models.template_arguments has days: 2026-07-26, which YAML reads as a date; write '2026-07-26' in quotes",
-        ),
-        (
-            {"models__template_arguments": {"scale": float("nan")}},
-            "models.template_arguments has scale: nan, which JSON cannot say; give texts, numbers, true, false, null",
-        ),
-        (
-            {"models__template_arguments": {"names": {1: "one"}}},
-            "models.template_arguments has names: {1: 'one'}, which JSON cannot say; give texts, numbers, true",
-        ),
-        (
-            {"models__template_arguments": "silent"},
-            "models.template_arguments must be `name: value` pairs, got 'silent'",
-        ),
-        ({"models__chat_template": 7}, "models.chat_template must be text or null, got 7"),
-        ({"examples__on_special_tokens": "keep"}, "examples.on_special_tokens must be reject or as_text, got 'keep'"),
         (
             {"models__langage": "x"},
             "models has an unknown 'langage' (did you mean 'language'?); known: language, langu",
