@@ -108,8 +108,8 @@ def _alternatives(shape: Mapping[str, Any]) -> Iterator[str]:
     elif shape.get("type") == "object":
         values = shape.get("additionalProperties", {})
         names = shape.get("propertyNames", {}).get("enum", ["name"])
-        what = "anything" if values is True else "/".join(_alternatives(values))
-        yield f"`{'/'.join(names)}:` {what}"
+        inside = _alternatives(values) if isinstance(values, dict) else ["value"]
+        yield f"`{'/'.join(names)}:` {'/'.join(inside)}"
     else:
         yield KINDS[shape["type"]]
 

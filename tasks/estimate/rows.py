@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from tamis.examples.conversations import Conversation
-from tamis.language.rendering import encode_conversations, encode_prefix
+from tamis.language.prefixes import encode_prefix
+from tamis.language.rendering import encode_conversations
 from tamis.submodular.budgets import Budget, draw, resolve
 from tasks import models
 from tasks.artifacts import schemas
@@ -98,7 +99,7 @@ def read_artifact(path: Path) -> list[dict[str, Any]]:
 def read_raw(raw: Path, before: Corpus | None, settings: Any) -> list[dict[str, Any]]:
     """Return the rows of raw files, divided as stage `examples` will; rows that only it can refuse are among them.
 
-    Those are the ones that the model's context cannot hold, or that hold the text of a control token.
+    Those are the ones that the model's context cannot hold, or that may not hold the text of a control token.
     """
     from tasks.examples import examples
     from tasks.examples.reading import Facts, Reader, read_files

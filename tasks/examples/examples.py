@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from tamis.examples import splits
 from tamis.examples.conversations import identify_question, split_key
 from tamis.examples.splits import Before, Rows
-from tamis.language.chat_templates import refuse_moving
+from tamis.language.chat_templates import list_turn_texts, refuse_moving
 from tasks import models
 from tasks.artifacts import schemas, tables
 from tasks.conversations import open_template, read_conversation
@@ -144,7 +144,8 @@ def open_reader(model: models.ModelChoice, settings: ExamplesSettings) -> Reader
     models.check_context(model)
     template = open_template(model)
     refuse_moving(template)
-    return Reader(settings, template, tuple(sorted(set(template.tokenizer.all_special_tokens))), model.max_tokens)
+    refused = list_turn_texts(template) if settings.on_special_tokens == "reject" else []
+    return Reader(settings, template, tuple(refused), model.max_tokens)
 
 
 def spill(rows: Iterator[pa.Table], path: Path) -> None:

@@ -24,7 +24,8 @@ from tamis.examples.conversations import (
 )
 from tamis.examples.formats import Parsed, Reading, make_reading, parse_row
 from tamis.examples.values import RowError
-from tamis.language.rendering import Template, encode_conversations, find_faults
+from tamis.language.chat_templates import Template
+from tamis.language.rendering import encode_conversations, find_faults
 from tasks.artifacts import schemas
 from tasks.conversations import write_conversation
 from tasks.examples.files import ExamplesError, RawFile
@@ -67,7 +68,7 @@ class Reader:
 
     settings: ExamplesSettings
     template: Template | None  # None: nothing is tokenised, and rows that only a template can refuse are among the good
-    special: tuple[str, ...]  # texts that the tokenizer turns into control tokens
+    special: tuple[str, ...]  # texts of control tokens that no message may hold
     max_tokens: int
 
 
@@ -135,7 +136,8 @@ def _parse(record: Record, reading: Reading | None, stem: str, reader: Reader, f
         conversation = adapting.place_system(parsed.conversation, reader.settings.system)
         special = adapting.find_special(conversation, reader.special)
         if special is not None:
-            raise RowError(f"{SPECIAL}: {special!r} would end or open a turn inside the text")
+            way_out = "set examples.on_special_tokens: as_text to read it as text"
+            raise RowError(f"{SPECIAL}: {special!r} would end or open a turn inside the text; {way_out}")
     except RowError as error:
         reject(facts, number, record, str(error))
         return None

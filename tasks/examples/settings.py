@@ -104,6 +104,10 @@ class ExamplesSettings:
     on_bad_row: Literal["stop", "reject"] = Field(
         "stop", description="name the rows and stop | write them to rejects.parquet"
     )
+    on_special_tokens: Literal["reject", "as_text"] = Field(
+        "reject",
+        description="texts of control tokens inside messages, which would end or open a turn: bad rows | read as text",
+    )
     held_out_every: Annotated[int, Field(ge=2)] = Field(
         5, description="one prompt in so many is held out: where sha256(seed + prompt) mod this is 0"
     )
