@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from transformers.utils import logging
 
@@ -16,7 +15,7 @@ from tamis.language.embedding import encode_texts
 from tasks import models
 from tasks.artifacts import schemas, stores
 from tasks.artifacts.row_sets import USED, read_sets
-from tasks.artifacts.tables import Provenance, digest_code, digest_inputs, write_table
+from tasks.artifacts.tables import Provenance, digest_code, digest_inputs, stack, write_table
 from tasks.conversations import read_conversation
 from tasks.embedding.settings import EmbeddingSettings
 from tasks.folders import Folders
@@ -98,6 +97,8 @@ def store_folder(store: Path, model: models.ModelChoice, max_tokens: int) -> Pat
 
 def _table(found: pa.Table) -> pa.Table:
     """Return stored vectors as the artifact has them, all of one width."""
-    flat = np.asarray(found["embedding"].combine_chunks().flatten())
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), len(flat) // found.num_rows)
-    return pa.table([found["id"], vectors], schema=schemas.embedding(len(flat) // found.num_rows))
+    if not found.num_rows:
+        return schemas.embedding(1).empty_table()
+    rows = stack(found["embedding"])
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel(), pa.float32()), rows.shape[1])
+    return pa.table([found["id"], vectors], schema=schemas.embedding(rows.shape[1]))

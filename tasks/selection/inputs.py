@@ -12,7 +12,7 @@ from tamis.submodular.kernels import Kernel, gather, scale_together
 from tamis.submodular.objectives import Kernels
 from tasks.artifacts import schemas
 from tasks.artifacts.row_sets import read_set
-from tasks.artifacts.tables import provenance, read_table
+from tasks.artifacts.tables import provenance, read_table, stack
 
 DENSE_ROWS = 8192  # of the pool, over embeddings: above, each row's nearest alone are compared
 NEAREST = 64
@@ -132,8 +132,8 @@ def read_vectors(source: Path, *groups: list[str]) -> list[np.ndarray]:
     """Return the embeddings of groups of ids, each in its order."""
     table = read_table(source)
     places = [look_up(table["id"], ids, source) for ids in groups]
-    flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return [flat.reshape(table.num_rows, -1)[some] for some in places]
+    vectors = stack(table["embedding"])
+    return [vectors[some] for some in places]
 
 
 def read_scores(source: Path, selector: str, ids: list[str]) -> np.ndarray:

@@ -30,7 +30,16 @@ from tamis.utility.pairs import (
 from tamis.utility.utility import Missed, approximation_error, gain, measure
 from tasks import models
 from tasks.artifacts import schemas, stores
-from tasks.artifacts.tables import Provenance, digest, digest_code, digest_inputs, read_table, write_json, write_table
+from tasks.artifacts.tables import (
+    Provenance,
+    digest,
+    digest_code,
+    digest_inputs,
+    read_table,
+    stack,
+    write_json,
+    write_table,
+)
 from tasks.folders import Folders
 from tasks.scoring_model import model_lock, scoring_model
 from tasks.settings import RuntimeSettings
@@ -154,8 +163,7 @@ def choose_pairs(work: Shard, pool: Pool, vectors: Path, map: Map) -> tuple[np.n
         return pairs_of_all(pool.sets), none, Counter()
     table = read_table(vectors)
     place = {name: row for row, name in enumerate(table["id"].to_pylist())}
-    flat = np.asarray(table["embedding"].combine_chunks().flatten()).reshape(table.num_rows, -1)
-    found = flat[[place[name] for name in pool.ids]]
+    found = stack(table["embedding"])[[place[name] for name in pool.ids]]
     if settings.kernel == "neighbours":
         return pairs_of_neighbours(pool.sets, found, settings.neighbours), none, Counter()
     return find_landmarks(work, pool, found, map)
