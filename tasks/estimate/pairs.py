@@ -73,7 +73,7 @@ def _of_kernel(case: Case, sets: Sets) -> list[np.ndarray]:
         return [pairs_of_all(sets)]
     vectors = read_vectors(case)
     if settings.kernel == "neighbours":
-        return [pairs_of_neighbours(sets, vectors, settings.neighbours)]
+        return [pairs_of_neighbours(sets, vectors, settings.neighbours)[0]]
     return _of_landmarks(settings, sets, vectors)
 
 
