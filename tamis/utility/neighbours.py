@@ -2,15 +2,16 @@
 
 Symbols: a *target* looks for its nearest *demos*. Inverted lists are the demos of one k-means cell each; a target
 looks into the lists of the cells nearest to it, its *probes*. Recall: the share of the nearest demos that are found.
+
+Faiss is loaded where lists are needed, not before: on some systems its threads and torch's do not get on.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isqrt
-from typing import no_type_check
+from typing import Any, no_type_check
 
-import faiss
 import numba
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -108,6 +109,8 @@ def _search(targets: np.ndarray, demos: np.ndarray, count: int, *, own: bool) ->
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Let faiss use one thread; the count is torch's, too, where both share a runtime, and is put back."""
+    import faiss
+
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
@@ -116,8 +119,10 @@ def _one_thread() -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
-def _build(demos: np.ndarray) -> faiss.IndexIVFFlat:
+def _build(demos: np.ndarray) -> Any:
     """Return the inverted lists of all demos: about as many lists as each has demos."""
+    import faiss
+
     width = demos.shape[1]
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, isqrt(len(demos)), faiss.METRIC_INNER_PRODUCT)
     index.cp.seed, index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = SEED, 64, 1
@@ -133,7 +138,7 @@ def _find_least(targets: np.ndarray, demos: np.ndarray, rows: np.ndarray, count:
 
 
 def _look(
-    index: faiss.IndexIVFFlat, targets: np.ndarray, demos: np.ndarray, rows: np.ndarray, count: int, *, own: bool
+    index: Any, targets: np.ndarray, demos: np.ndarray, rows: np.ndarray, count: int, *, own: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return what some targets find in their lists: places, -1 where there is none, and exact similarities."""
     _, found = index.search(targets[rows], min(count + own + SPARE, len(demos)))
