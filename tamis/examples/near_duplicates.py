@@ -81,12 +81,7 @@ def shingle(text: str) -> UInt64[np.ndarray, " shingle"]:
     """
     words = split_words(text)
     hashes = np.fromiter(map(_hash_word, words), np.uint64, len(words))
-    if len(words) >= SHORT:
-        runs = hashes[: 1 - SHINGLE]
-        for place in range(1, SHINGLE):
-            runs = _mix(runs) + hashes[place : len(words) - SHINGLE + 1 + place]
-        hashes = _mix(runs)
-    return np.unique(hashes)
+    return _hash_runs(hashes, SHINGLE if len(words) >= SHORT else 1)
 
 
 def plan_bands(jaccard: float) -> tuple[int, int]:
@@ -175,13 +170,6 @@ def _hash_word(word: str) -> int:
     return int.from_bytes(hashlib.blake2b(word.encode(errors="surrogatepass"), digest_size=8).digest(), "little")
 
 
-def _mix(hashes: np.ndarray) -> np.ndarray:
-    """Spread hashes over all of their 64 bits, one to one: the last step of splitmix64, Steele et al. 2014."""
-    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return hashes ^ (hashes >> np.uint64(31))
-
-
 def _digest(shingles: np.ndarray) -> int:
     """Return what rows with equal shingles share; 0 where there are none."""
     if not len(shingles):
@@ -207,12 +195,9 @@ def _sketch_rows(texts: Iterable[str], jaccard: float, seed: int) -> tuple[np.nd
         sets = [shingle(text) for text in batch]
         digests.append(np.array([_digest(one) for one in sets], np.uint64))
         flat, offsets = _lay(sets)
-        minima = np.full((len(sets), bands, width), 2**32 - 1, np.uint32)
-        _sketch(flat, offsets, factors, shifts, minima.reshape(len(sets), -1))
-        total = np.zeros((len(sets), bands), np.uint64)
-        for place in range(width):
-            total = _mix(total + minima[:, :, place])
-        keys.append(total)
+        minima = np.full((len(sets), bands * width), 2**32 - 1, np.uint32)
+        _sketch(flat, offsets, factors, shifts, minima)
+        keys.append(_hash_bands(minima.reshape(len(sets), bands, width)))
     return np.concatenate(digests), np.concatenate(keys)
 
 
@@ -228,7 +213,9 @@ def _propose(keys: np.ndarray, rows: int) -> np.ndarray:
     for band in keys.T:
         order = np.argsort(band, kind="stable")
         edges = np.flatnonzero(np.diff(band[order])) + 1
-        names = np.union1d(names, _pair_up(order, np.concatenate([[0], edges, [rows]]), LEADS))
+        more = _pair_up(order, np.concatenate([[0], edges, [rows]]), LEADS)
+        names = np.sort(np.concatenate([names, more]))
+        names = names[np.diff(names, prepend=-1) > 0]
     later, earlier = np.divmod(names, max(1, rows))
     return np.column_stack([earlier, later])
 
@@ -266,6 +253,44 @@ def _gather(pairs: np.ndarray, similar: np.ndarray, first: np.ndarray) -> NearDu
     pairs = np.concatenate([pairs, np.column_stack([first[repeats], repeats])])
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
     return NearDuplicates(lead, sizes, pairs[order], np.concatenate([similar, np.ones(len(repeats))])[order])
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _mix(value):
+    """Spread a hash over all of its 64 bits, one to one: the last step of splitmix64, Steele et al. 2014."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _hash_runs(hashes, size):
+    """Return the hashes of all runs of so many words, each once, ascending."""
+    runs = np.zeros(max(0, len(hashes) - size + 1), np.uint64)
+    for start in range(len(runs)):
+        for place in range(start, start + size):
+            runs[start] = _mix(runs[start] + hashes[place])
+    runs.sort()
+    kept = 0
+    for place in range(len(runs)):
+        if kept == 0 or runs[place] != runs[kept - 1]:
+            runs[kept] = runs[place]
+            kept += 1
+    return runs[:kept]
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _hash_bands(minima):
+    """Return one hash of the minima of each band: an array [row, band]."""
+    keys = np.zeros(minima.shape[:2], np.uint64)
+    for row in range(minima.shape[0]):
+        for band in range(minima.shape[1]):
+            for place in range(minima.shape[2]):
+                keys[row, band] = _mix(keys[row, band] + np.uint64(minima[row, band, place]))
+    return keys
 
 
 @numba.njit(cache=True, nogil=True)
