@@ -6,7 +6,9 @@ looks into the lists of the cells nearest to it, its *probes*. Recall: the share
 Faiss is loaded where lists are needed, not before: on some systems its threads and torch's do not get on.
 """
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isqrt
@@ -14,6 +16,7 @@ from typing import Any, no_type_check
 
 import numba
 import numpy as np
+import torch
 from jaxtyping import Float32, Int64
 
 from tamis.language.embedding import nearest, nearest_among
@@ -21,8 +24,9 @@ from tamis.language.embedding import nearest, nearest_among
 EXACT_PAIRS = 300_000**2  # of targets and demos; up to so many, every pair is compared
 RECALL = 0.98  # at least, on `SAMPLE` targets, or every pair is compared after all
 SAMPLE = 1000  # targets whose nearest demos are known exactly
-PROBES = 8  # lists that a target looks into at first; twice as many until the recall is reached
-COSTLY = 8  # looking into one list of so many or more is no faster than comparing every pair
+LISTS = 4  # times the root of the demos
+PROBES = 16  # lists that a target looks into at first; twice as many until the recall is reached
+COSTLY = 8  # looking into one list of so many, or more, is no faster than comparing every pair
 SPARE = 32  # candidates per target beyond those asked for: rounding and equal vectors change their order
 ROWS = 8192  # targets that are searched at once
 SEED = 0  # of the cells and of the sample
@@ -42,7 +46,7 @@ def find_neighbours(vectors: Float32[np.ndarray, "row width"], count: int) -> Ne
     Up to `EXACT_PAIRS` pairs are compared one by one. Of more, only rows of the nearest lists are candidates; these are
     compared exactly, and the recall is measured on `SAMPLE` rows, at least `RECALL`: the share of their neighbours that
     are as similar as the last of the true ones. Of more than `SPARE` equal vectors any may be candidates. All runs
-    return the same bits: cells are found and lists read by one thread from a fixed seed.
+    return the same bits: the seed is fixed, cells are found by one thread, and one thread searches a block of rows.
 
     **Source**: inverted lists, Sivic and Zisserman, "Video Google", 2003, as of faiss (Douze et al., arXiv 2401.08281).
 
@@ -88,7 +92,7 @@ def _search(targets: np.ndarray, demos: np.ndarray, count: int, *, own: bool) ->
         count: at most as many as there are.
         own: targets are the demos, and none is its own neighbour.
     """
-    with _one_thread():
+    with _one_thread() as threads:
         index = _build(demos)
         rows = np.random.default_rng(SEED).choice(len(targets), min(SAMPLE, len(targets)), replace=False)
         wanted, recall = _find_least(targets, demos, rows, count, own=own), 0.0
@@ -99,32 +103,33 @@ def _search(targets: np.ndarray, demos: np.ndarray, count: int, *, own: bool) ->
             index.nprobe = index.nprobe if recall >= RECALL else 2 * index.nprobe
         if recall < RECALL:
             return None
-        out = np.empty((len(targets), count), np.int64)
-        for start in range(0, len(targets), ROWS):
-            places = np.arange(start, min(start + ROWS, len(targets)))
-            out[places], _ = _look(index, targets, demos, places, count, own=own)
+        out = _look_all(index, targets, demos, count, own=own, threads=threads)
     return Neighbours(_fill(out, targets, demos, own=own), recall)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let faiss use one thread; the count is torch's, too, where both share a runtime, and is put back."""
+def _one_thread() -> Iterator[int]:
+    """Let faiss use one thread, and yield how many torch uses.
+
+    The number is torch's, too, where both share a runtime, and is put back.
+    """
     import faiss
 
-    before = faiss.omp_get_max_threads()
+    before, threads = faiss.omp_get_max_threads(), torch.get_num_threads()
     faiss.omp_set_num_threads(1)
     try:
-        yield
+        yield threads
     finally:
         faiss.omp_set_num_threads(before)
 
 
 def _build(demos: np.ndarray) -> Any:
-    """Return the inverted lists of all demos: about as many lists as each has demos."""
+    """Return the inverted lists of all demos."""
     import faiss
 
     width = demos.shape[1]
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, isqrt(len(demos)), faiss.METRIC_INNER_PRODUCT)
+    lists = min(len(demos), LISTS * isqrt(len(demos)))
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
     index.cp.seed, index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = SEED, 64, 1
     index.train(demos)
     index.add(demos)
@@ -135,6 +140,21 @@ def _find_least(targets: np.ndarray, demos: np.ndarray, rows: np.ndarray, count:
     """Return for some targets the similarity of the last of their nearest demos, by comparing every pair."""
     exact = nearest_among(targets[rows], demos, count + own)
     return _choose(targets, demos, rows, exact, count, own=own)[1][:, -1]
+
+
+def _look_all(index: Any, targets: np.ndarray, demos: np.ndarray, count: int, *, own: bool, threads: int) -> np.ndarray:
+    """Return what all targets find, block by block, several blocks at a time, each by one thread."""
+    import faiss
+
+    out = np.empty((len(targets), count), np.int64)
+    blocks = [np.arange(start, min(start + ROWS, len(targets))) for start in range(0, len(targets), ROWS)]
+
+    def look(places: np.ndarray) -> None:
+        out[places], _ = _look(index, targets, demos, places, count, own=own)
+
+    with ThreadPoolExecutor(threads, initializer=faiss.omp_set_num_threads, initargs=(1,)) as workers:
+        deque(workers.map(look, blocks), maxlen=0)
+    return out
 
 
 def _look(

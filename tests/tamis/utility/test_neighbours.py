@@ -21,7 +21,7 @@ def draw_clusters(rows: int, width: int = 32, each: int = 100, seed: int = 0) ->
     generator = np.random.default_rng(seed)
     centres = generator.normal(size=(-(-rows // each), width))
     vectors = centres[generator.permutation(np.arange(rows) % len(centres))]
-    vectors = vectors + 0.7 * generator.normal(size=(rows, width))
+    vectors = vectors + generator.normal(size=(rows, width))
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -85,6 +85,19 @@ def test_the_same_vectors_give_the_same_bits(large, limited):
     first, second = (find_neighbours(large, 10) for _ in range(2))
     assert first.indices.tobytes() == second.indices.tobytes()
     assert first.recall == second.recall
+
+
+def test_how_many_threads_search_plays_no_part(large, limited, monkeypatch):
+    monkeypatch.setattr(neighbours, "ROWS", 1500)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(find_neighbours(large, 10))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert found[0].indices.tobytes() == found[1].indices.tobytes()
 
 
 def test_where_lists_do_not_pay_every_pair_is_compared(limited):
