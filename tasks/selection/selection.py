@@ -6,7 +6,7 @@ and mask are chosen apart: each is written, and says what it was made from, what
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ class ChosenRows:
     covered_by: np.ndarray | None = None  # for each row of the pool the chosen row most similar to it; -1: none
     cover: np.ndarray | None = None  # that similarity
     scores: np.ndarray | None = None  # of each row of the pool, where the largest come first; NaN: not to be chosen
+    recall: float | None = None  # of nearest rows, where only these are similar
 
 
 def write_selection(
@@ -124,7 +125,8 @@ def choose_rows(
         similar = read_utility(source, rows, settings.objective, settings.scaling)
         return choose_similar(*similar, budget, settings, map=map)
     if selector == "embedding":
-        return choose_similar(*compare_vectors(source, rows, settings.objective), budget, settings, map=map)
+        *similar, recall = compare_vectors(source, rows, settings.objective)
+        return replace(choose_similar(*similar, budget, settings, map=map), recall=recall)
     if selector == "longest":
         return ChosenRows(rank(budget, order_longest(rows.ground["response_tokens"].to_numpy())))
     if selector == "deft_ucs":
@@ -239,11 +241,20 @@ def describe_objective(picks: ChosenRows, settings: SelectionSettings) -> dict[s
     """Return what the objective reached."""
     choice, objective = picks.choice, picks.objective
     if choice is None or objective is None:
-        names = ("kernel", "objective_name", "optimiser", "objective", "objective_of_none", "objective_of_all")
+        names = (
+            "kernel",
+            "neighbour_recall",
+            "objective_name",
+            "optimiser",
+            "objective",
+            "objective_of_none",
+            "objective_of_all",
+        )
         return dict.fromkeys((*names, "objective_share", "zero_gain_picks", "rows_covered_by_none"))
     full, reached = evaluate(objective.kernel) + float(objective.bonus.sum()), float(choice.objective[-1])
     return {
         "kernel": "sparse" if isinstance(objective.kernel, SparseKernel) else "dense",
+        "neighbour_recall": picks.recall,
         "objective_name": settings.objective,
         "optimiser": settings.optimiser,
         "objective": reached,
