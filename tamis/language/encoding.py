@@ -54,7 +54,7 @@ class Encoding:
         found = []
         for number in range(self.rows[place], self.rows[place + 1]):
             first, last = self.starts[number], self.starts[number + 1]
-            stop = last - int(np.argmax(self.answers[first:last][::-1]))
+            stop = last - int(np.argmax(self.answers[first:last][::-1]))  # the whole where it has no answer
             part = slice(first + (self.heads[number] if headless else 0), stop)
             found.append(TokenSequence(self.tokens[part], self.answers[part]))
         return found
@@ -84,7 +84,7 @@ class Encoding:
 
     @property
     def sizes(self) -> Int[np.ndarray, " row"]:
-        """Return the tokens of each row, over all of its sequences."""
+        """Return the tokens that are written of each row, over all of its sequences, up to their ends."""
         return np.diff(self.starts[self.rows])
 
     @property
@@ -93,15 +93,24 @@ class Encoding:
         return self.heads[self.rows[:-1]].astype(np.int64)
 
     @property
+    def lengths(self) -> Int[np.ndarray, " sequence"]:
+        """Return the tokens of each sequence up to its last answer, head included: those that a model runs."""
+        if not len(self.heads):
+            return np.empty(0, np.int64)
+        places = np.where(self.answers, np.arange(1, len(self.tokens) + 1), 0)
+        stops = np.maximum.reduceat(places, self.starts[:-1])
+        return np.where(stops, stops, self.starts[1:]) - self.starts[:-1]
+
+    @property
     def own_tokens(self) -> Int[np.ndarray, " row"]:
-        """Return the tokens of each row, over all of its sequences, heads left out."""
-        counted = np.concatenate([[0], np.cumsum(self.heads, dtype=np.int64)])
-        return self.sizes - np.diff(counted[self.rows])
+        """Return the tokens that a model runs of each row, over all of its sequences, heads left out."""
+        counted = np.concatenate([[0], np.cumsum(self.lengths - self.heads, dtype=np.int64)])
+        return np.diff(counted[self.rows])
 
     @property
     def longest(self) -> Int[np.ndarray, " row"]:
-        """Return the tokens of each row's longest sequence, which is what must fit in a model's context."""
-        return np.maximum.reduceat(np.diff(self.starts), self.rows[:-1]) if len(self) else np.empty(0, np.int64)
+        """Return the tokens of each row's longest sequence as it is run, which is what must fit in a context."""
+        return np.maximum.reduceat(self.lengths, self.rows[:-1]) if len(self) else np.empty(0, np.int64)
 
     @property
     def answer_tokens(self) -> Int[np.ndarray, " row"]:
