@@ -100,27 +100,27 @@ def read_raw(raw: Path, before: Corpus | None, settings: Any) -> list[dict[str, 
 
     Those are the ones that the model's context cannot hold, or that hold the text of a control token.
     """
-    from tasks.examples import examples
+    from tasks.examples.division import divide
+    from tasks.examples.examples import choose_files
     from tasks.examples.reading import Facts, Reader, read_files
 
     facts, rows = Facts(), []
-    files, _ = examples.choose_files(raw, settings)
+    files, _ = choose_files(raw, settings)
     for table in read_files(files, Reader(settings, None, (), 0), facts):
         rows += table.select([name for name in KEPT if name in table.column_names]).to_pylist()
-    division = examples.divide(facts, tell_before(before), settings, raw)
+    division = divide(facts, tell_before(before), settings, raw)
     parts = {"id": division.ids, "split": division.sides, "earlier": division.earlier}
     parts |= {"duplicate_of": division.first, "used": [why is None for why in division.because]}
     return [row | dict(zip(parts, found, strict=True)) for row, *found in zip(rows, *parts.values(), strict=True)]
 
 
 def tell_before(before: Corpus | None) -> Any:
-    """Return the distinct rows of the version before, with what this version must know of each."""
-    from tasks.examples.examples import make_earlier
+    """Return the rows of the version before, each id once, with what this version must know of each."""
+    from tasks.examples.division import make_earlier
 
-    rows = [row for row in before.rows if row["duplicate_of"] is None] if before else []
     schema = pa.schema([schemas.EXAMPLES.field(name) for name in KEPT])
-    table = pa.Table.from_pylist(rows, schema=schema.remove_metadata())
-    return make_earlier(table, set(before.chosen) if before else set())
+    table = pa.Table.from_pylist(before.rows if before else [], schema=schema)
+    return make_earlier(table, sorted(before.chosen) if before else [])
 
 
 def measure(rows: list[dict[str, Any]], values: Any, model: models.ModelChoice, subset: Path | None) -> Corpus:
