@@ -5,9 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tamis.examples.conversations import Conversation, Message
+from tamis.language import chat_templates, delift, encoding, prefixes, rendering
+from tamis.language.chat_templates import Template
 from tamis.language.encoding import Encoding
-from tamis.language.rendering import Template, encode_conversations
+from tamis.language.rendering import encode_conversations
 from tasks import models
+
+WRITERS = (chat_templates, delift, encoding, prefixes, rendering)  # modules that the tokens of a row depend on
 
 
 def read_conversation(row: Mapping[str, Any]) -> Conversation:

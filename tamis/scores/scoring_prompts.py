@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tamis.examples.conversations import Conversation, Message, transcribe
+from tamis.language.chat_templates import Template
 from tamis.language.encoding import Encoding, join_rows, make_sequence
-from tamis.language.rendering import Template, encode_conversations, encode_question
+from tamis.language.rendering import encode_conversations, encode_question
 
 RATINGS = ("1", "2", "3", "4", "5")
 RATING_PROMPTS = (  # each stands before the same prompt and answer; the next token of the reply is the rating

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from tamis.examples.conversations import Conversation
-from tamis.language.rendering import encode_conversations, encode_prefix
+from tamis.language.prefixes import encode_prefix
+from tamis.language.rendering import encode_conversations
 from tamis.submodular.budgets import Budget, draw, resolve
 from tasks import models
 from tasks.artifacts import schemas

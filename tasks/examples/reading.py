@@ -24,9 +24,9 @@ from tamis.examples.conversations import (
 )
 from tamis.examples.formats import Parsed, Reading, make_reading, parse_row
 from tamis.examples.values import RowError
-from tamis.language.chat_templates import TemplateError
+from tamis.language.chat_templates import Template, TemplateError
 from tamis.language.encoding import Encoding
-from tamis.language.rendering import Template, encode_conversations, find_faults
+from tamis.language.rendering import encode_conversations, find_faults
 from tasks.artifacts import schemas
 from tasks.conversations import write_conversation
 from tasks.examples.files import ExamplesError, RawFile

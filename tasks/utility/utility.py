@@ -12,9 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-import tamis.language.encoding
 import tamis.language.packing
-import tamis.language.rendering
 import tamis.utility.utility
 from tamis.language.packing import Group, NonFiniteError, score_responses
 from tamis.utility.pairs import (
@@ -31,15 +29,14 @@ from tamis.utility.utility import Missed, approximation_error, gain, measure
 from tasks import models
 from tasks.artifacts import schemas, stores
 from tasks.artifacts.tables import Provenance, digest, digest_code, digest_inputs, read_table, write_json, write_table
+from tasks.conversations import WRITERS
 from tasks.folders import Folders
 from tasks.scoring_model import model_lock, scoring_model
 from tasks.settings import RuntimeSettings
 from tasks.utility.pool import Pool, read_pool
 from tasks.utility.settings import UtilitySettings
 
-CODE = digest_code(  # what a score depends on, as imported
-    tamis.language.packing, tamis.language.rendering, tamis.language.encoding, tamis.utility.utility
-)
+CODE = digest_code(tamis.language.packing, tamis.utility.utility, *WRITERS)  # what a score depends on, as imported
 NOTHING = ""  # the demo id of a target that is scored alone
 
 Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]

@@ -56,6 +56,12 @@ def row(place: int, split: str, used: bool = True) -> dict:
     }
 
 
+def reword(one: dict, **texts: str) -> dict:
+    """Return a row of one exchange with another prompt or response, under its old id."""
+    said = {name: one[name] for name in ("prompt", "response")} | texts
+    return one | write_conversation(make_exchange(**said))
+
+
 def tell(conversation: Conversation) -> dict:
     """Return a conversation as columns of the examples, with its ids."""
     ids = {"id": identify(conversation), "same_as": identify_folded(conversation)}

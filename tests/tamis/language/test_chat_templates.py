@@ -39,7 +39,8 @@ def chat(*texts: str, learnt: str = "", system: str | None = None) -> Conversati
 
 def answers(template: Template, conversation: Conversation) -> list[list[str]]:
     """The texts of the answers of each sequence."""
-    return [[one.text[slice(*span)] for span in one.answers] for one in write_conversation(template, conversation)]
+    written = write_conversation(template, conversation)
+    return [[template.control.show(one.text[slice(*span)]) for span in one.answers] for one in written]
 
 
 def test_an_answer_stands_between_the_generation_prompt_and_the_line_end_after_its_end_of_turn():
@@ -120,10 +121,10 @@ def test_a_question_that_is_rewritten_later_splits_the_row():
     ]
 
 
-@pytest.mark.parametrize("answer", ["b", "a", "t", "<|im_start|>", "<b>", "\n  b", "<think>\nx"])
+@pytest.mark.parametrize("answer", ["b", "a", "t", "<|im_start|>", "<b>", "\n  b", "<think>\nx", "(hm)\nx"])
 def test_content_right_after_a_part_of_the_generation_prompt_is_an_answer(answer):
-    opened = template(FAMILIES["opened"])
-    if answer.startswith("<think>\n"):  # as the generation prompt has it
+    opened = template(FAMILIES["opened"].replace("<think>", "(hm)"))
+    if answer.startswith("(hm)\n"):  # as the generation prompt has it
         assert answers(opened, make_exchange("a", answer)) == [["x<|im_end|>"]]
     else:
         assert answers(opened, make_exchange("a", answer)) == [[f"{answer}<|im_end|>"]]

@@ -74,7 +74,6 @@ def test_a_head_is_what_the_sequences_of_a_row_begin_with(encoding):
 
 def test_what_is_written_is_counted_whole_and_what_is_run_up_to_the_last_answer(encoding):
     assert encoding.sizes.tolist() == [7, 10]
-    assert encoding.lengths.tolist() == [6, 3, 5]
     assert encoding.longest.tolist() == [6, 5]
     assert encoding.own_tokens.tolist() == [5, 1 + 3]
     assert encoding.answer_tokens.tolist() == [2, 3]
@@ -150,8 +149,8 @@ def test_an_answer_after_its_context_is_a_sequence():
 
 def test_no_row_is_an_encoding_too():
     found = join_rows([], [])
-    counts = (found.sizes, found.longest, found.own_tokens, found.answer_tokens, found.head_tokens, found.lengths)
-    assert [count.tolist() for count in counts] == [[]] * 6
+    counts = (found.sizes, found.longest, found.own_tokens, found.answer_tokens, found.head_tokens)
+    assert [count.tolist() for count in counts] == [[]] * 5
     assert len(found.pick([])) == 0
 
 

@@ -5,7 +5,7 @@ from worlds.token_rows import list_pairs
 from worlds.toys import toy_tokenizer
 
 from tamis.examples.conversations import Conversation, Message, make_exchange
-from tamis.language.rendering import Template
+from tamis.language.chat_templates import Template
 from tamis.scores.scoring_prompts import RATED, RATING_PROMPTS, ask_ifd, ask_perplexity, ask_selectit
 
 PROMPTS, RESPONSES = ["one plus one", "say hi"], ["two", "hi!"]
