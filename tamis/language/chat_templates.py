@@ -296,15 +296,24 @@ def _render_marked(
 
 
 def _check_answer(template: Template, answer: str, messages: list[dict[str, Any]], way_out: str) -> None:
-    """Refuse an answer without the content of the last message, or after which nothing stands: it would never stop.
+    """Refuse an answer without the content or the tool calls of the last message, and one that never stops.
 
-    A template may write a content otherwise, for example its reasoning apart: its last word must be there at least.
+    A template may write a content otherwise, for example its reasoning apart: its last word must be there at least. Of
+    a tool call its name must be.
     """
     content = messages[-1]["content"].strip()
     if not answer.strip() or any(word not in answer for word in content.split()[-1:]):
         raise TemplateError(
             f"the chat template does not hold the content of message {len(messages) - 1}, {_clip(template, content)}, "
             f"where its answer stands, {_clip(template, answer)}; {way_out}"
+        )
+    calls = [call.get("function") or call for call in messages[-1].get("tool_calls") or []]
+    left_out = [name for name in (str(call.get("name", "")) for call in calls) if name not in answer]
+    if left_out:
+        raise TemplateError(
+            f"the chat template does not write the tool call of message {len(messages) - 1}, "
+            f"{_clip(template, left_out[0])}, so that a model would learn to say nothing in its place; "
+            "set models.chat_template: FILE, a template that writes tool calls"
         )
     if content and content in answer and not answer.partition(content)[2].strip():
         raise TemplateError(

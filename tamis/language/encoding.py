@@ -62,7 +62,7 @@ class Encoding:
         found = []
         for number in range(self.rows[place], self.rows[place + 1]):
             first, last = self.starts[number], self.starts[number + 1]
-            stop = last - int(np.argmax(self.answers[first:last][::-1]))
+            stop = last - int(np.argmax(self.answers[first:last][::-1]))  # the whole where it has no answer
             part = slice(first + (self.heads[number] if headless else 0), stop)
             found.append(TokenSequence(self.tokens[part], self.answers[part]))
         return found
@@ -92,7 +92,7 @@ class Encoding:
 
     @property
     def sizes(self) -> Int[np.ndarray, " row"]:
-        """Return the tokens of each row, over all of its sequences."""
+        """Return the tokens that are written of each row, over all of its sequences, up to their ends."""
         return np.diff(self.starts[self.rows])
 
     @property
@@ -114,8 +114,10 @@ class Encoding:
     @property
     def _run(self) -> Int[np.ndarray, " sequence"]:
         """Return how many tokens of each sequence are run: those up to its last answer (`row`)."""
-        marked = np.flatnonzero(self.answers)
-        return marked[np.searchsorted(marked, self.starts[1:]) - 1] + 1 - self.starts[:-1] if len(marked) else marked
+        if not len(self.heads):
+            return np.empty(0, np.int64)
+        ends = np.maximum.reduceat(np.where(self.answers, np.arange(1, len(self.tokens) + 1), 0), self.starts[:-1])
+        return np.where(ends, ends, self.starts[1:]) - self.starts[:-1]
 
     @property
     def answer_tokens(self) -> Int[np.ndarray, " row"]:

@@ -6,9 +6,9 @@ kilobyte.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,8 @@ from tamis.examples.conversations import (
 )
 from tamis.examples.formats import Parsed, Reading, make_reading, parse_row
 from tamis.examples.values import RowError
-from tamis.language.chat_templates import Template
+from tamis.language.chat_templates import Template, TemplateError
+from tamis.language.encoding import Encoding
 from tamis.language.rendering import encode_conversations, find_faults
 from tasks.artifacts import schemas
 from tasks.conversations import write_conversation
@@ -35,10 +36,21 @@ from tasks.examples.text_files import Record
 
 BATCH = 1024  # rows that are parsed and tokenised at once
 REJECTED_TEXT = 500  # characters of a bad row that are kept
-DERIVED = ("split", "change", "earlier", "duplicate_of", "used", "unused_because")  # known once all rows are read
+DERIVED = (  # columns that are known once all rows are read
+    "split",
+    "change",
+    "earlier",
+    "duplicate_of",
+    "near_duplicate_of",
+    "cluster_size",
+    "weight",
+    "used",
+    "unused_because",
+)
 READ = pa.schema([one for one in schemas.EXAMPLES if one.name not in DERIVED])
 LONG, SPECIAL = "longer than the context", "holds a control token"
 DROPPED = "longer than the context: whole exchanges are left out at its end"
+SHOWN = 20  # fields that an error names
 
 
 @dataclass
@@ -54,10 +66,12 @@ class Facts:
     topics: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     rejects: list[tuple] = field(default_factory=list)  # row, file, line, reason, text of each bad row
-    notes: Counter[str] = field(default_factory=Counter)  # what was left out of good rows
+    notes: Counter[str] = field(default_factory=Counter)  # what was left out of good rows -> of how many
+    dropped: int = 0  # exchanges that were left out
     empty: list[str] = field(default_factory=list)  # files without a row
-    seen: set[str] = field(default_factory=set)  # fields that rows have
+    seen: set[str] = field(default_factory=set)  # fields of the first rows, and of those asked for what any row has
     formats: dict[str, str] = field(default_factory=dict)  # of each file
+    splits: dict[str, str | None] = field(default_factory=dict)  # likewise
     split: int = 0  # rows of which the template makes several sequences
     count: int = 0  # rows, good and bad
 
@@ -92,30 +106,56 @@ class Good:
     tokens: int  # of all its sequences
     answers: int  # of these, answer tokens
     sequences: int
+    dropped: int = 0  # exchanges that were left out at its end
 
 
 def read_files(files: Sequence[RawFile], reader: Reader, facts: Facts) -> Iterator[pa.Table]:
     """Yield the good rows of raw files as tables under `READ`, and note in `facts` what there is to know of all.
 
     Raises:
-        ExamplesError: a file cannot be read at all, or nothing tells what its rows are.
+        ExamplesError: a file cannot be read at all, or nothing tells what its rows are; a field that no row has.
     """
+    settings = reader.settings
+    wanted = {*settings.fields.values(), *settings.keep}
     for file in files:
-        reading, start = _recognise(file, reader), facts.count
+        reading, start = _recognise(file, reader, facts), facts.count
         facts.formats[file.name] = (reading.format or "fields") if reading else "empty"
-        columns = list(reading.fields.values()) + list(reader.settings.keep) if reading else None
-        records = read_records(file, encoding=reader.settings.encoding, columns=columns)
+        facts.splits[file.name] = file.split
+        columns = [*reading.fields.values(), *settings.keep] if reading else None
+        records = read_records(file, encoding=settings.encoding, columns=columns)
         while batch := list(islice(records, BATCH)):
+            facts.seen |= _find_fields(batch, wanted - facts.seen)
             rows = [row for record in batch if (row := _parse(record, reading, file.stem, reader, facts))]
             yield from _encode(rows, reader, facts)
         if facts.count == start:
             facts.empty.append(file.name)
+    _refuse_unknown(facts, settings)
 
 
-def _recognise(file: RawFile, reader: Reader) -> Reading | None:
+def _find_fields(batch: Sequence[Record], wanted: set[str]) -> set[str]:
+    """Return those of some fields that a row of a batch has."""
+    if not wanted:
+        return wanted
+    return {name for record in batch if isinstance(record.value, Mapping) for name in wanted & record.value.keys()}
+
+
+def _refuse_unknown(facts: Facts, settings: ExamplesSettings) -> None:
+    """Check that some row has each field that the settings name."""
+    asked = {name: f"examples.fields maps to {part}" for part, name in settings.fields.items()}
+    asked = dict.fromkeys(settings.keep, "examples.keep names") | asked
+    unknown = [name for name in asked if name not in facts.seen]
+    if unknown and facts.seen:
+        there = ", ".join(sorted(facts.seen)[:SHOWN])
+        raise ExamplesError(
+            f"0 of {facts.count} rows have the field {unknown[0]!r} that {asked[unknown[0]]}; there are {there}"
+        )
+
+
+def _recognise(file: RawFile, reader: Reader, facts: Facts) -> Reading | None:
     """Return how a file's rows are read; None: it has none."""
     settings = reader.settings
     names, sample = sample_fields(file, encoding=settings.encoding)
+    facts.seen.update(names)
     if not names:
         return None
     try:
@@ -131,7 +171,8 @@ def _parse(record: Record, reading: Reading | None, stem: str, reader: Reader, f
         if isinstance(record.value, RowError):
             raise record.value
         if reading is None:
-            raise RowError(f"not an object: {type(record.value).__name__}")
+            what = "it is empty" if isinstance(record.value, Mapping) else type(record.value).__name__
+            raise RowError(f"not an object: {what}")
         parsed = parse_row(record.value, reading, stem)
         conversation = adapting.place_system(parsed.conversation, reader.settings.system)
         special = adapting.find_special(conversation, reader.special)
@@ -141,8 +182,6 @@ def _parse(record: Record, reading: Reading | None, stem: str, reader: Reader, f
     except RowError as error:
         reject(facts, number, record, str(error))
         return None
-    if parsed.note:
-        facts.notes[parsed.note] += 1
     keep = reader.settings.keep
     kept = dump(pick_kept(record.value, keep)) if keep else None
     return Row(number, record, parsed, conversation, kept)
@@ -150,6 +189,8 @@ def _parse(record: Record, reading: Reading | None, stem: str, reader: Reader, f
 
 def _encode(rows: Sequence[Row], reader: Reader, facts: Facts) -> Iterator[pa.Table]:
     """Yield a batch as a table, but for rows that the template refuses or that are too long."""
+    if not rows:
+        return
     if reader.template is None:
         good = [Good(row, row.conversation, 0, 0, 1) for row in rows]
     else:
@@ -159,40 +200,72 @@ def _encode(rows: Sequence[Row], reader: Reader, facts: Facts) -> Iterator[pa.Ta
 
 
 def _measure(rows: Sequence[Row], template: Template, reader: Reader, facts: Facts) -> Iterator[Good]:
-    faults = find_faults(template, [row.conversation for row in rows]) if rows else []
-    for row, fault in zip(rows, faults, strict=True):
-        if fault:
-            reject(facts, row.number, row.record, f"not written by the template: {fault}")
-    kept = [row for row, fault in zip(rows, faults, strict=True) if not fault]
-    coded = encode_conversations(template, [row.conversation for row in kept])
+    """Yield the rows that the template writes and that fit, with their tokens."""
+    kept, coded = _write(rows, template, facts)
     pieces = np.diff(coded.rows)
     sizes = zip(coded.longest.tolist(), coded.sizes.tolist(), coded.answer_tokens.tolist(), pieces, strict=True)
-    for row, (longest, tokens, answers, count) in zip(kept, sizes, strict=True):
+    for row, (longest, tokens, answers, sequences) in zip(kept, sizes, strict=True):
         if longest <= reader.max_tokens:
-            yield Good(row, row.conversation, tokens, answers, int(count))
+            yield Good(row, row.conversation, tokens, answers, int(sequences))
         elif shorter := _shorten(row, template, reader):
-            facts.notes[DROPPED] += 1
             yield shorter
         else:
-            reason = f"{LONG}: {longest} tokens with the template's, {reader.max_tokens} fit (models.max_tokens)"
-            reject(facts, row.number, row.record, reason)
+            whole = " and no beginning of it does" if reader.settings.on_long_row == "drop_turns" else ""
+            fit = f"{reader.max_tokens} fit (models.max_tokens){whole}"
+            reject(facts, row.number, row.record, f"{LONG}: {longest} tokens with the template's, {fit}")
+
+
+def _write(rows: Sequence[Row], template: Template, facts: Facts) -> tuple[list[Row], Encoding]:
+    """Return the rows that the template writes, and their tokens; the others become rejects."""
+    try:
+        return list(rows), encode_conversations(template, [row.conversation for row in rows])
+    except TemplateError:
+        faults = find_faults(template, [row.conversation for row in rows])
+    for row, fault in zip(rows, faults, strict=True):
+        if fault:
+            way_out = _find_way_out(row.conversation, template)
+            reject(facts, row.number, row.record, f"not written by the template: {fault}{way_out}")
+    kept = [row for row, fault in zip(rows, faults, strict=True) if not fault]
+    return kept, encode_conversations(template, [row.conversation for row in kept])
+
+
+def _find_way_out(conversation: Conversation, template: Template) -> str:
+    """Return which setting lets a template write a conversation that it refuses; "" where none does."""
+    plain = adapting.place_system(conversation, "drop")
+    helps = plain != conversation and find_faults(template, [plain]) == [None]
+    return "; set examples.system: first_user, or drop, for a template without system messages" if helps else ""
 
 
 def _shorten(row: Row, template: Template, reader: Reader) -> Good | None:
     """Return a row without as many of its last exchanges as must go, where that is asked for and helps."""
     shorter = row.conversation if reader.settings.on_long_row == "drop_turns" else None
-    while shorter is not None and (shorter := adapting.drop_exchange(shorter)) is not None:
-        coded = encode_conversations(template, [shorter])
-        if coded.longest[0] <= reader.max_tokens:
-            return Good(row, shorter, int(coded.sizes[0]), int(coded.answer_tokens[0]), int(coded.rows[1]))
+    for dropped in count(1):
+        shorter = adapting.drop_exchange(shorter) if shorter else None
+        if shorter is None:
+            return None
+        if find_faults(template, [shorter]) == [None]:
+            coded = encode_conversations(template, [shorter])
+            if coded.longest[0] <= reader.max_tokens:
+                sizes = int(coded.sizes[0]), int(coded.answer_tokens[0]), int(coded.rows[1])
+                return Good(row, shorter, *sizes, dropped)
     return None
+
+
+def _note(good: Good, facts: Facts) -> str | None:
+    """Return what was left out of a row, and count it."""
+    notes = [good.row.parsed.note] if good.row.parsed.note else []
+    facts.notes.update(notes)
+    if good.dropped:
+        facts.notes[DROPPED] += 1
+        facts.dropped += good.dropped
+        notes.append(f"too long: {good.dropped} exchange{'s' * (good.dropped > 1)} left out at its end")
+    return "; ".join(notes) or None
 
 
 def _tabulate(good: Sequence[Good], settings: ExamplesSettings, facts: Facts) -> pa.Table:
     records = []
     for one in good:
         row, conversation = one.row, one.conversation
-        dropped = len(row.conversation.messages) - len(conversation.messages)
         records.append(
             {
                 "row": row.number,
@@ -205,7 +278,7 @@ def _tabulate(good: Sequence[Good], settings: ExamplesSettings, facts: Facts) ->
                 "kept": row.kept,
                 "tokens": one.tokens,
                 "response_tokens": one.answers,
-                "note": f"{dropped} messages are left out at its end" if dropped else row.parsed.note,
+                "note": _note(one, facts),
                 "file": row.record.file,
                 "line": row.record.line,
             }

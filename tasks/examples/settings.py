@@ -114,6 +114,13 @@ class ExamplesSettings:
     held_out: Annotated[Mapping[str, str] | None, AfterValidator(refuse_held_out)] = Field(
         None, description="your own held-out rows: {path: NAME} inside raw | {split: test}; null: by the prompt"
     )
+    near_duplicate_jaccard: Annotated[float, Field(ge=0.1, le=1)] = Field(
+        0.8, description="rows with so many of their word 3-grams in common are near-duplicates (Jaccard similarity)"
+    )
+    near_duplicates: Literal["keep", "drop", "weight"] = Field(
+        "keep", description="in the pool: keep all | one of each cluster | one, which counts for all in the objective"
+    )
+    drop_near_held_out: bool = Field(False, description="keep near-duplicates of held-out rows out of the pool")
     distinct: bool = Field(True, description="false leaves duplicates in use, each under an id of its own")
     ground_set: Literal["new", "all"] = Field(
         "new", description="choose among new and edited rows | among those of the version before, too"

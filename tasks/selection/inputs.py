@@ -34,7 +34,7 @@ class Rows:
 
 def read_rows(source: Path) -> Rows:
     """Return the used rows of the pool, those of the target task, and what an earlier version chose."""
-    ground = read_set(source, "ground").select(["id", "topic", "response_tokens"])
+    ground = read_set(source, "ground").select(["id", "topic", "response_tokens", "weight"])
     return Rows(ground, *(read_set(source, name)["id"].to_pylist() for name in ("target", "learnt")))
 
 

@@ -119,14 +119,15 @@ def choose_rows(
 ) -> ChosenRows:
     """Choose rows by the selector that is asked for, from its artifacts; the last source are the examples."""
     selector, ids, source = settings.selector, rows.ground["id"].to_pylist(), sources[0]
+    heavy = rows.ground["weight"].to_numpy().astype(np.float64)
     if selector == "random":
         return ChosenRows(draw(budget, seed=settings.seed))
     if selector == "delift":
         similar = read_utility(source, rows, settings.objective, settings.scaling)
-        return choose_similar(*similar, budget, settings, map=map)
+        return choose_similar(*similar, budget, settings, heavy=heavy, map=map)
     if selector == "embedding":
         *similar, recall = compare_vectors(source, rows, settings.objective)
-        return replace(choose_similar(*similar, budget, settings, map=map), recall=recall)
+        return replace(choose_similar(*similar, budget, settings, heavy=heavy, map=map), recall=recall)
     if selector == "longest":
         return ChosenRows(rank(budget, order_longest(rows.ground["response_tokens"].to_numpy())))
     if selector == "deft_ucs":
@@ -156,11 +157,15 @@ def choose_scored(scores: np.ndarray, budget: Budget) -> ChosenRows:
 
 
 def choose_similar(
-    kernels: Kernels, demos: np.ndarray, budget: Budget, settings: SelectionSettings, *, map: Map
+    kernels: Kernels, demos: np.ndarray, budget: Budget, settings: SelectionSettings, *, heavy: np.ndarray, map: Map
 ) -> ChosenRows:
-    """Choose, of the pool's rows `demos`, some whose objective is large; note which is most similar to each row."""
+    """Choose, of the pool's rows `demos`, some whose objective is large; note which is most similar to each row.
+
+    `heavy` says how many times each row of the pool counts as one that is to be covered.
+    """
     weights = {"eta": settings.target_weight, "nu": settings.learnt_weight}
-    objective = objectives.build(kernels, settings.objective, information=settings.mutual_information, **weights)
+    weighed = objectives.weigh(kernels, heavy) if (heavy != 1).any() else kernels
+    objective = objectives.build(weighed, settings.objective, information=settings.mutual_information, **weights)
     choice = maximise(
         objective,
         restrict(budget, demos),

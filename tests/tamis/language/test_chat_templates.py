@@ -83,6 +83,16 @@ def test_a_text_that_is_the_end_of_turn_is_an_answer():
     assert answers(template(QWEN_2), make_exchange("a", "<|im_end|>")) == [["<|im_end|><|im_end|>"]]
 
 
+def test_a_template_that_leaves_out_a_learnt_tool_call_is_refused():
+    call = '{"tool_calls": [{"type": "function", "function": {"name": "weather", "arguments": {}}}]}'
+    asked = Conversation((Message("user", "Rain?"), Message("assistant", "Let me see.", learnt=True, details=call)))
+    text = r"does not write the tool call of message 1, 'weather', .* set models.chat_template: FILE, a template that"
+    for own in (GEMMA, QWEN_3, MARKED, toy_tokenizer().chat_template):
+        with pytest.raises(TemplateError, match=text):
+            write_conversation(template(own), asked)
+    assert len(write_conversation(template(QWEN_2), asked)) == 1
+
+
 def test_an_answer_without_text_is_what_the_template_makes_of_its_calls():
     call = '{"tool_calls": [{"function": {"name": "f", "arguments": {}}, "type": "function"}]}'
     turns = (Message("user", "a"), Message("assistant", "", True, call), Message("tool", "b"))
