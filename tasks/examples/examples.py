@@ -21,7 +21,7 @@ from tasks.conversations import open_template, read_conversation
 from tasks.examples.division import Division, divide, make_withdrawn, name_apart, read_before
 from tasks.examples.files import ExamplesError, NotRead, RawFile, is_inside, list_files
 from tasks.examples.near import find_likeness
-from tasks.examples.reading import LONG, READ, Facts, Reader, read_files
+from tasks.examples.reading import LONG, READ, Facts, Reader, list_sources, read_files
 from tasks.examples.settings import ExamplesSettings
 from tasks.folders import Folders
 
@@ -57,7 +57,7 @@ def write_examples(
     raw, out, version = folders.raw, folders.here.examples, folders.here.version
     previous_examples, previous_subset = folders.before.examples, folders.before.selection
     files, ignored = choose_files(raw, settings)
-    reader, facts = open_reader(model, settings), Facts()
+    reader, facts = open_reader(model, settings, version), Facts()
     folders.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folders.cache, prefix=".examples-") as scratch:
         kept = Path(scratch) / "read.arrow"
@@ -107,8 +107,8 @@ def choose_files(raw: Path, settings: ExamplesSettings) -> tuple[list[RawFile], 
     return sorted(read, key=lambda file: named is None or file.split != named), left
 
 
-def open_reader(model: models.ModelChoice, settings: ExamplesSettings) -> Reader:
-    """Return how rows are read for a model.
+def open_reader(model: models.ModelChoice, settings: ExamplesSettings, version: str) -> Reader:
+    """Return how rows of a version are read for a model.
 
     Raises:
         TemplateError: nothing can be written for it, or a template whose text moves with the clock.
@@ -117,7 +117,7 @@ def open_reader(model: models.ModelChoice, settings: ExamplesSettings) -> Reader
     template = open_template(model)
     refuse_moving(template)
     refused = list_turn_texts(template) if settings.on_special_tokens == "reject" else []
-    return Reader(settings, template, tuple(refused), model.max_tokens)
+    return Reader(settings, template, tuple(refused), model.max_tokens, list_sources(settings, version))
 
 
 def spill(rows: Iterator[pa.Table], path: Path) -> None:
@@ -314,8 +314,14 @@ def make_rejects(facts: Facts) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schemas.REJECTS)
 
 
-def _trace(files: list[Path], version: str, model: models.ModelChoice, settings: ExamplesSettings) -> tables.Provenance:
+def _trace(
+    files: list[Path],
+    version: str,
+    model: models.ModelChoice,
+    settings: ExamplesSettings,
+) -> tables.Provenance:
     asked = {name: value for name, value in vars(settings).items() if name not in ("on_bad_row", "on_long_row", "seed")}
+    asked["sources"] = [dict(one) for one in settings.sources.get(version, ())]
     asked |= {"drop_turns": True} if settings.on_long_row == "drop_turns" else {}
     asked |= {name: getattr(model, name) for name in ("template", "template_arguments", "max_tokens")}
     own = None if model.chat_template is None else tables.digest(Path(model.chat_template))

@@ -28,6 +28,28 @@ def refuse_fields(fields: Mapping[str, str]) -> Mapping[str, str]:
     return fields
 
 
+def refuse_sources(sources: Mapping[str, list[Mapping[str, Any]]]) -> Mapping[str, list[Mapping[str, Any]]]:
+    """Return what is said of the files of some versions, where that can be followed.
+
+    Raises:
+        ValueError: saying what is wrong with it, after the setting's name.
+    """
+    known = ("path", "format", "fields", "topic", "source")
+    for version, number, one in ((key, *pair) for key, said in sources.items() for pair in enumerate(said, start=1)):
+        for name in one:
+            if name not in known:
+                near = f"{hint(name, known)}; known: {', '.join(known)}"
+                raise ValueError(f"of {version}, number {number}, has an unknown {name!r}{near}")
+        texts = [name for name in known if name != "fields" and not isinstance(one.get(name, ""), str)]
+        if not one.get("path") or texts or not isinstance(one.get("fields", {}), Mapping):
+            raise ValueError(
+                f"of {version}, number {number}, is {dict(one)}; give path: a file, folder or pattern inside raw and, "
+                "where they are not those of section examples, format: NAME, fields: {part: field}, topic: NAME or "
+                "source: NAME"
+            )
+    return sources
+
+
 def refuse_format(name: str) -> str:
     """Return the name of a format, where it is one.
 
@@ -88,6 +110,11 @@ class ExamplesSettings:
     fields: Annotated[Mapping[str, str], AfterValidator(refuse_fields)] = Field(
         default_factory=dict,
         description="part -> the field that holds it, where the format does not say: " + ", ".join(PARTS),
+    )
+    sources: Annotated[Mapping[str, list[Mapping[str, Any]]], AfterValidator(refuse_sources)] = Field(
+        default_factory=dict,
+        description="version -> files of its raw path that are read otherwise, the first that fits: {path: NAME or "
+        "pattern, format, fields, topic, source}",
     )
     learn: Literal["all", "last"] = Field(
         "all", description="of a conversation every turn of the assistant is learnt | the last one alone"
