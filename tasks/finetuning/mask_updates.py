@@ -288,10 +288,10 @@ def list_kept(checkpoints: Path) -> list[Path]:
 
 
 def unite(one: Mask, other: Mask) -> dict[str, Tensor]:
-    """Return the entries of two masks, on the CPU."""
+    """Return the entries of two masks, on the CPU and in memory of their own."""
     first, second = _to_numpy(one), _to_numpy(other)
     both = {name: np.union1d(first[name], second[name]) for name in first.keys() & second}
-    return {name: torch.from_numpy(indices) for name, indices in (first | second | both).items()}
+    return {name: torch.from_numpy(indices.copy()) for name, indices in (first | second | both).items()}
 
 
 def _to_numpy(mask: Mask) -> dict[str, np.ndarray]:

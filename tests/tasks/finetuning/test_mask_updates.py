@@ -227,6 +227,14 @@ def test_the_union_of_masks_has_each_entry_once():
     assert found == {"a": [1, 2, 4], "b": [0], "c": [7]}
 
 
+def test_the_union_of_masks_can_be_saved_beside_a_mask_with_a_tensor_that_is_new(tmp_path):
+    now = {"a": torch.tensor([1]), "b": torch.tensor([2])}
+    trained = unite({"a": torch.tensor([0])}, now)
+    inside = SimpleNamespace(mask=now, trained=trained, rescored=[])
+    mask_updates.save_mask(inside, tmp_path, 3)
+    assert {name: places.tolist() for name, places in load_mask(tmp_path, 3).trained.items()} == {"a": [0, 1], "b": [2]}
+
+
 def cut_anew(network, source: Path, model: ModelChoice, checkpoints: Path):
     """Let a rescorer cut the mask of a network in training, after step 2; return what is trained then."""
     scoring, rows, ids = read(source, model)
