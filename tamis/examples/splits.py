@@ -282,7 +282,7 @@ def mark_used(
     Args:
         ground_set: new | all.
         distinct: false leaves repetitions in use.
-        barred: why some rows of the pool must not be used, `held out` for example; None: there are none.
+        barred: why some rows of the pool must not be used; None: there are none.
         clusters: the cluster of near-duplicates of each row, of which one is to be used; None: all may be.
 
     Returns:
@@ -290,9 +290,8 @@ def mark_used(
     """
     if ground_set not in GROUND_SETS:
         raise SplitError(f"examples.ground_set is {ground_set!r}; it must be one of {', '.join(GROUND_SETS)}")
-    places = range(len(rows.ids))
+    places, seen = range(len(rows.ids)), set()
     because: list[str | None] = ["duplicate" if distinct and link is not None else None for link in rows.first]
-    seen: set[int] = set()
     for k in places:
         if barred is not None and barred[k]:
             because[k] = barred[k]
