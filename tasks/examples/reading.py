@@ -6,7 +6,7 @@ kilobyte.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -22,8 +22,10 @@ from tamis.examples.conversations import (
     identify_question,
     split_key,
 )
-from tamis.examples.formats import Parsed, Reading, make_reading, parse_row
+from tamis.examples.formats import EXCHANGE, Parsed, Reading, make_reading, parse_row
 from tamis.examples.values import RowError
+from tamis.language.chat_templates import TemplateError
+from tamis.language.encoding import Encoding
 from tamis.language.rendering import Template, encode_conversations, find_faults
 from tasks.artifacts import schemas
 from tasks.conversations import write_conversation
@@ -37,6 +39,7 @@ REJECTED_TEXT = 500  # characters of a bad row that are kept
 DERIVED = ("split", "change", "earlier", "duplicate_of", "used", "unused_because")  # known once all rows are read
 READ = pa.schema([one for one in schemas.EXAMPLES if one.name not in DERIVED])
 LONG, SPECIAL = "longer than the context", "holds a control token"
+TEXTS = (*EXCHANGE, "messages")  # parts of which an example is made
 DROPPED = "longer than the context: whole exchanges are left out at its end"
 
 
@@ -72,6 +75,15 @@ class Reader:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Records of one file."""
+
+    records: list[Record]
+    reading: Reading | None  # how they are read; None: the file has no fields
+    stem: str  # their topic where none is mapped
+
+
+@dataclass(frozen=True)
 class Row:
     """A row that was parsed."""
 
@@ -97,18 +109,37 @@ def read_files(files: Sequence[RawFile], reader: Reader, facts: Facts) -> Iterat
     """Yield the good rows of raw files as tables under `READ`, and note in `facts` what there is to know of all.
 
     Raises:
+        ExamplesError: as `cut_files`.
+    """
+    for batch in cut_files(files, reader, facts):
+        yield from read_batch(batch, reader, facts)
+
+
+def cut_files(files: Sequence[RawFile], reader: Reader, facts: Facts, *, most: int | None = None) -> Iterator[Batch]:
+    """Yield the records of raw files in batches, and note in `facts` what each file is.
+
+    Args:
+        most: records of each file, its first; None: all.
+
+    Raises:
         ExamplesError: a file cannot be read at all, or nothing tells what its rows are.
     """
     for file in files:
-        reading, start = _recognise(file, reader), facts.count
+        reading, found = _recognise(file, reader), False
         facts.formats[file.name] = (reading.format or "fields") if reading else "empty"
         columns = list(reading.fields.values()) + list(reader.settings.keep) if reading else None
-        records = read_records(file, encoding=reader.settings.encoding, columns=columns)
+        records = islice(read_records(file, encoding=reader.settings.encoding, columns=columns), most)
         while batch := list(islice(records, BATCH)):
-            rows = [row for record in batch if (row := _parse(record, reading, file.stem, reader, facts))]
-            yield from _encode(rows, reader, facts)
-        if facts.count == start:
+            found = True
+            yield Batch(batch, reading, file.stem)
+        if not found:
             facts.empty.append(file.name)
+
+
+def read_batch(batch: Batch, reader: Reader, facts: Facts) -> Iterator[pa.Table]:
+    """Yield the good rows of a batch as a table under `READ`, and note in `facts` what there is to know of all."""
+    rows = [row for record in batch.records if (row := _parse(record, batch.reading, batch.stem, reader, facts))]
+    yield from _encode(rows, reader, facts)
 
 
 def _recognise(file: RawFile, reader: Reader) -> Reading | None:
@@ -117,11 +148,25 @@ def _recognise(file: RawFile, reader: Reader) -> Reading | None:
     names, sample = sample_fields(file, encoding=settings.encoding)
     if not names:
         return None
+    format = None if settings.format == "auto" else settings.format
+    fields = settings.fields if format else _pick_fields(settings.fields, names)
     try:
-        format = None if settings.format == "auto" else settings.format
-        return make_reading(names, sample, format=format, fields=settings.fields, learn=settings.learn)
+        return make_reading(names, sample, format=format, fields=fields, learn=settings.learn)
     except ValueError as error:
-        raise ExamplesError(f"{file.name}: {error}") from None
+        texts = ", ".join(field for part, field in settings.fields.items() if part in TEXTS)
+        other = f"it has none of the fields {texts} (examples.fields), and " if fields != settings.fields else ""
+        raise ExamplesError(f"{file.name}: {other}{error}") from None
+
+
+def _pick_fields(fields: Mapping[str, str], names: Sequence[str]) -> Mapping[str, str]:
+    """Return what holds of `examples.fields` in a file: all of it, or, in one without any of the texts, what it has.
+
+    So files of several formats are read side by side, each version by the same settings.
+    """
+    texts = {fields[part] for part in TEXTS if part in fields}
+    if not texts or texts & set(names):
+        return fields
+    return {part: field for part, field in fields.items() if field in names}
 
 
 def _parse(record: Record, reading: Reading | None, stem: str, reader: Reader, facts: Facts) -> Row | None:
@@ -157,12 +202,7 @@ def _encode(rows: Sequence[Row], reader: Reader, facts: Facts) -> Iterator[pa.Ta
 
 
 def _measure(rows: Sequence[Row], template: Template, reader: Reader, facts: Facts) -> Iterator[Good]:
-    faults = find_faults(template, [row.conversation for row in rows]) if rows else []
-    for row, fault in zip(rows, faults, strict=True):
-        if fault:
-            reject(facts, row.number, row.record, f"not written by the template: {fault}")
-    kept = [row for row, fault in zip(rows, faults, strict=True) if not fault]
-    coded = encode_conversations(template, [row.conversation for row in kept])
+    kept, coded = _encode_good(rows, template, facts)
     pieces = np.diff(coded.rows)
     sizes = zip(coded.longest.tolist(), coded.sizes.tolist(), coded.answer_tokens.tolist(), pieces, strict=True)
     for row, (longest, tokens, answers, count) in zip(kept, sizes, strict=True):
@@ -174,6 +214,19 @@ def _measure(rows: Sequence[Row], template: Template, reader: Reader, facts: Fac
         else:
             reason = f"{LONG}: {longest} tokens with the template's, {reader.max_tokens} fit (models.max_tokens)"
             reject(facts, row.number, row.record, reason)
+
+
+def _encode_good(rows: Sequence[Row], template: Template, facts: Facts) -> tuple[Sequence[Row], Encoding]:
+    """Return the rows that the template writes, with their tokens; only where it refuses one is each looked at."""
+    try:
+        return rows, encode_conversations(template, [row.conversation for row in rows])
+    except TemplateError:
+        faults = find_faults(template, [row.conversation for row in rows])
+    for row, fault in zip(rows, faults, strict=True):
+        if fault:
+            reject(facts, row.number, row.record, f"not written by the template: {fault}")
+    kept = [row for row, fault in zip(rows, faults, strict=True) if not fault]
+    return kept, encode_conversations(template, [row.conversation for row in kept])
 
 
 def _shorten(row: Row, template: Template, reader: Reader) -> Good | None:
