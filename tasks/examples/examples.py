@@ -76,7 +76,7 @@ def write_examples(
         held_out_share: topics whose held-out share is lower are named.
 
     Returns:
-        How many rows were read and rejected, and what was not read.
+        How many rows were read and rejected, what was not read, and what was left out of how many rows.
 
     Raises:
         ExamplesError: no data, an unknown field, bad rows under `stop`, an empty side, a single example.
@@ -105,7 +105,8 @@ def write_examples(
     tables.write_table(gone, out / "withdrawn.parquet", made)
     counts = measure(division, facts, held_out_share) | {"ignored_files": [list(each) for each in ignored]}
     tables.write_json(counts | count_changes(division, gone), out / "examples.json")
-    return {"rows_read": facts.count, "rows_rejected": len(facts.rejects), "not_read": [each.name for each in ignored]}
+    told = {"rows_read": facts.count, "rows_rejected": len(facts.rejects), "not_read": [each.name for each in ignored]}
+    return told | {"notes": dict(facts.notes), "rows_split": facts.split}
 
 
 def choose_files(raw: Path, settings: ExamplesSettings) -> tuple[list[RawFile], list[NotRead]]:
