@@ -14,7 +14,18 @@ from flows.graph.modules import list_imports, list_modules, parse, write_lists
 ROOT = Path(__file__).parents[1]
 PAPERS = ROOT / "docs/explanation/papers.md"
 STAGES = ("examples", "embedding", "utility", "scores", "gradients", "selection", "finetuning", "evaluation", "audit")
-SHARED = {"artifacts", "comparison", "estimate", "folders", "masks", "models", "scoring_model", "settings"}  # for all
+SHARED = {
+    "artifacts",
+    "comparison",
+    "estimate",
+    "export",
+    "first_look",
+    "folders",
+    "masks",
+    "models",
+    "scoring_model",
+    "settings",
+}  # for all
 # What a stage needs of an earlier one, and of nobody else: re-scoring a mask is what gradients does, done again; the
 # audit holds what was chosen against the settings by which it was to be chosen.
 EARLIER = {"finetuning": {"gradients"}, "audit": {"selection"}}

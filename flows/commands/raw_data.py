@@ -1,0 +1,80 @@
+"""Commands about raw rows: `tamis check` and `tamis add` look at them before a run, `tamis export` takes them away."""
+
+from dataclasses import asdict
+from os.path import abspath
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows import params
+from flows.commands.errors import spoken
+from flows.commands.output import Json, show_json
+from flows.stage import say
+from flows.stage_calls import find_record
+from flows.told import tell_moved
+
+
+@spoken
+def check(
+    context: typer.Context,
+    version: Annotated[str, typer.Argument(help="The data version.")] = "v1",
+    as_json: Json = False,
+) -> None:
+    """Show what a run would read of a version's files: formats, examples as rendered, counts, rejects and why."""
+    from tasks.first_look.kept_files import list_differences
+
+    values = params.read()
+    if version not in values.versions:
+        raise params.ParamsError(f"there is no data version {version!r}; params.yaml has {', '.join(values.versions)}")
+    raw, previous = Path(values.versions[version].raw), values.versions[version].previous
+    last = show_looks(version, raw, previous, as_json=as_json)
+    moved = list_differences(raw, find_record(version))
+    if as_json:
+        show_json([{"version": version, "raw": str(raw), **asdict(last), "moved": moved}])
+    elif moved:
+        say(tell_moved(version, moved))
+
+
+@spoken
+def add(
+    context: typer.Context,
+    *,
+    path: Annotated[str, typer.Argument(help="A file or folder with data files; a pattern, with --copy.")],
+    version: Annotated[str | None, typer.Option(help="The version's name; else the next free vN.")] = None,
+    previous: Annotated[str | None, typer.Option(help="What it continues from; else the newest version.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show all, write nothing.")] = False,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the files to data/raw/<version> and into DVC.")] = False,
+    external: Annotated[bool, typer.Option("--external", help="Read files outside of the project there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Look at files as `check` does, and add them to params.yaml as a new data version."""
+    from flows import adding
+
+    where = Path(abspath(context.obj.stood / path))
+    chosen = {"version": version, "previous": previous, "copy": copy, "external": external}
+    planned = adding.plan_addition(where, params.read().versions, **chosen)
+    look = show_looks(planned.version, planned.found, planned.previous, as_json=as_json)
+    if look.rows == look.rejected:
+        raise adding.AddError(f"no row of {planned.found} can be used, so nothing is added; mend the files first")
+    held = [] if dry_run else adding.write_addition(planned)
+    if as_json:
+        facts = {"version": planned.version, "raw": planned.raw, "previous": planned.previous}
+        show_json([{**facts, **asdict(look), "written": not dry_run, "commit": held}])
+    settings = f"{planned.version}: {{raw: {planned.raw}, previous: {planned.previous}}}"
+    if dry_run:
+        say(f"nothing is written; without --dry-run, params.yaml would have {settings}")
+    else:
+        say(f"params.yaml has {settings}; next: tamis run {planned.version}\nto keep it: git add {' '.join(held)}")
+
+
+def show_looks(title: str, raw: Path, previous: str, *, as_json: bool) -> Any:
+    """Show what a sample of raw rows says, then what all say, unless that is for a program; returns the latter."""
+    from flows.looks import show_look, take_looks
+
+    shown = False
+    for look in take_looks(raw, previous):
+        if not as_json:
+            show_look(look, f"{title}: {raw}", previous, examples=not shown)
+        shown = True
+    return look
