@@ -17,6 +17,7 @@ STAGES = ("examples", "embedding", "utility", "scores", "gradients", "selection"
 SHARED = {
     "artifacts",
     "comparison",
+    "conversations",
     "estimate",
     "export",
     "first_look",

@@ -11,8 +11,9 @@ from flows import params
 from flows.commands.errors import spoken
 from flows.commands.output import Json, show_json
 from flows.stage import say
-from flows.stage_calls import find_record
-from flows.told import tell_moved
+from flows.stage_calls import find_artifacts, find_record
+from flows.told import count, tell_moved
+from tasks.settings import VersionSettings
 
 
 @spoken
@@ -24,11 +25,9 @@ def check(
     """Show what a run would read of a version's files: formats, examples as rendered, counts, rejects and why."""
     from tasks.first_look.kept_files import list_differences
 
-    values = params.read()
-    if version not in values.versions:
-        raise params.ParamsError(f"there is no data version {version!r}; params.yaml has {', '.join(values.versions)}")
-    raw, previous = Path(values.versions[version].raw), values.versions[version].previous
-    last = show_looks(version, raw, previous, as_json=as_json)
+    settings = find_version(version)
+    raw = Path(settings.raw)
+    last = show_looks(version, raw, settings.previous, as_json=as_json)
     moved = list_differences(raw, find_record(version))
     if as_json:
         show_json([{"version": version, "raw": str(raw), **asdict(last), "moved": moved}])
@@ -66,6 +65,37 @@ def add(
         say(f"nothing is written; without --dry-run, params.yaml would have {settings}")
     else:
         say(f"params.yaml has {settings}; next: tamis run {planned.version}\nto keep it: git add {' '.join(held)}")
+
+
+@spoken
+def export(
+    context: typer.Context,
+    version: Annotated[str, typer.Argument(help="The data version.")],
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; it must not hold anything.")],
+    to: Annotated[
+        str, typer.Option(help="jsonl, the original records; or trl, llamafactory, axolotl, sharegpt.")
+    ] = "jsonl",
+) -> None:
+    """Write a version's chosen rows into a folder in the order of choice, with a data card."""
+    from tasks.export.export import ROWS, write_export
+
+    raw = Path(find_version(version).raw)
+    made = write_export(find_artifacts(version), raw, context.obj.stood / folder, layout=to, root=Path())
+    say(f"{count(made.rows, 'chosen row')} of {version} stand in {folder / ROWS} ({to}), the data card beside them")
+    for gap, rows in made.gaps.items():
+        say(f"{count(rows, 'row')}: {gap}")
+
+
+def find_version(version: str) -> VersionSettings:
+    """Return a version's settings.
+
+    Raises:
+        ParamsError: there is no such version.
+    """
+    versions = params.read().versions
+    if version not in versions:
+        raise params.ParamsError(f"there is no data version {version!r}; params.yaml has {', '.join(versions)}")
+    return versions[version]
 
 
 def show_looks(title: str, raw: Path, previous: str, *, as_json: bool) -> Any:

@@ -18,7 +18,7 @@ from tamis.language.chat_templates import refuse_moving
 from tasks import models
 from tasks.artifacts import schemas, tables
 from tasks.conversations import open_template, read_conversation
-from tasks.examples.files import ExamplesError, NotRead, RawFile, is_inside, list_files
+from tasks.examples.files import ExamplesError, NotRead, RawFile, is_inside, list_contents, list_files
 from tasks.examples.reading import LONG, Facts, Reader, read_files
 from tasks.examples.settings import ExamplesSettings
 from tasks.folders import Folders
@@ -384,14 +384,10 @@ def make_rejects(facts: Facts) -> pa.Table:
 def _trace(files: list[Path], version: str, model: models.ModelChoice, settings: ExamplesSettings) -> tables.Provenance:
     asked = {name: value for name, value in vars(settings).items() if name not in ("on_bad_row", "on_long_row", "seed")}
     asked |= {"template": model.template, "model": Path(model.name).name, "max_tokens": model.max_tokens}
-    inputs = tables.digest_inputs(*(path for file in files for path in _contents(file)))
+    inputs = tables.digest_inputs(*(path for file in files for path in list_contents(file)))
     return tables.Provenance("examples", version, asked, inputs, settings.seed)
 
 
 def _text_id(each: str) -> str:
     """Return the digest of an example's text, whichever repetition of it the id is of."""
     return each.partition("-")[0]
-
-
-def _contents(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(inside for inside in path.rglob("*") if inside.is_file())

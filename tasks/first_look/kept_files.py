@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifacts.tables import ArtifactError, digest, write_json
-from tasks.examples.files import SAVED, RawFile, list_files
+from tasks.examples.files import SAVED, RawFile, list_contents, list_files
 
 BESIDE = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "README*", "CITATION*")  # what tells of data, by any case
 DESCRIPTION = "dataset_dict.json"  # of the splits that `datasets` saved
@@ -26,7 +26,7 @@ def describe_files(raw: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for file in list_files(raw, {})[0]:
         inside = file.name.partition("/")[2] or file.name
-        for path in _list_contents(file.path):
+        for path in list_contents(file.path):
             name = inside if path == file.path else f"{inside}/{path.relative_to(file.path).as_posix()}"
             found[name] = {"bytes": path.stat().st_size, "sha256": digest(path)}
     return found
@@ -65,18 +65,17 @@ def list_differences(raw: Path, record: Path) -> list[str]:
 
 
 def find_beside(raw: Path, root: Path) -> list[Path]:
-    """Return the files that tell of a raw path's data: licences, notices, readmes in it or beside it.
+    """Return the files that tell of a raw path's data: licences, notices, readmes in it, else beside it.
 
     Args:
         raw: a file, a folder, or a pattern. Beside a folder is what lies in a folder of the project.
         root: of the project, whose own licence is none of the data's.
     """
     above, home = raw.parent.resolve(), root.resolve()
-    folders = [raw] if raw.is_dir() else []
-    if above != home and (not raw.is_dir() or home in above.parents):
-        folders.append(raw.parent)
-    found = {path.name: path for folder in reversed(folders) for path in _list_telling(folder)}
-    return [found[name] for name in sorted(found)]
+    inside = list(_list_telling(raw))
+    if inside or above == home or (raw.is_dir() and home not in above.parents):
+        return inside
+    return list(_list_telling(raw.parent))
 
 
 def copy_files(raw: Path, root: Path, out: Path) -> None:
@@ -107,10 +106,6 @@ def _copy_file(file: RawFile, place: Path) -> None:
     splits = file.path.with_name(DESCRIPTION)
     if file.kind == SAVED and splits.exists():
         shutil.copyfile(splits, place.with_name(DESCRIPTION))
-
-
-def _list_contents(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(inside for inside in path.rglob("*") if inside.is_file())
 
 
 def _list_telling(folder: Path) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""`tamis check` and `tamis add` on the toy project: what they show, what they write, what they refuse."""
+"""`tamis check`, `add` and `export` on the toy project: what they show, what they write, what they refuse."""
 
 import json
 import shutil
@@ -276,6 +276,22 @@ def test_after_add_the_next_run_works(fresh, chats, tmp_path, monkeypatch):
     assert "examples@v3      30 rows read, 0 rejected, 1 file not read: LICENSE\n" in done.stderr
     shown = " ".join(done.stdout.split())
     assert "v3: held-out loss, nats per response token" in shown
+
+
+def test_chosen_rows_are_exported_to_where_the_user_stands(fresh, tmp_path, monkeypatch):
+    root = Path(shutil.copytree(fresh(REAL, "flow")[0].root, tmp_path / "ran", symlinks=True))
+    monkeypatch.chdir(root / "data/raw")
+    done = tamis("export", "v1", "out")
+    assert done.exit_code == 0, done.output
+    lines = (root / "data/raw/out/rows.jsonl").read_text().splitlines()
+    told = f"{len(lines)} chosen rows of v1 stand in out/rows.jsonl (jsonl), the data card beside them\n"
+    assert (done.stdout, done.stderr) == ("", told)
+    raw = (root / "data/raw/v1/toys.jsonl").read_text().splitlines()
+    assert lines
+    assert set(lines) <= set(raw)
+    again = tamis("export", "v1", "out").stderr
+    assert again.endswith("out is there and is not empty; give another folder, or remove it\n")
+    assert tamis("export", "v9", "other").stderr == "error: there is no data version 'v9'; params.yaml has v1\n"
 
 
 def test_a_reader_that_goes_away_leaves_nothing_half_written(project, chats):

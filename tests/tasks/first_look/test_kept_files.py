@@ -54,11 +54,14 @@ def test_a_record_that_is_none_is_refused_with_the_way_out(raw, tmp_path):
         list_differences(raw, tmp_path / "v1.files.json")
 
 
-def test_what_tells_of_data_lies_in_its_folder_or_beside_it_in_the_project(raw):
+def test_what_tells_of_data_lies_in_its_folder_or_else_beside_it_in_the_project(raw):
     root = raw.parents[2]
     (raw.parent / "LICENSE.corpus").write_text("CC0")
     (root / "LICENSE").write_text("MIT")
-    assert [path.name for path in find_beside(raw, root)] == ["LICENSE.corpus", "NOTICE.txt"]
+    assert [path.name for path in find_beside(raw, root)] == ["NOTICE.txt"]
+    assert [path.name for path in find_beside(raw / "a.jsonl", root)] == ["NOTICE.txt"]
+    (raw / "NOTICE.txt").unlink()
+    assert [path.name for path in find_beside(raw, root)] == ["LICENSE.corpus"]
     assert find_beside(root / "data", root) == []
     outside = root.parent / "other"
     outside.mkdir()
