@@ -41,8 +41,9 @@ from tamis.examples.conversations import make_exchange
 from tamis.gradients.interaction import Terms, direction, score_parameters
 from tamis.gradients.per_example import Interaction, accumulate, score_second, validation_gradient
 from tamis.language.batches import Batch, plan_batches
+from tamis.language.chat_templates import Template
 from tamis.language.encoding import TokenSequence, make_sequence
-from tamis.language.rendering import Template, encode_conversations
+from tamis.language.rendering import encode_conversations
 from tamis.masks import topk
 from tamis.masks.sparse_adamw import RestrictedAdamW, count_state_bytes, freeze
 from tasks import models

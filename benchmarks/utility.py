@@ -25,9 +25,11 @@ import typer
 from plain import score_pairs
 
 from tamis.examples.conversations import Conversation, make_exchange
+from tamis.language.chat_templates import Template
 from tamis.language.encoding import TokenSequence
 from tamis.language.packing import Group, score_responses
-from tamis.language.rendering import Template, encode_conversations, encode_prefix
+from tamis.language.prefixes import encode_prefix
+from tamis.language.rendering import encode_conversations
 from tamis.utility.utility import measure
 from tasks import models
 

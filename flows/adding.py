@@ -2,9 +2,10 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flows import params
 from flows.checks import ParamsError
@@ -71,8 +72,12 @@ def plan_addition(
     return Addition(name, before, found, raw, copy)
 
 
-def write_addition(addition: Addition) -> list[str]:
+def write_addition(addition: Addition, sources: Sequence[Mapping[str, Any]] = ()) -> list[str]:
     """Copy the files where they are to be copied, record what they are, and name the version in params.yaml.
+
+    Args:
+        addition: what is added.
+        sources: what `examples.sources` is to say of the files.
 
     Returns:
         What git is to hold.
@@ -93,7 +98,7 @@ def write_addition(addition: Addition) -> list[str]:
     record = find_record(addition.version)
     write_record(place, addition.raw, record)
     settings = {"raw": addition.raw, "previous": addition.previous}
-    params.write(PARAMS, params.add_version(PARAMS.read_text(encoding="utf-8"), addition.version, settings))
+    params.write(PARAMS, params.add_version(PARAMS.read_text(encoding="utf-8"), addition.version, settings, sources))
     return [str(PARAMS), record.as_posix(), *(one for one in kept if not Path(one).is_absolute())]
 
 

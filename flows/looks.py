@@ -15,6 +15,7 @@ from flows import params
 from flows.commands.output import plain, plain_lines, screen, show_text
 from flows.stage_calls import CACHE, find_artifacts, language
 from flows.told import SPLIT, count
+from tasks.examples.settings import ExamplesSettings
 
 FILES, UNREAD, TOPICS = 20, 10, 10  # lines that are shown of each
 TEXT = 160  # characters of a reason that are shown
@@ -22,17 +23,18 @@ LEARNT, LEFT_OUT = "bold green", "dim"  # styles
 QUIET, PAUSE = 1, 0.2  # seconds before the first line of progress, and between two
 
 
-def take_looks(raw: Path, previous: str) -> Iterator[Any]:
+def take_looks(version: str, raw: Path, previous: str, settings: ExamplesSettings) -> Iterator[Any]:
     """Yield a look at a sample of raw rows, where there are many, and then one at all of them.
 
     Args:
+        version: the version whose rows they are.
         raw: a file, a folder or a pattern.
-        previous: the version that they continue from.
+        previous: the version that it continues from.
+        settings: how they are read.
     """
-    values = params.read()
     from tasks.first_look import look
 
-    source = look.open_source(raw, model=language(values), settings=values.examples)
+    source = look.open_source(raw, version, model=language(params.read()), settings=settings)
     first = look.look_at_sample(source)
     if first is not None:
         yield first
@@ -130,6 +132,8 @@ def _tell_rows(look: Any, previous: str, of: str) -> Iterator[str]:
     if look.near_duplicates is not None:
         told.append(f"{look.near_duplicates:,} others similar to an earlier row")
     yield ", ".join(told)
+    if look.near_held_out:
+        yield f"{count(look.near_held_out, 'row')} of the pool similar to a held-out row (examples.drop_near_held_out)"
     for note, rows in look.notes.items():
         yield f"{count(rows, 'row')}: {note}"
     if look.split_rows:

@@ -175,13 +175,14 @@ def merge(text: str, addition: str, place: str) -> str:
     return _dump(whole, editor)
 
 
-def add_version(text: str, name: str, version: Mapping[str, str]) -> str:
+def add_version(text: str, name: str, version: Mapping[str, str], sources: Sequence[Mapping[str, Any]] = ()) -> str:
     """Return params.yaml's text with another data version behind the others, and all comments kept.
 
     Args:
         text: of params.yaml.
         name: of the version, which none has yet.
         version: its settings.
+        sources: what `examples.sources` says of its files.
 
     Raises:
         ParamsError: a name that is in use or cannot be one; it continues from one that is not there.
@@ -200,6 +201,11 @@ def add_version(text: str, name: str, version: Mapping[str, str]) -> str:
         if end is not None and end.value.startswith("\n"):
             added.ca.items[new] = last.ca.items.pop(old)
     versions[name] = added
+    if sources:
+        said = [CommentedMap(one) for one in sources]
+        for one in said:
+            one.fa.set_flow_style()
+        whole["examples"].setdefault("sources", {})[name] = said
     return _dump(whole, editor)
 
 
@@ -351,7 +357,14 @@ def _add(names: Sequence[str]) -> str:
 
 def _words(kind: Any) -> str:
     """Return a type in words, for messages."""
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        type(None): "null",
+        Any: "value",
+    }
     if kind == int | float:
         return "a number"
     return names[kind] if kind in names else " or ".join(_parts(kind))

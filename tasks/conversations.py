@@ -2,12 +2,17 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from tamis.examples.conversations import Conversation, Message
+from tamis.language import chat_templates, delift, encoding, prefixes, rendering
+from tamis.language.chat_templates import Template
 from tamis.language.encoding import Encoding
-from tamis.language.rendering import Template, encode_conversations
+from tamis.language.rendering import encode_conversations
 from tasks import models
+
+WRITERS = (chat_templates, delift, encoding, prefixes, rendering)  # modules that the tokens of a row depend on
 
 
 def read_conversation(row: Mapping[str, Any]) -> Conversation:
@@ -27,6 +32,7 @@ def write_conversation(conversation: Conversation) -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=4)
 def open_template(model: models.ModelChoice) -> Template:
     """Return how conversations are written for a model."""
     return Template(models.tokenizer(model), model.template, json.loads(model.template_arguments))

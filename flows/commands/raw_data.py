@@ -1,6 +1,8 @@
 """Commands about raw rows: `tamis check` and `tamis add` look at them before a run, `tamis export` takes them away."""
 
-from dataclasses import asdict
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from os.path import abspath
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +15,7 @@ from flows.commands.output import Json, show_json
 from flows.stage import say
 from flows.stage_calls import find_artifacts, find_record
 from flows.told import count, tell_moved
+from tasks.examples.settings import ExamplesSettings
 from tasks.settings import VersionSettings
 
 
@@ -27,7 +30,8 @@ def check(
 
     settings = find_version(version)
     raw = Path(settings.raw)
-    last = show_looks(version, raw, settings.previous, as_json=as_json)
+    asked = params.read().examples
+    last = show_looks(version, raw, settings.previous, settings=asked, as_json=as_json)
     moved = list_differences(raw, find_record(version))
     if as_json:
         show_json([{"version": version, "raw": str(raw), **asdict(last), "moved": moved}])
@@ -49,22 +53,34 @@ def add(
 ) -> None:
     """Look at files as `check` does, and add them to params.yaml as a new data version."""
     from flows import adding
+    from tasks.first_look.fitting import find_sources
 
-    where = Path(abspath(context.obj.stood / path))
+    where, values = Path(abspath(context.obj.stood / path)), params.read()
     chosen = {"version": version, "previous": previous, "copy": copy, "external": external}
-    planned = adding.plan_addition(where, params.read().versions, **chosen)
-    look = show_looks(planned.version, planned.found, planned.previous, as_json=as_json)
+    planned = adding.plan_addition(where, values.versions, **chosen)
+    sources = find_sources(planned.found, values.examples)
+    asked = replace(values.examples, sources={**values.examples.sources, planned.version: sources})
+    look = show_looks(planned.version, planned.found, planned.previous, settings=asked, as_json=as_json)
     if look.rows == look.rejected:
         raise adding.AddError(f"no row of {planned.found} can be used, so nothing is added; mend the files first")
-    held = [] if dry_run else adding.write_addition(planned)
+    held = [] if dry_run else adding.write_addition(planned, sources)
+    facts = {"version": planned.version, "raw": planned.raw, "previous": planned.previous, "sources": sources}
     if as_json:
-        facts = {"version": planned.version, "raw": planned.raw, "previous": planned.previous}
         show_json([{**facts, **asdict(look), "written": not dry_run, "commit": held}])
-    settings = f"{planned.version}: {{raw: {planned.raw}, previous: {planned.previous}}}"
-    if dry_run:
-        say(f"nothing is written; without --dry-run, params.yaml would have {settings}")
+    for line in tell_addition(facts, held):
+        say(line)
+
+
+def tell_addition(facts: Mapping[str, Any], held: Sequence[str]) -> Iterator[str]:
+    """Yield what params.yaml has of a version that was added, and what is next; `held` is empty where it was not."""
+    settings = f"{facts['version']}: {{raw: {facts['raw']}, previous: {facts['previous']}}}"
+    if facts["sources"]:
+        settings += f", and examples.sources.{facts['version']}: {json.dumps(facts['sources'])}"
+    if not held:
+        yield f"nothing is written; without --dry-run, params.yaml would have {settings}"
     else:
-        say(f"params.yaml has {settings}; next: tamis run {planned.version}\nto keep it: git add {' '.join(held)}")
+        yield f"params.yaml has {settings}; next: tamis run {facts['version']}"
+        yield f"to keep it: git add {' '.join(held)}"
 
 
 @spoken
@@ -98,13 +114,13 @@ def find_version(version: str) -> VersionSettings:
     return versions[version]
 
 
-def show_looks(title: str, raw: Path, previous: str, *, as_json: bool) -> Any:
+def show_looks(version: str, raw: Path, previous: str, *, settings: ExamplesSettings, as_json: bool) -> Any:
     """Show what a sample of raw rows says, then what all say, unless that is for a program; returns the latter."""
     from flows.looks import show_look, take_looks
 
     shown = False
-    for look in take_looks(raw, previous):
+    for look in take_looks(version, raw, previous, settings):
         if not as_json:
-            show_look(look, f"{title}: {raw}", previous, examples=not shown)
+            show_look(look, f"{version}: {raw}", previous, examples=not shown)
         shown = True
     return look

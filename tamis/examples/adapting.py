@@ -48,9 +48,9 @@ def drop_exchange(conversation: Conversation) -> Conversation | None:
     """
     messages = conversation.messages
     asked = [place for place, one in enumerate(messages) if one.role == "user"]
-    if not asked:
-        return None
-    kept = messages[: asked[-1]]
+    before = messages[: asked[-1]] if asked else ()
+    answered = [place for place, one in enumerate(before) if one.role == "assistant"]
+    kept = before[: answered[-1] + 1] if answered else ()
     return replace(conversation, messages=kept) if any(one.learnt for one in kept) else None
 
 

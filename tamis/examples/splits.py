@@ -199,31 +199,59 @@ def refuse_shared(keys: Sequence[str], sides: Sequence[str], taught: Iterable[st
         )
 
 
-def find_asked_elsewhere(keys: Sequence[str], sides: Sequence[str]) -> list[bool]:
+def refuse_taught(keys: Sequence[str], sides: Sequence[str], taught: Iterable[str]) -> None:
+    """Check that no held-out row has the key of an example that an earlier version chose: models know the answer.
+
+    Raises:
+        SplitError: how many held-out rows do, and the first.
+    """
+    known = set(taught)
+    held_out = [place for place, side in enumerate(sides) if side == HELD_OUT]
+    places = [place for place in held_out if keys[place] in known]
+    if places:
+        raise SplitError(
+            f"{len(places)} of {len(held_out)} held-out rows have the prompt of a row that an earlier version chose, "
+            f"first rows {places[:3]} ({keys[places[0]][:SHOWN]!r}): what is measured on was not trained on; take them "
+            "out of the held-out rows (examples.held_out), or leave examples.seed and held_out_every as they were"
+        )
+
+
+def find_asked_elsewhere(keys: Sequence[str], sides: Sequence[str], measured: Iterable[str] = ()) -> list[bool]:
     """Return for each row of the pool whether its key is that of a held-out row, which must not be trained on.
 
-    >>> find_asked_elsewhere(["hi", "hi", "bye"], ["held_out", "pool", "pool"])
-    [False, True, False]
+    Args:
+        keys: of every row.
+        sides: of every row (`assign_sides`).
+        measured: keys that the version before is measured on, which are measured on again.
+
+    >>> find_asked_elsewhere(["hi", "hi", "bye"], ["held_out", "pool", "pool"], ["bye"])
+    [False, True, True]
     """
-    asked = {key for key, side in zip(keys, sides, strict=True) if side == HELD_OUT}
+    asked = {*measured, *(key for key, side in zip(keys, sides, strict=True) if side == HELD_OUT)}
     return [side == POOL and key in asked for key, side in zip(keys, sides, strict=True)]
 
 
-def set_apart(rows: Rows, topic: str, count: int | None, seed: int) -> list[str]:
+def set_apart(
+    rows: Rows, topic: str, count: int | None, *, seed: int, barred: Sequence[bool] | None = None
+) -> list[str]:
     """Return the sides with examples of a topic moved from the pool to the target task.
 
     Taken are the `count` distinct examples with the smallest `sha256(seed + id)`, with all their repetitions.
 
     Args:
+        rows: of which those in the pool are looked at.
         topic: of the target task.
         count: how many examples; None: all of them in the pool.
         seed: any integer.
+        barred: rows that ask what a held-out row asks, which must not steer the choice; None: there are none.
 
     Raises:
         SplitError: the pool has no example of this topic, or fewer than asked.
     """
     places = range(len(rows.ids))
-    found = {rows.ids[k] for k in places if rows.topics[k] == topic and rows.sides[k] == POOL}
+    names = [rows.ids[k if link is None else link] for k, link in enumerate(rows.first)]  # of the text, not the row
+    free = [rows.sides[k] == POOL and not (barred is not None and barred[k]) for k in places]
+    found = {names[k] for k in places if rows.topics[k] == topic and free[k]}
     if not found or (count or 0) > len(found):
         known = sorted({rows.topics[k] for k in places if rows.sides[k] == POOL})
         raise SplitError(
@@ -231,7 +259,7 @@ def set_apart(rows: Rows, topic: str, count: int | None, seed: int) -> list[str]
             f"ones outside the held-out rows; its topics are {', '.join(known[:20])}"
         )
     taken = set(sorted(found, key=lambda each: _rank(each, seed))[: count or len(found)])
-    return [TARGET if rows.ids[k] in taken and rows.sides[k] == POOL else rows.sides[k] for k in places]
+    return [TARGET if names[k] in taken and free[k] else rows.sides[k] for k in places]
 
 
 def mark_used(
@@ -242,13 +270,15 @@ def mark_used(
     seed: int,
     pool_rows: int | None,
     held_out_rows: int | None,
-    barred: Sequence[bool] | None = None,
+    barred: Sequence[str | None] | None = None,
+    clusters: Sequence[int] | None = None,
 ) -> list[str | None]:
     """Return for each row why later stages do not use it, None where they do.
 
-    Repetitions are not used unless `distinct` is false; of the pool, rows `kept` from the version before are not used
-    with ground set `new`; then pool and held-out rows are sampled. Rows of the target task and
-    of the general set are all used.
+    Repetitions are not used unless `distinct` is false; of the pool, rows that ask what a held-out row asks are not
+    used, nor with ground set `new` those `kept` from the version before; of what is left of a cluster of the pool's
+    near-duplicates the first row is used; then pool and held-out rows are sampled. Rows of the target task and of the
+    general set are all used.
 
     Args:
         ground_set: new | all.
@@ -256,21 +286,25 @@ def mark_used(
         seed: of the samples.
         pool_rows: examples sampled from the pool; None for all.
         held_out_rows: likewise from the held-out side.
-        barred: rows of the pool that ask what a held-out row asks (`find_asked_elsewhere`); None: there are none.
+        barred: why some rows of the pool must not be used, `held out` for example; None: there are none.
+        clusters: the cluster of near-duplicates of each row, of which one is to be used; None: all may be.
 
     Returns:
-        `held out`, `duplicate`, `kept`, `not sampled` or None.
+        `duplicate`, what bars it, `kept`, `near duplicate`, `not sampled` or None.
     """
     if ground_set not in GROUND_SETS:
         raise SplitError(f"examples.ground_set is {ground_set!r}; it must be one of {', '.join(GROUND_SETS)}")
     places = range(len(rows.ids))
     because: list[str | None] = ["duplicate" if distinct and link is not None else None for link in rows.first]
+    seen: set[int] = set()
     for k in places:
         if barred is not None and barred[k]:
-            because[k] = "held out"
-    for k in places:
+            because[k] = barred[k]
         if because[k] is None and ground_set == "new" and rows.sides[k] == POOL and rows.changes[k] == "kept":
             because[k] = "kept"
+        if because[k] is None and clusters is not None and rows.sides[k] == POOL:
+            because[k] = "near duplicate" if clusters[k] in seen else None
+            seen.add(clusters[k])
     for side, count in ((POOL, pool_rows), (HELD_OUT, held_out_rows)):
         ours = {rows.ids[k]: rows.topics[k] for k in places if because[k] is None and rows.sides[k] == side}
         chosen = sample(ours, count, seed)
@@ -318,6 +352,21 @@ def tell_earlier(ids: Sequence[str], before: Before) -> list[str | None]:
     learnt = {each for each, flag in zip(before.ids, before.learnt, strict=True) if flag}
     offered = {each for each, flag in zip(before.ids, before.offered, strict=True) if flag}
     return ["learnt" if each in learnt else "offered" if each in offered else None for each in ids]
+
+
+def share_earlier(first: Sequence[int | None], earlier: Sequence[str | None]) -> list[str | None]:
+    """Return what `tell_earlier` found, where the first row of a text is told what its repetitions are told as well.
+
+    Repetitions may have ids of their own: their texts differ in blanks.
+
+    >>> share_earlier([None, None, 0], ["offered", None, "learnt"])
+    ['learnt', None, 'learnt']
+    """
+    told = list(earlier)
+    for link, each in zip(first, earlier, strict=True):
+        if link is not None and (each == "learnt" or (each == "offered" and told[link] is None)):
+            told[link] = each
+    return told
 
 
 def find_withdrawn(ids: Sequence[str], questions: Sequence[str], before: Before) -> list[tuple[int, str | None]]:

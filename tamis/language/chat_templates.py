@@ -7,17 +7,20 @@ after and not in before, up to the last character of its end-of-turn text that i
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from tamis.examples.conversations import Conversation, as_messages, as_tools
+from tamis.language.encoding import ControlTokens
 
 NAMES = ("chat", "delift")
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+SYNTAX = "TemplateSyntaxError"  # what Jinja calls the fault of a text that is no template
 QUOTED = 40  # characters of a text that an error shows
 WAY_OUT = (
     "set models.chat_template: FILE, a template that writes earlier messages the same whatever follows them or that "
@@ -49,12 +52,17 @@ class Template:
     name: str = "chat"  # one of NAMES
     arguments: Mapping[str, Any] = field(default_factory=dict)  # what the chat template is given besides the messages
 
+    @cached_property
+    def control(self) -> ControlTokens:
+        """Return the tokenizer's control tokens, whose texts inside messages are text."""
+        return ControlTokens(self.tokenizer)
+
 
 @dataclass(frozen=True)
 class Written:
     """The text of one sequence, and where its answers stand."""
 
-    text: str
+    text: str  # control tokens' texts of messages are hidden in it (`ControlTokens`)
     answers: tuple[tuple[int, int], ...]  # from which character to before which, in order
     messages: int  # how many of the conversation's messages are in it
 
@@ -88,13 +96,62 @@ def check_template(template: Template) -> None:
         )
 
 
+def list_messages(template: Template, conversation: Conversation) -> list[dict[str, Any]]:
+    """Return the messages as the chat template takes them, in which the texts of control tokens are hidden."""
+    return template.control.hide(as_messages(conversation))
+
+
+def list_tools(template: Template, conversation: Conversation) -> list[Any] | None:
+    """Return the tools as the chat template takes them, likewise; None where there are none."""
+    return template.control.hide(as_tools(conversation))
+
+
+def list_turn_texts(template: Template) -> list[str]:
+    """Return the texts of control tokens that a template opens and ends turns with.
+
+    Those are the ones that the tokenizer has a role for, the end of a sequence for example, and the ones that the chat
+    template names. Others, of file names in code for example, say nothing of turns.
+    """
+    tokenizer = template.tokenizer
+    named = str(tokenizer.chat_template) if template.name == "chat" else ""
+    return [text for text in template.control.texts if text in tokenizer.all_special_tokens or text in named]
+
+
+def refuse_slow(tokenizer: Any) -> None:
+    """Refuse a tokenizer that does not tell which characters its tokens stand for.
+
+    Raises:
+        TemplateError: it is none of those with a tokenizer.json.
+    """
+    if not tokenizer.is_fast:
+        raise TemplateError(
+            f"the tokenizer {type(tokenizer).__name__} does not tell which characters its tokens stand for, without "
+            "which answers cannot be placed; give the model's folder a tokenizer.json"
+        )
+
+
+def refuse_faults(faults: Sequence[str | None], what: str = "be written") -> None:
+    """Refuse conversations of which some have a fault.
+
+    Raises:
+        TemplateError: their count, the first places and the first one's fault.
+    """
+    places = [place for place, fault in enumerate(faults) if fault]
+    if places:
+        raise TemplateError(
+            f"{len(places)} of {len(faults)} conversations cannot {what}, first places {places[:3]}; "
+            f"place {places[0]}: {faults[places[0]]}",
+            places[0],
+        )
+
+
 def render(template: Template, messages: list[dict[str, Any]], tools: list[Any] | None, *, asked: bool = False) -> str:
     """Return the text of messages under the tokenizer's chat template; `asked` adds the generation prompt.
 
     Raises:
         TemplateError: the template raised; its words are quoted.
     """
-    with _quoting():
+    with _quoting(template):
         return template.tokenizer.apply_chat_template(
             messages, tools=tools, tokenize=False, add_generation_prompt=asked, **template.arguments
         )
@@ -114,8 +171,8 @@ def write_conversation(template: Template, conversation: Conversation) -> list[W
         raise TemplateError("no turn of it is learnt; mark an assistant's turn as learnt or leave it out")
     if not conversation.learnt[0]:
         raise TemplateError("it begins with a learnt turn; put a question before it")
-    messages, tools = as_messages(conversation), as_tools(conversation)
-    with _quoting():
+    messages, tools = list_messages(template, conversation), list_tools(template, conversation)
+    with _quoting(template):
         marked = MARKS.search(template.tokenizer.get_chat_template(None, tools))
     place = _place_marked if marked else _place_answer
     turns = [place(template, messages[: turn + 1], tools) for turn in conversation.learnt]
@@ -127,13 +184,13 @@ def write_conversation(template: Template, conversation: Conversation) -> list[W
 
 
 def refuse_moving(template: Template) -> None:
-    """Refuse a chat template that writes the date, by which the same rows would have other tokens tomorrow.
+    """Refuse a chat template that is none, or that writes the date: the same rows would have other tokens tomorrow.
 
     Short conversations with and without system message and tool are written by two clocks that differ in all they
     tell; no clock is read but by the template itself, for the line that the error quotes.
 
     Raises:
-        TemplateError: the two texts differ.
+        TemplateError: the two texts differ; the template is no Jinja.
     """
     if template.name != "chat":
         return
@@ -145,9 +202,10 @@ def refuse_moving(template: Template) -> None:
             line = _find_moving(template, messages, tools)
             if line is not None:
                 raise TemplateError(
-                    f"the chat template writes the time of the run ({_clip(line)}), by which the same rows would have "
-                    "other tokens tomorrow; set models.template_arguments: {date_string: 26 Jul 2024}, or the name "
-                    "that the template reads the date from, or set models.chat_template: FILE, a template without it"
+                    f"the chat template writes the time of the run ({_clip(template, line)}), by which the same rows "
+                    "would have other tokens tomorrow; set models.template_arguments: {date_string: 26 Jul 2024}, or "
+                    "the name that the template reads the date from, or set models.chat_template: FILE, a template "
+                    "without it"
                 )
 
 
@@ -155,7 +213,7 @@ def _find_moving(template: Template, messages: list[dict[str, Any]], tools: list
     """Return the first line that depends on the clock; None where there is none or the messages cannot be written."""
     tokenizer = template.tokenizer
     try:
-        with _quoting():
+        with _quoting(template):
             own = tokenizer.get_chat_template(None, tools)
             early, late, now = (
                 tokenizer.apply_chat_template(
@@ -163,7 +221,9 @@ def _find_moving(template: Template, messages: list[dict[str, Any]], tools: list
                 ).splitlines()
                 for text in (CLOCK.replace("DIGIT", "1") + own, CLOCK.replace("DIGIT", "2") + own, own)
             )
-    except TemplateError:
+    except TemplateError as fault:
+        if type(fault.__cause__).__name__ == SYNTAX:
+            raise
         return None
     changed = next((line for line, pair in enumerate(zip(early, late, strict=False)) if pair[0] != pair[1]), None)
     if changed is None:
@@ -179,7 +239,7 @@ def _place_answer(template: Template, messages: list[dict[str, Any]], tools: lis
     if not after.startswith(before):
         start = _find_content(template, messages, tools, before, after=after)
     stop = len(after.rstrip())
-    _check_answer(after[start:stop], messages, WAY_OUT)
+    _check_answer(template, after[start:stop], messages, WAY_OUT)
     return Written(after, ((start, stop),), len(messages))
 
 
@@ -200,7 +260,8 @@ def _find_content(
                 return start
     raise TemplateError(
         f"the chat template does not write message {len(messages) - 1} after its generation prompt: at character "
-        f"{place} stands {_clip(before[place:])} without the answer and {_clip(after[place:])} with it; {WAY_OUT}"
+        f"{place} stands {_clip(template, before[place:])} without the answer and {_clip(template, after[place:])} "
+        f"with it; {WAY_OUT}"
     )
 
 
@@ -212,7 +273,8 @@ def _place_marked(template: Template, messages: list[dict[str, Any]], tools: lis
     earlier = turns - 1 if len(marks) == turns else len(_render_marked(template, messages[:-1], tools)[1])
     spans = tuple((start, stop) for start, stop in marks[earlier:] if start < stop)
     answer = "".join(after[start:stop] for start, stop in spans)
-    _check_answer(answer, messages, "put it within the marks, in a template of your own: models.chat_template: FILE")
+    way_out = "put it within the marks, in a template of your own: models.chat_template: FILE"
+    _check_answer(template, answer, messages, way_out)
     return Written(after, spans, len(messages))
 
 
@@ -221,7 +283,7 @@ def _render_marked(
 ) -> tuple[str, list[tuple[int, int]]]:
     """Return the text, and from where to where each generation mark of the template holds it."""
     tokenizer = template.tokenizer
-    with _quoting():
+    with _quoting(template):
         texts, marks = render_jinja_template(
             conversations=[[{key: value for key, value in one.items() if value is not None} for one in messages]],
             tools=tools,
@@ -233,32 +295,45 @@ def _render_marked(
     return texts[0], marks[0]
 
 
-def _check_answer(answer: str, messages: list[dict[str, Any]], way_out: str) -> None:
-    """Refuse an answer without the content of the last message, or after which nothing stands: it would never stop.
+def _check_answer(template: Template, answer: str, messages: list[dict[str, Any]], way_out: str) -> None:
+    """Refuse an answer without the content or the tool calls of the last message, and one that never stops.
 
-    A template may write a content otherwise, for example its reasoning apart: its last word must be there at least.
+    A template may write a content otherwise, for example its reasoning apart: its last word must be there at least. Of
+    a tool call its name must be.
     """
     content = messages[-1]["content"].strip()
     if not answer.strip() or any(word not in answer for word in content.split()[-1:]):
         raise TemplateError(
-            f"the chat template does not hold the content of message {len(messages) - 1}, {_clip(content)}, where its "
-            f"answer stands, {_clip(answer)}; {way_out}"
+            f"the chat template does not hold the content of message {len(messages) - 1}, {_clip(template, content)}, "
+            f"where its answer stands, {_clip(template, answer)}; {way_out}"
+        )
+    calls = [call.get("function") or call for call in messages[-1].get("tool_calls") or []]
+    left_out = [name for name in (str(call.get("name", "")) for call in calls) if name not in answer]
+    if left_out:
+        raise TemplateError(
+            f"the chat template does not write the tool call of message {len(messages) - 1}, "
+            f"{_clip(template, left_out[0])}, so that a model would learn to say nothing in its place; "
+            "set models.chat_template: FILE, a template that writes tool calls"
         )
     if content and content in answer and not answer.partition(content)[2].strip():
         raise TemplateError(
-            f"the chat template ends an answer with nothing, after {_clip(content[-QUOTED:])}, so that a model would "
-            "never learn to stop; set models.chat_template: FILE, a template that writes the end-of-turn token after "
-            "every answer (within its {% generation %} marks, where it has them)"
+            f"the chat template ends an answer with nothing, after {_clip(template, content[-QUOTED:])}, so that a "
+            "model would never learn to stop; set models.chat_template: FILE, a template that writes the end-of-turn "
+            "token after every answer (within its {% generation %} marks, where it has them)"
         )
 
 
 @contextmanager
-def _quoting() -> Iterator[None]:
+def _quoting(template: Template) -> Iterator[None]:
     """Turn whatever a template raises, which is a program and may raise anything, into an error that quotes it."""
     try:
         yield
     except Exception as error:
-        said = str(error) or type(error).__name__
+        if type(error).__name__ == SYNTAX:
+            raise TemplateError(
+                f"the chat template is not valid Jinja: {error}; mend it, or name another: models.chat_template: FILE"
+            ) from error
+        said = template.control.show(str(error)) or type(error).__name__
         raise TemplateError(f"the chat template refuses the conversation: {said}") from error
 
 
@@ -268,6 +343,6 @@ def _count_common(one: str, other: str) -> int:
     return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
-def _clip(text: str) -> str:
-    """Return the beginning of a text as an error shows it: quoted, control characters made visible."""
-    return repr(text[:QUOTED])
+def _clip(template: Template, text: str) -> str:
+    """Return the beginning of a hidden text as an error shows it: quoted, control characters made visible."""
+    return repr(template.control.show(text[:QUOTED]))

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from tamis.examples.conversations import Conversation
-from tamis.language.chat_templates import TemplateError
+from tamis.language.chat_templates import Template, TemplateError
 from tamis.language.encoding import TokenSequence
 
 BASE = "Instruction: Please generate a response to the following query.\n\n\nQuery: "
@@ -46,12 +46,12 @@ def read_exchange(conversation: Conversation) -> tuple[str, str]:
     return f"{instruction}\n\n{prompt}" if instruction else prompt, response
 
 
-def encode_exchanges(tokenizer: Any, conversations: Sequence[Conversation]) -> tuple[list[TokenSequence], int]:
+def encode_exchanges(template: Template, conversations: Sequence[Conversation]) -> tuple[list[TokenSequence], int]:
     """Return the sequence of each conversation, base + query + response, and the length of the base, their head."""
-    pairs = [read_exchange(conversation) for conversation in conversations]
-    base = encode_prefix(tokenizer, [])
-    queries = _encode(tokenizer, [f"{prompt}\n{tokenizer.eos_token}" for prompt, _ in pairs])
-    responses = _encode(tokenizer, [response + tokenizer.eos_token for _, response in pairs])
+    pairs = [_hide_exchange(template, conversation) for conversation in conversations]
+    base, end = encode_prefix(template, []), template.tokenizer.eos_token
+    queries = template.control.tokenise([f"{prompt}\n{end}" for prompt, _ in pairs])
+    responses = template.control.tokenise([response + end for _, response in pairs])
     sequences = [
         TokenSequence(
             np.concatenate([base, query, response]),
@@ -62,26 +62,27 @@ def encode_exchanges(tokenizer: Any, conversations: Sequence[Conversation]) -> t
     return sequences, len(base)
 
 
-def encode_prefix(tokenizer: Any, demos: Sequence[Conversation]) -> Int[np.ndarray, " token"]:
+def encode_prefix(template: Template, demos: Sequence[Conversation]) -> Int[np.ndarray, " token"]:
     """Return what stands before a query: demos in the order given, or the instruction without any."""
-    shown = MORE.join("\n".join(read_exchange(demo)) for demo in demos)
+    shown = MORE.join("\n".join(_hide_exchange(template, demo)) for demo in demos)
     text = f"{DEMO}{shown}{QUERY}" if demos else BASE
-    return np.concatenate([_start(tokenizer), *_encode(tokenizer, [text])])
+    return np.concatenate([_start(template.tokenizer), *template.control.tokenise([text])])
 
 
-def encode_question(tokenizer: Any, conversation: Conversation) -> Int[np.ndarray, " token"]:
+def encode_question(template: Template, conversation: Conversation) -> Int[np.ndarray, " token"]:
     """Return base and query."""
-    prompt, _ = read_exchange(conversation)
-    query = _encode(tokenizer, [f"{prompt}\n{tokenizer.eos_token}"])
-    return np.concatenate([encode_prefix(tokenizer, []), *query])
+    prompt, _ = _hide_exchange(template, conversation)
+    query = template.control.tokenise([f"{prompt}\n{template.tokenizer.eos_token}"])
+    return np.concatenate([encode_prefix(template, []), *query])
+
+
+def _hide_exchange(template: Template, conversation: Conversation) -> tuple[str, str]:
+    """Return prompt and response, in which the texts of control tokens are hidden."""
+    prompt, response = read_exchange(conversation)
+    return template.control.hide(prompt), template.control.hide(response)
 
 
 def _start(tokenizer: Any) -> Int[np.ndarray, " token"]:
     """Return the beginning-of-sequence id where the tokenizer puts one before any text by itself."""
     ids = tokenizer("a").input_ids
     return np.array(ids[:1] if ids and ids[0] == tokenizer.bos_token_id else [], np.int32)
-
-
-def _encode(tokenizer: Any, texts: list[str]) -> list[Int[np.ndarray, " token"]]:
-    found = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
-    return [np.array(ids, np.int32) for ids in found]

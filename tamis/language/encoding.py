@@ -1,17 +1,25 @@
-"""Token ids of conversations: sequences in which some tokens are answers, flat in memory.
+"""Token ids of conversations: sequences in which some tokens are answers, flat in memory; and of texts.
 
 Symbols: a *sequence* is what a model reads from its first token on; a *row* is an example, of one sequence as a rule,
 of several where its template renders a turn otherwise once others follow it. An answer token belongs to a learnt turn,
 its end-of-turn token included: these are scored, trained and measured. A sequence's *head* is its beginning that does
-not depend on its turns: the beginning-of-sequence token, the system message, the tools.
+not depend on its turns: the beginning-of-sequence token, the system message, the tools. A *control token* is one that
+the tokenizer marks as special, which opens or ends turns; its text inside a message is text like any other.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import SupportsIndex
+from functools import cached_property
+from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Bool, Int
+from transformers import AddedToken
+
+HIDDEN = re.compile("[\udc00-\udfff]")  # lone surrogates: no text that can be kept in a file has one
+PRIVATE = 0x100000  # the first character of Unicode's last plane, for private use
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +62,7 @@ class Encoding:
         found = []
         for number in range(self.rows[place], self.rows[place + 1]):
             first, last = self.starts[number], self.starts[number + 1]
-            stop = last - int(np.argmax(self.answers[first:last][::-1]))
+            stop = last - int(np.argmax(self.answers[first:last][::-1]))  # the whole where it has no answer
             part = slice(first + (self.heads[number] if headless else 0), stop)
             found.append(TokenSequence(self.tokens[part], self.answers[part]))
         return found
@@ -84,7 +92,7 @@ class Encoding:
 
     @property
     def sizes(self) -> Int[np.ndarray, " row"]:
-        """Return the tokens of each row, over all of its sequences."""
+        """Return the tokens that are written of each row, over all of its sequences, up to their ends."""
         return np.diff(self.starts[self.rows])
 
     @property
@@ -94,20 +102,136 @@ class Encoding:
 
     @property
     def own_tokens(self) -> Int[np.ndarray, " row"]:
-        """Return the tokens of each row, over all of its sequences, heads left out."""
-        counted = np.concatenate([[0], np.cumsum(self.heads, dtype=np.int64)])
-        return self.sizes - np.diff(counted[self.rows])
+        """Return the tokens of each row that are run, over all of its sequences, without their heads."""
+        counted = np.concatenate([[0], np.cumsum(self._run - self.heads, dtype=np.int64)])
+        return np.diff(counted[self.rows])
 
     @property
     def longest(self) -> Int[np.ndarray, " row"]:
-        """Return the tokens of each row's longest sequence, which is what must fit in a model's context."""
-        return np.maximum.reduceat(np.diff(self.starts), self.rows[:-1]) if len(self) else np.empty(0, np.int64)
+        """Return the tokens of each row's longest sequence that are run, which must fit in a model's context."""
+        return np.maximum.reduceat(self._run, self.rows[:-1]) if len(self) else np.empty(0, np.int64)
+
+    @property
+    def _run(self) -> Int[np.ndarray, " sequence"]:
+        """Return how many tokens of each sequence are run: those up to its last answer (`row`)."""
+        if not len(self.heads):
+            return np.empty(0, np.int64)
+        ends = np.maximum.reduceat(np.where(self.answers, np.arange(1, len(self.tokens) + 1), 0), self.starts[:-1])
+        return np.where(ends, ends, self.starts[1:]) - self.starts[:-1]
 
     @property
     def answer_tokens(self) -> Int[np.ndarray, " row"]:
         """Return the answer tokens of each row, over all of its sequences."""
         counted = np.concatenate([[0], np.cumsum(self.answers, dtype=np.int64)])
         return np.diff(counted[self.starts[self.rows]])
+
+
+@dataclass(frozen=True, eq=False)
+class ControlTokens:
+    """A tokenizer that makes a control token of its text only where a template writes it, not where a message has it.
+
+    A message's texts are *hidden* before a template gets them: their letters become lone surrogates. What the template
+    writes is hidden text, in which each hidden letter stands for one letter, so that places stay what they are.
+    """
+
+    tokenizer: Any  # a Hugging Face tokenizer
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """Return the texts that the tokenizer makes control tokens of, the longest first."""
+        marked = {one.content for one in self.tokenizer.added_tokens_decoder.values() if one.special}
+        return sorted({*marked, *self.tokenizer.all_special_tokens} - {""}, key=lambda text: (-len(text), text))
+
+    def hide(self, value: Any) -> Any:
+        """Return a text, or lists and mappings of texts, with the texts of control tokens hidden."""
+        if isinstance(value, str):
+            return self._pattern.sub(lambda found: found[0].translate(self._letters), value)
+        if isinstance(value, Mapping):
+            return {self.hide(key): self.hide(inner) for key, inner in value.items()}
+        return [self.hide(inner) for inner in value] if isinstance(value, list) else value
+
+    def show(self, text: str) -> str:
+        """Return a hidden text as it is."""
+        return text.translate({ord(hidden): letter for letter, hidden in self._letters.items()})
+
+    def tokenise(self, texts: Sequence[str]) -> list[Int[np.ndarray, " token"]]:
+        """Return the token ids of hidden texts, int32, without what a tokenizer puts around a text by itself."""
+        return [ids for ids, _ in self._tokenise(texts)]
+
+    def tokenise_placed(
+        self, texts: Sequence[str]
+    ) -> list[tuple[Int[np.ndarray, " token"], Int[np.ndarray, "token 2"]]]:
+        """Return the token ids of hidden texts, and from which letter to before which each token stands."""
+        placed = self._tokenise(texts, return_offsets_mapping=True)
+        return [(ids, np.array(offsets, np.int32).reshape(-1, 2)) for ids, offsets in placed]
+
+    def _tokenise(self, texts: Sequence[str], **asked: bool) -> Iterator[tuple[Int[np.ndarray, " token"], Any]]:
+        """Yield the ids of each text, and their offsets where these are asked for."""
+        plain = [text for text in texts if not HIDDEN.search(text)]
+        found = self.tokenizer(plain, add_special_tokens=False, **asked) if plain else {"input_ids": []}
+        numbers = iter(range(len(plain)))
+        for text in texts:
+            if HIDDEN.search(text):
+                yield self._tokenise_hidden(text)
+            else:
+                number = next(numbers)
+                offsets = found["offset_mapping"][number] if asked else None
+                yield np.array(found["input_ids"][number], np.int32), offsets
+
+    def _tokenise_hidden(self, text: str) -> tuple[Int[np.ndarray, " token"], list[tuple[int, int]]]:
+        """Tokenise a text in which control tokens have other names of the same length, the hidden ones their own.
+
+        Raises:
+            ValueError: the tokenizer is a slow one, or does not find the other names.
+        """
+        tokenizer, names, ids = self._renamed
+        parts = self._pattern.split(text)  # every second one is a control token
+        renamed = "".join(names[part] if place % 2 else self.show(part) for place, part in enumerate(parts))
+        found = tokenizer.encode(renamed, add_special_tokens=False)
+        if sum(one in ids for one in found.ids) != len(parts) // 2:
+            raise ValueError(
+                "the tokenizer does not tell its control tokens from their texts inside messages; set "
+                "examples.on_special_tokens: reject"
+            )
+        return np.array([ids.get(one, one) for one in found.ids], np.int32), found.offsets
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile(f"({'|'.join(map(re.escape, self.texts))})" if self.texts else "(?!)")
+
+    @cached_property
+    def _letters(self) -> dict[int, str]:
+        letters = sorted(set("".join(self.texts)))
+        return {ord(letter): chr(0xDC00 + place) for place, letter in enumerate(letters)}
+
+    @cached_property
+    def _renamed(self) -> tuple[Any, dict[str, str], dict[int, int]]:
+        """Return the tokenizer with its control tokens under other names, these names, and the ids that they are for.
+
+        Marked tokens of the copy are text to it, and the other names are tokens that are cut out like these were.
+        """
+        if not self.tokenizer.is_fast:
+            raise ValueError(
+                f"the tokenizer {type(self.tokenizer).__name__} cannot take the text of a control token as text; give "
+                "the model's folder a tokenizer.json, or set examples.on_special_tokens: reject"
+            )
+        marked = {one.content: one for one in self.tokenizer.added_tokens_decoder.values()}
+        names = {text: chr(PRIVATE + place).ljust(len(text), "\0") for place, text in enumerate(self.texts)}
+        copy = deepcopy(self.tokenizer.backend_tokenizer)
+        copy.no_padding()
+        copy.no_truncation()
+        copy.encode_special_tokens = True
+        copy.add_tokens([_rename(marked.get(text), name) for text, name in names.items()])
+        ids = {copy.token_to_id(name): self.tokenizer.convert_tokens_to_ids(text) for text, name in names.items()}
+        return copy, names, ids
+
+
+def _rename(token: AddedToken | None, name: str) -> AddedToken:
+    """Return a token of another name that is cut out of a text as the first is."""
+    if token is None:
+        return AddedToken(name, normalized=False)
+    flags = {flag: getattr(token, flag) for flag in ("single_word", "lstrip", "rstrip", "normalized")}
+    return AddedToken(name, **flags)
 
 
 Tokens = Sequence[int] | Int[np.ndarray, " token"]

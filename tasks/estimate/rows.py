@@ -14,7 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from tamis.examples.conversations import Conversation
-from tamis.language.rendering import encode_conversations, encode_prefix
+from tamis.language.chat_templates import Template, TemplateError
+from tamis.language.prefixes import encode_prefix
+from tamis.language.rendering import encode_conversations, find_faults
 from tamis.submodular.budgets import Budget, draw, resolve
 from tasks import models
 from tasks.artifacts import schemas
@@ -84,7 +86,7 @@ def read_corpora(
         if f"examples@{version}" in fresh:
             rows = read_artifact(where("examples", version) / "examples.parquet")
         else:
-            rows = read_raw(Path(values.versions[version].raw), before, values.examples)
+            rows = read_raw(Path(values.versions[version].raw), before, values.examples, version)
         subset = where("selection", version) / "subset.parquet" if f"selection@{version}" in fresh else None
         found[version] = measure(rows, values, model, subset)
     return found
@@ -95,32 +97,33 @@ def read_artifact(path: Path) -> list[dict[str, Any]]:
     return read_table(path, schemas.EXAMPLES).select(KEPT).sort_by("row").to_pylist()
 
 
-def read_raw(raw: Path, before: Corpus | None, settings: Any) -> list[dict[str, Any]]:
+def read_raw(raw: Path, before: Corpus | None, settings: Any, version: str) -> list[dict[str, Any]]:
     """Return the rows of raw files, divided as stage `examples` will; rows that only it can refuse are among them.
 
-    Those are the ones that the model's context cannot hold, or that hold the text of a control token.
+    Those are the ones that the template refuses, that the model's context cannot hold, or that may not hold the text of
+    a control token.
     """
-    from tasks.examples import examples
-    from tasks.examples.reading import Facts, Reader, read_files
+    from tasks.examples.division import divide
+    from tasks.examples.examples import choose_files
+    from tasks.examples.reading import Facts, Reader, list_sources, read_files
 
     facts, rows = Facts(), []
-    files, _ = examples.choose_files(raw, settings)
-    for table in read_files(files, Reader(settings, None, (), 0), facts):
+    files, _ = choose_files(raw, settings)
+    for table in read_files(files, Reader(settings, None, (), 0, list_sources(settings, version)), facts):
         rows += table.select([name for name in KEPT if name in table.column_names]).to_pylist()
-    division = examples.divide(facts, tell_before(before), settings, raw)
+    division = divide(facts, tell_before(before), settings, raw)
     parts = {"id": division.ids, "split": division.sides, "earlier": division.earlier}
     parts |= {"duplicate_of": division.first, "used": [why is None for why in division.because]}
     return [row | dict(zip(parts, found, strict=True)) for row, *found in zip(rows, *parts.values(), strict=True)]
 
 
 def tell_before(before: Corpus | None) -> Any:
-    """Return the distinct rows of the version before, with what this version must know of each."""
-    from tasks.examples.examples import make_earlier
+    """Return the rows of the version before, each id once, with what this version must know of each."""
+    from tasks.examples.division import make_earlier
 
-    rows = [row for row in before.rows if row["duplicate_of"] is None] if before else []
     schema = pa.schema([schemas.EXAMPLES.field(name) for name in KEPT])
-    table = pa.Table.from_pylist(rows, schema=schema.remove_metadata())
-    return make_earlier(table, set(before.chosen) if before else set())
+    table = pa.Table.from_pylist(before.rows if before else [], schema=schema)
+    return make_earlier(table, sorted(before.chosen) if before else [])
 
 
 def measure(rows: list[dict[str, Any]], values: Any, model: models.ModelChoice, subset: Path | None) -> Corpus:
@@ -151,17 +154,20 @@ def measure_lengths(
 ) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
     """Return the tokens of a head and, per row, of its context, its answers and the prefix that shows it.
 
-    Those of rows beyond the sample are their characters times the sample's tokens per character.
+    Those of rows beyond the sample are their characters times the sample's tokens per character. Rows that the template
+    refuses, which the stage will reject, are none of it.
     """
     wanted = np.flatnonzero([row["used"] or row["earlier"] is not None for row in rows])
     drawn = wanted
     if len(wanted) > SAMPLE:
         drawn = np.sort(np.random.default_rng(0).choice(wanted, SAMPLE, replace=False))
     conversations, template = [read_conversation(row) for row in rows], open_template(model)
+    faults = find_faults(template, [conversations[place] for place in drawn])
+    drawn = drawn[[fault is None for fault in faults]] if len(drawn) else drawn
     some = [conversations[place] for place in drawn]
     coded = encode_conversations(template, some)
-    shown = np.array([len(encode_prefix(template, [one], one)) for one in some])
-    asked, said = np.array([count_letters(one) for one in conversations]).T
+    shown = np.array([count_shown(template, one) for one in some], np.int64)
+    asked, said = np.array([count_letters(one) for one in conversations], np.int64).reshape(-1, 2).T
     own = coded.own_tokens - coded.answer_tokens
     found = []
     for tokens, letters in ((own, asked), (coded.answer_tokens, said), (shown, asked + said)):
@@ -169,7 +175,18 @@ def measure_lengths(
         lengths = np.maximum(1, np.rint(letters * each)).astype(np.int64)
         lengths[drawn] = tokens
         found.append(lengths)
-    return round(coded.head_tokens.mean()), *found
+    return round(coded.head_tokens.mean()) if some else 0, *found
+
+
+def count_shown(template: Template, conversation: Conversation) -> int:
+    """Return the tokens of the prefix that shows a conversation before its like.
+
+    Where the template has no place for demos, which only stages with demos refuse, they are those of the whole.
+    """
+    try:
+        return len(encode_prefix(template, [conversation], conversation))
+    except TemplateError:
+        return int(encode_conversations(template, [conversation]).longest[0])
 
 
 def count_letters(conversation: Conversation) -> tuple[int, int]:

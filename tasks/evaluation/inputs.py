@@ -11,8 +11,10 @@ import numpy as np
 from tamis.evaluation.bootstrap import ORDER
 from tamis.examples.conversations import Conversation
 from tamis.examples.splits import GENERAL, HELD_OUT
+from tamis.language.chat_templates import Template
 from tamis.language.encoding import Encoding, join_rows, put_before, refuse_long
-from tamis.language.rendering import Template, check_demos, encode_conversations, encode_prefix, encode_question
+from tamis.language.prefixes import check_demos, encode_prefix
+from tamis.language.rendering import encode_conversations, encode_question
 from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.row_sets import read_set

@@ -2,8 +2,9 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -12,52 +13,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tamis.examples import splits
-from tamis.examples.conversations import identify_question, split_key
-from tamis.examples.splits import Before, Rows
-from tamis.language.chat_templates import refuse_moving
+from tamis.examples.near_duplicates import join_dialogue
+from tamis.language.chat_templates import list_turn_texts, refuse_moving
 from tasks import models
 from tasks.artifacts import schemas, tables
 from tasks.conversations import open_template, read_conversation
+from tasks.examples.division import Division, divide, make_withdrawn, name_apart, read_before
 from tasks.examples.files import ExamplesError, NotRead, RawFile, is_inside, list_contents, list_files
-from tasks.examples.reading import LONG, Facts, Reader, read_files
+from tasks.examples.near import find_likeness
+from tasks.examples.reading import LONG, READ, Facts, Reader, list_sources, read_files
 from tasks.examples.settings import ExamplesSettings
 from tasks.folders import Folders
 
 SIDES = (splits.POOL, splits.TARGET, splits.HELD_OUT, splits.GENERAL)
 TRAIN = "train"  # the split of a data set that is chosen from
 SHOWN = 3  # bad rows that an error names
-
-
-@dataclass(frozen=True)
-class Division:
-    """What becomes of each row, in the rows' order."""
-
-    ids: list[str]
-    first: list[int | None]  # place of the first row with the same text; None at that row itself
-    sides: list[str]  # pool | target | held_out | general
-    changes: list[str]  # kept | edited | new
-    earlier: list[str | None]  # offered | learnt
-    because: list[str | None]  # why it is not used; None: it is
-
-    def count(self, side: str) -> int:
-        """Return how many rows of a side are used."""
-        return sum(each == side and why is None for each, why in zip(self.sides, self.because, strict=True))
-
-
-@dataclass(frozen=True)
-class Earlier:
-    """The distinct examples of the version before, in its order, and what this version must know of each."""
-
-    table: pa.Table
-    questions: list[str]  # digest of all but the answers
-    keys: list[str]  # what decides on the side
-    earlier: list[str | None]  # offered | learnt, that version counted
-
-    def tell(self) -> Before:
-        """Return what a version is compared with."""
-        offered = [each is not None for each in self.earlier]
-        learnt = [each == "learnt" for each in self.earlier]
-        return Before(self.table["id"].to_pylist(), self.questions, offered, learnt)
 
 
 def write_examples(
@@ -87,21 +57,22 @@ def write_examples(
     raw, out, version = folders.raw, folders.here.examples, folders.here.version
     previous_examples, previous_subset = folders.before.examples, folders.before.selection
     files, ignored = choose_files(raw, settings)
-    reader, facts = open_reader(model, settings), Facts()
+    reader, facts = open_reader(model, settings, version), Facts()
     folders.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folders.cache, prefix=".examples-") as scratch:
         kept = Path(scratch) / "read.arrow"
         spill(read_files(files, reader, facts), kept)
         refuse_bad_rows(facts, settings)
         before = read_before(previous_examples, previous_subset)
-        division = divide(facts, before, settings, Path(raw))
+        compare = partial(find_likeness, Texts(kept), settings=settings)
+        division = divide(facts, before, settings, Path(raw), compare)
         refuse_empty_sides(division, settings)
         old = previous_examples / "examples.parquet", previous_subset / "subset.parquet"
         made = _trace([*(file.path for file in files), *old], version, model, settings)
         rows = add_division(stream(kept), facts, division)
         tables.write_tables(rows, schemas.EXAMPLES, out / "examples.parquet", made)
     tables.write_table(make_rejects(facts), out / "rejects.parquet", made)
-    gone = make_withdrawn(before, facts, division.ids)
+    gone = make_withdrawn(before, facts)
     tables.write_table(gone, out / "withdrawn.parquet", made)
     counts = measure(division, facts, held_out_share) | {"ignored_files": [list(each) for each in ignored]}
     tables.write_json(counts | count_changes(division, gone), out / "examples.json")
@@ -112,32 +83,33 @@ def write_examples(
 def choose_files(raw: Path, settings: ExamplesSettings) -> tuple[list[RawFile], list[NotRead]]:
     """Return the files that are read, and what is not with the reasons.
 
-    Of a data set with splits only `train` is chosen from; another is measured on where `examples.held_out` names it.
+    Of a data set with splits only `train` is chosen from, where it has one; another is measured on where
+    `examples.held_out` names it. Its rows come first: what repeats one of them is the repetition.
+
+    Raises:
+        ExamplesError: as `list_files`; no file is of the split that is to be held out.
     """
     files, ignored = list_files(raw, name_apart(settings))
-    named = (settings.held_out or {}).get("split")
-    splits_there = {file.split for file in files}
-    if named is not None and named not in splits_there:
-        known = ", ".join(sorted(each for each in splits_there if each)) or "none"
+    named, apart = (settings.held_out or {}).get("split"), name_apart(settings).values()
+    there = {file.split for file in files if not any(is_inside(file.name, raw, name) for name in apart)}
+    if named is not None and named not in there:
+        known = ", ".join(sorted(each for each in there if each)) or "none"
         raise ExamplesError(
             f"examples.held_out is split: {named}, and no file of {raw} is of that split; there are {known}"
         )
-    if TRAIN not in splits_there and named is None:
-        return files, ignored
-    apart = name_apart(settings).values()
+    chosen = {None, TRAIN, named} if TRAIN in there and named != TRAIN else there
     read, left = [], list(ignored)
     for file in files:
-        inside = any(is_inside(file.name, raw, name) for name in apart)
-        if inside or file.split in (None, TRAIN, named):
+        if file.split in chosen or any(is_inside(file.name, raw, name) for name in apart):
             read.append(file)
         else:
             reason = f"is the split {file.split}; set examples.held_out: {{split: {file.split}}} to measure on it"
             left.append(NotRead(file.name.partition("/")[2] or file.name, reason))
-    return read, left
+    return sorted(read, key=lambda file: named is None or file.split != named), left
 
 
-def open_reader(model: models.ModelChoice, settings: ExamplesSettings) -> Reader:
-    """Return how rows are read for a model.
+def open_reader(model: models.ModelChoice, settings: ExamplesSettings, version: str) -> Reader:
+    """Return how rows of a version are read for a model.
 
     Raises:
         TemplateError: nothing can be written for it, or a template whose text moves with the clock.
@@ -145,16 +117,25 @@ def open_reader(model: models.ModelChoice, settings: ExamplesSettings) -> Reader
     models.check_context(model)
     template = open_template(model)
     refuse_moving(template)
-    return Reader(settings, template, tuple(sorted(set(template.tokenizer.all_special_tokens))), model.max_tokens)
+    refused = list_turn_texts(template) if settings.on_special_tokens == "reject" else []
+    return Reader(settings, template, tuple(refused), model.max_tokens, list_sources(settings, version))
 
 
 def spill(rows: Iterator[pa.Table], path: Path) -> None:
-    """Write tables to a scratch file, one in memory at a time."""
-    from tasks.examples.reading import READ
+    """Write tables to a scratch file, one in memory at a time.
 
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, READ) as writer:
-        for table in rows:
-            writer.write_table(table)
+    Raises:
+        ArtifactError: the disk is full or refuses the write.
+    """
+    try:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, READ) as writer:
+            for table in rows:
+                writer.write_table(table)
+    except OSError as error:
+        raise tables.ArtifactError(
+            f"{path} could not be written: {error.strerror or error}; nothing was left behind. "
+            "Free space on that disk or move the project, then run again"
+        ) from error
 
 
 def stream(path: Path) -> Iterator[pa.Table]:
@@ -162,6 +143,19 @@ def stream(path: Path) -> Iterator[pa.Table]:
     with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
         for number in range(reader.num_record_batches):
             yield pa.Table.from_batches([reader.get_batch(number)])
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What each row of a scratch file is compared by with others, read as often as it is asked for."""
+
+    path: Path
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the texts in the rows' order."""
+        for table in stream(self.path):
+            rows = table.select(["messages", "tools"]).to_pylist()
+            yield from (join_dialogue(read_conversation(row)) for row in rows)
 
 
 def add_division(rows: Iterator[pa.Table], facts: Facts, division: Division) -> Iterator[pa.Table]:
@@ -177,6 +171,7 @@ def add_division(rows: Iterator[pa.Table], facts: Facts, division: Division) -> 
             "change": division.changes[part],
             "earlier": division.earlier[part],
             "duplicate_of": links,
+            **(tell_likeness(facts, division, part) if division.likeness else {}),
             "used": [reason is None for reason in division.because[part]],
             "unused_because": division.because[part],
         }
@@ -184,87 +179,15 @@ def add_division(rows: Iterator[pa.Table], facts: Facts, division: Division) -> 
         yield pa.table({name: columns[name] for name in schemas.EXAMPLES.names}, schema=schemas.EXAMPLES)
 
 
-def name_apart(settings: ExamplesSettings) -> dict[str, str]:
-    """Return the parameters that name a file or folder inside the raw folder, and what they name."""
-    found = {
-        "examples.target.path": (settings.target or {}).get("path"),
-        "examples.held_out.path": (settings.held_out or {}).get("path"),
-        "examples.retention_set": settings.retention_set,
+def tell_likeness(facts: Facts, division: Division, part: slice) -> dict[str, list]:
+    """Return the columns of some rows that say what they are near-duplicates of."""
+    likeness = division.likeness
+    first = [None if place < 0 else facts.rows[place] for place in likeness.first[part].tolist()]
+    return {
+        "near_duplicate_of": first,
+        "cluster_size": likeness.sizes[part].tolist(),
+        "weight": division.weights[part],
     }
-    return {parameter: name for parameter, name in found.items() if name is not None}
-
-
-def read_before(examples: Path, subset: Path) -> Earlier:
-    """Return the distinct examples of the version before, each with what this version must know of it."""
-    table = tables.read_table(examples / "examples.parquet", schemas.EXAMPLES)
-    table = table.filter(pc.is_null(table["duplicate_of"]))
-    picked = tables.read_table(subset / "subset.parquet", schemas.SUBSET)
-    chosen = {_text_id(each) for each in picked.filter(picked["chosen"])["id"].to_pylist()}
-    return make_earlier(table, chosen)
-
-
-def make_earlier(table: pa.Table, chosen: set[str]) -> Earlier:
-    """Return what a version must know of distinct examples of the one before, of which some were chosen."""
-    questions, keys, earlier = [], [], []
-    for batch in table.select(["id", "topic", "messages", "tools", "earlier", "used", "split"]).to_batches():
-        for row in batch.to_pylist():
-            conversation = read_conversation(row)
-            questions.append(identify_question(conversation, row["topic"]))
-            keys.append(splits.shorten(split_key(conversation)))
-            learnt = row["earlier"] == "learnt" or _text_id(row["id"]) in chosen
-            offered = row["earlier"] or (row["used"] and row["split"] == splits.POOL)
-            earlier.append("learnt" if learnt else "offered" if offered else None)
-    return Earlier(table, questions, keys, earlier)
-
-
-def divide(facts: Facts, earlier: Earlier, settings: ExamplesSettings, raw: Path) -> Division:
-    """Give each row its side, what is new about it, and whether later stages use it.
-
-    Prompts that the version before is measured on are kept out of the target task, those that earlier versions chose
-    out of the general set, and those of the user's own held-out rows out of the pool.
-    """
-    before, ids = earlier.tell(), facts.ids
-    used = earlier.table["used"].to_pylist()
-    side = earlier.table["split"].to_pylist()
-    measured = [key for key, *two in zip(earlier.keys, used, side, strict=True) if two == [True, splits.HELD_OUT]]
-    target = settings.target or {}
-    given = tell_given(facts.files, raw, settings)
-    drawn = facts.drawn if settings.held_out is None else [False] * len(ids)
-    sides = splits.assign_sides(facts.keys, given, drawn, measured)
-    changes = splits.label_changes(ids, facts.questions, before)
-    rows = Rows(ids, splits.link_duplicates(facts.same), sides, facts.topics, changes)
-    if "topic" in target:
-        sides = splits.set_apart(rows, target["topic"], target.get("rows"), settings.seed)
-        rows = Rows(ids, rows.first, sides, rows.topics, changes)
-    taught = [key for key, one in zip(earlier.keys, earlier.earlier, strict=True) if one == "learnt"]
-    splits.refuse_shared(facts.keys, sides, taught)
-    because = splits.mark_used(
-        rows,
-        ground_set=settings.ground_set,
-        distinct=settings.distinct,
-        seed=settings.seed,
-        pool_rows=settings.pool_rows,
-        held_out_rows=settings.held_out_rows,
-        barred=splits.find_asked_elsewhere(facts.keys, sides),
-    )
-    named = ids if settings.distinct else splits.number_repetitions(ids)
-    return Division(named, list(rows.first), list(sides), changes, splits.tell_earlier(ids, before), because)
-
-
-def tell_given(files: Sequence[str], raw: Path, settings: ExamplesSettings) -> list[str | None]:
-    """Return the side that a parameter gives to each row's file; None: it depends on the row's prompt."""
-    sides = {
-        "examples.target.path": splits.TARGET,
-        "examples.held_out.path": splits.HELD_OUT,
-        "examples.retention_set": splits.GENERAL,
-    }
-    apart, named = name_apart(settings), (settings.held_out or {}).get("split")
-    held_out = {file.name for file in list_files(raw, apart)[0] if named is not None and file.split == named}
-    known: dict[str, str | None] = {}
-    for file in set(files):
-        found = (sides[parameter] for parameter, name in apart.items() if is_inside(file, raw, name))
-        known[file] = next(found, splits.HELD_OUT if file in held_out else None)
-    return [known[file] for file in files]
 
 
 def refuse_bad_rows(facts: Facts, settings: ExamplesSettings) -> None:
@@ -275,7 +198,7 @@ def refuse_bad_rows(facts: Facts, settings: ExamplesSettings) -> None:
     """
     if not facts.count:
         raise ExamplesError("the raw files hold no rows; an example has at least a question and an answer")
-    long_way = "raise it, or set examples.on_long_row: reject, or drop_turns, which leaves out whole exchanges"
+    long_way = "raise models.max_tokens, or set examples.on_long_row: reject, or drop_turns, which leaves out exchanges"
     bad_way = "mend them or set examples.on_bad_row: reject, which keeps them apart in rejects.parquet"
     stops = {True: settings.on_long_row == "stop", False: settings.on_bad_row == "stop"}
     rejects = sorted(facts.rejects)
@@ -287,11 +210,12 @@ def refuse_bad_rows(facts: Facts, settings: ExamplesSettings) -> None:
     kinds = Counter(reason.split(":")[0] for *_, reason, _ in bad)
     first = "; ".join(f"{file}:{line}: {reason}" for _, file, line, reason, _ in bad[:SHOWN])
     long = {row[3].startswith(LONG) for row in bad}
-    ways = [way for way, of_long in ((long_way, True), (bad_way, False)) if of_long in long]
-    way_out = "; ".join(ways) if len(rejects) < facts.count else "no example is left, so mend the files"
+    ways = [way for way, of_long in ((long_way, True), (bad_way, False)) if of_long in long and stops[of_long]]
+    if len(rejects) == facts.count:
+        ways = ["no example is left, so mend the files", *(way for way in ways if way == long_way)]
     raise ExamplesError(
         f"{len(bad)} of {facts.count} rows are bad ({', '.join(f'{count} {kind}' for kind, count in kinds.items())}); "
-        f"first {first}; {way_out}"
+        f"first {first}; {'; '.join(ways)}"
     )
 
 
@@ -304,21 +228,19 @@ def refuse_empty_sides(division: Division, settings: ExamplesSettings) -> None:
     """
     held_out, pool = division.count(splits.HELD_OUT), division.count(splits.POOL)
     found = f"{len(division.ids)} rows, {division.first.count(None)} distinct"
-    kept = division.because.count("kept")
     if pool < 2:
-        why = (
-            f", and {kept} kept from the version before: set examples.ground_set: all to choose among them"
-            if kept
-            else ""
-        )
         raise ExamplesError(
-            f"the pool has {pool} usable example{'' if pool == 1 else 's'} ({found}, {held_out} used held-out{why}); "
+            f"the pool has {pool} usable example{'' if pool == 1 else 's'} ({found}, {held_out} used held-out"
+            f"{_tell_left(division)}); "
             "choosing needs 2 or more: give more rows, or raise examples.held_out_every or examples.pool_rows"
         )
     if not held_out:
+        way_out = (
+            "lower examples.held_out_every" if settings.held_out is None else "name other rows by examples.held_out"
+        )
         raise ExamplesError(
             f"no row is held out ({found}), so nothing could be measured; "
-            "give more rows, lower examples.held_out_every, or raise examples.held_out_rows"
+            f"give more rows, {way_out}, or raise examples.held_out_rows"
         )
     if settings.target is not None and not division.count(splits.TARGET):
         raise ExamplesError(
@@ -331,6 +253,17 @@ def refuse_empty_sides(division: Division, settings: ExamplesSettings) -> None:
         )
 
 
+def _tell_left(division: Division) -> str:
+    """Return how many rows of the pool are not used though their text stands there once."""
+    kept, asked = (division.because.count(reason) for reason in ("kept", "held out"))
+    told = ""
+    if kept:
+        told += f", and {kept} kept from the version before: set examples.ground_set: all to choose among them"
+    if asked:
+        told += f", and {asked} that ask what a held-out row asks"
+    return told
+
+
 def measure(division: Division, facts: Facts, held_out_share: float) -> dict[str, Any]:
     """Return the counts that examples.json holds; shares are of distinct examples but general ones, before sampling."""
     distinct = [link is None for link in division.first]
@@ -341,16 +274,27 @@ def measure(division: Division, facts: Facts, held_out_share: float) -> dict[str
         "rows": facts.count,
         "rejects": len(facts.rejects),
         "notes": dict(facts.notes),
+        "dropped_exchanges": facts.dropped,
         "empty_files": facts.empty,
         "formats": facts.formats,
         "split_rows": facts.split,
         "distinct": len(topics),
         "duplicates": len(division.ids) - len(topics),
+        **count_likeness(division),
         "used": {side: division.count(side) for side in SIDES},
         "topics": dict(sorted(Counter(topics).items())),
         "held_out_share": shares,
         "topics_below": [topic for topic, share in shares.items() if share < held_out_share],
     }
+
+
+def count_likeness(division: Division) -> dict[str, int]:
+    """Return how many rows are near-duplicates of an earlier one, and how many of the pool of a held-out one."""
+    likeness = division.likeness
+    if likeness is None:
+        return {}
+    near = int((likeness.first >= 0).sum())
+    return {"near_duplicates": near, "near_held_out": int(likeness.near_held_out.sum())}
 
 
 def count_changes(division: Division, gone: pa.Table) -> dict[str, Any]:
@@ -365,29 +309,23 @@ def count_changes(division: Division, gone: pa.Table) -> dict[str, Any]:
     }
 
 
-def make_withdrawn(before: Earlier, facts: Facts, ids: list[str]) -> pa.Table:
-    """Return the examples of the version before that are here no more, as a table."""
-    gone = splits.find_withdrawn([_text_id(each) for each in ids], facts.questions, before.tell())
-    places = [place for place, _ in gone]
-    found = before.table.take(pa.array(places, pa.int64()))
-    derived = {"edited_to": [instead for _, instead in gone], "earlier": [before.earlier[place] for place in places]}
-    columns = {name: found[name] for name in ("id", "topic", "prompt", "response", "split")} | derived
-    return pa.table({name: columns[name] for name in schemas.WITHDRAWN.names}, schema=schemas.WITHDRAWN)
-
-
 def make_rejects(facts: Facts) -> pa.Table:
     """Return the bad rows as a table, in the order of the files."""
     rows = [dict(zip(schemas.REJECTS.names, place, strict=True)) for _, *place in sorted(facts.rejects)]
     return pa.Table.from_pylist(rows, schema=schemas.REJECTS)
 
 
-def _trace(files: list[Path], version: str, model: models.ModelChoice, settings: ExamplesSettings) -> tables.Provenance:
+def _trace(
+    files: list[Path],
+    version: str,
+    model: models.ModelChoice,
+    settings: ExamplesSettings,
+) -> tables.Provenance:
     asked = {name: value for name, value in vars(settings).items() if name not in ("on_bad_row", "on_long_row", "seed")}
-    asked |= {"template": model.template, "model": Path(model.name).name, "max_tokens": model.max_tokens}
+    asked["sources"] = [dict(one) for one in settings.sources.get(version, ())]
+    asked |= {"drop_turns": True} if settings.on_long_row == "drop_turns" else {}
+    asked |= {name: getattr(model, name) for name in ("template", "template_arguments", "max_tokens")}
+    own = None if model.chat_template is None else tables.digest(Path(model.chat_template))
+    asked |= {"model": Path(model.name).name, "chat_template": own}
     inputs = tables.digest_inputs(*(path for file in files for path in list_contents(file)))
     return tables.Provenance("examples", version, asked, inputs, settings.seed)
-
-
-def _text_id(each: str) -> str:
-    """Return the digest of an example's text, whichever repetition of it the id is of."""
-    return each.partition("-")[0]

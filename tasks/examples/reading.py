@@ -7,8 +7,10 @@ kilobyte.
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from itertools import count, islice
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -22,11 +24,11 @@ from tamis.examples.conversations import (
     identify_question,
     split_key,
 )
-from tamis.examples.formats import EXCHANGE, Parsed, Reading, make_reading, parse_row
+from tamis.examples.formats import Parsed, Reading, make_reading, parse_row
 from tamis.examples.values import RowError
-from tamis.language.chat_templates import TemplateError
+from tamis.language.chat_templates import Template, TemplateError
 from tamis.language.encoding import Encoding
-from tamis.language.rendering import Template, encode_conversations, find_faults
+from tamis.language.rendering import encode_conversations, find_faults
 from tasks.artifacts import schemas
 from tasks.conversations import write_conversation
 from tasks.examples.files import ExamplesError, RawFile
@@ -36,11 +38,21 @@ from tasks.examples.text_files import Record
 
 BATCH = 1024  # rows that are parsed and tokenised at once
 REJECTED_TEXT = 500  # characters of a bad row that are kept
-DERIVED = ("split", "change", "earlier", "duplicate_of", "used", "unused_because")  # known once all rows are read
+DERIVED = (  # columns that are known once all rows are read
+    "split",
+    "change",
+    "earlier",
+    "duplicate_of",
+    "near_duplicate_of",
+    "cluster_size",
+    "weight",
+    "used",
+    "unused_because",
+)
 READ = pa.schema([one for one in schemas.EXAMPLES if one.name not in DERIVED])
 LONG, SPECIAL = "longer than the context", "holds a control token"
-TEXTS = (*EXCHANGE, "messages")  # parts of which an example is made
 DROPPED = "longer than the context: whole exchanges are left out at its end"
+SHOWN = 20  # fields that an error names
 
 
 @dataclass
@@ -56,12 +68,30 @@ class Facts:
     topics: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     rejects: list[tuple] = field(default_factory=list)  # row, file, line, reason, text of each bad row
-    notes: Counter[str] = field(default_factory=Counter)  # what was left out of good rows
+    notes: Counter[str] = field(default_factory=Counter)  # what was left out of good rows -> of how many
+    dropped: int = 0  # exchanges that were left out
     empty: list[str] = field(default_factory=list)  # files without a row
-    seen: set[str] = field(default_factory=set)  # fields that rows have
+    seen: set[str] = field(default_factory=set)  # fields of the first rows, and of those asked for what any row has
     formats: dict[str, str] = field(default_factory=dict)  # of each file
+    splits: dict[str, str | None] = field(default_factory=dict)  # likewise
     split: int = 0  # rows of which the template makes several sequences
     count: int = 0  # rows, good and bad
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a version says of some of its files."""
+
+    path: str  # a file, a folder or a pattern, inside the raw path
+    format: str | None = None  # None: that of the settings
+    fields: Mapping[str, str] | None = None  # likewise
+    topic: str | None = None  # of all rows; None: by field or file
+    source: str | None = None  # of rows that name none themselves
+
+    def fits(self, file: RawFile) -> bool:
+        """Return whether a file is what the path names, or lies in it."""
+        inside = PurePosixPath(file.name.partition("/")[2] or file.name)
+        return inside.is_relative_to(self.path) or fnmatchcase(str(inside), self.path)
 
 
 @dataclass(frozen=True)
@@ -70,8 +100,9 @@ class Reader:
 
     settings: ExamplesSettings
     template: Template | None  # None: nothing is tokenised, and rows that only a template can refuse are among the good
-    special: tuple[str, ...]  # texts that the tokenizer turns into control tokens
+    special: tuple[str, ...]  # texts of control tokens that no message may hold
     max_tokens: int
+    sources: tuple[Source, ...] = ()  # what is said of some files
 
 
 @dataclass(frozen=True)
@@ -79,8 +110,9 @@ class Batch:
     """Records of one file."""
 
     records: list[Record]
-    reading: Reading | None  # how they are read; None: the file has no fields
     stem: str  # their topic where none is mapped
+    reading: Reading | None  # how they are read; None: the file has no fields
+    source: Source  # what is said of the file
 
 
 @dataclass(frozen=True)
@@ -103,16 +135,18 @@ class Good:
     tokens: int  # of all its sequences
     answers: int  # of these, answer tokens
     sequences: int
+    dropped: int = 0  # exchanges that were left out at its end
 
 
 def read_files(files: Sequence[RawFile], reader: Reader, facts: Facts) -> Iterator[pa.Table]:
     """Yield the good rows of raw files as tables under `READ`, and note in `facts` what there is to know of all.
 
     Raises:
-        ExamplesError: as `cut_files`.
+        ExamplesError: as `cut_files`; a field that no row has.
     """
     for batch in cut_files(files, reader, facts):
         yield from read_batch(batch, reader, facts)
+    refuse_unknown(files, reader, facts)
 
 
 def cut_files(files: Sequence[RawFile], reader: Reader, facts: Facts, *, most: int | None = None) -> Iterator[Batch]:
@@ -122,51 +156,102 @@ def cut_files(files: Sequence[RawFile], reader: Reader, facts: Facts, *, most: i
         most: records of each file, its first; None: all.
 
     Raises:
-        ExamplesError: a file cannot be read at all, or nothing tells what its rows are.
+        ExamplesError: a file cannot be read at all, or nothing tells what its rows are; a source names no file.
     """
+    _refuse_unfit(files, reader.sources)
     for file in files:
-        reading, found = _recognise(file, reader), False
+        source = find_source(file, reader.sources)
+        settings = choose_settings(source, reader.settings)
+        reading, found = _recognise(file, settings, facts), False
         facts.formats[file.name] = (reading.format or "fields") if reading else "empty"
-        columns = list(reading.fields.values()) + list(reader.settings.keep) if reading else None
-        records = islice(read_records(file, encoding=reader.settings.encoding, columns=columns), most)
+        facts.splits[file.name] = file.split
+        columns = [*reading.fields.values(), *settings.keep] if reading else None
+        records = islice(read_records(file, encoding=settings.encoding, columns=columns), most)
         while batch := list(islice(records, BATCH)):
             found = True
-            yield Batch(batch, reading, file.stem)
+            yield Batch(batch, file.stem, reading, source)
         if not found:
             facts.empty.append(file.name)
 
 
 def read_batch(batch: Batch, reader: Reader, facts: Facts) -> Iterator[pa.Table]:
     """Yield the good rows of a batch as a table under `READ`, and note in `facts` what there is to know of all."""
+    settings = choose_settings(batch.source, reader.settings)
+    facts.seen |= _find_fields(batch.records, {*settings.fields.values(), *settings.keep} - facts.seen)
     rows = [row for record in batch.records if (row := _parse(record, batch.reading, batch.stem, reader, facts))]
-    yield from _encode(rows, reader, facts)
+    yield from _encode([label(row, batch.source) for row in rows], reader, facts)
 
 
-def _recognise(file: RawFile, reader: Reader) -> Reading | None:
+def list_sources(settings: ExamplesSettings, version: str) -> tuple[Source, ...]:
+    """Return what is said of some files of a version."""
+    return tuple(Source(**one) for one in settings.sources.get(version, ()))
+
+
+def find_source(file: RawFile, sources: Sequence[Source]) -> Source:
+    """Return what is said of a file: the first source that fits it, or one that says nothing."""
+    return next((one for one in sources if one.fits(file)), Source(""))
+
+
+def choose_settings(source: Source, settings: ExamplesSettings) -> ExamplesSettings:
+    """Return how the files of a source are read."""
+    said = {"format": source.format, "fields": source.fields}
+    return replace(settings, **{name: value for name, value in said.items() if value is not None})
+
+
+def label(row: Row, source: Source) -> Row:
+    """Return a row with the topic of its source, and the source's label where it has none."""
+    parsed = row.parsed
+    told = replace(parsed, topic=source.topic or parsed.topic, source=parsed.source or source.source)
+    return replace(row, parsed=told)
+
+
+def _refuse_unfit(files: Sequence[RawFile], sources: Sequence[Source]) -> None:
+    unfit = [one.path for one in sources if not any(one.fits(file) for file in files)]
+    if unfit:
+        there = ", ".join(file.name.partition("/")[2] or file.name for file in files[:SHOWN])
+        raise ExamplesError(
+            f"{len(unfit)} of {len(sources)} sources name no file that is read, first {unfit[0]!r}; there are {there}"
+        )
+
+
+def _find_fields(batch: Sequence[Record], wanted: set[str]) -> set[str]:
+    """Return those of some fields that a row of a batch has."""
+    if not wanted:
+        return wanted
+    return {name for record in batch if isinstance(record.value, Mapping) for name in wanted & record.value.keys()}
+
+
+def refuse_unknown(files: Sequence[RawFile], reader: Reader, facts: Facts) -> None:
+    """Check that some row has each field that the settings name, or the sources where these say it.
+
+    Raises:
+        ExamplesError: naming the field, and those that there are.
+    """
+    asked = dict.fromkeys(reader.settings.keep, "examples.keep names")
+    for file in files:
+        source = find_source(file, reader.sources)
+        whose = "examples.fields maps to" if source.fields is None else "a source maps to"
+        fields = choose_settings(source, reader.settings).fields
+        asked |= {name: f"{whose} {part}" for part, name in fields.items()}
+    unknown = [name for name in asked if name not in facts.seen]
+    if unknown and facts.seen:
+        there = ", ".join(sorted(facts.seen)[:SHOWN])
+        raise ExamplesError(
+            f"0 of {facts.count} rows have the field {unknown[0]!r} that {asked[unknown[0]]}; there are {there}"
+        )
+
+
+def _recognise(file: RawFile, settings: ExamplesSettings, facts: Facts) -> Reading | None:
     """Return how a file's rows are read; None: it has none."""
-    settings = reader.settings
     names, sample = sample_fields(file, encoding=settings.encoding)
+    facts.seen.update(names)
     if not names:
         return None
-    format = None if settings.format == "auto" else settings.format
-    fields = settings.fields if format else _pick_fields(settings.fields, names)
     try:
-        return make_reading(names, sample, format=format, fields=fields, learn=settings.learn)
+        format = None if settings.format == "auto" else settings.format
+        return make_reading(names, sample, format=format, fields=settings.fields, learn=settings.learn)
     except ValueError as error:
-        texts = ", ".join(field for part, field in settings.fields.items() if part in TEXTS)
-        other = f"it has none of the fields {texts} (examples.fields), and " if fields != settings.fields else ""
-        raise ExamplesError(f"{file.name}: {other}{error}") from None
-
-
-def _pick_fields(fields: Mapping[str, str], names: Sequence[str]) -> Mapping[str, str]:
-    """Return what holds of `examples.fields` in a file: all of it, or, in one without any of the texts, what it has.
-
-    So files of several formats are read side by side, each version by the same settings.
-    """
-    texts = {fields[part] for part in TEXTS if part in fields}
-    if not texts or texts & set(names):
-        return fields
-    return {part: field for part, field in fields.items() if field in names}
+        raise ExamplesError(f"{file.name}: {error}") from None
 
 
 def _parse(record: Record, reading: Reading | None, stem: str, reader: Reader, facts: Facts) -> Row | None:
@@ -175,17 +260,17 @@ def _parse(record: Record, reading: Reading | None, stem: str, reader: Reader, f
         if isinstance(record.value, RowError):
             raise record.value
         if reading is None:
-            raise RowError(f"not an object: {type(record.value).__name__}")
+            what = "it is empty" if isinstance(record.value, Mapping) else type(record.value).__name__
+            raise RowError(f"not an object: {what}")
         parsed = parse_row(record.value, reading, stem)
         conversation = adapting.place_system(parsed.conversation, reader.settings.system)
         special = adapting.find_special(conversation, reader.special)
         if special is not None:
-            raise RowError(f"{SPECIAL}: {special!r} would end or open a turn inside the text")
+            way_out = "set examples.on_special_tokens: as_text to read it as text"
+            raise RowError(f"{SPECIAL}: {special!r} would end or open a turn inside the text; {way_out}")
     except RowError as error:
         reject(facts, number, record, str(error))
         return None
-    if parsed.note:
-        facts.notes[parsed.note] += 1
     keep = reader.settings.keep
     kept = dump(pick_kept(record.value, keep)) if keep else None
     return Row(number, record, parsed, conversation, kept)
@@ -193,6 +278,8 @@ def _parse(record: Record, reading: Reading | None, stem: str, reader: Reader, f
 
 def _encode(rows: Sequence[Row], reader: Reader, facts: Facts) -> Iterator[pa.Table]:
     """Yield a batch as a table, but for rows that the template refuses or that are too long."""
+    if not rows:
+        return
     if reader.template is None:
         good = [Good(row, row.conversation, 0, 0, 1) for row in rows]
     else:
@@ -202,48 +289,72 @@ def _encode(rows: Sequence[Row], reader: Reader, facts: Facts) -> Iterator[pa.Ta
 
 
 def _measure(rows: Sequence[Row], template: Template, reader: Reader, facts: Facts) -> Iterator[Good]:
-    kept, coded = _encode_good(rows, template, facts)
+    """Yield the rows that the template writes and that fit, with their tokens."""
+    kept, coded = _write(rows, template, facts)
     pieces = np.diff(coded.rows)
     sizes = zip(coded.longest.tolist(), coded.sizes.tolist(), coded.answer_tokens.tolist(), pieces, strict=True)
-    for row, (longest, tokens, answers, count) in zip(kept, sizes, strict=True):
+    for row, (longest, tokens, answers, sequences) in zip(kept, sizes, strict=True):
         if longest <= reader.max_tokens:
-            yield Good(row, row.conversation, tokens, answers, int(count))
+            yield Good(row, row.conversation, tokens, answers, int(sequences))
         elif shorter := _shorten(row, template, reader):
-            facts.notes[DROPPED] += 1
             yield shorter
         else:
-            reason = f"{LONG}: {longest} tokens with the template's, {reader.max_tokens} fit (models.max_tokens)"
-            reject(facts, row.number, row.record, reason)
+            whole = " and no beginning of it does" if reader.settings.on_long_row == "drop_turns" else ""
+            fit = f"{reader.max_tokens} fit (models.max_tokens){whole}"
+            reject(facts, row.number, row.record, f"{LONG}: {longest} tokens with the template's, {fit}")
 
 
-def _encode_good(rows: Sequence[Row], template: Template, facts: Facts) -> tuple[Sequence[Row], Encoding]:
-    """Return the rows that the template writes, with their tokens; only where it refuses one is each looked at."""
+def _write(rows: Sequence[Row], template: Template, facts: Facts) -> tuple[list[Row], Encoding]:
+    """Return the rows that the template writes, and their tokens; the others become rejects."""
     try:
-        return rows, encode_conversations(template, [row.conversation for row in rows])
+        return list(rows), encode_conversations(template, [row.conversation for row in rows])
     except TemplateError:
         faults = find_faults(template, [row.conversation for row in rows])
     for row, fault in zip(rows, faults, strict=True):
         if fault:
-            reject(facts, row.number, row.record, f"not written by the template: {fault}")
+            way_out = _find_way_out(row.conversation, template)
+            reject(facts, row.number, row.record, f"not written by the template: {fault}{way_out}")
     kept = [row for row, fault in zip(rows, faults, strict=True) if not fault]
     return kept, encode_conversations(template, [row.conversation for row in kept])
+
+
+def _find_way_out(conversation: Conversation, template: Template) -> str:
+    """Return which setting lets a template write a conversation that it refuses; "" where none does."""
+    plain = adapting.place_system(conversation, "drop")
+    helps = plain != conversation and find_faults(template, [plain]) == [None]
+    return "; set examples.system: first_user, or drop, for a template without system messages" if helps else ""
 
 
 def _shorten(row: Row, template: Template, reader: Reader) -> Good | None:
     """Return a row without as many of its last exchanges as must go, where that is asked for and helps."""
     shorter = row.conversation if reader.settings.on_long_row == "drop_turns" else None
-    while shorter is not None and (shorter := adapting.drop_exchange(shorter)) is not None:
-        coded = encode_conversations(template, [shorter])
-        if coded.longest[0] <= reader.max_tokens:
-            return Good(row, shorter, int(coded.sizes[0]), int(coded.answer_tokens[0]), int(coded.rows[1]))
+    for dropped in count(1):
+        shorter = adapting.drop_exchange(shorter) if shorter else None
+        if shorter is None:
+            return None
+        if find_faults(template, [shorter]) == [None]:
+            coded = encode_conversations(template, [shorter])
+            if coded.longest[0] <= reader.max_tokens:
+                sizes = int(coded.sizes[0]), int(coded.answer_tokens[0]), int(coded.rows[1])
+                return Good(row, shorter, *sizes, dropped)
     return None
+
+
+def _note(good: Good, facts: Facts) -> str | None:
+    """Return what was left out of a row, and count it."""
+    notes = [good.row.parsed.note] if good.row.parsed.note else []
+    facts.notes.update(notes)
+    if good.dropped:
+        facts.notes[DROPPED] += 1
+        facts.dropped += good.dropped
+        notes.append(f"too long: {good.dropped} exchange{'s' * (good.dropped > 1)} left out at its end")
+    return "; ".join(notes) or None
 
 
 def _tabulate(good: Sequence[Good], settings: ExamplesSettings, facts: Facts) -> pa.Table:
     records = []
     for one in good:
         row, conversation = one.row, one.conversation
-        dropped = len(row.conversation.messages) - len(conversation.messages)
         records.append(
             {
                 "row": row.number,
@@ -256,7 +367,7 @@ def _tabulate(good: Sequence[Good], settings: ExamplesSettings, facts: Facts) ->
                 "kept": row.kept,
                 "tokens": one.tokens,
                 "response_tokens": one.answers,
-                "note": f"{dropped} messages are left out at its end" if dropped else row.parsed.note,
+                "note": _note(one, facts),
                 "file": row.record.file,
                 "line": row.record.line,
             }

@@ -18,7 +18,7 @@ from tasks.examples.files import PACKED, SAVED, ExamplesError, RawFile
 from tasks.examples.text_files import SEPARATORS, UTF8, Record, read_columns, read_text_file, refuse_twice
 
 BATCH = 1024  # rows per batch of a columnar file
-SAMPLE = 100  # records from which the fields of a file are known
+SAMPLE = 100  # records with fields from which those of a file are known
 START = 64  # bytes by which a file is told
 POINTER = b"version https://git-lfs.github.com/spec/"  # what Git LFS leaves where a file's data is not fetched
 UNREADABLE = (OSError, EOFError, zlib.error, UnicodeError, RecursionError, pa.ArrowException)
@@ -51,7 +51,7 @@ def read_records(file: RawFile, *, encoding: str = UTF8, columns: Sequence[str] 
 def sample_fields(file: RawFile, *, encoding: str = UTF8) -> tuple[list[str], dict[str, Any]]:
     """Return the fields of a file, and of each the first value that is not null, as one row.
 
-    The fields are those of its columns or, where rows have fields of their own, of its first records.
+    The fields are those of its columns or, where rows have fields of their own, of the first records that have any.
 
     Raises:
         ExamplesError: as `read_records`.
@@ -60,8 +60,8 @@ def sample_fields(file: RawFile, *, encoding: str = UTF8) -> tuple[list[str], di
         row: dict[str, Any] = dict.fromkeys(_list_columns(file, encoding))
     except UNREADABLE:
         row = {}  # of which the records complain
-    for record in islice(read_records(file, encoding=encoding), SAMPLE):
-        found = record.value if isinstance(record.value, Mapping) else {}
+    values = (record.value for record in read_records(file, encoding=encoding))
+    for found in islice((value for value in values if isinstance(value, Mapping) and value), SAMPLE):
         row |= {name: value for name, value in found.items() if row.get(name) is None}
     return list(row), row
 

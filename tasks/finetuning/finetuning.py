@@ -22,8 +22,7 @@ import peft
 import torch
 import transformers
 
-from tamis.language import encoding as token_encoding
-from tamis.language import packing, rendering
+from tamis.language import packing
 from tamis.language.encoding import Encoding, refuse_long
 from tamis.masks import sparse_adamw, tensor_layout, topk
 from tamis.submodular.budgets import Budget, restore
@@ -33,7 +32,7 @@ from tasks import models
 from tasks.artifacts import schemas, tables
 from tasks.artifacts.row_sets import read_sets
 from tasks.artifacts.tables import ArtifactError
-from tasks.conversations import encode_rows
+from tasks.conversations import WRITERS, encode_rows
 from tasks.finetuning import mask_updates, trainer
 from tasks.finetuning.trainer import Arm, FinetuningSettings, Recipe
 from tasks.folders import Folders
@@ -44,9 +43,7 @@ from tasks.masks.sparse_deltas import replacing_folder
 from tasks.settings import RuntimeSettings
 
 LIBRARIES = (torch, transformers, peft, accelerate)  # another release of one of them starts an arm anew
-CODE = tables.digest_code(
-    steps, packing, token_encoding, rendering, models, sparse_deltas, trainer, sys.modules[__name__]
-)
+CODE = tables.digest_code(steps, packing, *WRITERS, models, sparse_deltas, trainer, sys.modules[__name__])
 MASKED = tables.digest_code(sparse_adamw, tensor_layout, topk, mask_tables, mask_updates)  # of method masked alone
 
 

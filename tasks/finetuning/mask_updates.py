@@ -265,7 +265,7 @@ def score(network: PreTrainedModel, scoring: Scoring, rows: Encoding, ids: Seque
 def save_mask(inside: MaskedTraining, checkpoints: Path, step: int) -> None:
     """Write the mask in force beside the checkpoints, whole or not at all."""
     tensors = {f"{name}.mask": indices for name, indices in inside.mask.items()}
-    tensors |= {f"{name}.trained": indices for name, indices in inside.trained.items()}
+    tensors |= {f"{name}.trained": indices.clone() for name, indices in inside.trained.items()}  # may be the same
     write(tensors, checkpoints / f"mask-{step}.safetensors", {"rescored": inside.rescored})
 
 

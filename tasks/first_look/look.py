@@ -4,28 +4,28 @@ The sample is drawn from the first rows of each file, so that it is there within
 says of a file's later rows, it guesses. The exact look reads as the stage `examples` does, and stops at nothing.
 """
 
-import importlib
-import importlib.util
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, compress
 from pathlib import Path
 from random import Random
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from tamis.examples.splits import SplitError
+from tamis.examples.splits import SplitError, link_duplicates
 from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import ArtifactError
 from tasks.conversations import read_conversation
 from tasks.examples import examples
+from tasks.examples.division import Division, divide, make_earlier, read_before
 from tasks.examples.files import ExamplesError, NotRead, RawFile
-from tasks.examples.reading import BATCH, Batch, Facts, Reader, cut_files, dump, read_batch
+from tasks.examples.near import find_likeness
+from tasks.examples.reading import BATCH, Batch, Facts, Reader, cut_files, dump, read_batch, refuse_unknown
 from tasks.examples.settings import ExamplesSettings
 from tasks.examples.text_files import Record
 from tasks.first_look.figures import (
@@ -50,8 +50,6 @@ READ_CHARACTERS = 64_000_000  # at which no further rows are drawn from
 SAMPLE_CHARACTERS = 4_000_000  # at which the sample has no further rows
 SHOWN = 3  # examples
 ALONE = 16 * BATCH  # rows that one process reads before others are started, which takes them seconds
-JACCARD = 0.8  # from which on rows are near-duplicates, where no setting says it
-NEAR = "tamis.examples.near_duplicates"
 
 
 @dataclass(frozen=True)
@@ -100,19 +98,20 @@ class Look:
     notes: Mapping[str, int]  # what was left out of good rows -> rows
     split_rows: int  # of which the template makes several sequences
     duplicates: int | None = None  # rows with the text of an earlier one; None where a sample cannot say it
-    near_duplicates: int | None = None  # other rows that are similar to an earlier one; None: not looked for
+    near_duplicates: int | None = None  # other rows that are similar to an earlier one; None: likewise
+    near_held_out: int | None = None  # rows of the pool that are similar to a held-out one; None: likewise
     foreseen: Foreseen | None = None
 
 
-def open_source(raw: Path, *, model: models.ModelChoice, settings: ExamplesSettings) -> Source:
-    """Return the files of a raw path, and how they are read.
+def open_source(raw: Path, version: str, *, model: models.ModelChoice, settings: ExamplesSettings) -> Source:
+    """Return the files of a version's raw path, and how they are read.
 
     Raises:
         ExamplesError: there is no data; a parameter names what is not there.
         TemplateError: nothing can be written for the model.
     """
     files, ignored = examples.choose_files(raw, settings)
-    return Source(raw, files, ignored, examples.open_reader(model, settings))
+    return Source(raw, files, ignored, examples.open_reader(model, settings, version))
 
 
 def look_at_sample(source: Source) -> Look | None:
@@ -154,12 +153,16 @@ def look_at_all(
         kept = Path(scratch) / "read.arrow"
         examples.spill(_count(read_all(source, facts), facts, tally, tell), kept)
         marked = tuple(shown) or mark_some(source, facts, examples.stream(kept))
-        near = count_near_duplicates(kept, facts, source.reader.settings)
+        division, foreseen = foresee(facts, source, before, examples.Texts(kept))
+    same = [link is not None for link in link_duplicates(facts.same)]
+    likeness = division.likeness if division is not None else None
+    near = None if likeness is None else zip(likeness.first >= 0, same, strict=True)
     return replace(
         _conclude(source, facts, tally, marked),
-        duplicates=len(facts.same) - len(set(facts.same)),
-        near_duplicates=near,
-        foreseen=foresee(facts, source, before),
+        duplicates=sum(same),
+        near_duplicates=None if near is None else sum(like and not repeated for like, repeated in near),
+        near_held_out=None if likeness is None else int(likeness.near_held_out.sum()),
+        foreseen=foreseen,
     )
 
 
@@ -200,31 +203,29 @@ def pick_places(files: Sequence[str], seed: int) -> list[int]:
     return sorted(list(picked)[:SHOWN])
 
 
-def count_near_duplicates(kept: Path, facts: Facts, settings: ExamplesSettings) -> int | None:
-    """Return how many rows are near-duplicates of an earlier one without having its text; None: not looked for."""
-    if importlib.util.find_spec(NEAR) is None:
-        return None
-    module = importlib.import_module(NEAR)
-    found = module.find_near_duplicates(_Texts(kept, module.join_dialogue), jaccard=_threshold(settings))
-    links = examples.splits.link_duplicates(facts.same)
-    return int(np.sum((found.near_duplicate_of >= 0) & np.array([link is None for link in links], bool)))
+def foresee(facts: Facts, source: Source, before: Artifacts, texts: examples.Texts) -> tuple[Division | None, Foreseen]:
+    """Return how a run would divide the rows, and what that comes to; None where it would stop before.
 
-
-def foresee(facts: Facts, source: Source, before: Artifacts) -> Foreseen:
-    """Return what a run would make of the rows, and the first reason for which it would stop."""
+    Args:
+        facts: what is known of the rows.
+        source: where they come from.
+        before: the artifacts of the version before.
+        texts: what rows are compared by.
+    """
     settings = source.reader.settings
     try:
-        earlier, known = examples.read_before(before.examples, before.selection), True
+        earlier, known = read_before(before.examples, before.selection), True
     except ArtifactError:
-        earlier, known = examples.make_earlier(schemas.EXAMPLES.empty_table(), set()), False
-    bad = _find_stop(examples.refuse_bad_rows, facts, settings)
+        earlier, known = make_earlier(schemas.EXAMPLES.empty_table(), []), False
+    bad = _find_stop(refuse_unknown, source.files, source.reader, facts)
+    bad = bad or _find_stop(examples.refuse_bad_rows, facts, settings)
     try:
-        division = examples.divide(facts, earlier, settings, source.raw)
+        division = divide(facts, earlier, settings, source.raw, partial(find_likeness, texts, settings=settings))
     except (ExamplesError, SplitError) as error:
-        return Foreseen(None, None, bad or str(error))
+        return None, Foreseen(None, None, bad or str(error))
     distinct = [link is None for link in division.first]
     changes = Counter(compress(division.changes, distinct))
-    return Foreseen(
+    return division, Foreseen(
         {side: count for side in examples.SIDES if (count := division.count(side))},
         {name: changes[name] for name in ("new", "edited", "kept")} if known else None,
         bad or _find_stop(examples.refuse_empty_sides, division, settings),
@@ -238,23 +239,6 @@ def _find_stop(refuse: Callable[..., None], *arguments: Any) -> str | None:
     except ExamplesError as error:
         return str(error)
     return None
-
-
-@dataclass(frozen=True)
-class _Texts:
-    """What rows are compared by, as often as it is asked for."""
-
-    kept: Path
-    join: Callable[..., str]
-
-    def __iter__(self) -> Iterator[str]:
-        for table in examples.stream(self.kept):
-            for row in table.select(["messages", "tools"]).to_pylist():
-                yield self.join(read_conversation(row))
-
-
-def _threshold(settings: ExamplesSettings) -> float:
-    return getattr(settings, "near_duplicate_jaccard", JACCARD)
 
 
 def _conclude(source: Source, facts: Facts, tally: Tally, marked: tuple[Marked, ...]) -> Look:

@@ -30,7 +30,7 @@ from tamis.gradients import distillation, fisher, interaction, layers, per_examp
 from tamis.gradients.distillation import preservation_gradient
 from tamis.gradients.fisher import fisher_information
 from tamis.gradients.per_example import GradientError, group_parameters, validation_gradient, verify_coverage
-from tamis.language import batches, encoding, packing, rendering
+from tamis.language import batches, packing
 from tamis.language.batches import Batch, plan_batches
 from tamis.language.encoding import Encoding, refuse_long
 from tamis.language.packing import packed_attention, verify_packing
@@ -40,7 +40,7 @@ from tasks import models
 from tasks.artifacts.row_sets import read_sets as read_row_sets
 from tasks.artifacts.tables import digest_code
 from tasks.artifacts.tensors import read, write
-from tasks.conversations import encode_rows, read_conversation
+from tasks.conversations import WRITERS, encode_rows, read_conversation
 from tasks.gradients.settings import GradientsSettings
 from tasks.scoring_model import model_lock
 from tasks.settings import RuntimeSettings
@@ -56,8 +56,7 @@ SOURCES = (
     per_example,
     interaction,
     packing,
-    encoding,
-    rendering,
+    *WRITERS,
 )
 DRAWN = {"dualsft": ("pool", "validation", "warmup", "anchors"), "fisher": ("pool", "fisher")}  # sets that each reads
 CODE = digest_code(*SOURCES, sys.modules[__name__])  # what figures depend on, as imported

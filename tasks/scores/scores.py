@@ -15,13 +15,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-import tamis.language.encoding
 import tamis.language.packing
-import tamis.language.rendering
 import tamis.scores.less
 import tamis.scores.scoring_prompts
 import tamis.training.steps
 from tamis.examples.conversations import Conversation
+from tamis.language.chat_templates import TemplateError
 from tamis.language.encoding import Encoding
 from tamis.language.packing import NonFiniteError, score_rows
 from tamis.scores.baselines import score_ifd, score_perplexity, score_selectit
@@ -31,25 +30,16 @@ from tasks import models
 from tasks.artifacts import schemas, stores
 from tasks.artifacts.row_sets import read_set
 from tasks.artifacts.tables import Provenance, digest_code, digest_inputs, write_json, write_table
-from tasks.conversations import open_template, read_conversation
+from tasks.conversations import WRITERS, open_template, read_conversation
 from tasks.folders import Folders
 from tasks.scores import less_warmup
 from tasks.scores.settings import ScoresSettings
 from tasks.scoring_model import model_lock, scoring_model
 from tasks.settings import RuntimeSettings
 
-ASKED = digest_code(
-    tamis.language.packing, tamis.scores.scoring_prompts, tamis.language.rendering, tamis.language.encoding
-)  # what a figure depends on, as imported
-LEARNT = digest_code(
-    tamis.training.steps,
-    tamis.scores.less,
-    tamis.language.packing,
-    tamis.scores.scoring_prompts,
-    tamis.language.rendering,
-    tamis.language.encoding,
-    less_warmup,
-)
+READ = (tamis.language.packing, tamis.scores.scoring_prompts, *WRITERS)
+ASKED = digest_code(*READ)  # what a figure depends on, as imported
+LEARNT = digest_code(tamis.training.steps, tamis.scores.less, *READ, less_warmup)
 STORED = pa.schema([("id", pa.string()), ("figures", pa.list_(pa.float32()))])
 
 Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
@@ -199,10 +189,18 @@ def measure_answers(shard: Shard, asked: Encoding) -> np.ndarray:
 
 
 def _ask(question: Callable[..., Encoding]) -> Callable[[Shard], Encoding]:
-    """Return what asks the model one of `tamis.scores.scoring_prompts` about a shard's rows."""
+    """Return what asks the model one of `tamis.scores.scoring_prompts` about a shard's rows.
+
+    That raises a TemplateError which names a row by its id.
+    """
 
     def ask(shard: Shard) -> Encoding:
-        return question(open_template(shard.model), [row.conversation for row in shard.rows])
+        try:
+            return question(open_template(shard.model), [row.conversation for row in shard.rows])
+        except TemplateError as fault:
+            if fault.place is None:
+                raise
+            raise TemplateError(f"row {shard.rows[fault.place].id} of these: {fault}", fault.place) from fault
 
     return ask
 

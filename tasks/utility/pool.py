@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from tamis.examples.conversations import Conversation
+from tamis.language.chat_templates import Template
 from tamis.language.encoding import Encoding
-from tamis.language.rendering import Template, check_demos, encode_conversations, encode_prefix
+from tamis.language.prefixes import check_demos, encode_prefix
+from tamis.language.rendering import encode_conversations
 from tamis.utility.pairs import Sets
 from tasks import models
 from tasks.artifacts.row_sets import read_sets

@@ -35,6 +35,15 @@ def test_versions_written_in_blocks_gain_a_block_and_what_stood_behind_them_stay
     assert yaml.safe_load(after)["models"] == yaml.safe_load(TEXT)["models"]
 
 
+def test_what_is_said_of_its_files_stands_in_section_examples():
+    sources = [{"path": "*", "fields": {}}, {"path": "a.csv", "format": "alpaca"}]
+    after = params.add_version(TEXT, "v3", VERSION, sources)
+    assert yaml.safe_load(after)["examples"]["sources"] == {"v3": sources}
+    again = params.add_version(after, "v4", VERSION, sources[:1])
+    assert list(yaml.safe_load(again)["examples"]["sources"]) == ["v3", "v4"]
+    assert len(again.splitlines()) == len(after.splitlines()) + 3
+
+
 @pytest.mark.parametrize(
     ("name", "version", "text"),
     [

@@ -1,10 +1,14 @@
 """Chat templates that behave like those of known families of models, and a tokenizer with merges to try them with."""
 
+import json
+
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from tamis.examples.conversations import Conversation, Message
+from tamis.examples.conversations import Conversation, Message, make_exchange
+from tamis.language.chat_templates import Template
+from tamis.language.encoding import Encoding
 
 MERGES = "h e|t he|i n|a n|o r|Ġ the|Ġ a|Ġ i|Ġ Ġ|ĠĠ ĠĠ|Ċ Ċ|Ċ Ġ|ĊĠ ĠĠ|l l|e r|y o|yo u|: Ċ|> Ċ|) Ċ|. Ċ|u s|us er|} Ċ"
 
@@ -96,6 +100,13 @@ MISTRAL_FIRST = MISTRAL.replace(
     "{%- set final = loop.first %}",
 )
 
+# Tools stand before the last question, which is told by comparing messages.
+MISTRAL_TOOLS = MISTRAL.replace(
+    "{{- '[INST] '",
+    "{%- if tools and turn == (turns | selectattr('role', 'equalto', 'user') | list)[-1] %}"
+    "{{- '[TOOLS]' + (tools | tojson) }}{% endif %}{{- '[INST] '",
+)
+
 # No system message; an answer's role has another name; texts without blanks at their ends.
 GEMMA = """
 {{- bos_token }}
@@ -136,6 +147,16 @@ SPECIAL = (
     "<|head|> <|body|> <|eot|> <|im_start|> <|im_end|> <think> </think> [INST] [/INST] <start_of_turn> <end_of_turn>"
 )
 
+TOOLS = json.dumps([{"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}])
+CODE = make_exchange("write it", "    return the\n\n    other")
+TWO = Conversation((*make_exchange("a", "b").messages, *make_exchange("c", "d").messages))
+CALL = json.dumps({"tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": [1, "é"]}}}]})
+CALLING = Conversation(
+    (Message("user", "a"), Message("assistant", "", True, CALL), Message("tool", "3"), Message("assistant", "c", True)),
+    TOOLS,
+)
+DEMO = make_exchange("three", "3", "A system message of its own.")
+
 
 def merging_tokenizer(template: str | None = None, *, trim: bool = False) -> PreTrainedTokenizerFast:
     """Return a byte-level tokenizer with a few merges, some of them over blanks and line ends, and a chat template.
@@ -157,6 +178,16 @@ def merging_tokenizer(template: str | None = None, *, trim: bool = False) -> Pre
     )
     fast.chat_template = template
     return fast
+
+
+def make_template(text: str = QWEN_2, *, trim: bool = False, **arguments) -> Template:
+    """Return a chat template with the tokenizer with merges."""
+    return Template(merging_tokenizer(text, trim=trim), arguments=arguments)
+
+
+def list_sequences(encoding: Encoding) -> list[slice]:
+    """Return where each sequence stands among the tokens."""
+    return [slice(*pair) for pair in zip(encoding.starts[:-1], encoding.starts[1:], strict=True)]
 
 
 def end_of_turn(family: str) -> str:

@@ -2,8 +2,9 @@
 
 from tamis.examples.conversations import make_exchange
 from tamis.language.batches import Batch, plan_batches
+from tamis.language.chat_templates import Template
 from tamis.language.encoding import Encoding, make_sequence
-from tamis.language.rendering import Template, encode_conversations
+from tamis.language.rendering import encode_conversations
 
 
 def make_rows(contexts: list[list[int]], answers: list[list[int]]) -> list:

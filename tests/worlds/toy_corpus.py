@@ -48,12 +48,20 @@ def row(place: int, split: str, used: bool = True) -> dict:
         **tell(make_exchange(prompt, response)),
         "tokens": len(prompt) + len(response) + 5,
         "response_tokens": len(response) + 1,
+        "cluster_size": 1,
+        "weight": 1.0,
         "split": split,
         "change": "new",
         "used": used,
         "file": "toy.jsonl",
         "line": place + 1,
     }
+
+
+def reword(one: dict, **texts: str) -> dict:
+    """Return a row of one exchange with another prompt or response, under its old id."""
+    said = {name: one[name] for name in ("prompt", "response")} | texts
+    return one | write_conversation(make_exchange(**said))
 
 
 def tell(conversation: Conversation) -> dict:

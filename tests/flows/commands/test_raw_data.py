@@ -19,6 +19,8 @@ CHATS = [
     for k in range(30)
 ]
 
+SAID = '[{"path": "*", "fields": {}}]'  # the settings name fields of prompts and responses
+
 
 @pytest.fixture(scope="module")
 def made(toy_folder, tmp_path_factory) -> Project:
@@ -140,8 +142,8 @@ def test_dry_run_shows_the_same_and_writes_nothing(project, chats):
     assert done.exit_code == 0, done.output
     assert "│ chats/talk.jsonl │ messages" in done.stdout
     assert "not read: LICENSE (no data file)" in done.stdout
-    raw = f"{{raw: {chats}, previous: v1}}"
-    assert done.stderr == f"nothing is written; without --dry-run, params.yaml would have v2: {raw}\n"
+    raw = f"v2: {{raw: {chats}, previous: v1}}, and examples.sources.v2: {SAID}"
+    assert done.stderr == f"nothing is written; without --dry-run, params.yaml would have {raw}\n"
     assert (project.root / "params.yaml").read_text() == before
     assert project.git("status", "--porcelain") == ""
 
@@ -153,7 +155,7 @@ def test_files_of_the_project_are_read_where_they_are(project, chats, monkeypatc
     assert done.exit_code == 0, done.output
     assert versions(project)["v2"] == {"raw": "own/chats", "previous": "v1"}
     assert done.stderr == (
-        "params.yaml has v2: {raw: own/chats, previous: v1}; next: tamis run v2\n"
+        f"params.yaml has v2: {{raw: own/chats, previous: v1}}, and examples.sources.v2: {SAID}; next: tamis run v2\n"
         "to keep it: git add params.yaml data/raw/v2.files.json own/chats\n"
     )
     record = json.loads((project.root / "data/raw/v2.files.json").read_text())
@@ -161,8 +163,19 @@ def test_files_of_the_project_are_read_where_they_are(project, chats, monkeypatc
     assert set(record["files"]) == {"talk.jsonl"}
 
 
+def test_files_that_the_settings_do_not_fit_are_said_to_be_read_otherwise(project, chats):
+    (chats / "rows.csv").write_text("prompt,response,topic\na,b,c\n")
+    (found,) = json.loads(tamis("add", chats, "--external", "--json").stdout)
+    formats = {one["file"]: one["format"] for one in found["files"]}
+    assert formats == {"chats/rows.csv": "examples.fields", "chats/talk.jsonl": "messages"}
+    assert found["sources"] == [{"path": "talk.jsonl", "fields": {}}]
+    assert params.read().examples.sources == {"v2": found["sources"]}
+    assert (found["rows"], found["rejected"], found["foreseen"]["stops"]) == (31, 0, None)
+
+
 def test_the_other_lines_of_params_stay_as_they_are(project, chats):
     path = project.root / "params.yaml"
+    (chats / "talk.jsonl").write_text((project.root / "data/raw/v1/toys.jsonl").read_text())
     path.write_text(
         path.read_text().replace("    previous: base\n", "    previous: base  # the first\n\n# the models\n")
     )
@@ -251,9 +264,8 @@ def test_raw_files_that_are_not_as_they_were_added_are_named_by_check_and_by_eve
 
 def test_dvc_repro_tells_of_rejects_files_that_are_not_read_and_what_was_left_out(project):
     with open(project.root / "data/raw/v1/toys.jsonl", "a") as file:
-        file.write("{bad\n")
-    ends = [*CHATS[0]["messages"], {"role": "user", "content": "and?"}]
-    (project.root / "data/raw/v1/chat.json").write_text(json.dumps([{"messages": ends}]))
+        ends = [{"role": "assistant", "content": "b"}, {"role": "user", "content": "and?"}]
+        file.write("{bad\n" + json.dumps({"prompt": "a?", "response": ends, "topic": "t"}) + "\n")
     (project.root / "data/raw/v1/notes.txt").write_text("x")
     project.edit("params.yaml", "on_bad_row: stop", "on_bad_row: reject")
     done = run_dvc(project, "repro", "examples@v1", PYTHONPATH=str(ROOT))

@@ -9,13 +9,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from oracles import largest_remainders
 
-from tamis.examples.parsing import fold, identify
+from tamis.examples.conversations import identify, make_exchange, split_key
 from tamis.examples.splits import (
     Before,
     Rows,
     SplitError,
     allocate,
     assign_sides,
+    find_asked_elsewhere,
     find_withdrawn,
     is_held_out,
     label_changes,
@@ -23,9 +24,12 @@ from tamis.examples.splits import (
     mark_used,
     number_repetitions,
     refuse_shared,
+    refuse_taught,
     sample,
     set_apart,
+    share_earlier,
     share_held_out,
+    shorten,
     tell_earlier,
 )
 
@@ -34,17 +38,32 @@ SPACES = st.text(" \t\n\u00a0\u2003", min_size=1, max_size=3)
 SIZES = st.dictionaries(st.text("abcdef", min_size=1, max_size=2), st.integers(1, 50), min_size=1)
 
 
+def key_of(prompt: str) -> str:
+    return split_key(make_exchange(prompt, "an answer"))
+
+
 @given(TEXT, SPACES)
 def test_prompts_that_only_look_different_fall_on_one_side(prompt, space):
     spaced = space + space.join(prompt.split(" ")) + space
     for other in (spaced, unicodedata.normalize("NFKD", prompt)):
-        assert is_held_out(other, seed=3, held_out_every=2) == is_held_out(prompt, seed=3, held_out_every=2)
+        assert key_of(other) == key_of(prompt)
 
 
 @given(TEXT, st.integers(0, 9), st.integers(1, 7))
-def test_the_split_is_the_documented_rule(prompt, seed, held_out_every):
-    whole = int(hashlib.sha256((str(seed) + fold(prompt)).encode()).hexdigest(), 16)
-    assert is_held_out(prompt, seed=seed, held_out_every=held_out_every) == (whole % held_out_every == 0)
+def test_the_split_is_the_documented_rule(key, seed, held_out_every):
+    whole = int(hashlib.sha256((str(seed) + key).encode()).hexdigest(), 16)
+    assert is_held_out(key, seed=seed, held_out_every=held_out_every) == (whole % held_out_every == 0)
+
+
+@given(st.text(max_size=150), st.text(max_size=150))
+def test_shortened_keys_are_equal_where_the_keys_are(one, other):
+    assert (shorten(one) == shorten(other)) == (one == other)
+    assert len(shorten(one)) <= 100
+    assert shorten(one) == one or len(one) > 100
+
+
+def test_a_shortened_key_begins_as_the_key_does():
+    assert shorten("what is " * 20).startswith(("what is " * 20)[:60])
 
 
 def test_about_one_prompt_in_five_is_held_out():
@@ -112,11 +131,16 @@ ROWS = st.lists(st.tuples(st.sampled_from("pqrstuvw"), st.sampled_from("yn")), m
 VERSION = st.lists(st.tuples(st.sampled_from("pqrstu"), st.sampled_from("yno")), max_size=12)
 
 
+def id_of(pair):
+    return identify(make_exchange(*pair))
+
+
 def rows_of(pairs, seed=0, changes=None):
     """Return rows of prompt and response, each prompt a topic of its own, half of the prompts held out."""
     prompts = [prompt for prompt, _ in pairs]
-    ids = [identify(*pair) for pair in pairs]
-    sides = assign_sides(prompts, [None] * len(pairs), held_out_every=2, seed=seed)
+    ids = [id_of(pair) for pair in pairs]
+    drawn = [is_held_out(prompt, seed=seed, held_out_every=2) for prompt in prompts]
+    sides = assign_sides(prompts, [None] * len(pairs), drawn)
     return Rows(ids, link_duplicates(ids), sides, prompts, changes or ["new"] * len(pairs))
 
 
@@ -172,23 +196,23 @@ def test_an_unknown_ground_set_is_refused():
 
 @given(VERSION, VERSION)
 def test_every_row_of_two_versions_is_kept_edited_new_or_withdrawn_as_the_slow_rule_says(old, new):
-    before = Before([identify(*pair) for pair in old], [(prompt,) for prompt, _ in old], [False] * len(old), [])
-    ids, keys = [identify(*pair) for pair in new], [(prompt,) for prompt, _ in new]
+    before = Before([id_of(pair) for pair in old], [prompt for prompt, _ in old], [False] * len(old), [])
+    ids, questions = [id_of(pair) for pair in new], [prompt for prompt, _ in new]
     slow = [
         "kept" if pair in old else "edited" if any(pair[0] == prompt for prompt, _ in old) else "new" for pair in new
     ]
-    assert label_changes(ids, keys, before) == slow
-    gone = find_withdrawn(ids, keys, before)
+    assert label_changes(ids, questions, before) == slow
+    gone = find_withdrawn(ids, questions, before)
     assert [place for place, _ in gone] == [place for place, pair in enumerate(old) if pair not in new]
     for place, instead in gone:
-        same = [identify(*pair) for pair in new if pair[0] == old[place][0] and pair not in old]
+        same = [id_of(pair) for pair in new if pair[0] == old[place][0] and pair not in old]
         assert instead == (same[0] if same else None)
 
 
 def test_a_version_that_repeats_the_one_before_keeps_everything():
-    before = Before(["1", "2"], [("a",), ("b",)], [True, True], [False, True])
-    assert label_changes(before.ids, before.keys, before) == ["kept", "kept"]
-    assert find_withdrawn(before.ids, before.keys, before) == []
+    before = Before(["1", "2"], ["a", "b"], [True, True], [False, True])
+    assert label_changes(before.ids, before.questions, before) == ["kept", "kept"]
+    assert find_withdrawn(before.ids, before.questions, before) == []
     assert tell_earlier(before.ids, before) == ["offered", "learnt"]
 
 
@@ -212,28 +236,70 @@ def test_a_target_task_without_enough_rows_is_refused(topic, count):
         set_apart(rows, topic, count, seed=0)
 
 
+def test_a_target_task_is_of_texts_and_of_no_row_that_asks_what_is_held_out():
+    rows = Rows(["1", "2", "3", "4"], [None, 0, None, None], ["pool"] * 4, ["a"] * 4, ["new"] * 4)
+    assert set_apart(rows, "a", 2, seed=0, barred=[False, False, True, False]) == ["target", "target", "pool", "target"]
+    with pytest.raises(SplitError, match="asks for 3 rows of topic 'a' and the pool has 2 distinct ones"):
+        set_apart(rows, "a", 3, seed=0, barred=[False, False, True, False])
+
+
 def test_a_target_row_with_the_prompt_of_a_held_out_row_is_refused():
-    prompts = ["What is history?", "what is  history?", "Hi"]
-    assert assign_sides(prompts[:1], ["target"], held_out_every=5, seed=0) == ["target"]
+    keys = ["what is history?", "what is history?", "hi"]
+    assert assign_sides(keys[:1], ["target"], [True]) == ["target"]
     with pytest.raises(SplitError, match=r"1 of 1 target rows have the prompt of a held-out row, first rows \[0\]"):
-        assign_sides(prompts, ["target", None, None], held_out_every=5, seed=0)
+        assign_sides(keys, ["target", None, None], [True, True, False])
     with pytest.raises(SplitError, match=r"1 of 1 target rows have the prompt of a held-out row, first rows \[1\]"):
-        assign_sides(["Bye", "Hi"], [None, "target"], held_out_every=5, seed=0, measured=["hi"])
+        assign_sides(["bye", "hi"], [None, "target"], [False, False], measured=["hi"])
+
+
+def test_rows_of_the_pool_that_are_measured_on_elsewhere_are_not_used():
+    keys, sides = ["a", "a", "b", "c", "a"], ["held_out", "pool", "pool", "pool", "target"]
+    barred = find_asked_elsewhere(keys, sides, ["c"])
+    assert barred == [False, True, False, True, False]
+    rows = Rows(list("12345"), [None, 0, None, None, None], sides, ["t"] * 5, ["new", "new", "new", "kept", "new"])
+    reasons = ["held out" if each else None for each in barred]
+    assert use(rows, barred=reasons) == [None, "held out", None, "held out", None]
+
+
+def test_a_held_out_row_that_an_earlier_version_chose_is_refused():
+    text = r"1 of 2 held-out rows have the prompt of a row that an earlier version chose, first rows \[2\] \('bye'\)"
+    with pytest.raises(SplitError, match=text):
+        refuse_taught(["hi", "bye", "bye"], ["held_out", "pool", "held_out"], ["bye"])
+    refuse_taught(["hi", "bye"], ["held_out", "pool"], ["bye"])
+
+
+@given(ROWS)
+def test_the_first_row_of_a_text_is_told_what_any_of_its_repetitions_is(pairs):
+    first = link_duplicates([prompt for prompt, _ in pairs])
+    told = {"y": "learnt", "n": None}
+    shared = share_earlier(first, [told[answer] for _, answer in pairs])
+    for place, (prompt, answer) in enumerate(pairs):
+        group = [told[other] for same, other in pairs if same == prompt]
+        assert shared[place] == (("learnt" if "learnt" in group else None) if first[place] is None else told[answer])
+
+
+def test_an_offered_repetition_makes_no_learnt_row_less():
+    assert share_earlier([None, 0, None, 2], ["learnt", "offered", None, "offered"]) == [
+        "learnt",
+        "offered",
+        "offered",
+        "offered",
+    ]
 
 
 @pytest.mark.parametrize("side", ["pool", "target", "held_out"])
 def test_a_general_row_with_the_prompt_of_another_row_is_refused(side):
-    prompts, sides = ["Hi", "Bye", " bye", "hi"], ["general", side, "general", "general"]
-    refuse_shared(["Hi", "Bye", "hi"], ["general", side, "general"])
-    text = rf"1 of 3 general rows have the prompt of another row \(1 of the {side}\), first rows \[2\] \(' bye'\)"
+    keys, sides = ["hi", "bye", "bye", "hi"], ["general", side, "general", "general"]
+    refuse_shared(["hi", "bye", "hi"], ["general", side, "general"])
+    text = rf"1 of 3 general rows have the prompt of another row \(1 of the {side}\), first rows \[2\] \('bye'\)"
     with pytest.raises(SplitError, match=text):
-        refuse_shared(prompts, sides)
+        refuse_shared(keys, sides)
 
 
 def test_a_general_row_with_a_prompt_that_an_earlier_version_chose_is_refused():
     text = r"2 of 2 general rows .* \(1 of the earlier subset, 1 of the pool\), first rows \[1, 2\]"
     with pytest.raises(SplitError, match=text):
-        refuse_shared(["Hi", "Bye", "hi"], ["pool", "general", "general"], taught=["BYE"])
+        refuse_shared(["hi", "bye", "hi"], ["pool", "general", "general"], taught=["bye"])
 
 
 def test_general_rows_are_all_used_but_repetitions():

@@ -39,7 +39,8 @@ def chat(*texts: str, learnt: str = "", system: str | None = None) -> Conversati
 
 def answers(template: Template, conversation: Conversation) -> list[list[str]]:
     """The texts of the answers of each sequence."""
-    return [[one.text[slice(*span)] for span in one.answers] for one in write_conversation(template, conversation)]
+    written = write_conversation(template, conversation)
+    return [[template.control.show(one.text[slice(*span)]) for span in one.answers] for one in written]
 
 
 def test_an_answer_stands_between_the_generation_prompt_and_the_line_end_after_its_end_of_turn():
@@ -82,6 +83,16 @@ def test_a_text_that_is_the_end_of_turn_is_an_answer():
     assert answers(template(QWEN_2), make_exchange("a", "<|im_end|>")) == [["<|im_end|><|im_end|>"]]
 
 
+def test_a_template_that_leaves_out_a_learnt_tool_call_is_refused():
+    call = '{"tool_calls": [{"type": "function", "function": {"name": "weather", "arguments": {}}}]}'
+    asked = Conversation((Message("user", "Rain?"), Message("assistant", "Let me see.", learnt=True, details=call)))
+    text = r"does not write the tool call of message 1, 'weather', .* set models.chat_template: FILE, a template that"
+    for own in (GEMMA, QWEN_3, MARKED, toy_tokenizer().chat_template):
+        with pytest.raises(TemplateError, match=text):
+            write_conversation(template(own), asked)
+    assert len(write_conversation(template(QWEN_2), asked)) == 1
+
+
 def test_an_answer_without_text_is_what_the_template_makes_of_its_calls():
     call = '{"tool_calls": [{"function": {"name": "f", "arguments": {}}, "type": "function"}]}'
     turns = (Message("user", "a"), Message("assistant", "", True, call), Message("tool", "b"))
@@ -120,10 +131,10 @@ def test_a_question_that_is_rewritten_later_splits_the_row():
     ]
 
 
-@pytest.mark.parametrize("answer", ["b", "a", "t", "<|im_start|>", "<b>", "\n  b", "<think>\nx"])
+@pytest.mark.parametrize("answer", ["b", "a", "t", "<|im_start|>", "<b>", "\n  b", "<think>\nx", "(hm)\nx"])
 def test_content_right_after_a_part_of_the_generation_prompt_is_an_answer(answer):
-    opened = template(FAMILIES["opened"])
-    if answer.startswith("<think>\n"):  # as the generation prompt has it
+    opened = template(FAMILIES["opened"].replace("<think>", "(hm)"))
+    if answer.startswith("(hm)\n"):  # as the generation prompt has it
         assert answers(opened, make_exchange("a", answer)) == [["x<|im_end|>"]]
     else:
         assert answers(opened, make_exchange("a", answer)) == [[f"{answer}<|im_end|>"]]
@@ -230,6 +241,11 @@ def test_templates_without_a_date_stand_still(name):
 
 def test_a_clock_that_is_read_and_not_written_is_no_matter():
     refuse_moving(template("{% set year = strftime_now('%Y') | int %}" + QWEN_2))
+
+
+def test_a_template_that_is_no_jinja_is_refused_with_its_fault():
+    with pytest.raises(TemplateError, match=r"is not valid Jinja: .*end of template.* models\.chat_template: FILE"):
+        refuse_moving(template("{% for turn in messages %}{{ turn.content }}"))
 
 
 def test_delift_has_no_date():

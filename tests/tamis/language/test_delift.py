@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
+from transformers import BatchEncoding
 from worlds.chat_templates import merging_tokenizer
 from worlds.toys import toy_tokenizer
 
 from tamis.examples.conversations import Conversation, Message, make_exchange
 from tamis.language.chat_templates import Template, TemplateError
 from tamis.language.delift import read_exchange
-from tamis.language.rendering import encode_conversations, encode_prefix, encode_question, find_faults
+from tamis.language.prefixes import encode_prefix
+from tamis.language.rendering import encode_conversations, encode_question, find_faults
 
 ONE, TWO, THREE = make_exchange("one", "1"), make_exchange("two", "2 "), make_exchange("three", "3", "Be brief.")
 BASE = "Instruction: Please generate a response to the following query.\n\n\nQuery: "
@@ -59,12 +61,12 @@ def test_braces_in_a_text_are_kept():
 
 def test_a_beginning_of_sequence_token_starts_what_is_read_first_and_nothing_else():
     class Starting:
-        eos_token, bos_token_id = "!", 1
+        eos_token, bos_token_id, added_tokens_decoder, all_special_tokens = "!", 1, {}, ("!",)
 
         def __call__(self, text, add_special_tokens=True):
             rows = [[5] * len(one) for one in ([text] if isinstance(text, str) else text)]
             rows = [[1, *row] for row in rows] if add_special_tokens else rows
-            return type("Batch", (), {"input_ids": rows[0] if isinstance(text, str) else rows})
+            return BatchEncoding({"input_ids": rows[0] if isinstance(text, str) else rows})
 
     starting = Template(Starting(), "delift")
     found = encode_conversations(starting, [ONE, TWO])

@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 from worlds.chat_templates import FAMILIES, end_of_turn, merging_tokenizer, random_conversations
 
 from tamis.examples.conversations import Conversation, as_messages, as_tools, make_exchange
-from tamis.language.rendering import Template, TemplateError, count_split, encode_conversations, encode_prefix
+from tamis.language.chat_templates import Template, TemplateError
+from tamis.language.prefixes import encode_prefix
+from tamis.language.rendering import count_split, encode_conversations
 
 ARGUMENTS = {"date_string": "26 Jul 2024"}
 TEMPLATES = {

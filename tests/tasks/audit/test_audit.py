@@ -52,7 +52,8 @@ def test_a_chosen_row_that_is_held_out_is_named(world):
 
 def test_a_chosen_row_with_a_held_out_prompt_is_named(world):
     twin = world.examples[0]
-    world.examples[POOL] |= {"prompt": f" {twin['prompt'].replace(' ', '  ')}", "id": "other"}
+    world.examples[POOL] = toy_corpus.reword(world.examples[POOL], prompt=f" {twin['prompt'].replace(' ', '  ')}")
+    world.examples[POOL]["id"] = "other"
     world.evaluation[0]["id"] = world.evaluation[2]["id"] = "other"
     with pytest.raises(audit.AuditError, match=rf"1 of 12 promises of v1 are broken: leakage: 1, first {twin['id']}"):
         world.write().check()
@@ -186,7 +187,7 @@ def test_general_rows_are_asked_of_trained_runs_and_of_the_base(world):
 
 def test_a_chosen_row_with_a_general_prompt_is_named(world):
     chosen = next(row for row in world.examples if row["id"] == world.subset[0]["id"])
-    general = toy_corpus.row(30, "general", used=False) | {"prompt": chosen["prompt"]}
+    general = toy_corpus.reword(toy_corpus.row(30, "general", used=False), prompt=chosen["prompt"])
     world.examples.append(general)
     with pytest.raises(audit.AuditError, match=rf"leakage: 1, first {chosen['id']} \(held out, or its prompt is\)"):
         world.write().check()

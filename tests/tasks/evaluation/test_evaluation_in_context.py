@@ -17,8 +17,10 @@ from worlds.toy_corpus import write_examples
 from worlds.toy_training import evaluate, make_world, rows_of, run
 
 from tamis.examples.conversations import make_exchange
+from tamis.language.chat_templates import Template
 from tamis.language.embedding import encode_texts
-from tamis.language.rendering import Template, encode_conversations, encode_prefix
+from tamis.language.prefixes import encode_prefix
+from tamis.language.rendering import encode_conversations
 from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import ArtifactError, read_table

@@ -3,7 +3,7 @@
 from fractions import Fraction
 
 import pytest
-from worlds.toy_corpus import row
+from worlds.toy_corpus import reword, row
 
 from tamis.language.encoding import join_rows
 from tasks.evaluation import sandbox, task_metrics
@@ -19,7 +19,7 @@ def held_out(*rows: dict) -> HeldOut:
 
 
 def rows_of(*responses: str, tests: str | None = None) -> list[dict]:
-    return [row(place, "held_out") | {"response": text, "tests": tests} for place, text in enumerate(responses)]
+    return [reword(row(place, "held_out"), response=text) | {"tests": tests} for place, text in enumerate(responses)]
 
 
 def test_numbers_are_expected_where_the_metric_is_exact_match():

@@ -8,12 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from worlds.raw_rows import FIELDS, FORMATS, ROWS, read_metrics, read_rejects, write_saved, write_toy
+from worlds.raw_rows import CHATS, FIELDS, FORMATS, ROWS, read_metrics, read_rejects, write_saved, write_toy
 
-from tamis.examples.parsing import identify
+from tamis.examples.conversations import fold, identify, identify_folded, make_exchange
 from tamis.examples.splits import is_held_out
 from tasks.artifacts.tables import provenance
-from tasks.examples import examples
 
 ROOT = Path(__file__).parents[3]
 
@@ -28,23 +27,34 @@ def test_rows_become_examples(make, tmp_path):
     table = make(ROWS, fields=FIELDS | {"topic": "topic"})
     first = table.to_pylist()[0]
     held_out = is_held_out("what is 0 + 0?", seed=0, held_out_every=3)
+    conversation = make_exchange("what is 0 + 0?", "it is 0")
     assert first == {
         "row": 0,
-        "id": identify("what is 0 + 0?", "it is 0"),
+        "id": identify(conversation),
+        "same_as": identify_folded(conversation),
         "topic": "sums0",
         "source": None,
-        "instruction": None,
         "prompt": "what is 0 + 0?",
         "response": "it is 0",
+        "messages": [
+            {"role": "user", "content": "what is 0 + 0?", "learnt": False, "details": ""},
+            {"role": "assistant", "content": "it is 0", "learnt": True, "details": ""},
+        ],
+        "tools": "",
         "tests": None,
-        "prompt_tokens": 14,
+        "kept": None,
+        "tokens": len("<what is 0 + 0?>\n<it is 0>\n"),
         "response_tokens": 8,
         "split": "held_out" if held_out else "pool",
         "change": "new",
         "earlier": None,
         "duplicate_of": None,
+        "near_duplicate_of": None,
+        "cluster_size": 1,
+        "weight": 1.0,
         "used": True,
         "unused_because": None,
+        "note": None,
         "file": "v1/toy.jsonl",
         "line": 1,
     }
@@ -52,10 +62,17 @@ def test_rows_become_examples(make, tmp_path):
     assert read_rejects(tmp_path) == []
 
 
-def test_an_instruction_counts_among_the_prompts_tokens(make):
+def test_an_instruction_stands_before_the_prompt(make):
+    plain = make(ROWS)
     table = make([row | {"i": "Add."} for row in ROWS], fields=FIELDS | {"instruction": "i"})
-    assert table["instruction"].to_pylist() == ["Add."] * 24
-    assert table["prompt_tokens"][0].as_py() == len("Add.\n\nwhat is 0 + 0?")
+    assert table["prompt"].to_pylist() == [f"Add.\n\n{row['prompt']}" for row in ROWS]
+    assert table["tokens"][0].as_py() == plain["tokens"][0].as_py() + len("Add.\n\n")
+
+
+def test_a_system_field_is_a_message_of_its_own(make):
+    table = make([row | {"s": "Add."} for row in ROWS], fields=FIELDS | {"system": "s"})
+    assert table["prompt"].to_pylist() == [row["prompt"] for row in ROWS]
+    assert [row[0]["content"] for row in table["messages"].to_pylist()] == ["Add."] * 24
 
 
 def test_tests_stand_beside_a_response_and_are_no_part_of_its_id(make):
@@ -80,21 +97,34 @@ def test_provenance_names_the_raw_files_and_no_folder_of_this_machine(make, tmp_
         assert str(Path(toy.name).parent) not in json.dumps(record)
 
 
-def test_the_same_rows_give_the_same_bytes(make, tmp_path):
-    make(ROWS, pool_rows=5)
+def test_provenance_says_how_the_template_is_filled(make, tmp_path, toy):
+    own = tmp_path / "own.jinja"
+    own.write_text("{% for m in messages %}{{ m.role }}:{{ m.content }}<|end|>{% endfor %}assistant:")
+    make(ROWS, model=replace(toy, template_arguments='{"day": "today"}'))
+    plain = provenance(tmp_path / "out/examples.parquet")["parameters"]
+    assert (plain["template_arguments"], plain["chat_template"]) == ('{"day": "today"}', None)
+    make(ROWS, model=replace(toy, chat_template=str(own)))
+    assert re.fullmatch("[0-9a-f]{64}", provenance(tmp_path / "out/examples.parquet")["parameters"]["chat_template"])
+
+
+@pytest.mark.parametrize("rows", [ROWS, CHATS], ids=["exchanges", "chats"])
+def test_the_same_rows_give_the_same_bytes(make, tmp_path, rows):
+    make(rows, pool_rows=5)
     first = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    make(ROWS, pool_rows=5)
+    make(rows, pool_rows=5)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == first
 
 
+@pytest.mark.parametrize("rows", [ROWS, CHATS], ids=["exchanges", "chats"])
 @pytest.mark.parametrize("write", FORMATS)
-def test_every_format_gives_the_same_examples(make, tmp_path, write):
-    expected = make(ROWS, fields=FIELDS | {"topic": "topic"}).drop_columns(["file", "line"])
+def test_every_format_gives_the_same_examples(make, tmp_path, write, rows):
+    expected = make(rows, fields={"topic": "topic"}).drop_columns(["file", "line"])
     (tmp_path / "raw/v1/toy.jsonl").unlink()
-    write(tmp_path / "raw/v1")
-    table = make(fields=FIELDS | {"topic": "topic"})
+    write(tmp_path / "raw/v1", rows)
+    table = make(fields={"topic": "topic"})
     assert table.drop_columns(["file", "line"]).equals(expected)
     assert {name.split("/")[0] for name in table["file"].to_pylist()} == {"v1"}
+    assert {len(row) for row in table["messages"].to_pylist()} == ({2} if rows is ROWS else {2, 3, 4, 5, 6, 7})
 
 
 def test_one_file_is_enough(make, tmp_path):
@@ -113,12 +143,28 @@ def test_a_saved_folder_may_be_the_raw_path_itself(make, tmp_path):
 def test_files_are_read_by_name_and_give_topics_without_a_mapping(make, tmp_path):
     make(ROWS[12:], name="b.jsonl")
     (tmp_path / "raw/v1/.hidden.jsonl").write_text("no JSON")
-    (tmp_path / "raw/v1/README.md").write_text("about")
     table = make(ROWS[:12], name="a.jsonl")
     assert table["prompt"].to_pylist() == [row["prompt"] for row in ROWS]
     assert table["topic"].to_pylist() == ["a"] * 12 + ["b"] * 12
     assert table["row"].to_pylist() == list(range(24))
-    assert read_metrics(tmp_path)["ignored_files"] == ["README.md"]
+
+
+def test_what_lies_there_and_is_not_read_is_told_with_its_reason(make, tmp_path, toy):
+    (tmp_path / "raw/v1/more").mkdir(parents=True)
+    (tmp_path / "raw/v1/README.md").write_text("about")
+    (tmp_path / "raw/v1/more/blank.csv").write_text("")
+    make(ROWS)
+    found = read_metrics(tmp_path)
+    assert found["ignored_files"] == [["README.md", "no data file"]]
+    assert found["empty_files"] == ["v1/more/blank.csv"]
+    assert found["formats"] == {"v1/more/blank.csv": "empty", "v1/toy.jsonl": "prompt_response"}
+
+
+def test_files_of_different_formats_stand_side_by_side(make, tmp_path):
+    make(CHATS[:12], name="a.jsonl", held_out_every=2)
+    table = make([{"question": row["prompt"], "answer": row["response"]} for row in ROWS], name="b.jsonl")
+    assert table.num_rows == 36
+    assert read_metrics(tmp_path)["formats"] == {"v1/a.jsonl": "messages", "v1/b.jsonl": "question_answer"}
 
 
 def test_chats_become_examples(make):
@@ -127,19 +173,33 @@ def test_chats_become_examples(make):
         for row in ROWS
     ]
     chats[0]["m"].insert(0, {"role": "system", "content": "Add."})
-    table = make(chats, fields={"messages": "m"})
-    assert table["response"].to_pylist() == [row["response"] for row in ROWS]
-    assert table["instruction"].to_pylist() == ["Add."] + [None] * 23
+    table = make(chats, fields={"messages": "m"}).to_pylist()
+    assert [row["response"] for row in table] == [row["response"] for row in ROWS]
+    assert [row["messages"][0]["role"] for row in table] == ["system"] + ["user"] * 23
 
 
 def test_duplicates_are_kept_and_linked_to_rows(make, tmp_path):
-    twin = {"prompt": " what is 1 + 1?", "response": "it is 2\n"}
-    table = make([{"prompt": 1, "response": "a"}, *ROWS, twin], on_bad_row="reject").to_pylist()
+    twin = {"prompt": " what is 1  + 1?", "response": "it is 2\n"}
+    table = make([{"prompt": [1], "response": "a"}, *ROWS, twin], on_bad_row="reject").to_pylist()
     first = next(row for row in table if row["prompt"] == "what is 1 + 1?")
     assert (first["row"], first["duplicate_of"]) == (2, None)
     assert table[-1] | {"row": 25, "duplicate_of": 2, "used": False, "unused_because": "duplicate"} == table[-1]
+    assert (table[-1]["same_as"] == first["same_as"], table[-1]["id"] == first["id"]) == (True, False)
     assert read_metrics(tmp_path)["duplicates"] == 1
     assert read_metrics(tmp_path)["distinct"] == 24
+
+
+def test_rows_that_differ_in_leading_blanks_are_two_examples_on_one_side(make, tmp_path):
+    twins = [{"prompt": f"  {row['prompt']}", "response": f"    {row['response']}"} for row in ROWS]
+    table = make([*ROWS, *twins], distinct=False).to_pylist()
+    for one, other in zip(table[:24], table[24:], strict=True):
+        assert one["id"] != other["id"]
+        assert (one["same_as"], one["split"]) == (other["same_as"], other["split"])
+        assert other["tokens"] == one["tokens"] + 6
+        assert other["response"] == f"    {one['response']}"
+        assert (one["used"], other["used"]) == (True, True)
+    once = make([*ROWS, *twins]).to_pylist()
+    assert [row["unused_because"] for row in once] == [None] * 24 + ["duplicate"] * 24
 
 
 def test_what_is_not_sampled_stays_and_says_so(make, tmp_path):
@@ -162,12 +222,18 @@ def test_low_held_out_shares_are_named(make, tmp_path):
     assert found["topics"]["dull"] == len(dull)
 
 
-COUNTS = {"v1": (566, {"tech_support": (0, 0), "ai": (105, 105)}), "v2": (2026, {"tech_support": (1050, 10)})}
+def read_notice(version: str) -> dict[str, tuple[int, int]]:
+    """Return how many rows, and how many distinct ones, each file of a version has by NOTICE."""
+    text = (ROOT / "data/raw/NOTICE").read_text().partition(f"\n{version}/ ")[2].partition("\nv")[0]
+    counts = re.findall(r"^    (\w+)\.yml +(\d+) +(\d+)", text, flags=re.MULTILINE)
+    return {topic: (int(rows), int(distinct)) for topic, rows, distinct in counts}
+
+
+COUNTS = {"v1": (566, 564), "v2": (2026, 898)}  # one row stands in two files
 
 
 @pytest.mark.parametrize("version", COUNTS)
 def test_the_sample_data_is_all_there_and_as_it_was(make, tmp_path, toy, version):
-    rows, topics = COUNTS[version]
     table = make(
         raw=ROOT / "data/raw" / version,
         fields=FIELDS | {"topic": "topic"},
@@ -176,28 +242,22 @@ def test_the_sample_data_is_all_there_and_as_it_was(make, tmp_path, toy, version
         pool_rows=160,
         held_out_rows=40,
     )
-    found = table.to_pylist()
-    assert len(found) == rows
-    for topic, (total, distinct) in topics.items():
-        ids = [row["id"] for row in found if row["topic"] == topic]
-        assert (len(ids), len(set(ids))) == (total, distinct)
+    rows, texts, found = Counter(), {}, table.to_pylist()
+    for row in found:
+        rows[row["topic"]] += 1
+        texts.setdefault(row["topic"], set()).add(row["same_as"])
+    assert {topic: (rows[topic], len(texts[topic])) for topic in rows} == read_notice(version)
+    assert (len(found), len({row["same_as"] for row in found})) == COUNTS[version]
     assert all(row["file"] == f"{version}/{row['topic']}.jsonl" for row in found)
     assert read_metrics(tmp_path)["used"] == {"pool": 160, "target": 0, "held_out": 40, "general": 0}
     assert read_metrics(tmp_path)["topics_below"] == ["greetings", "health", "humor"]
-    counted = re.findall(r"^    all +(\d+)", (ROOT / "data/raw/NOTICE").read_text(), flags=re.MULTILINE)
-    assert str(rows) in counted
 
 
 def test_no_prompt_changes_sides_between_versions():
     sides: dict[str, set] = {}
     for path in sorted((ROOT / "data/raw").glob("v*/*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
-            prompt = json.loads(line)["prompt"]
+            prompt = fold(json.loads(line)["prompt"])
             sides.setdefault(prompt, set()).add(is_held_out(prompt, seed=0, held_out_every=5))
     assert len(sides) > 500
     assert all(len(side) == 1 for side in sides.values())
-
-
-def test_many_rows_are_read_in_batches(make, monkeypatch):
-    monkeypatch.setattr(examples, "BATCH", 5)
-    assert make(ROWS)["prompt_tokens"].to_pylist() == [len(row["prompt"]) for row in ROWS]

@@ -3,13 +3,13 @@
 from functools import partial
 
 import pytest
-from worlds.raw_rows import BASE, ROWS, dump, read_metrics, write_toy
+from worlds.raw_rows import BASE, CHATS, ROWS, dump, read_metrics, write_toy
 from worlds.toy_corpus import write_subset
 
 from tamis.examples.splits import SplitError, is_held_out
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import read_table
-from tasks.examples.raw_files import ExamplesError
+from tasks.examples.files import ExamplesError
 
 POOL = [row for row in ROWS if not is_held_out(row["prompt"], seed=0, held_out_every=3)]
 
@@ -25,9 +25,9 @@ def follow(make, tmp_path):
     """Write a first version in which rows were chosen, then one that continues from it; returns the second's rows."""
 
     def write(first, second, chosen=2, **changes):
-        table = make(first, out=tmp_path / "one")
-        pool = table.filter(table["used"]).filter([side == "pool" for side in table["split"].to_pylist()])
-        write_subset(tmp_path / "subset", pool["id"].to_pylist(), chosen)
+        table = make(first, out=tmp_path / "one", distinct=changes.get("distinct", True))
+        pool = [row["id"] for row in table.to_pylist() if row["used"] and row["split"] == "pool"]
+        write_subset(tmp_path / "subset", pool, chosen)
         before = {"previous_examples": tmp_path / "one", "previous_subset": tmp_path / "subset"}
         return make(second, **before, version="v2", **changes).to_pylist()
 
@@ -54,6 +54,52 @@ def test_rows_are_kept_edited_or_new_and_those_gone_are_listed(follow, tmp_path)
     found = read_metrics(tmp_path)
     assert found["changes"] == {"kept": 13, "edited": 1, "new": 1, "withdrawn": 10}
     assert (found["learnt"], found["learnt_withdrawn"]) == (0, 2)
+
+
+def test_a_chat_whose_answers_alone_changed_is_edited(follow, tmp_path):
+    def change(row, role):
+        turns = row["messages"]
+        place = max(place for place, turn in enumerate(turns) if turn["role"] == role)
+        return {
+            "messages": [*turns[:place], turns[place] | {"content": turns[place]["content"] + "!"}, *turns[place + 1 :]]
+        }
+
+    rows = follow(CHATS, [change(CHATS[2], "assistant"), change(CHATS[5], "user"), *CHATS[6:]], ground_set="all")
+    assert [row["change"] for row in rows[:3]] == ["edited", "new", "kept"]
+    gone = read_table(tmp_path / "out/withdrawn.parquet", schemas.WITHDRAWN).to_pylist()
+    assert [row["edited_to"] for row in gone] == [None, None, rows[0]["id"], None, None, None]
+    assert gone[2]["prompt"] == "and 2 + 4?"
+
+
+def test_a_row_whose_blanks_changed_is_edited(follow, tmp_path):
+    rows = follow(ROWS, [POOL[0] | {"response": f"  {POOL[0]['response']}"}, *ROWS[4:]], ground_set="all")
+    assert (rows[0]["change"], rows[0]["earlier"]) == ("edited", None)
+    gone = read_table(tmp_path / "out/withdrawn.parquet", schemas.WITHDRAWN).to_pylist()
+    assert [row["edited_to"] for row in gone if row["prompt"] == POOL[0]["prompt"]] == [rows[0]["id"]]
+
+
+def test_a_repetition_with_other_blanks_is_kept_where_it_stood_and_its_text_stays_learnt(follow, tmp_path):
+    twin = {"prompt": f" {POOL[0]['prompt']}", "response": POOL[0]["response"]}
+    fresh = {"prompt": "what is one?", "response": "it is 1"}
+    rows = follow([*ROWS, twin], [twin, *ROWS, fresh], ground_set="all")
+    assert (rows[0]["change"], rows[0]["earlier"], rows[0]["used"]) == ("kept", "learnt", True)
+    repeated = next(row for row in rows if row["duplicate_of"] == 0)
+    assert (repeated["prompt"], repeated["change"], repeated["earlier"]) == (POOL[0]["prompt"], "kept", "learnt")
+    assert read_table(tmp_path / "out/withdrawn.parquet", schemas.WITHDRAWN).num_rows == 0
+
+
+def test_a_repetition_that_nobody_used_is_not_withdrawn(follow, tmp_path):
+    twin = {"prompt": f" {POOL[0]['prompt']}", "response": POOL[0]["response"]}
+    follow([*ROWS, twin], ROWS, ground_set="all")
+    assert read_metrics(tmp_path)["changes"] == {"kept": 24, "edited": 0, "new": 0, "withdrawn": 0}
+
+
+def test_repetitions_with_other_blanks_that_were_left_in_use_are_remembered_each(follow, tmp_path):
+    twin = {"prompt": f" {POOL[0]['prompt']}", "response": POOL[0]["response"]}
+    rows = follow([twin, POOL[0], *ROWS[4:]], [POOL[0], *ROWS[4:]], ground_set="all", distinct=False)
+    assert (rows[0]["change"], rows[0]["earlier"]) == ("kept", "learnt")
+    gone = read_table(tmp_path / "out/withdrawn.parquet", schemas.WITHDRAWN).to_pylist()
+    assert [(row["prompt"], row["earlier"]) for row in gone] == [(twin["prompt"], "learnt")]
 
 
 def test_only_new_and_edited_rows_of_the_pool_are_used_unless_all_are_asked_for(follow):
@@ -85,8 +131,7 @@ def test_a_version_without_anything_new_says_so(follow):
 
 
 def test_a_target_task_is_named_by_topic(make, tmp_path):
-    fields = {"prompt": "prompt", "response": "response", "topic": "topic"}
-    rows = make(ROWS, fields=fields, target={"topic": "sums1", "rows": 2}).to_pylist()
+    rows = make(ROWS, fields={"topic": "topic"}, target={"topic": "sums1", "rows": 2}).to_pylist()
     target = [row for row in rows if row["split"] == "target"]
     assert [row["topic"] for row in target] == ["sums1"] * 2
     assert all(row["used"] and not is_held_out(row["prompt"], seed=0, held_out_every=3) for row in target)
@@ -103,10 +148,19 @@ def test_a_target_task_may_lie_in_a_folder_of_its_own(make, tmp_path):
     assert (twin["unused_because"], twin["duplicate_of"]) == ("duplicate", 1)
 
 
-def test_without_a_target_task_its_folder_is_ignored(make, tmp_path):
+def test_a_folder_that_was_a_target_task_is_read_like_any_other_without_one(make, tmp_path):
     (tmp_path / "raw/v1/task").mkdir(parents=True)
-    assert len(make(ROWS)) == 24
-    assert read_metrics(tmp_path)["ignored_files"] == ["task"]
+    (tmp_path / "raw/v1/task/own.jsonl").write_text(dump([{"prompt": "sum?", "response": "yes"}]))
+    rows = make(ROWS).to_pylist()
+    assert [row["split"] in ("pool", "held_out") for row in rows] == [True] * 25
+
+
+def test_a_target_task_by_topic_is_of_texts_with_all_their_repetitions(make):
+    twins = [{"prompt": f"  {row['prompt']}", "response": row["response"], "topic": row["topic"]} for row in ROWS]
+    rows = make([*ROWS, *twins], fields={"topic": "topic"}, target={"topic": "sums1", "rows": 3}).to_pylist()
+    target = [row for row in rows if row["split"] == "target"]
+    assert [row["used"] for row in target] == [True] * 3 + [False] * 3
+    assert {row["same_as"] for row in target[:3]} == {row["same_as"] for row in target[3:]}
 
 
 def test_a_target_row_with_the_prompt_of_a_held_out_row_is_refused(make, tmp_path):
@@ -158,8 +212,9 @@ def test_general_rows_are_used_and_on_no_other_side(make, tmp_path, name):
 
 
 def test_the_general_set_leaves_the_other_rows_alone(make, tmp_path):
+    plain = make(ROWS, pool_rows=4)
     write_general(tmp_path, FOREIGN)
-    plain, with_it = (make(ROWS, retention_set=name, pool_rows=4) for name in (None, "known"))
+    with_it = make(ROWS, retention_set="known", pool_rows=4)
     columns = ["id", "split", "used", "unused_because", "change"]
     assert with_it.slice(len(FOREIGN)).select(columns).equals(plain.select(columns))
 

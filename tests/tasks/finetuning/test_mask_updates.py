@@ -296,3 +296,11 @@ def test_a_gradient_that_is_not_finite_names_its_rows(source, model):
     text = r"rows have a gradient that is not finite when the mask is cut anew, first ids \['\w+'.*learning_rate"
     with pytest.raises(ValueError, match=text):
         score(network, scoring, rows, ids)
+
+
+def test_a_mask_that_is_all_that_was_trained_is_kept(tmp_path):
+    indices = torch.arange(3)
+    mask_updates.save_mask(SimpleNamespace(mask={"w": indices}, trained={"w": indices}, rescored=[]), tmp_path, 4)
+    kept = mask_updates.load_mask(tmp_path, 4)
+    assert torch.equal(kept.mask["w"], indices)
+    assert torch.equal(kept.trained["w"], indices)

@@ -27,7 +27,7 @@ def raw(tmp_path) -> Path:
 
 
 def open_at(raw: Path, toy, **settings) -> look.Source:
-    return look.open_source(raw, model=toy, settings=ExamplesSettings(**settings))
+    return look.open_source(raw, "v1", model=toy, settings=ExamplesSettings(**settings))
 
 
 def see(raw: Path, toy, tmp_path: Path, before: dict[str, Path] | None = None, **settings) -> look.Look:
@@ -39,6 +39,7 @@ def see(raw: Path, toy, tmp_path: Path, before: dict[str, Path] | None = None, *
 def test_every_row_is_counted_once(raw, toy, tmp_path):
     found = see(raw, toy, tmp_path, held_out_every=3)
     assert (found.rows, found.rejected, found.duplicates) == (28, 2, 1)
+    assert found.near_duplicates == 0
     assert [(one.file, one.format, one.rows, one.rejected) for one in found.files] == [
         ("v1/chat.json", "messages", 1, 0),
         ("v1/rows.jsonl", "prompt_response", 27, 2),
@@ -73,6 +74,18 @@ def test_what_would_stop_a_run_is_told(raw, toy, tmp_path):
     assert see(raw, toy, tmp_path).foreseen.stops == (
         "the raw files hold no rows; an example has at least a question and an answer"
     )
+
+
+def test_similar_rows_are_counted_and_those_of_the_pool_that_are_like_a_held_out_one(raw, toy, tmp_path):
+    words = " ".join(chr(97 + k) for k in range(26))
+    rows = [{"prompt": f"{words} {k}", "response": words[::-1]} for k in range(6)]
+    (raw / "rows.jsonl").write_text(dump([*ROWS, *rows, rows[0]]))
+    found = see(raw, toy, tmp_path, held_out_every=2)
+    table = write_toy(tmp_path, toy, fields={}, held_out_every=2)
+    near = [row for row in table.to_pylist() if row["near_duplicate_of"] is not None and row["duplicate_of"] is None]
+    assert found.near_duplicates == len(near) == 5
+    metrics = json.loads((tmp_path / "out/examples.json").read_text())
+    assert found.near_held_out == metrics["near_held_out"]
 
 
 def test_examples_are_of_different_files_and_as_rendered(raw, toy, tmp_path):
@@ -133,6 +146,13 @@ def test_many_rows_are_read_by_several_processes_with_the_same_figures(raw, toy,
     alone = see(raw, toy, tmp_path)
     monkeypatch.setattr(look, "ALONE", 1)
     assert see(raw, toy, tmp_path) == alone
+
+
+def test_a_field_that_no_row_has_would_stop_a_run(raw, toy, tmp_path):
+    fields = {"prompt": "prompt", "response": "response", "tests": "checks"}
+    (raw / "chat.json").unlink()
+    stops = see(raw, toy, tmp_path, fields=fields).foreseen.stops
+    assert stops.startswith("0 of 27 rows have the field 'checks' that examples.fields maps to tests; there are ")
 
 
 def test_a_file_that_nothing_tells_is_refused(raw, toy):

@@ -146,7 +146,8 @@ def again(folder, model):
 def test_a_part_of_another_run_breaks_the_law_and_is_refused(copied):
     folder, model = copied
     part = next((folder / "cache").rglob("part-*.parquet"))
-    false = pa.table([read_table(part)["id"], [-9.0] * 4], schema=gradients.STORED)
+    ids = read_table(part)["id"]
+    false = pa.table([ids, [-9.0] * len(ids)], schema=gradients.STORED)
     write_table(false, part.parent / "part-0.parquet", Provenance("gradients", "store", {"seconds": 0.0}))
     with pytest.raises(ValueError, match=rf"allowed are 0\.001: a part of {part.parent} or of .* is not of this run"):
         again(folder, model)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pydantic import ValidationError
-from worlds.toy_corpus import row, tell, write_examples, write_rows
+from worlds.toy_corpus import reword, row, tell, write_examples, write_rows
 from worlds.toy_gradients import FIRST, SMALL, SMALL_RUNTIME, content, counted, run, scored, sets_of, told
 
 from tamis.examples.conversations import make_exchange
@@ -67,7 +67,7 @@ def test_held_out_rows_are_not_read(corpus, toy):
     tmp_path, _ = corpus
     run(tmp_path, toy)
     rows = read_table(tmp_path / "examples/examples.parquet").to_pylist()
-    long = [one | {"prompt": "?" * 999, "response": ""} if one["split"] == "held_out" else one for one in rows]
+    long = [reword(one, prompt="?" * 999, response="") if one["split"] == "held_out" else one for one in rows]
     write_rows(tmp_path / "examples", long)
     assert counted(run(tmp_path, toy, out="again")) == [0, 0, 0]
     assert scored(tmp_path / "again") == scored(tmp_path / "out")

@@ -14,7 +14,8 @@ from worlds.token_rows import list_pairs
 from worlds.toy_corpus import row, tell, write_examples, write_rows
 
 from tamis.examples.conversations import make_exchange
-from tamis.language.rendering import Template, encode_conversations
+from tamis.language.chat_templates import Template
+from tamis.language.rendering import encode_conversations
 from tamis.scores.less import adam_direction, normalise, pick_warmup, project, read_moments, trained
 from tamis.training.steps import optimise, plan_steps
 from tasks import models

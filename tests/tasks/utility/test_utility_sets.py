@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from worlds.toy_corpus import learn, row, write_examples, write_rows
+from worlds.toy_corpus import learn, reword, row, write_examples, write_rows
 from worlds.toy_pairs import EXACT, embed, pairs_of, run
 
 from tamis.utility.pairs import representatives
@@ -92,7 +92,7 @@ def test_with_task_and_learnt_rows_nothing_is_scored_twice(tmp_path, toy):
 def test_a_learnt_row_is_no_target_and_may_be_too_long_for_one(sets, toy):
     root, v, q, p = sets
     rows = read_table(root / "examples/examples.parquet").to_pylist()
-    rows[-1] |= {"response": "long " * 60}
+    rows[-1] = reword(rows[-1], response="long " * 60)
     write_rows(root / "examples", rows)
     run_exact(root, toy)
     assert {demo for _, demo in pairs_of(root / "out/utility.parquet")} == {*v, *q, p[0]}

@@ -1,0 +1,182 @@
+"""What becomes of each row: its side, whether it is used, and what is new about it against the version before."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from tamis.examples import splits
+from tamis.examples.conversations import identify_question, split_key
+from tamis.examples.splits import Before, Rows
+from tasks.artifacts import schemas, tables
+from tasks.conversations import read_conversation
+from tasks.examples.files import is_inside
+from tasks.examples.near import Likeness, bar_rows, name_clusters, weigh_rows
+from tasks.examples.reading import BATCH, Facts
+from tasks.examples.settings import ExamplesSettings
+
+SIDES = {  # parameter that names a file or folder inside the raw folder -> side of its rows
+    "examples.target.path": splits.TARGET,
+    "examples.held_out.path": splits.HELD_OUT,
+    "examples.retention_set": splits.GENERAL,
+}
+
+
+@dataclass(frozen=True)
+class Division:
+    """What becomes of each row, in the rows' order."""
+
+    ids: list[str]
+    first: list[int | None]  # place of the first row with the same text; None at that row itself
+    sides: list[str]  # pool | target | held_out | general
+    changes: list[str]  # kept | edited | new
+    earlier: list[str | None]  # offered | learnt
+    because: list[str | None]  # why it is not used; None: it is
+    weights: list[float]  # in the objective
+    likeness: Likeness | None  # near-duplicates; None: they were not looked for
+
+    def count(self, side: str) -> int:
+        """Return how many rows of a side are used."""
+        return sum(each == side and why is None for each, why in zip(self.sides, self.because, strict=True))
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """The examples of the version before, each id once and in its order, and what this version must know of each."""
+
+    table: pa.Table
+    questions: list[str]  # digest of all but the answers
+    keys: list[str]  # what decides on the side
+    earlier: list[str | None]  # offered | learnt, that version counted
+
+    def tell(self) -> Before:
+        """Return what a version is compared with."""
+        offered = [each is not None for each in self.earlier]
+        learnt = [each == "learnt" for each in self.earlier]
+        return Before(self.table["id"].to_pylist(), self.questions, offered, learnt)
+
+
+def name_apart(settings: ExamplesSettings) -> dict[str, str]:
+    """Return the parameters that name a file or folder inside the raw folder, and what they name."""
+    named = (settings.target or {}).get("path"), (settings.held_out or {}).get("path"), settings.retention_set
+    return {parameter: name for parameter, name in zip(SIDES, named, strict=True) if name is not None}
+
+
+def read_before(examples: Path, subset: Path) -> Earlier:
+    """Return the examples of the version before, each with what this version must know of it."""
+    table = tables.read_table(examples / "examples.parquet", schemas.EXAMPLES)
+    picked = tables.read_table(subset / "subset.parquet", schemas.SUBSET)
+    return make_earlier(table, picked.filter(picked["chosen"])["id"].to_pylist())
+
+
+def make_earlier(table: pa.Table, chosen: Sequence[str]) -> Earlier:
+    """Return what a version must know of the examples of the one before, of which some were chosen.
+
+    Repetitions with the same id count once; those that differ in blanks have ids of their own.
+    """
+    names = [text_id(each) for each in table["id"].to_pylist()]
+    table = table.filter(pa.array([link is None for link in splits.link_duplicates(names)], pa.bool_()))
+    taught, questions, keys, earlier = {text_id(each) for each in chosen}, [], [], []
+    columns = ["id", "topic", "messages", "tools", "earlier", "used", "split"]
+    for batch in table.select(columns).to_batches(max_chunksize=BATCH):
+        for row in batch.to_pylist():
+            conversation = read_conversation(row)
+            questions.append(identify_question(conversation, row["topic"]))
+            keys.append(splits.shorten(split_key(conversation)))
+            learnt = row["earlier"] == "learnt" or text_id(row["id"]) in taught
+            offered = row["earlier"] or (row["used"] and row["split"] == splits.POOL)
+            earlier.append("learnt" if learnt else "offered" if offered else None)
+    return Earlier(table, questions, keys, earlier)
+
+
+def divide(
+    facts: Facts,
+    earlier: Earlier,
+    settings: ExamplesSettings,
+    raw: Path,
+    compare: Callable[[list[str]], Likeness] | None = None,
+) -> Division:
+    """Give each row its side, what is new about it, and whether later stages use it.
+
+    Prompts that the version before is measured on are kept out of the target task and of the pool, those that earlier
+    versions chose out of the general set and the held-out rows, and those of held-out rows out of the pool.
+
+    Args:
+        facts: what is known of the rows.
+        earlier: of the version before.
+        settings: of the stage.
+        raw: path of the raw files.
+        compare: returns the near-duplicates of the rows, given their sides; None: they are not looked for.
+
+    Raises:
+        SplitError: a row stands where its prompt may not.
+    """
+    before, ids, first = earlier.tell(), facts.ids, splits.link_duplicates(facts.same)
+    used, side = (earlier.table[name].to_pylist() for name in ("used", "split"))
+    measured = [key for key, *two in zip(earlier.keys, used, side, strict=True) if two == [True, splits.HELD_OUT]]
+    taught = [key for key, one in zip(earlier.keys, earlier.earlier, strict=True) if one == "learnt"]
+    drawn = facts.drawn if settings.held_out is None else [False] * len(ids)
+    sides = splits.assign_sides(facts.keys, tell_given(facts, raw, settings), drawn, measured)
+    barred = splits.find_asked_elsewhere(facts.keys, sides, measured)
+    changes = splits.label_changes(ids, facts.questions, before)
+    rows, target = Rows(ids, first, sides, facts.topics, changes), settings.target or {}
+    if "topic" in target:
+        sides = splits.set_apart(rows, target["topic"], target.get("rows"), seed=settings.seed, barred=barred)
+        rows = Rows(ids, first, sides, facts.topics, changes)
+    splits.refuse_shared(facts.keys, sides, taught)
+    splits.refuse_taught(facts.keys, sides, taught)
+    likeness = compare(sides) if compare else None
+    because = splits.mark_used(
+        rows,
+        ground_set=settings.ground_set,
+        distinct=settings.distinct,
+        seed=settings.seed,
+        pool_rows=settings.pool_rows,
+        held_out_rows=settings.held_out_rows,
+        barred=bar_rows(barred, likeness, settings),
+        clusters=name_clusters(likeness, settings),
+    )
+    named = ids if settings.distinct else splits.number_repetitions(ids)
+    told = splits.share_earlier(first, splits.tell_earlier(ids, before))
+    used = [reason is None for reason in because]
+    weights = weigh_rows(likeness, sides, used, settings) if likeness else [1.0] * len(ids)
+    return Division(named, first, sides, changes, told, because, weights, likeness)
+
+
+def tell_given(facts: Facts, raw: Path, settings: ExamplesSettings) -> list[str | None]:
+    """Return the side that a parameter gives to each row's file; None: it depends on the row's prompt."""
+    apart, split = name_apart(settings), (settings.held_out or {}).get("split")
+    known: dict[str, str | None] = {}
+    for file in set(facts.files):
+        named = (SIDES[parameter] for parameter, name in apart.items() if is_inside(file, raw, name))
+        measured = split is not None and facts.splits[file] == split
+        known[file] = next(named, splits.HELD_OUT if measured else None)
+    return [known[file] for file in facts.files]
+
+
+def make_withdrawn(before: Earlier, facts: Facts) -> pa.Table:
+    """Return the distinct examples of the version before that are here no more, as a table.
+
+    Repetitions that were not used there are none of them: the text that they repeat stands for them.
+    """
+    found = splits.find_withdrawn(facts.ids, facts.questions, before.tell())
+    columns = before.table.select(["duplicate_of", "used"]).to_pydict()
+    own = [link is None or used for link, used in zip(*columns.values(), strict=True)]
+    gone = [(place, instead) for place, instead in found if own[place]]
+    table = before.table.take(pa.array([place for place, _ in gone], pa.int64()))
+    derived = {
+        "edited_to": [instead for _, instead in gone],
+        "earlier": [before.earlier[place] for place, _ in gone],
+    }
+    columns = {name: table[name] for name in ("id", "topic", "prompt", "response", "split")} | derived
+    return pa.table({name: columns[name] for name in schemas.WITHDRAWN.names}, schema=schemas.WITHDRAWN)
+
+
+def text_id(each: str) -> str:
+    """Return the digest of an example's text, whichever repetition of it the id is of.
+
+    >>> text_id("ab-1")
+    'ab'
+    """
+    return each.partition("-")[0]
