@@ -6,10 +6,12 @@ from typing import Annotated
 
 import typer
 
-from flows.commands import artifacts, comparing, graph, planning, running
+from flows.commands import artifacts, comparing, graph, planning, raw_data, running
 from flows.commands.errors import Setting
 
 COMMANDS = {
+    "check": raw_data.check,
+    "add": raw_data.add,
     "estimate": planning.estimate,
     "recipe": planning.recipe,
     "run": running.run,
@@ -21,6 +23,7 @@ COMMANDS = {
     "show": artifacts.show,
     "compare": comparing.compare,
     "repeats": comparing.repeats,
+    "export": raw_data.export,
     "merge": artifacts.merge,
     "store": artifacts.store,
 }

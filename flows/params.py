@@ -17,6 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.constructor import DuplicateKeyError
 
 from flows.checks import ParamsError, refuse_contradictions
@@ -164,16 +165,61 @@ def merge(text: str, addition: str, place: str) -> str:
     Raises:
         ParamsError: an unknown section, or the outcome cannot be used.
     """
-    editor = YAML()
-    editor.width = 1000  # a line stays a line
-    null = "tag:yaml.org,2002:null"
-    editor.representer.add_representer(type(None), lambda one, _: one.represent_scalar(null, "null"))
+    editor = _open_editor()
     whole, added = editor.load(text), _parse(addition, editor, place)
     _refuse_unknown(added, SECTIONS, place)
     for section, settings in added.items():
         _mapping(settings, f"{section} in {place}")
         there = whole.setdefault(section, {})
         there.update({key: value for key, value in settings.items() if there.get(key, ...) != value})
+    return _dump(whole, editor)
+
+
+def add_version(text: str, name: str, version: Mapping[str, str], sources: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Return params.yaml's text with another data version behind the others, and all comments kept.
+
+    Args:
+        text: of params.yaml.
+        name: of the version, which none has yet.
+        version: its settings.
+        sources: what `examples.sources` says of its files.
+
+    Raises:
+        ParamsError: a name that is in use or cannot be one; it continues from one that is not there.
+    """
+    editor = _open_editor()
+    whole = editor.load(text)
+    versions = whole["versions"]
+    if name in versions:
+        raise ParamsError(f"there is a data version {name!r} already ({versions[name]['raw']}); give another name")
+    last, added = versions[list(versions)[-1]], CommentedMap(version)
+    if last.fa.flow_style():
+        added.fa.set_flow_style()
+    else:  # what stands behind the last entry stands behind the new one
+        old, new = list(last)[-1], list(added)[-1]
+        end = last.ca.items.get(old, [None] * 3)[2]
+        if end is not None and end.value.startswith("\n"):
+            added.ca.items[new] = last.ca.items.pop(old)
+    versions[name] = added
+    if sources:
+        said = [CommentedMap(one) for one in sources]
+        for one in said:
+            one.fa.set_flow_style()
+        whole["examples"].setdefault("sources", {})[name] = said
+    return _dump(whole, editor)
+
+
+def _open_editor() -> YAML:
+    """Return a reader and writer of YAML that keeps comments."""
+    editor = YAML()
+    editor.width = 1000  # a line stays a line
+    null = "tag:yaml.org,2002:null"
+    editor.representer.add_representer(type(None), lambda one, _: one.represent_scalar(null, "null"))
+    return editor
+
+
+def _dump(whole: Any, editor: YAML) -> str:
+    """Return params.yaml's text, if it can be used."""
     stream = StringIO()
     editor.dump(whole, stream)
     compose(YAML(typ="safe", pure=True).load(stream.getvalue()))

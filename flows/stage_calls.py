@@ -13,6 +13,7 @@ from tasks.folders import Artifacts, Folders
 from tasks.selection.selectors import SELECTORS
 
 DATA = Path("data")
+RAW = DATA / "raw"
 CACHE = Path(".cache")
 
 T = TypeVar("T")
@@ -28,6 +29,15 @@ def folder(name: str, version: str) -> Path:
     'data/utility/version=v1'
     """
     return DATA / name / f"version={version}"
+
+
+def find_record(version: str) -> Path:
+    """Return the file that says what a version's raw files were when it was added.
+
+    >>> find_record("v2").as_posix()
+    'data/raw/v2.files.json'
+    """
+    return RAW / f"{version}.files.json"
 
 
 def find_artifacts(version: str, elsewhere: Mapping[str, Path] | None = None) -> Artifacts:
@@ -49,11 +59,13 @@ def find_warmup(examples: Path) -> Path:
 
 
 def make_examples(values: Params, folders: Folders, map: Map) -> Notes:
-    """Read raw rows."""
+    """Read raw rows, and tell which files are not what they were when they were added."""
     from tasks.examples.examples import write_examples
+    from tasks.first_look.kept_files import list_differences
 
-    share = values.audit.held_out_share
-    return write_examples(folders, model=language(values), settings=values.examples, held_out_share=share)
+    asked = {"settings": values.examples, "held_out_share": values.audit.held_out_share}
+    notes = write_examples(folders, model=language(values), **asked)
+    return {**notes, "files_moved": list_differences(folders.raw, find_record(folders.here.version))}
 
 
 def make_embedding(values: Params, folders: Folders, map: Map) -> Notes:

@@ -19,6 +19,8 @@ SHARED = {
     "comparison",
     "conversations",
     "estimate",
+    "export",
+    "first_look",
     "folders",
     "masks",
     "models",

@@ -60,11 +60,11 @@ def show_object(value: Mapping[str, Any]) -> None:
     write(_dump(value, indent=2) + "\n")
 
 
-def show_text(*parts: Table | str) -> None:
+def show_text(*parts: Table | Text | str) -> None:
     """Print tables and lines of text on stdout; text as it is, never as markup."""
     with screen.capture() as captured:
         for part in parts:
-            screen.print(part if isinstance(part, Table) else plain(part), soft_wrap=isinstance(part, str))
+            screen.print(plain(part) if isinstance(part, str) else part, soft_wrap=not isinstance(part, Table))
     write(captured.get())
 
 
@@ -82,6 +82,11 @@ def write(text: str) -> None:
 def plain(text: str) -> Text:
     """Return text for a terminal, without markup and without control characters."""
     return Text(show_plain(text), overflow="fold")
+
+
+def plain_lines(text: str, style: str = "") -> Text:
+    """Return text of several lines for a terminal, likewise, in a style where the terminal has it."""
+    return Text("\n".join(map(show_plain, text.split("\n"))), style, overflow="fold")
 
 
 def _show_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -151,6 +151,19 @@ def record(address: str, inputs: dict[str, Any]) -> None:
         _save(stage)
 
 
+def add(path: str) -> list[str]:
+    """Put a file or folder that no stage makes into DVC; returns the files that git is to hold in its place.
+
+    Raises:
+        StateError: DVC refuses, as git tracks it already.
+    """
+    with opened() as repo:
+        (stage,) = repo.add([path])
+        pointer = Path(stage.path)
+        held = [pointer, pointer.with_name(".gitignore")]
+        return [one.relative_to(repo.root_dir).as_posix() for one in held if one.exists()]
+
+
 def files(address: str) -> list[File]:
     """Return references to a stage's recorded artifacts."""
     with opened() as repo:

@@ -173,13 +173,17 @@ def _made(repo: Any) -> set[Path]:
 
 
 def _unknown(repo: Any, inputs: Iterable[Path], untracked: Iterable[str]) -> list[str]:
-    """Return what git does not know of the inputs that no stage makes, or of the .dvc files that stand for them."""
+    """Return what git does not know of the inputs that no stage makes, or of the .dvc files that stand for them.
+
+    What lies outside of the project, git cannot know: of it, dvc.lock holds the digests.
+    """
     makers = {Path(out.fs_path): out.stage for out in repo.index.outs}
     sources = set()
     for place in (Path(repo.root_dir) / path for path in inputs):
         maker = next((makers[one] for one in (place, *place.parents) if one in makers), None)
-        if maker is None or not maker.cmd:
-            sources.add((Path(maker.path) if maker else place).relative_to(repo.scm.root_dir))
+        source = Path(maker.path) if maker else place
+        if (maker is None or not maker.cmd) and source.is_relative_to(repo.scm.root_dir):
+            sources.add(source.relative_to(repo.scm.root_dir))
     found: set[str] = set()
     for source in sources:
         place = Path(repo.scm.root_dir) / source

@@ -19,7 +19,7 @@ from tasks import models
 from tasks.artifacts import schemas, tables
 from tasks.conversations import open_template, read_conversation
 from tasks.examples.division import Division, divide, make_withdrawn, name_apart, read_before
-from tasks.examples.files import ExamplesError, NotRead, RawFile, is_inside, list_files
+from tasks.examples.files import ExamplesError, NotRead, RawFile, is_inside, list_contents, list_files
 from tasks.examples.near import find_likeness
 from tasks.examples.reading import LONG, READ, Facts, Reader, list_sources, read_files
 from tasks.examples.settings import ExamplesSettings
@@ -46,7 +46,7 @@ def write_examples(
         held_out_share: topics whose held-out share is lower are named.
 
     Returns:
-        How many rows were read and rejected, and what was not read.
+        How many rows were read and rejected, what was not read, and what was left out of how many rows.
 
     Raises:
         ExamplesError: no data, an unknown field, bad rows under `stop`, an empty side, a single example.
@@ -76,7 +76,8 @@ def write_examples(
     tables.write_table(gone, out / "withdrawn.parquet", made)
     counts = measure(division, facts, held_out_share) | {"ignored_files": [list(each) for each in ignored]}
     tables.write_json(counts | count_changes(division, gone), out / "examples.json")
-    return {"rows_read": facts.count, "rows_rejected": len(facts.rejects), "not_read": [each.name for each in ignored]}
+    told = {"rows_read": facts.count, "rows_rejected": len(facts.rejects), "not_read": [each.name for each in ignored]}
+    return told | {"notes": dict(facts.notes), "rows_split": facts.split}
 
 
 def choose_files(raw: Path, settings: ExamplesSettings) -> tuple[list[RawFile], list[NotRead]]:
@@ -326,9 +327,5 @@ def _trace(
     asked |= {name: getattr(model, name) for name in ("template", "template_arguments", "max_tokens")}
     own = None if model.chat_template is None else tables.digest(Path(model.chat_template))
     asked |= {"model": Path(model.name).name, "chat_template": own}
-    inputs = tables.digest_inputs(*(path for file in files for path in _contents(file)))
+    inputs = tables.digest_inputs(*(path for file in files for path in list_contents(file)))
     return tables.Provenance("examples", version, asked, inputs, settings.seed)
-
-
-def _contents(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(inside for inside in path.rglob("*") if inside.is_file())

@@ -103,6 +103,11 @@ def list_files(raw: Path, apart: Mapping[str, str]) -> tuple[list[RawFile], list
     return [*given.values(), *rest], others
 
 
+def list_contents(path: Path) -> list[Path]:
+    """Return a file, or the files of a folder."""
+    return [path] if path.is_file() else sorted(inside for inside in path.rglob("*") if inside.is_file())
+
+
 def is_inside(file: str, raw: Path, name: str) -> bool:
     """Return whether a file, by its name in artifacts, is what a parameter names in the raw folder, or lies in it.
 

@@ -106,6 +106,16 @@ class Reader:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Records of one file."""
+
+    records: list[Record]
+    stem: str  # their topic where none is mapped
+    reading: Reading | None  # how they are read; None: the file has no fields
+    source: Source  # what is said of the file
+
+
+@dataclass(frozen=True)
 class Row:
     """A row that was parsed."""
 
@@ -132,30 +142,54 @@ def read_files(files: Sequence[RawFile], reader: Reader, facts: Facts) -> Iterat
     """Yield the good rows of raw files as tables under `READ`, and note in `facts` what there is to know of all.
 
     Raises:
-        ExamplesError: a file cannot be read at all, or nothing tells what its rows are; a field that no row has.
+        ExamplesError: as `cut_files`; a field that no row has.
+    """
+    for batch in cut_files(files, reader, facts):
+        yield from read_batch(batch, reader, facts)
+    refuse_unknown(files, reader, facts)
+
+
+def cut_files(files: Sequence[RawFile], reader: Reader, facts: Facts, *, most: int | None = None) -> Iterator[Batch]:
+    """Yield the records of raw files in batches, and note in `facts` what each file is.
+
+    Args:
+        most: records of each file, its first; None: all.
+
+    Raises:
+        ExamplesError: a file cannot be read at all, or nothing tells what its rows are; a source names no file.
     """
     _refuse_unfit(files, reader.sources)
     for file in files:
-        source = next((one for one in reader.sources if one.fits(file)), Source(""))
+        source = find_source(file, reader.sources)
         settings = choose_settings(source, reader.settings)
-        wanted = {*settings.fields.values(), *settings.keep}
-        reading, start = _recognise(file, settings, facts), facts.count
+        reading, found = _recognise(file, settings, facts), False
         facts.formats[file.name] = (reading.format or "fields") if reading else "empty"
         facts.splits[file.name] = file.split
         columns = [*reading.fields.values(), *settings.keep] if reading else None
-        records = read_records(file, encoding=settings.encoding, columns=columns)
+        records = islice(read_records(file, encoding=settings.encoding, columns=columns), most)
         while batch := list(islice(records, BATCH)):
-            facts.seen |= _find_fields(batch, wanted - facts.seen)
-            rows = [row for record in batch if (row := _parse(record, reading, file.stem, reader, facts))]
-            yield from _encode([label(row, source) for row in rows], reader, facts)
-        if facts.count == start:
+            found = True
+            yield Batch(batch, file.stem, reading, source)
+        if not found:
             facts.empty.append(file.name)
-    _refuse_unknown(facts, reader)
+
+
+def read_batch(batch: Batch, reader: Reader, facts: Facts) -> Iterator[pa.Table]:
+    """Yield the good rows of a batch as a table under `READ`, and note in `facts` what there is to know of all."""
+    settings = choose_settings(batch.source, reader.settings)
+    facts.seen |= _find_fields(batch.records, {*settings.fields.values(), *settings.keep} - facts.seen)
+    rows = [row for record in batch.records if (row := _parse(record, batch.reading, batch.stem, reader, facts))]
+    yield from _encode([label(row, batch.source) for row in rows], reader, facts)
 
 
 def list_sources(settings: ExamplesSettings, version: str) -> tuple[Source, ...]:
     """Return what is said of some files of a version."""
     return tuple(Source(**one) for one in settings.sources.get(version, ()))
+
+
+def find_source(file: RawFile, sources: Sequence[Source]) -> Source:
+    """Return what is said of a file: the first source that fits it, or one that says nothing."""
+    return next((one for one in sources if one.fits(file)), Source(""))
 
 
 def choose_settings(source: Source, settings: ExamplesSettings) -> ExamplesSettings:
@@ -187,11 +221,18 @@ def _find_fields(batch: Sequence[Record], wanted: set[str]) -> set[str]:
     return {name for record in batch if isinstance(record.value, Mapping) for name in wanted & record.value.keys()}
 
 
-def _refuse_unknown(facts: Facts, reader: Reader) -> None:
-    """Check that some row has each field that the settings name, or the sources."""
+def refuse_unknown(files: Sequence[RawFile], reader: Reader, facts: Facts) -> None:
+    """Check that some row has each field that the settings name, or the sources where these say it.
+
+    Raises:
+        ExamplesError: naming the field, and those that there are.
+    """
     asked = dict.fromkeys(reader.settings.keep, "examples.keep names")
-    asked |= {name: f"a source maps to {part}" for one in reader.sources for part, name in (one.fields or {}).items()}
-    asked |= {name: f"examples.fields maps to {part}" for part, name in reader.settings.fields.items()}
+    for file in files:
+        source = find_source(file, reader.sources)
+        whose = "examples.fields maps to" if source.fields is None else "a source maps to"
+        fields = choose_settings(source, reader.settings).fields
+        asked |= {name: f"{whose} {part}" for part, name in fields.items()}
     unknown = [name for name in asked if name not in facts.seen]
     if unknown and facts.seen:
         there = ", ".join(sorted(facts.seen)[:SHOWN])

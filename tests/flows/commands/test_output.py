@@ -154,7 +154,7 @@ def test_no_rows_are_an_empty_array(project):
 
 
 def test_every_table_has_json():
-    tables = ("run", "continue", "status", "stages", "sql", "show", "compare", "repeats", "store")
+    tables = ("check", "add", "run", "continue", "status", "stages", "sql", "show", "compare", "repeats", "store")
     for name in tables:
         assert "--json" in CliRunner(env={"TERM": "dumb", "COLUMNS": "100"}).invoke(app, [name, "--help"]).stdout, name
 
@@ -199,6 +199,9 @@ def test_label_of_a_progress_bar_is_text(capsys):
 
 
 COMMANDS = (
+    ["check"],
+    ["add", "rows.jsonl"],
+    ["export", "v1", "out"],
     ["estimate"],
     ["recipe"],
     ["run"],

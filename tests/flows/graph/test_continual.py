@@ -291,6 +291,30 @@ def test_artifacts_reach_the_remote_and_come_back_in_a_clone(project, tmp_path, 
     assert run_dvc(clone, "fetch", "--all-tags").returncode == 0
 
 
+def test_raw_data_in_dvc_reach_the_remote_and_come_back_in_a_clone(recorded, tmp_path):
+    (recorded.root / "raw/v3.txt").write_text("line 1\n")
+    assert dvc_state.add("raw/v3.txt") == ["raw/v3.txt.dvc", "raw/.gitignore"]
+    set_versions(recorded, {**VERSIONS, "v3": {"raw": "raw/v3.txt", "previous": "v2"}})
+    remote_at(recorded, str(tmp_path / "remote"))
+    commit(recorded)
+    advance(recorded)
+    clone = Project(tmp_path / "clone")
+    recorded.git("clone", "--quiet", "--branch", "data-v3", ".", str(clone.root))
+    assert run_dvc(clone, "pull", "raw/v3.txt").returncode == 0
+    assert (clone.root / "raw/v3.txt").read_text() == "line 1\n"
+
+
+def test_raw_data_outside_of_the_project_are_recorded_by_their_digests(recorded, tmp_path):
+    outside = tmp_path / "outside.txt"
+    outside.write_text("line 1\n")
+    set_versions(recorded, {**VERSIONS, "v3": {"raw": str(outside), "previous": "v2"}})
+    commit(recorded)
+    assert advance(recorded) == ["v3"]
+    outside.write_text("line one\n")
+    with pytest.raises(RecordError, match=r"^v3 is recorded \(tag data-v3\), but its raw data, .*outside\.txt, have"):
+        refuse_rewritten(params.read_versions())
+
+
 def test_relative_remote_lies_where_dvc_looks_for_it(recorded):
     folders = [recorded.root / ".dvc-remote/files", recorded.root / ".dvc/cache/files"]
     held, cached = ({path.relative_to(folder) for path in folder.rglob("*")} for folder in folders)

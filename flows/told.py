@@ -1,0 +1,57 @@
+"""What a stage says of the rows that it read, in a line or two, on whichever way it was run."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+SHOWN = 3  # names in a line
+SPLIT = "several sequences, as the template writes turns otherwise once others follow"
+
+
+def tell_reading(version: str, notes: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines about raw rows, from what a stage said of its run; none where it read no raw rows.
+
+    >>> list(tell_reading("v1", {"rows_read": 35, "rows_rejected": 3, "not_read": ["a.txt", "b.md"]}))
+    ["35 rows read, 3 rejected (tamis sql 'FROM rejects'), 2 files not read: a.txt, b.md"]
+    >>> list(tell_reading("v1", {"pairs": 7}))
+    []
+    """
+    if "rows_read" not in notes:
+        return
+    rejected, unread = notes["rows_rejected"], notes["not_read"]
+    told = [f"{count(notes['rows_read'], 'row')} read"]
+    told.append(f"{rejected:,} rejected" + (" (tamis sql 'FROM rejects')" if rejected else ""))
+    if unread:
+        told.append(f"{count(len(unread), 'file')} not read: {_list(unread)}")
+    yield ", ".join(told)
+    others = [f"{note} ({count(rows, 'row')})" for note, rows in notes.get("notes", {}).items()]
+    if notes.get("rows_split"):
+        others.append(f"{SPLIT} ({count(notes['rows_split'], 'row')})")
+    if others:
+        yield f"of these rows: {'; '.join(others)}"
+    if notes.get("files_moved"):
+        yield tell_moved(version, notes["files_moved"])
+
+
+def tell_moved(version: str, moved: Sequence[str]) -> str:
+    """Return in a line which raw files are not what they were when their version was added.
+
+    >>> tell_moved("v2", ["a.jsonl has changed", "b.jsonl is gone"])
+    '2 raw files of v2 are not as they were when it was added: a.jsonl has changed, b.jsonl is gone'
+    """
+    files = "1 raw file" if len(moved) == 1 else f"{len(moved)} raw files"
+    be = "is" if len(moved) == 1 else "are"
+    return f"{files} of {version} {be} not as they were when it was added: {_list(moved)}"
+
+
+def _list(names: Sequence[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def count(number: int, name: str) -> str:
+    """Return a number of things in words.
+
+    >>> count(1200, "row"), count(1, "file")
+    ('1,200 rows', '1 file')
+    """
+    return f"{number:,} {name}{'' if number == 1 else 's'}"
