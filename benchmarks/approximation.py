@@ -151,6 +151,7 @@ def read_texts(data: Path, rows: int, seed: int) -> list[tuple[str, str]]:
 def write_examples(folder: Path, texts: list[tuple[str, str]]) -> list[str]:
     """Write `examples.parquet` with a pool of these texts and return their ids."""
     made = {"topic": "", "tokens": 1, "response_tokens": 1, "split": "pool", "change": "new", "used": True, "file": ""}
+    made |= {"cluster_size": 1, "weight": 1.0}
     conversations = [make_exchange(*text) for text in texts]
     rows = [
         {"row": row, "line": row + 1, "id": identify(one), "same_as": identify_folded(one)}

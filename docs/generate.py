@@ -108,7 +108,8 @@ def _alternatives(shape: Mapping[str, Any]) -> Iterator[str]:
     elif shape.get("type") == "object":
         values = shape.get("additionalProperties", {})
         names = shape.get("propertyNames", {}).get("enum", ["name"])
-        yield f"`{'/'.join(names)}:` {'/'.join(_alternatives(values))}"
+        inside = _alternatives(values) if isinstance(values, dict) else ["value"]
+        yield f"`{'/'.join(names)}:` {'/'.join(inside)}"
     else:
         yield KINDS[shape["type"]]
 

@@ -6,6 +6,7 @@ What a setting may be by itself stands with it, in `tasks/<stage>/settings.py`.
 from typing import TYPE_CHECKING
 
 from tasks.selection.selectors import SELECTORS
+from tasks.settings import hint
 
 if TYPE_CHECKING:
     from flows.params import Params
@@ -23,10 +24,22 @@ def refuse_contradictions(values: "Params") -> None:
     Raises:
         ParamsError: naming both, and the ways out.
     """
+    _check_sources(values)
     _check_tests(values)
     _check_objective(values)
     _check_mask(values)
     _check_gradients(values)
+
+
+def _check_sources(values: "Params") -> None:
+    """Refuse sources of a version that is not there."""
+    for version in values.examples.sources:
+        if version not in values.versions:
+            known = ", ".join(values.versions)
+            raise ParamsError(
+                f"examples.sources names {version!r}{hint(version, values.versions)}, which is no version; there are "
+                f"{known}"
+            )
 
 
 def _check_tests(values: "Params") -> None:

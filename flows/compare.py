@@ -286,16 +286,19 @@ def repeat(version: str, seeds: int = 5) -> list[dict[str, Any]]:
     """Return what becomes of repeated rows of a version that are left in the pool, per topic.
 
     Facility location over embeddings gains nothing from a row that it has already; random rows know nothing of that.
-    Which rows are new does not matter here, so no version before it is read.
+    Which rows are new does not matter here, so no version before it is read. Without a repeated row nothing is chosen,
+    and nothing returned.
     """
     values = read(version)
     loaded = sources(f"{name}@{version}" for name in STAGES)  # no stage's module is imported yet
-    from tasks.comparison import count_repeats
+    from tasks.comparison import count_repeats, has_repeats
 
     alone = {version: replace(values.versions[version], previous=params.BASE)}
     everything = {"distinct": False, "ground_set": "all", "target": None, "pool_rows": None}
     values = replace(values, versions=alone, examples=replace(values.examples, **everything))
     examples = attempt("examples", version, values, {}, loaded)
+    if not has_repeats(examples.folder):
+        return []
     choices = [("embedding", 0), *(("random", seed) for seed in range(seeds))]
     folders = []
     for selector, seed in choices:

@@ -311,7 +311,14 @@ def _add(names: Sequence[str]) -> str:
 
 def _words(kind: Any) -> str:
     """Return a type in words, for messages."""
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        type(None): "null",
+        Any: "value",
+    }
     if kind == int | float:
         return "a number"
     return names[kind] if kind in names else " or ".join(_parts(kind))

@@ -175,6 +175,12 @@ def _place_line(line: tuple[str, str]) -> tuple[bool, str, bool, str]:
     return selector != RANDOM, selector, mask != NONE, mask
 
 
+def has_repeats(examples: Path) -> bool:
+    """Return whether an examples artifact that leaves repetitions in use has any in the pool."""
+    ids = read_set(examples / "examples.parquet", "ground")["id"].to_pylist()
+    return len({_name_text(each) for each in ids}) < len(ids)
+
+
 def count_repeats(examples: Path, kept: Path, drawn: Sequence[Path]) -> list[dict[str, Any]]:
     """Return, per topic with repeated rows in the pool, how many rows there are and how many each choice keeps.
 
@@ -188,7 +194,7 @@ def count_repeats(examples: Path, kept: Path, drawn: Sequence[Path]) -> list[dic
     found = []
     for topic in sorted({row["topic"] for row in rows}):
         ids = [row["id"] for row in rows if row["topic"] == topic]
-        distinct = len({each.partition("-")[0] for each in ids})
+        distinct = len({_name_text(each) for each in ids})
         counts = [sum(each in chosen for each in ids) for chosen in choices]
         if distinct < len(ids):
             found.append(
@@ -201,6 +207,11 @@ def count_repeats(examples: Path, kept: Path, drawn: Sequence[Path]) -> list[dic
                 }
             )
     return sorted(found, key=lambda row: row["distinct"] - row["rows"])
+
+
+def _name_text(each: str) -> str:
+    """Return what all rows of a text share: an id without the number of the repetition."""
+    return each.partition("-")[0]
 
 
 def _read_chosen(folder: Path) -> set[str]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from tamis.examples.conversations import Conversation, Message
@@ -31,6 +32,7 @@ def write_conversation(conversation: Conversation) -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=4)
 def open_template(model: models.ModelChoice) -> Template:
     """Return how conversations are written for a model."""
     return Template(models.tokenizer(model), model.template, json.loads(model.template_arguments))

@@ -4,7 +4,9 @@ A setting stands once: its name, type, range, default and one sentence, in `task
 holds what a person sets; flows/params.py reads it into these classes.
 """
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import date
 from difflib import get_close_matches
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -64,6 +66,36 @@ MaskBudget = Annotated[
 ]
 
 
+def refuse_arguments(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the arguments of a chat template, where each is what was written: text, number, truth, list or mapping.
+
+    Raises:
+        ValueError: YAML reads one as something else, a date for example; it comes after the setting's name.
+    """
+    for name, value in arguments.items():
+        for part in _list_parts(value):
+            if isinstance(part, date):
+                raise ValueError(f"has {name}: {part}, which YAML reads as a date; write '{part}' in quotes")
+        try:
+            plain = json.loads(json.dumps(value, allow_nan=False)) == value
+        except (TypeError, ValueError):
+            plain = False
+        if not plain:
+            raise ValueError(
+                f"has {name}: {value!r}, which JSON cannot say; give texts, numbers, true, false, null, lists of them, "
+                "or mappings whose names are texts"
+            )
+    return arguments
+
+
+def _list_parts(value: Any) -> Iterator[Any]:
+    """Yield a value and all that it holds."""
+    yield value
+    inner = [*value, *value.values()] if isinstance(value, Mapping) else value if isinstance(value, list) else []
+    for part in inner:
+        yield from _list_parts(part)
+
+
 @checked
 class VersionSettings:
     """A data version."""
@@ -86,7 +118,7 @@ class ModelsSettings:
     template: Literal["chat", "delift"] = Field(
         description="how prompts are written: the tokenizer's chat template, demos as earlier turns | DELIFT's wording"
     )
-    template_arguments: Mapping[str, Any] = Field(
+    template_arguments: Annotated[Mapping[str, Any], AfterValidator(refuse_arguments)] = Field(
         default_factory=dict, description="passed to the chat template, such as {date_string: 26 Jul 2026}"
     )
     chat_template: str | None = Field(None, description="file of a chat template; null: the tokenizer's own")

@@ -52,6 +52,24 @@ def nearest(vectors: np.ndarray, count: int) -> list[list[int]]:
     return found
 
 
+def jaccard(one: list[str], other: list[str]) -> float:
+    """Similarity of two lists of words by their runs of three words; by single words where a list has under eight."""
+    ours, theirs = (
+        {tuple(words[place : place + size]) for place in range(len(words) - size + 1)}
+        for words, size in ((words, 3 if len(words) >= 8 else 1) for words in (one, other))
+    )
+    return len(ours & theirs) / len(ours | theirs) if ours and theirs else 0.0
+
+
+def lead(similar: np.ndarray, threshold: float) -> list[int]:
+    """For each row the first earlier row that leads and is similar enough to it; -1 where it leads itself."""
+    leads: list[int] = []
+    for row in range(len(similar)):
+        found = [place for place in range(row) if leads[place] < 0 and similar[row, place] >= threshold]
+        leads.append(found[0] if found else -1)
+    return leads
+
+
 def training_loss(model, pairs: list[tuple[list[int], list[int]]]) -> float:
     """Mean negative log-likelihood over all answer tokens, a forward pass per row of context and answer."""
     total, tokens = 0.0, 0

@@ -20,6 +20,7 @@ from tamis.language.encoding import ControlTokens
 
 NAMES = ("chat", "delift")
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+SYNTAX = "TemplateSyntaxError"  # what Jinja calls the fault of a text that is no template
 QUOTED = 40  # characters of a text that an error shows
 WAY_OUT = (
     "set models.chat_template: FILE, a template that writes earlier messages the same whatever follows them or that "
@@ -183,13 +184,13 @@ def write_conversation(template: Template, conversation: Conversation) -> list[W
 
 
 def refuse_moving(template: Template) -> None:
-    """Refuse a chat template that writes the date, by which the same rows would have other tokens tomorrow.
+    """Refuse a chat template that is none, or that writes the date: the same rows would have other tokens tomorrow.
 
     Short conversations with and without system message and tool are written by two clocks that differ in all they
     tell; no clock is read but by the template itself, for the line that the error quotes.
 
     Raises:
-        TemplateError: the two texts differ.
+        TemplateError: the two texts differ; the template is no Jinja.
     """
     if template.name != "chat":
         return
@@ -220,7 +221,9 @@ def _find_moving(template: Template, messages: list[dict[str, Any]], tools: list
                 ).splitlines()
                 for text in (CLOCK.replace("DIGIT", "1") + own, CLOCK.replace("DIGIT", "2") + own, own)
             )
-    except TemplateError:
+    except TemplateError as fault:
+        if type(fault.__cause__).__name__ == SYNTAX:
+            raise
         return None
     changed = next((line for line, pair in enumerate(zip(early, late, strict=False)) if pair[0] != pair[1]), None)
     if changed is None:
@@ -326,6 +329,10 @@ def _quoting(template: Template) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if type(error).__name__ == SYNTAX:
+            raise TemplateError(
+                f"the chat template is not valid Jinja: {error}; mend it, or name another: models.chat_template: FILE"
+            ) from error
         said = template.control.show(str(error)) or type(error).__name__
         raise TemplateError(f"the chat template refuses the conversation: {said}") from error
 

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-ROWS = 1024  # rows of a similarity block; memory of a search: ROWS x count x 4 bytes
+ROWS = 1024  # rows of a similarity block, at most
+ENTRIES = 1 << 26  # similarities of a block, at most: 256 MB
 
 
 def encode_texts(
@@ -50,6 +51,13 @@ def encode_texts(
     return out
 
 
+def count_cut(tokenizer: Any, texts: Sequence[str], batch_rows: int, max_tokens: int) -> int:
+    """Return how many texts have more than `max_tokens` tokens; of a longer one no more than these are kept."""
+    limits = {"truncation": True, "max_length": max_tokens + 1, "verbose": False}
+    batches = (list(texts[start : start + batch_rows]) for start in range(0, len(texts), batch_rows))
+    return sum(len(tokens) > max_tokens for batch in batches for tokens in tokenizer(batch, **limits).input_ids)
+
+
 def pool(hidden: Float[Tensor, "text token width"], mask: Int[Tensor, "text token"]) -> Float[Tensor, "text width"]:
     """Return the mean over real tokens (mask 1), scaled to length 1.
 
@@ -63,7 +71,7 @@ def pool(hidden: Float[Tensor, "text token width"], mask: Int[Tensor, "text toke
 def nearest(vectors: Float[np.ndarray, "row width"], count: int) -> Int[np.ndarray, "row neighbour"]:
     """Return each row's nearest other rows by cosine, nearest first; ties go to the lower index.
 
-    Time rows^2 x width; memory three blocks of `ROWS` x rows similarities.
+    Time rows^2 x width; memory a block of `ENTRIES` similarities.
 
     Args:
         vectors: unit vectors.
@@ -74,10 +82,11 @@ def nearest(vectors: Float[np.ndarray, "row width"], count: int) -> Int[np.ndarr
     """
     found = max(0, min(count, len(vectors) - 1))
     out = np.empty((len(vectors), found), dtype=np.int64)
-    for start in range(0, len(vectors), ROWS):
-        similar = vectors[start : start + ROWS] @ vectors.T
+    size = _size_block(len(vectors))
+    for start in range(0, len(vectors), size):
+        similar = vectors[start : start + size] @ vectors.T
         similar[np.arange(len(similar)), start + np.arange(len(similar))] = -np.inf
-        out[start : start + ROWS] = _largest(similar, found)
+        out[start : start + size] = _largest(similar, found)
     return out
 
 
@@ -86,8 +95,8 @@ def nearest_among(
 ) -> Int[np.ndarray, "target neighbour"]:
     """Return the demos nearest to each target by cosine, nearest first; ties go to the lower index.
 
-    A target that is itself a demo is its own nearest. Time targets x demos x width; memory three blocks of `ROWS` x
-    demos similarities.
+    A target that is itself a demo is its own nearest. Time targets x demos x width; memory a block of `ENTRIES`
+    similarities.
 
     Args:
         targets, demos: unit vectors.
@@ -96,18 +105,26 @@ def nearest_among(
     >>> nearest_among(np.eye(2), np.eye(2)[[1, 0, 0]], 2).tolist()
     [[1, 2], [0, 1]]
     """
-    found = min(count, len(demos))
-    blocks = (targets[start : start + ROWS] @ demos.T for start in range(0, len(targets), ROWS))
+    found, size = min(count, len(demos)), _size_block(len(demos))
+    blocks = (targets[start : start + size] @ demos.T for start in range(0, len(targets), size))
     return np.concatenate([np.empty((0, found), np.int64), *(_largest(block, found) for block in blocks)])
+
+
+def _size_block(columns: int) -> int:
+    """Return how many rows a block of similarities has."""
+    return max(1, min(ROWS, ENTRIES // max(1, columns)))
 
 
 def _largest(values: Float[np.ndarray, "row column"], count: int) -> Int[np.ndarray, "row place"]:
     """Return the places of each row's largest values, largest first; ties go to the lower place."""
     if not count:
         return np.empty((len(values), 0), dtype=np.int64)
-    least = -np.partition(-values, count - 1, axis=1)[:, count - 1]
-    places = np.empty((len(values), count), dtype=np.int64)
-    for row, (those, at_least) in enumerate(zip(values, least, strict=True)):
-        good = np.flatnonzero(those >= at_least)
-        places[row] = good[np.argsort(-those[good], kind="stable")][:count]
+    found = torch.topk(torch.from_numpy(values), min(count + 1, values.shape[1]), dim=1)
+    best, places = found.values.numpy(), found.indices.numpy()
+    tied = np.flatnonzero(best[:, count - 1] == best[:, -1]) if best.shape[1] > count else []
+    order = np.lexsort((places[:, :count], -best[:, :count]), axis=1)
+    places = np.take_along_axis(places, order, axis=1)
+    for row in tied:  # the last value stands further on, too, and any of its places may be here
+        good = np.flatnonzero(values[row] >= best[row, -1])
+        places[row] = good[np.argsort(-values[row, good], kind="stable")][:count]
     return places

@@ -30,6 +30,7 @@ from tamis.language.chat_templates import (
 from tamis.language.encoding import ControlTokens, Encoding
 
 QUESTION = {"role": "user", "content": "sample question 7401"}  # what heads are found with
+AGAIN = QUESTION | {"number": 2}  # another message, for templates that tell the last question by comparing messages
 ANSWER = {"role": "assistant", "content": "sample answer 5283"}
 
 
@@ -132,7 +133,7 @@ def find_seam(template: Template, system: tuple[Message, ...], tools: str) -> Se
     try:
         alone = render(template, [*before, QUESTION], listed)
         answered = render(template, [*before, QUESTION, ANSWER], listed)
-        again = render(template, [*before, QUESTION, ANSWER, QUESTION], listed)
+        again = render(template, [*before, QUESTION, ANSWER, AGAIN], listed)
     except TemplateError:
         return None
     counts = [text.count(QUESTION["content"]) for text in (alone, again)]

@@ -7,9 +7,8 @@ float32, so that equal texts are equally similar to every other one.
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
-from tamis.language.embedding import nearest
 from tamis.submodular.kernels import Kernel, gather
 
 ROWS = 2048  # of a tile of products; memory beside the result: ROWS^2 x 8 bytes
@@ -40,20 +39,21 @@ def compare(
     return out
 
 
-def compare_nearest(vectors: Float32[np.ndarray, "row width"], count: int) -> Kernel:
+def compare_nearest(
+    vectors: Float32[np.ndarray, "row width"], neighbours: Int64[np.ndarray, "row neighbour"]
+) -> Kernel:
     """Return the similarity of every row with itself and with its nearest others; other pairs are absent.
 
     Args:
         vectors: unit vectors.
-        count: others per row; all of them where there are fewer, and the kernel is dense.
+        neighbours: others of each row, as `utility.neighbours.find_neighbours` finds them; where these are all others,
+            the kernel is dense.
 
-    Cost: time rows^2 x width.
-
-    >>> compare_nearest(np.float32([[1, 0], [0.8, 0.6], [0, 1]]), 1).indices.tolist()
+    >>> compare_nearest(np.float32([[1, 0], [0.8, 0.6], [0, 1]]), np.array([[1], [0], [1]])).indices.tolist()
     [0, 1, 0, 1, 1, 2]
     """
     rows = np.arange(len(vectors))
-    demos = np.column_stack([rows, nearest(vectors, count)])
+    demos = np.column_stack([rows, neighbours])
     values = np.empty(demos.shape, np.float32)
     for start in range(0, len(vectors), ROWS):
         some = slice(start, start + ROWS)

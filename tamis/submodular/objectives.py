@@ -208,6 +208,36 @@ def subtract(kernel: Kernel, floor: Float64[np.ndarray, " target"]) -> Kernel:
     return replace(kernel, values=np.maximum(kernel.values - floor[_targets(kernel)], 0).astype(np.float32))
 
 
+def weigh(kernels: Kernels, weights: Float64[np.ndarray, " target"]) -> Kernels:
+    """Return similarities whose targets of the pool count so many times each: w_i * s_ij, w_i * s_ip and w_i * s_iq.
+
+    Every objective is then a sum over the pool's targets with these weights: f(A) = sum_i w_i * (...).
+
+    Args:
+        kernels: similarities.
+        weights: of the targets of the pool, above 0.
+
+    >>> weigh(Kernels(np.float32([[1, 3], [2, 0]])), np.array([2.0, 1.0])).own.tolist()
+    [[2.0, 6.0], [2.0, 0.0]]
+    """
+    return replace(
+        kernels,
+        own=_weigh(kernels.own, weights),
+        **{
+            name: _weigh(kernel, weights)
+            for name in ("learnt", "asked")
+            if (kernel := getattr(kernels, name)) is not None
+        },
+    )
+
+
+def _weigh(kernel: Other, weights: Float64[np.ndarray, " target"]) -> Other:
+    times = weights.astype(np.float32)
+    if not isinstance(kernel, SparseKernel):
+        return kernel * times[:, None]
+    return replace(kernel, values=kernel.values * times[_targets(kernel)])
+
+
 def _targets(kernel: SparseKernel) -> np.ndarray:
     """Return the target of each entry of a sparse kernel."""
     return np.repeat(np.arange(kernel.shape[0]), np.diff(kernel.indptr))

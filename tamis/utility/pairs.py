@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from tamis.language.embedding import nearest, nearest_among
 from tamis.submodular.budgets import resolve
 from tamis.submodular.cosines import compare_nearest
 from tamis.submodular.greedy import choose
+from tamis.utility.neighbours import find_neighbours, find_neighbours_among
 
 KERNELS = ("exact", "neighbours", "landmarks")
 BLOCKS = (("ground", "ground"), ("ground", "learnt"), ("ground", "task"), ("task", "ground"))  # of targets, of demos
@@ -32,25 +32,31 @@ def pairs_of_all(sets: Sets) -> Pairs:
     return unite(pair_all(sets[targets], sets[demos]) for targets, demos in BLOCKS)
 
 
-def pairs_of_neighbours(sets: Sets, vectors: Float32[np.ndarray, "example width"], count: int) -> Pairs:
+def pairs_of_neighbours(sets: Sets, vectors: Float32[np.ndarray, "example width"], count: int) -> tuple[Pairs, float]:
     """Return, in every block, each target with the demos nearest to it; in the ground set also with itself.
+
+    With them comes the share of the nearest demos that were found, the least of the blocks; 1 but in large blocks.
 
     Args:
         sets: places of examples.
         vectors: the unit embedding of every place.
         count: demos per target and block, in the ground set itself not counted; all where there are fewer.
 
-    Cost: that of `embedding.nearest`.
+    Cost: that of `neighbours.find_neighbours`.
 
     >>> square = np.eye(3, dtype=np.float32)[[0, 0, 1]]
-    >>> pairs_of_neighbours({"ground": np.arange(3), "task": np.arange(0), "learnt": np.arange(0)}, square, 1).tolist()
+    >>> sets = {"ground": np.arange(3), "task": np.arange(0), "learnt": np.arange(0)}
+    >>> pairs_of_neighbours(sets, square, 1)[0].tolist()
     [[0, 0], [0, 1], [1, 0], [1, 1], [2, 0], [2, 2]]
     """
     ground = sets["ground"]
-    found = [_pair_up(ground, ground[:, None]), _pair_up(ground, ground[nearest(vectors[ground], count)])]
+    near = find_neighbours(vectors[ground], count)
+    found, recall = [_pair_up(ground, ground[:, None]), _pair_up(ground, ground[near.indices])], near.recall
     for targets, demos in ((sets[targets], sets[demos]) for targets, demos in BLOCKS[1:]):
-        found.append(_pair_up(targets, demos[nearest_among(vectors[targets], vectors[demos], count)]))
-    return unite(found)
+        near = find_neighbours_among(vectors[targets], vectors[demos], count)
+        found.append(_pair_up(targets, demos[near.indices]))
+        recall = min(recall, near.recall)
+    return unite(found), recall
 
 
 def pairs_of_landmarks(shown: Sets, answered: Sets) -> Pairs:
@@ -131,7 +137,7 @@ def representatives(vectors: Float32[np.ndarray, "row width"], count: int) -> In
     if count >= rows:
         return np.arange(rows)
     budget = resolve({"count": count}, topics=[""] * rows, response_tokens=np.ones(rows, np.int64))
-    return choose(compare_nearest(vectors, NEAR), budget).order
+    return choose(compare_nearest(vectors, find_neighbours(vectors, NEAR).indices), budget).order
 
 
 def pair_all(targets: Int[np.ndarray, " target"], demos: Int[np.ndarray, " demo"]) -> Pairs:

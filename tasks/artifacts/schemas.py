@@ -32,8 +32,11 @@ EXAMPLES = pa.schema(
         pa.field("change", pa.string(), nullable=False),  # kept | edited | new, against the version before
         pa.field("earlier", pa.string()),  # offered | learnt: in an earlier version's pool | chosen there; else null
         pa.field("duplicate_of", pa.int64()),  # row of the first example with the same text
+        pa.field("near_duplicate_of", pa.int64()),  # row of the first example of almost the same words
+        pa.field("cluster_size", pa.int32(), nullable=False),  # rows of almost the same words, itself counted
+        pa.field("weight", pa.float32(), nullable=False),  # in the objective: how many rows it stands for
         pa.field("used", pa.bool_(), nullable=False),  # later stages read these rows, each id once
-        pa.field("unused_because", pa.string()),  # duplicate | kept | not sampled | held out; null where used
+        pa.field("unused_because", pa.string()),  # duplicate | near duplicate | kept | ...; null where used
         pa.field("note", pa.string()),  # what of the raw row was left out; null where nothing was
         pa.field("file", pa.string(), nullable=False),  # from the raw folder's name on
         pa.field("line", pa.int64(), nullable=False),  # from 1; the record's number in files without lines

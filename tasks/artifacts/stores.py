@@ -118,9 +118,9 @@ def find(folder: Path, wanted: pa.Table) -> pa.Table:
         wanted: the key columns, and any others that no part has, which are kept.
 
     Returns:
-        The columns of `wanted`, then the values; without any part the columns of `wanted` alone.
+        The columns of `wanted`, then the values; where the store holds no row at all, the columns of `wanted` alone.
     """
-    parts = _read_parts(folder)
+    parts = _read_filled(folder)
     if not parts:
         return wanted[:0]
     schema, keys = pq.read_schema(next(iter(parts))), _keys(parts)
@@ -140,7 +140,7 @@ def find(folder: Path, wanted: pa.Table) -> pa.Table:
 
 def missing(folder: Path, wanted: pa.Table) -> pa.Table:
     """Return the wanted rows that the store does not hold, in the order wanted."""
-    parts = _read_parts(folder)
+    parts = _read_filled(folder)
     if not parts:
         return wanted
     using = ", ".join(map(_quote, _keys(parts)))
@@ -153,7 +153,7 @@ def cost(folder: Path, wanted: pa.Table) -> float:
 
     sum over parts of seconds x (wanted rows in it / rows in it); a row that stands in two parts counts in the first.
     """
-    parts = _read_parts(folder)
+    parts = _read_filled(folder)
     if not parts:
         return 0.0
     using = ", ".join(map(_quote, _keys(parts)))
@@ -173,6 +173,11 @@ def cost(folder: Path, wanted: pa.Table) -> float:
 def _read_parts(folder: Path) -> dict[Path, dict[str, Any]]:
     """Return the records of a folder's parts, after checking that they are as they were written."""
     return {path: provenance(check_part(path)) for path in sorted(Path(folder).glob(PARTS))}
+
+
+def _read_filled(folder: Path) -> dict[Path, dict[str, Any]]:
+    """Return the records of the parts that hold rows: what has none need not have the others' types of columns."""
+    return {path: record for path, record in _read_parts(folder).items() if record["rows"]}
 
 
 def _keys(parts: Mapping[Path, Mapping[str, Any]]) -> list[str]:
@@ -236,9 +241,9 @@ def compact(folder: Path) -> Compacted:
     before = _measure(folder)
     records = _read_parts(folder)
     replaced = {name for record in records.values() for name in record["parameters"].get("replaces", ())}
-    for path in [*folder.glob(LEFT_OVER), *(path for path in records if path.name in replaced)]:
+    current = {path: record for path, record in records.items() if path.name not in replaced and record["rows"]}
+    for path in [*folder.glob(LEFT_OVER), *(records.keys() - current.keys())]:
         path.unlink()
-    current = {path: record for path, record in records.items() if path.name not in replaced}
     rows = sum(record["rows"] for record in current.values())
     kept = _merge(folder, current) if len(current) > 1 else rows
     return Compacted(len(records), kept, rows - kept, before - _measure(folder))

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors
@@ -177,6 +178,16 @@ def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
     """
     check_table(path, schema)
     return pq.read_table(path, partitioning=None).replace_schema_metadata(None)
+
+
+def stack(column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column of lists of one length as an array with a row per list; where there is none, of width 0.
+
+    >>> stack(pa.chunked_array([[[1.0, 2.0]], [[3.0, 4.0]]])).tolist()
+    [[1.0, 2.0], [3.0, 4.0]]
+    """
+    flat = np.asarray(column.combine_chunks().flatten())
+    return flat.reshape(len(column), len(flat) // max(1, len(column)))
 
 
 def check_table(path: Path, schema: pa.Schema | None = None) -> None:

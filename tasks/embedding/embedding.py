@@ -5,18 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from transformers.utils import logging
 
 import tamis.examples.conversations
 import tamis.language.embedding
 from tamis.examples.conversations import join_texts
-from tamis.language.embedding import encode_texts
+from tamis.language.embedding import count_cut, encode_texts
 from tasks import models
 from tasks.artifacts import schemas, stores
 from tasks.artifacts.row_sets import USED, read_sets
-from tasks.artifacts.tables import Provenance, digest_code, digest_inputs, write_table
+from tasks.artifacts.tables import Provenance, digest_code, digest_inputs, stack, write_table
 from tasks.conversations import read_conversation
 from tasks.embedding.settings import EmbeddingSettings
 from tasks.folders import Folders
@@ -53,37 +53,34 @@ def write_embedding(
         write_table(schemas.embedding(1).empty_table(), out / "embedding.parquet", nothing)
         return {"wanted": False, "scoring_seconds": 0.0}
     rows = read_texts(source)
-    asked = pa.table({"id": [row["id"] for row in rows]}, schema=pa.schema([STORED.field("id")]))
+    asked = rows.select(["id"]).cast(pa.schema([STORED.field("id")]))
     folder = store_folder(store, model, settings.max_tokens)
     stores.describe(folder, kind="embeddings", model=model.name, model_digest=models.model_digest(model), code=CODE)
-    lacking = set(stores.missing(folder, asked)["id"].to_pylist())
-    fresh = [row for row in rows if row["id"] in lacking]
+    fresh = rows.filter(pc.is_in(rows["id"], stores.missing(folder, asked)["id"].combine_chunks()))
 
     cut = encode_missing(fresh, folder, model, runtime.embedding_rows, settings.max_tokens)
 
     parameters = {"model": model.name, "max_tokens": settings.max_tokens, "model_digest": models.model_digest(model)}
     vectors = _table(stores.find(folder, asked))
     write_table(vectors, out / "embedding.parquet", Provenance("embedding", version, parameters, inputs))
-    counts = {"texts_encoded": len(fresh), "texts_cut": cut, "texts_known": len(rows) - len(fresh)}
+    counts = {"texts_encoded": fresh.num_rows, "texts_cut": cut, "texts_known": rows.num_rows - fresh.num_rows}
     return counts | {"scoring_seconds": round(stores.cost(folder, asked), 3)}
 
 
-def read_texts(source: Path) -> list[dict[str, Any]]:
+def read_texts(source: Path) -> pa.Table:
     """Return the examples to encode: each used one, and each distinct one of the pool that was learnt earlier."""
-    return read_sets(source, (*USED, "learnt"))[0].to_pylist()
+    return read_sets(source, (*USED, "learnt"))[0]
 
 
-def encode_missing(
-    rows: list[dict[str, Any]], folder: Path, model: models.ModelChoice, batch_rows: int, max_tokens: int
-) -> int:
+def encode_missing(rows: pa.Table, folder: Path, model: models.ModelChoice, batch_rows: int, max_tokens: int) -> int:
     """Encode rows block by block, each kept in the store at once, with progress; return how many texts were cut."""
-    cut = 0
-    for first in logging.tqdm(range(0, len(rows), BLOCK), desc="embedding", unit_scale=BLOCK, disable=not rows):
-        block = rows[first : first + BLOCK]
+    cut, count = 0, rows.num_rows
+    for first in logging.tqdm(range(0, count, BLOCK), desc="embedding", unit_scale=BLOCK, disable=not count):
+        block = rows.slice(first, BLOCK).to_pylist()
         texts = [join_texts(read_conversation(row)) for row in block]
         tokenizer, network = models.tokenizer(model), models.embedder(model)
         start = time.perf_counter()
-        cut += sum(len(tokens) > max_tokens for tokens in tokenizer(texts, verbose=False).input_ids)
+        cut += count_cut(tokenizer, texts, batch_rows, max_tokens)
         vectors = encode_texts(network, tokenizer, texts, batch_rows, max_tokens).numpy()
         seconds = time.perf_counter() - start
         part = pa.table([[row["id"] for row in block], list(vectors)], schema=STORED)
@@ -98,6 +95,8 @@ def store_folder(store: Path, model: models.ModelChoice, max_tokens: int) -> Pat
 
 def _table(found: pa.Table) -> pa.Table:
     """Return stored vectors as the artifact has them, all of one width."""
-    flat = np.asarray(found["embedding"].combine_chunks().flatten())
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), len(flat) // found.num_rows)
-    return pa.table([found["id"], vectors], schema=schemas.embedding(len(flat) // found.num_rows))
+    if not found.num_rows:
+        return schemas.embedding(1).empty_table()
+    rows = stack(found["embedding"])
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel(), pa.float32()), rows.shape[1])
+    return pa.table([found["id"], vectors], schema=schemas.embedding(rows.shape[1]))

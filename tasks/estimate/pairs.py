@@ -14,7 +14,7 @@ import numpy as np
 from tamis.utility import pairs as planning
 from tamis.utility.pairs import pair_all, pairs_of_all, pairs_of_landmarks, pairs_of_neighbours, unite
 from tasks import models
-from tasks.artifacts.tables import read_table
+from tasks.artifacts.tables import read_table, stack
 from tasks.estimate.rows import Corpus
 from tasks.estimate.work import Case, Work, blank_group, count_packed
 from tasks.selection.selectors import SELECTORS
@@ -73,7 +73,7 @@ def _of_kernel(case: Case, sets: Sets) -> list[np.ndarray]:
         return [pairs_of_all(sets)]
     vectors = read_vectors(case)
     if settings.kernel == "neighbours":
-        return [pairs_of_neighbours(sets, vectors, settings.neighbours)]
+        return [pairs_of_neighbours(sets, vectors, settings.neighbours)[0]]
     return _of_landmarks(settings, sets, vectors)
 
 
@@ -98,7 +98,7 @@ def read_vectors(case: Case) -> np.ndarray:
     vectors = np.random.default_rng(0).standard_normal((len(rows), 16)).astype(np.float32)
     if case.vectors is not None:
         table = read_table(case.vectors)
-        known = np.asarray(table["embedding"].combine_chunks().flatten()).reshape(table.num_rows, -1)
+        known = stack(table["embedding"])
         place = {row["id"]: number for number, row in reversed(list(enumerate(rows)))}
         vectors = np.zeros((len(rows), known.shape[1]), np.float32)
         vectors[[place[name] for name in table["id"].to_pylist()]] = known

@@ -86,7 +86,7 @@ def read_corpora(
         if f"examples@{version}" in fresh:
             rows = read_artifact(where("examples", version) / "examples.parquet")
         else:
-            rows = read_raw(Path(values.versions[version].raw), before, values.examples)
+            rows = read_raw(Path(values.versions[version].raw), before, values.examples, version)
         subset = where("selection", version) / "subset.parquet" if f"selection@{version}" in fresh else None
         found[version] = measure(rows, values, model, subset)
     return found
@@ -97,19 +97,19 @@ def read_artifact(path: Path) -> list[dict[str, Any]]:
     return read_table(path, schemas.EXAMPLES).select(KEPT).sort_by("row").to_pylist()
 
 
-def read_raw(raw: Path, before: Corpus | None, settings: Any) -> list[dict[str, Any]]:
+def read_raw(raw: Path, before: Corpus | None, settings: Any, version: str) -> list[dict[str, Any]]:
     """Return the rows of raw files, divided as stage `examples` will; rows that only it can refuse are among them.
 
-    Those are the ones that the template refuses, that the model's context cannot hold, or that hold the text of a
-    control token.
+    Those are the ones that the template refuses, that the model's context cannot hold, or that may not hold the text of
+    a control token.
     """
     from tasks.examples.division import divide
     from tasks.examples.examples import choose_files
-    from tasks.examples.reading import Facts, Reader, read_files
+    from tasks.examples.reading import Facts, Reader, list_sources, read_files
 
     facts, rows = Facts(), []
     files, _ = choose_files(raw, settings)
-    for table in read_files(files, Reader(settings, None, (), 0), facts):
+    for table in read_files(files, Reader(settings, None, (), 0, list_sources(settings, version)), facts):
         rows += table.select([name for name in KEPT if name in table.column_names]).to_pylist()
     division = divide(facts, tell_before(before), settings, raw)
     parts = {"id": division.ids, "split": division.sides, "earlier": division.earlier}

@@ -12,7 +12,7 @@ import tamis.language.embedding
 from tamis.language.embedding import encode_texts
 from tasks import models
 from tasks.artifacts import stores
-from tasks.artifacts.tables import digest_code
+from tasks.artifacts.tables import digest_code, stack
 
 TEXT_ROWS = 64  # texts embedded at once
 BLOCK = 1024  # texts per part of the store: what a crash can lose
@@ -21,13 +21,15 @@ STORED = pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.float32()))])
 
 
 def embed_texts(texts: Sequence[str], model: models.ModelChoice, root: Path) -> np.ndarray:
-    """Return the unit embeddings of texts, float32, in the order given.
+    """Return the unit embeddings of texts, float32, in the order given; of no text, an array of width 0.
 
     Args:
         texts: any, also several times.
         model: the encoder.
         root: of all stores.
     """
+    if not texts:
+        return np.empty((0, 0), np.float32)
     digest = models.model_digest(model)
     folder = stores.store_folder(root / "texts", digest, model.max_tokens, CODE)
     stores.describe(folder, kind="texts", model=model.name, model_digest=digest, code=CODE)
@@ -41,5 +43,4 @@ def embed_texts(texts: Sequence[str], model: models.ModelChoice, root: Path) -> 
         vectors = encode_texts(network, tokenizer, [said[id] for id in block], TEXT_ROWS, model.max_tokens).numpy()
         part = pa.table([block, list(vectors)], schema=STORED)
         stores.append(folder, part, stage="evaluation", seconds=perf_counter() - start)
-    found = stores.find(folder, asked)["embedding"].combine_chunks()
-    return np.array(found.flatten()).reshape(len(texts), -1)
+    return np.array(stack(stores.find(folder, asked)["embedding"]))

@@ -1,6 +1,6 @@
 """What becomes of each row: its side, whether it is used, and what is new about it against the version before."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from tamis.examples.splits import Before, Rows
 from tasks.artifacts import schemas, tables
 from tasks.conversations import read_conversation
 from tasks.examples.files import is_inside
+from tasks.examples.near import Likeness, bar_rows, name_clusters, weigh_rows
 from tasks.examples.reading import BATCH, Facts
 from tasks.examples.settings import ExamplesSettings
 
@@ -32,6 +33,8 @@ class Division:
     changes: list[str]  # kept | edited | new
     earlier: list[str | None]  # offered | learnt
     because: list[str | None]  # why it is not used; None: it is
+    weights: list[float]  # in the objective
+    likeness: Likeness | None  # near-duplicates; None: they were not looked for
 
     def count(self, side: str) -> int:
         """Return how many rows of a side are used."""
@@ -87,11 +90,24 @@ def make_earlier(table: pa.Table, chosen: Sequence[str]) -> Earlier:
     return Earlier(table, questions, keys, earlier)
 
 
-def divide(facts: Facts, earlier: Earlier, settings: ExamplesSettings, raw: Path) -> Division:
+def divide(
+    facts: Facts,
+    earlier: Earlier,
+    settings: ExamplesSettings,
+    raw: Path,
+    compare: Callable[[list[str]], Likeness] | None = None,
+) -> Division:
     """Give each row its side, what is new about it, and whether later stages use it.
 
     Prompts that the version before is measured on are kept out of the target task and of the pool, those that earlier
     versions chose out of the general set and the held-out rows, and those of held-out rows out of the pool.
+
+    Args:
+        facts: what is known of the rows.
+        earlier: of the version before.
+        settings: of the stage.
+        raw: path of the raw files.
+        compare: returns the near-duplicates of the rows, given their sides; None: they are not looked for.
 
     Raises:
         SplitError: a row stands where its prompt may not.
@@ -110,6 +126,7 @@ def divide(facts: Facts, earlier: Earlier, settings: ExamplesSettings, raw: Path
         rows = Rows(ids, first, sides, facts.topics, changes)
     splits.refuse_shared(facts.keys, sides, taught)
     splits.refuse_taught(facts.keys, sides, taught)
+    likeness = compare(sides) if compare else None
     because = splits.mark_used(
         rows,
         ground_set=settings.ground_set,
@@ -117,11 +134,14 @@ def divide(facts: Facts, earlier: Earlier, settings: ExamplesSettings, raw: Path
         seed=settings.seed,
         pool_rows=settings.pool_rows,
         held_out_rows=settings.held_out_rows,
-        barred=barred,
+        barred=bar_rows(barred, likeness, settings),
+        clusters=name_clusters(likeness, settings),
     )
     named = ids if settings.distinct else splits.number_repetitions(ids)
     told = splits.share_earlier(first, splits.tell_earlier(ids, before))
-    return Division(named, first, sides, changes, told, because)
+    used = [reason is None for reason in because]
+    weights = weigh_rows(likeness, sides, used, settings) if likeness else [1.0] * len(ids)
+    return Division(named, first, sides, changes, told, because, weights, likeness)
 
 
 def tell_given(facts: Facts, raw: Path, settings: ExamplesSettings) -> list[str | None]:

@@ -3,6 +3,8 @@
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tamis.examples import splits
-from tamis.language.chat_templates import refuse_moving
+from tamis.examples.near_duplicates import join_dialogue
+from tamis.language.chat_templates import list_turn_texts, refuse_moving
 from tasks import models
 from tasks.artifacts import schemas, tables
-from tasks.conversations import open_template
+from tasks.conversations import open_template, read_conversation
 from tasks.examples.division import Division, divide, make_withdrawn, name_apart, read_before
 from tasks.examples.files import ExamplesError, NotRead, RawFile, is_inside, list_files
-from tasks.examples.reading import LONG, READ, Facts, Reader, read_files
+from tasks.examples.near import find_likeness
+from tasks.examples.reading import LONG, READ, Facts, Reader, list_sources, read_files
 from tasks.examples.settings import ExamplesSettings
 from tasks.folders import Folders
 
@@ -53,14 +57,15 @@ def write_examples(
     raw, out, version = folders.raw, folders.here.examples, folders.here.version
     previous_examples, previous_subset = folders.before.examples, folders.before.selection
     files, ignored = choose_files(raw, settings)
-    reader, facts = open_reader(model, settings), Facts()
+    reader, facts = open_reader(model, settings, version), Facts()
     folders.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folders.cache, prefix=".examples-") as scratch:
         kept = Path(scratch) / "read.arrow"
         spill(read_files(files, reader, facts), kept)
         refuse_bad_rows(facts, settings)
         before = read_before(previous_examples, previous_subset)
-        division = divide(facts, before, settings, Path(raw))
+        compare = partial(find_likeness, Texts(kept), settings=settings)
+        division = divide(facts, before, settings, Path(raw), compare)
         refuse_empty_sides(division, settings)
         old = previous_examples / "examples.parquet", previous_subset / "subset.parquet"
         made = _trace([*(file.path for file in files), *old], version, model, settings)
@@ -102,8 +107,8 @@ def choose_files(raw: Path, settings: ExamplesSettings) -> tuple[list[RawFile], 
     return sorted(read, key=lambda file: named is None or file.split != named), left
 
 
-def open_reader(model: models.ModelChoice, settings: ExamplesSettings) -> Reader:
-    """Return how rows are read for a model.
+def open_reader(model: models.ModelChoice, settings: ExamplesSettings, version: str) -> Reader:
+    """Return how rows of a version are read for a model.
 
     Raises:
         TemplateError: nothing can be written for it, or a template whose text moves with the clock.
@@ -111,7 +116,8 @@ def open_reader(model: models.ModelChoice, settings: ExamplesSettings) -> Reader
     models.check_context(model)
     template = open_template(model)
     refuse_moving(template)
-    return Reader(settings, template, tuple(sorted(set(template.tokenizer.all_special_tokens))), model.max_tokens)
+    refused = list_turn_texts(template) if settings.on_special_tokens == "reject" else []
+    return Reader(settings, template, tuple(refused), model.max_tokens, list_sources(settings, version))
 
 
 def spill(rows: Iterator[pa.Table], path: Path) -> None:
@@ -138,6 +144,19 @@ def stream(path: Path) -> Iterator[pa.Table]:
             yield pa.Table.from_batches([reader.get_batch(number)])
 
 
+@dataclass(frozen=True)
+class Texts:
+    """What each row of a scratch file is compared by with others, read as often as it is asked for."""
+
+    path: Path
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the texts in the rows' order."""
+        for table in stream(self.path):
+            rows = table.select(["messages", "tools"]).to_pylist()
+            yield from (join_dialogue(read_conversation(row)) for row in rows)
+
+
 def add_division(rows: Iterator[pa.Table], facts: Facts, division: Division) -> Iterator[pa.Table]:
     """Yield tables of rows with what became of each; `duplicate_of` names rows by their number, not by their place."""
     start = 0
@@ -151,11 +170,23 @@ def add_division(rows: Iterator[pa.Table], facts: Facts, division: Division) -> 
             "change": division.changes[part],
             "earlier": division.earlier[part],
             "duplicate_of": links,
+            **(tell_likeness(facts, division, part) if division.likeness else {}),
             "used": [reason is None for reason in division.because[part]],
             "unused_because": division.because[part],
         }
         columns = {name: table[name] for name in table.column_names} | derived
         yield pa.table({name: columns[name] for name in schemas.EXAMPLES.names}, schema=schemas.EXAMPLES)
+
+
+def tell_likeness(facts: Facts, division: Division, part: slice) -> dict[str, list]:
+    """Return the columns of some rows that say what they are near-duplicates of."""
+    likeness = division.likeness
+    first = [None if place < 0 else facts.rows[place] for place in likeness.first[part].tolist()]
+    return {
+        "near_duplicate_of": first,
+        "cluster_size": likeness.sizes[part].tolist(),
+        "weight": division.weights[part],
+    }
 
 
 def refuse_bad_rows(facts: Facts, settings: ExamplesSettings) -> None:
@@ -248,11 +279,21 @@ def measure(division: Division, facts: Facts, held_out_share: float) -> dict[str
         "split_rows": facts.split,
         "distinct": len(topics),
         "duplicates": len(division.ids) - len(topics),
+        **count_likeness(division),
         "used": {side: division.count(side) for side in SIDES},
         "topics": dict(sorted(Counter(topics).items())),
         "held_out_share": shares,
         "topics_below": [topic for topic, share in shares.items() if share < held_out_share],
     }
+
+
+def count_likeness(division: Division) -> dict[str, int]:
+    """Return how many rows are near-duplicates of an earlier one, and how many of the pool of a held-out one."""
+    likeness = division.likeness
+    if likeness is None:
+        return {}
+    near = int((likeness.first >= 0).sum())
+    return {"near_duplicates": near, "near_held_out": int(likeness.near_held_out.sum())}
 
 
 def count_changes(division: Division, gone: pa.Table) -> dict[str, Any]:
@@ -273,8 +314,14 @@ def make_rejects(facts: Facts) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schemas.REJECTS)
 
 
-def _trace(files: list[Path], version: str, model: models.ModelChoice, settings: ExamplesSettings) -> tables.Provenance:
+def _trace(
+    files: list[Path],
+    version: str,
+    model: models.ModelChoice,
+    settings: ExamplesSettings,
+) -> tables.Provenance:
     asked = {name: value for name, value in vars(settings).items() if name not in ("on_bad_row", "on_long_row", "seed")}
+    asked["sources"] = [dict(one) for one in settings.sources.get(version, ())]
     asked |= {"drop_turns": True} if settings.on_long_row == "drop_turns" else {}
     asked |= {name: getattr(model, name) for name in ("template", "template_arguments", "max_tokens")}
     own = None if model.chat_template is None else tables.digest(Path(model.chat_template))

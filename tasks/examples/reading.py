@@ -7,8 +7,10 @@ kilobyte.
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from itertools import count, islice
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -36,7 +38,17 @@ from tasks.examples.text_files import Record
 
 BATCH = 1024  # rows that are parsed and tokenised at once
 REJECTED_TEXT = 500  # characters of a bad row that are kept
-DERIVED = ("split", "change", "earlier", "duplicate_of", "used", "unused_because")  # known once all rows are read
+DERIVED = (  # columns that are known once all rows are read
+    "split",
+    "change",
+    "earlier",
+    "duplicate_of",
+    "near_duplicate_of",
+    "cluster_size",
+    "weight",
+    "used",
+    "unused_because",
+)
 READ = pa.schema([one for one in schemas.EXAMPLES if one.name not in DERIVED])
 LONG, SPECIAL = "longer than the context", "holds a control token"
 DROPPED = "longer than the context: whole exchanges are left out at its end"
@@ -67,13 +79,30 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class Source:
+    """What a version says of some of its files."""
+
+    path: str  # a file, a folder or a pattern, inside the raw path
+    format: str | None = None  # None: that of the settings
+    fields: Mapping[str, str] | None = None  # likewise
+    topic: str | None = None  # of all rows; None: by field or file
+    source: str | None = None  # of rows that name none themselves
+
+    def fits(self, file: RawFile) -> bool:
+        """Return whether a file is what the path names, or lies in it."""
+        inside = PurePosixPath(file.name.partition("/")[2] or file.name)
+        return inside.is_relative_to(self.path) or fnmatchcase(str(inside), self.path)
+
+
+@dataclass(frozen=True)
 class Reader:
     """How rows are read."""
 
     settings: ExamplesSettings
     template: Template | None  # None: nothing is tokenised, and rows that only a template can refuse are among the good
-    special: tuple[str, ...]  # texts that the tokenizer turns into control tokens
+    special: tuple[str, ...]  # texts of control tokens that no message may hold
     max_tokens: int
+    sources: tuple[Source, ...] = ()  # what is said of some files
 
 
 @dataclass(frozen=True)
@@ -105,10 +134,12 @@ def read_files(files: Sequence[RawFile], reader: Reader, facts: Facts) -> Iterat
     Raises:
         ExamplesError: a file cannot be read at all, or nothing tells what its rows are; a field that no row has.
     """
-    settings = reader.settings
-    wanted = {*settings.fields.values(), *settings.keep}
+    _refuse_unfit(files, reader.sources)
     for file in files:
-        reading, start = _recognise(file, reader, facts), facts.count
+        source = next((one for one in reader.sources if one.fits(file)), Source(""))
+        settings = choose_settings(source, reader.settings)
+        wanted = {*settings.fields.values(), *settings.keep}
+        reading, start = _recognise(file, settings, facts), facts.count
         facts.formats[file.name] = (reading.format or "fields") if reading else "empty"
         facts.splits[file.name] = file.split
         columns = [*reading.fields.values(), *settings.keep] if reading else None
@@ -116,10 +147,37 @@ def read_files(files: Sequence[RawFile], reader: Reader, facts: Facts) -> Iterat
         while batch := list(islice(records, BATCH)):
             facts.seen |= _find_fields(batch, wanted - facts.seen)
             rows = [row for record in batch if (row := _parse(record, reading, file.stem, reader, facts))]
-            yield from _encode(rows, reader, facts)
+            yield from _encode([label(row, source) for row in rows], reader, facts)
         if facts.count == start:
             facts.empty.append(file.name)
-    _refuse_unknown(facts, settings)
+    _refuse_unknown(facts, reader)
+
+
+def list_sources(settings: ExamplesSettings, version: str) -> tuple[Source, ...]:
+    """Return what is said of some files of a version."""
+    return tuple(Source(**one) for one in settings.sources.get(version, ()))
+
+
+def choose_settings(source: Source, settings: ExamplesSettings) -> ExamplesSettings:
+    """Return how the files of a source are read."""
+    said = {"format": source.format, "fields": source.fields}
+    return replace(settings, **{name: value for name, value in said.items() if value is not None})
+
+
+def label(row: Row, source: Source) -> Row:
+    """Return a row with the topic of its source, and the source's label where it has none."""
+    parsed = row.parsed
+    told = replace(parsed, topic=source.topic or parsed.topic, source=parsed.source or source.source)
+    return replace(row, parsed=told)
+
+
+def _refuse_unfit(files: Sequence[RawFile], sources: Sequence[Source]) -> None:
+    unfit = [one.path for one in sources if not any(one.fits(file) for file in files)]
+    if unfit:
+        there = ", ".join(file.name.partition("/")[2] or file.name for file in files[:SHOWN])
+        raise ExamplesError(
+            f"{len(unfit)} of {len(sources)} sources name no file that is read, first {unfit[0]!r}; there are {there}"
+        )
 
 
 def _find_fields(batch: Sequence[Record], wanted: set[str]) -> set[str]:
@@ -129,10 +187,11 @@ def _find_fields(batch: Sequence[Record], wanted: set[str]) -> set[str]:
     return {name for record in batch if isinstance(record.value, Mapping) for name in wanted & record.value.keys()}
 
 
-def _refuse_unknown(facts: Facts, settings: ExamplesSettings) -> None:
-    """Check that some row has each field that the settings name."""
-    asked = {name: f"examples.fields maps to {part}" for part, name in settings.fields.items()}
-    asked = dict.fromkeys(settings.keep, "examples.keep names") | asked
+def _refuse_unknown(facts: Facts, reader: Reader) -> None:
+    """Check that some row has each field that the settings name, or the sources."""
+    asked = dict.fromkeys(reader.settings.keep, "examples.keep names")
+    asked |= {name: f"a source maps to {part}" for one in reader.sources for part, name in (one.fields or {}).items()}
+    asked |= {name: f"examples.fields maps to {part}" for part, name in reader.settings.fields.items()}
     unknown = [name for name in asked if name not in facts.seen]
     if unknown and facts.seen:
         there = ", ".join(sorted(facts.seen)[:SHOWN])
@@ -141,9 +200,8 @@ def _refuse_unknown(facts: Facts, settings: ExamplesSettings) -> None:
         )
 
 
-def _recognise(file: RawFile, reader: Reader, facts: Facts) -> Reading | None:
+def _recognise(file: RawFile, settings: ExamplesSettings, facts: Facts) -> Reading | None:
     """Return how a file's rows are read; None: it has none."""
-    settings = reader.settings
     names, sample = sample_fields(file, encoding=settings.encoding)
     facts.seen.update(names)
     if not names:
@@ -167,7 +225,8 @@ def _parse(record: Record, reading: Reading | None, stem: str, reader: Reader, f
         conversation = adapting.place_system(parsed.conversation, reader.settings.system)
         special = adapting.find_special(conversation, reader.special)
         if special is not None:
-            raise RowError(f"{SPECIAL}: {special!r} would end or open a turn inside the text")
+            way_out = "set examples.on_special_tokens: as_text to read it as text"
+            raise RowError(f"{SPECIAL}: {special!r} would end or open a turn inside the text; {way_out}")
     except RowError as error:
         reject(facts, number, record, str(error))
         return None

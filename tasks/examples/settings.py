@@ -28,6 +28,28 @@ def refuse_fields(fields: Mapping[str, str]) -> Mapping[str, str]:
     return fields
 
 
+def refuse_sources(sources: Mapping[str, list[Mapping[str, Any]]]) -> Mapping[str, list[Mapping[str, Any]]]:
+    """Return what is said of the files of some versions, where that can be followed.
+
+    Raises:
+        ValueError: saying what is wrong with it, after the setting's name.
+    """
+    known = ("path", "format", "fields", "topic", "source")
+    for version, number, one in ((key, *pair) for key, said in sources.items() for pair in enumerate(said, start=1)):
+        for name in one:
+            if name not in known:
+                near = f"{hint(name, known)}; known: {', '.join(known)}"
+                raise ValueError(f"of {version}, number {number}, has an unknown {name!r}{near}")
+        texts = [name for name in known if name != "fields" and not isinstance(one.get(name, ""), str)]
+        if not one.get("path") or texts or not isinstance(one.get("fields", {}), Mapping):
+            raise ValueError(
+                f"of {version}, number {number}, is {dict(one)}; give path: a file, folder or pattern inside raw and, "
+                "where they are not those of section examples, format: NAME, fields: {part: field}, topic: NAME or "
+                "source: NAME"
+            )
+    return sources
+
+
 def refuse_format(name: str) -> str:
     """Return the name of a format, where it is one.
 
@@ -89,6 +111,11 @@ class ExamplesSettings:
         default_factory=dict,
         description="part -> the field that holds it, where the format does not say: " + ", ".join(PARTS),
     )
+    sources: Annotated[Mapping[str, list[Mapping[str, Any]]], AfterValidator(refuse_sources)] = Field(
+        default_factory=dict,
+        description="version -> files of its raw path that are read otherwise, the first that fits: {path: NAME or "
+        "pattern, format, fields, topic, source}",
+    )
     learn: Literal["all", "last"] = Field(
         "all", description="of a conversation every turn of the assistant is learnt | the last one alone"
     )
@@ -104,12 +131,23 @@ class ExamplesSettings:
     on_bad_row: Literal["stop", "reject"] = Field(
         "stop", description="name the rows and stop | write them to rejects.parquet"
     )
+    on_special_tokens: Literal["reject", "as_text"] = Field(
+        "reject",
+        description="texts of control tokens inside messages, which would end or open a turn: bad rows | read as text",
+    )
     held_out_every: Annotated[int, Field(ge=2)] = Field(
         5, description="one prompt in so many is held out: where sha256(seed + prompt) mod this is 0"
     )
     held_out: Annotated[Mapping[str, str] | None, AfterValidator(refuse_held_out)] = Field(
         None, description="your own held-out rows: {path: NAME} inside raw | {split: test}; null: by the prompt"
     )
+    near_duplicate_jaccard: Annotated[float, Field(ge=0.1, le=1)] = Field(
+        0.8, description="rows with so many of their word 3-grams in common are near-duplicates (Jaccard similarity)"
+    )
+    near_duplicates: Literal["keep", "drop", "weight"] = Field(
+        "keep", description="in the pool: keep all | one of each cluster | one, which counts for all in the objective"
+    )
+    drop_near_held_out: bool = Field(False, description="keep near-duplicates of held-out rows out of the pool")
     distinct: bool = Field(True, description="false leaves duplicates in use, each under an id of its own")
     ground_set: Literal["new", "all"] = Field(
         "new", description="choose among new and edited rows | among those of the version before, too"

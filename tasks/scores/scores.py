@@ -20,6 +20,7 @@ import tamis.scores.less
 import tamis.scores.scoring_prompts
 import tamis.training.steps
 from tamis.examples.conversations import Conversation
+from tamis.language.chat_templates import TemplateError
 from tamis.language.encoding import Encoding
 from tamis.language.packing import NonFiniteError, score_rows
 from tamis.scores.baselines import score_ifd, score_perplexity, score_selectit
@@ -188,10 +189,18 @@ def measure_answers(shard: Shard, asked: Encoding) -> np.ndarray:
 
 
 def _ask(question: Callable[..., Encoding]) -> Callable[[Shard], Encoding]:
-    """Return what asks the model one of `tamis.scores.scoring_prompts` about a shard's rows."""
+    """Return what asks the model one of `tamis.scores.scoring_prompts` about a shard's rows.
+
+    That raises a TemplateError which names a row by its id.
+    """
 
     def ask(shard: Shard) -> Encoding:
-        return question(open_template(shard.model), [row.conversation for row in shard.rows])
+        try:
+            return question(open_template(shard.model), [row.conversation for row in shard.rows])
+        except TemplateError as fault:
+            if fault.place is None:
+                raise
+            raise TemplateError(f"row {shard.rows[fault.place].id} of these: {fault}", fault.place) from fault
 
     return ask
 

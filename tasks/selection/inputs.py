@@ -10,9 +10,10 @@ import pyarrow.compute as pc
 from tamis.submodular import cosines, objectives
 from tamis.submodular.kernels import Kernel, gather, scale_together
 from tamis.submodular.objectives import Kernels
+from tamis.utility.neighbours import find_neighbours
 from tasks.artifacts import schemas
 from tasks.artifacts.row_sets import read_set
-from tasks.artifacts.tables import provenance, read_table
+from tasks.artifacts.tables import provenance, read_table, stack
 
 DENSE_ROWS = 8192  # of the pool, over embeddings: above, each row's nearest alone are compared
 NEAREST = 64
@@ -33,7 +34,7 @@ class Rows:
 
 def read_rows(source: Path) -> Rows:
     """Return the used rows of the pool, those of the target task, and what an earlier version chose."""
-    ground = read_set(source, "ground").select(["id", "topic", "response_tokens"])
+    ground = read_set(source, "ground").select(["id", "topic", "response_tokens", "weight"])
     return Rows(ground, *(read_set(source, name)["id"].to_pylist() for name in ("target", "learnt")))
 
 
@@ -111,29 +112,36 @@ def cut(pairs: pa.Table, names: tuple[list[str], list[str]], source: Path) -> Ke
     return gather(target[there], demo[there], values, (len(names[0]), len(names[1])))
 
 
-def compare_vectors(source: Path, rows: Rows, objective: str) -> tuple[Kernels, np.ndarray]:
-    """Return similarities of embeddings, of what was learnt only each row's best, and the rows that are demos: all."""
+def compare_vectors(source: Path, rows: Rows, objective: str) -> tuple[Kernels, np.ndarray, float | None]:
+    """Return similarities of embeddings, of what was learnt only each row's best, and the rows that are demos: all.
+
+    Where each row's nearest alone are compared, their recall comes last, else None.
+    """
     wanted = wanted_rows(rows, objective)
     ground, learnt, target = rows.ground["id"].to_pylist(), wanted.learnt, wanted.target
     place = {name: row for row, name in enumerate(ground)}
     inside = np.array([place[name] for name in learnt if name in place], np.int64)
     own, task, outside = read_vectors(source, ground, target, [name for name in learnt if name not in place])
-    kernel = cosines.compare(own, own) if len(ground) <= DENSE_ROWS else cosines.compare_nearest(own, NEAREST)
+    if len(ground) <= DENSE_ROWS:
+        kernel, recall = cosines.compare(own, own), None
+    else:
+        near = find_neighbours(own, NEAREST)
+        kernel, recall = cosines.compare_nearest(own, near.indices), near.recall
     kernels = Kernels(kernel)
     if learnt:
         best = np.maximum(objectives.cover(kernel, inside)[1], cosines.compare_best(own, outside))
         kernels = Kernels(kernel, learnt=best[:, None])
     elif target:
         kernels = Kernels(kernel, queries=cosines.compare(task, own), asked=cosines.compare(own, task))
-    return kernels, np.arange(len(ground))
+    return kernels, np.arange(len(ground)), recall
 
 
 def read_vectors(source: Path, *groups: list[str]) -> list[np.ndarray]:
     """Return the embeddings of groups of ids, each in its order."""
     table = read_table(source)
     places = [look_up(table["id"], ids, source) for ids in groups]
-    flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return [flat.reshape(table.num_rows, -1)[some] for some in places]
+    vectors = stack(table["embedding"])
+    return [vectors[some] for some in places]
 
 
 def read_scores(source: Path, selector: str, ids: list[str]) -> np.ndarray:

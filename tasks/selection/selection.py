@@ -6,7 +6,7 @@ and mask are chosen apart: each is written, and says what it was made from, what
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ class ChosenRows:
     covered_by: np.ndarray | None = None  # for each row of the pool the chosen row most similar to it; -1: none
     cover: np.ndarray | None = None  # that similarity
     scores: np.ndarray | None = None  # of each row of the pool, where the largest come first; NaN: not to be chosen
+    recall: float | None = None  # of nearest rows, where only these are similar
 
 
 def write_selection(
@@ -118,13 +119,15 @@ def choose_rows(
 ) -> ChosenRows:
     """Choose rows by the selector that is asked for, from its artifacts; the last source are the examples."""
     selector, ids, source = settings.selector, rows.ground["id"].to_pylist(), sources[0]
+    heavy = rows.ground["weight"].to_numpy().astype(np.float64)
     if selector == "random":
         return ChosenRows(draw(budget, seed=settings.seed))
     if selector == "delift":
         similar = read_utility(source, rows, settings.objective, settings.scaling)
-        return choose_similar(*similar, budget, settings, map=map)
+        return choose_similar(*similar, budget, settings, heavy=heavy, map=map)
     if selector == "embedding":
-        return choose_similar(*compare_vectors(source, rows, settings.objective), budget, settings, map=map)
+        *similar, recall = compare_vectors(source, rows, settings.objective)
+        return replace(choose_similar(*similar, budget, settings, heavy=heavy, map=map), recall=recall)
     if selector == "longest":
         return ChosenRows(rank(budget, order_longest(rows.ground["response_tokens"].to_numpy())))
     if selector == "deft_ucs":
@@ -154,11 +157,15 @@ def choose_scored(scores: np.ndarray, budget: Budget) -> ChosenRows:
 
 
 def choose_similar(
-    kernels: Kernels, demos: np.ndarray, budget: Budget, settings: SelectionSettings, *, map: Map
+    kernels: Kernels, demos: np.ndarray, budget: Budget, settings: SelectionSettings, *, heavy: np.ndarray, map: Map
 ) -> ChosenRows:
-    """Choose, of the pool's rows `demos`, some whose objective is large; note which is most similar to each row."""
+    """Choose, of the pool's rows `demos`, some whose objective is large; note which is most similar to each row.
+
+    `heavy` says how many times each row of the pool counts as one that is to be covered.
+    """
     weights = {"eta": settings.target_weight, "nu": settings.learnt_weight}
-    objective = objectives.build(kernels, settings.objective, information=settings.mutual_information, **weights)
+    weighed = objectives.weigh(kernels, heavy) if (heavy != 1).any() else kernels
+    objective = objectives.build(weighed, settings.objective, information=settings.mutual_information, **weights)
     choice = maximise(
         objective,
         restrict(budget, demos),
@@ -239,11 +246,20 @@ def describe_objective(picks: ChosenRows, settings: SelectionSettings) -> dict[s
     """Return what the objective reached."""
     choice, objective = picks.choice, picks.objective
     if choice is None or objective is None:
-        names = ("kernel", "objective_name", "optimiser", "objective", "objective_of_none", "objective_of_all")
+        names = (
+            "kernel",
+            "neighbour_recall",
+            "objective_name",
+            "optimiser",
+            "objective",
+            "objective_of_none",
+            "objective_of_all",
+        )
         return dict.fromkeys((*names, "objective_share", "zero_gain_picks", "rows_covered_by_none"))
     full, reached = evaluate(objective.kernel) + float(objective.bonus.sum()), float(choice.objective[-1])
     return {
         "kernel": "sparse" if isinstance(objective.kernel, SparseKernel) else "dense",
+        "neighbour_recall": picks.recall,
         "objective_name": settings.objective,
         "optimiser": settings.optimiser,
         "objective": reached,

@@ -28,7 +28,16 @@ from tamis.utility.pairs import (
 from tamis.utility.utility import Missed, approximation_error, gain, measure
 from tasks import models
 from tasks.artifacts import schemas, stores
-from tasks.artifacts.tables import Provenance, digest, digest_code, digest_inputs, read_table, write_json, write_table
+from tasks.artifacts.tables import (
+    Provenance,
+    digest,
+    digest_code,
+    digest_inputs,
+    read_table,
+    stack,
+    write_json,
+    write_table,
+)
 from tasks.conversations import WRITERS
 from tasks.folders import Folders
 from tasks.scoring_model import model_lock, scoring_model
@@ -53,6 +62,16 @@ class Shard:
     settings: UtilitySettings
     runtime: RuntimeSettings
     pairs: np.ndarray  # int32, pair x (target, demo): places among the examples; demo -1: nothing shown
+
+
+@dataclass(frozen=True, eq=False)
+class ChosenPairs:
+    """The pairs that are scored."""
+
+    kernel: np.ndarray  # that the kernel asks for
+    tried: np.ndarray  # that were tried to find these
+    scored: Counter  # what was scored for that
+    recall: float | None = None  # share of the nearest demos that were found; None where none are looked for
 
 
 def write_utility(
@@ -81,14 +100,14 @@ def write_utility(
     folder = open_store(store, model)
     work = Shard(source, known, folder, model, settings, runtime, np.empty((0, 2), np.int32))
 
-    kernel, tried, before = choose_pairs(work, pool, vectors, map)
-    wanted_for = {"kernel": kernel, "tried": tried, "check": draw_check(pool.sets["ground"], settings)}
+    chosen = choose_pairs(work, pool, vectors, map)
+    wanted_for = {"kernel": chosen.kernel, "tried": chosen.tried, "check": draw_check(pool.sets["ground"], settings)}
     asked, skipped = ask(pool, wanted_for, model.max_tokens)
     scores, done = score_missing(work, asked, map)
 
     record = Provenance("utility", version, _describe(model, settings), inputs, settings.seed)
-    _write(out, record, scores, skipped, settings)
-    return count_pairs(asked, before + done) | {"scoring_seconds": cost_of_kernel(folder, asked)}
+    _write(out, record, scores, skipped, settings, recall=chosen.recall)
+    return count_pairs(asked, chosen.scored + done) | {"scoring_seconds": cost_of_kernel(folder, asked)}
 
 
 def open_store(store: Path, model: models.ModelChoice) -> Path:
@@ -144,22 +163,22 @@ def _describe(model: models.ModelChoice, settings: UtilitySettings) -> dict[str,
     return described | {"model": model.name, "model_digest": models.model_digest(model)}
 
 
-def choose_pairs(work: Shard, pool: Pool, vectors: Path, map: Map) -> tuple[np.ndarray, np.ndarray, Counter]:
-    """Return the pairs that the kernel asks for, those that were tried to find them, and what was scored for that."""
+def choose_pairs(work: Shard, pool: Pool, vectors: Path, map: Map) -> ChosenPairs:
+    """Return the pairs that the kernel asks for; to find landmarks, pairs are scored."""
     settings, none = work.settings, np.empty((0, 2), np.int64)
     if settings.kernel == "exact":
-        return pairs_of_all(pool.sets), none, Counter()
+        return ChosenPairs(pairs_of_all(pool.sets), none, Counter())
     table = read_table(vectors)
     place = {name: row for row, name in enumerate(table["id"].to_pylist())}
-    flat = np.asarray(table["embedding"].combine_chunks().flatten()).reshape(table.num_rows, -1)
-    found = flat[[place[name] for name in pool.ids]]
+    found = stack(table["embedding"])[[place[name] for name in pool.ids]]
     if settings.kernel == "neighbours":
-        return pairs_of_neighbours(pool.sets, found, settings.neighbours), none, Counter()
+        kernel, recall = pairs_of_neighbours(pool.sets, found, settings.neighbours)
+        return ChosenPairs(kernel, none, Counter(), recall)
     return find_landmarks(work, pool, found, map)
 
 
-def find_landmarks(work: Shard, pool: Pool, vectors: np.ndarray, map: Map) -> tuple[np.ndarray, np.ndarray, Counter]:
-    """Try many demos on a few targets, half of them on twice as many, and so on: return as `choose_pairs`."""
+def find_landmarks(work: Shard, pool: Pool, vectors: np.ndarray, map: Map) -> ChosenPairs:
+    """Try many demos on a few targets, half of them on twice as many, and so on; return the pairs of the best."""
     settings, ground = work.settings, pool.sets["ground"]
     count = len(ground) if settings.landmark_targets is None else min(settings.landmark_targets, len(ground))
     targets = np.random.default_rng(settings.seed).permutation(ground)[:count]
@@ -173,7 +192,7 @@ def find_landmarks(work: Shard, pool: Pool, vectors: np.ndarray, map: Map) -> tu
     others = {name: pool.sets[name] for name in ("task", "learnt")}
     shown = {name: some[representatives(vectors[some], settings.landmarks)] for name, some in others.items()}
     kernel = pairs_of_landmarks(shown | {"ground": demos}, others | {"ground": targets})
-    return kernel, unite([np.empty((0, 2), np.int64), *tried]), scored
+    return ChosenPairs(kernel, unite([np.empty((0, 2), np.int64), *tried]), scored)
 
 
 def _similar(scores: pa.Table, demos: np.ndarray, settings: UtilitySettings) -> np.ndarray:
@@ -284,7 +303,15 @@ def _groups(pool: Pool, members: Mapping[tuple[int, int], list[int]]) -> list[Gr
     ]
 
 
-def _write(out: Path, provenance: Provenance, scores: pa.Table, skipped: pa.Table, settings: UtilitySettings) -> None:
+def _write(
+    out: Path,
+    provenance: Provenance,
+    scores: pa.Table,
+    skipped: pa.Table,
+    settings: UtilitySettings,
+    *,
+    recall: float | None,
+) -> None:
     alone, shown = scores.filter(pc.less(scores["demo"], 0)), compute_utility(scores, settings)
     kernel, check = (shown.filter(shown[purpose]) for purpose in ("kernel", "check"))
     columns = [alone[name] for name in ("target_id", "tokens", "distance", "log_likelihood")]
@@ -296,6 +323,7 @@ def _write(out: Path, provenance: Provenance, scores: pa.Table, skipped: pa.Tabl
     facts = {
         "wanted": True,
         "kernel": settings.kernel,
+        "neighbour_recall": recall,
         "targets": alone.num_rows,
         "pairs_scored": kernel.num_rows,
         "pairs_skipped": skipped.num_rows,

@@ -285,6 +285,15 @@ def test_repeated_rows_that_are_left_in_are_kept_once_by_facility_location(insid
     assert found["random"] > 5
 
 
+@pytest.mark.parametrize(("option", "shown"), [([], ""), (["--json"], "[]\n")])
+def test_without_a_repeated_row_this_is_said_and_no_row_is_chosen(inside, option, shown):
+    before = attempts(inside).get("selection", 0)
+    done = CliRunner().invoke(app, ["repeats", "v1", *option])
+    assert (done.exit_code, done.stdout) == (0, shown)
+    assert done.stderr == "no row of v1's pool is repeated\n"
+    assert attempts(inside).get("selection", 0) == before
+
+
 @pytest.mark.slow
 def test_rows_alone_parameters_alone_and_both_stand_beside_chance(inside):
     found = compare.compare("v1", selectors=["dualsft"], masks=["dualsft"], budgets=["0.3"], seeds=1)

@@ -43,7 +43,7 @@ def test_raw_rows_are_those_that_the_stage_writes(tmp_path, toy, content, change
         (tmp_path / "raw/v1/own.jsonl").write_text(dump([{"prompt": "why?", "response": "so"}]))
     write_toy(tmp_path, toy, content, **changes)
     written = read_artifact(tmp_path / "out/examples.parquet")
-    found = read_raw(tmp_path / "raw/v1", None, settle(**changes))
+    found = read_raw(tmp_path / "raw/v1", None, settle(**changes), "v1")
     links = [None if row["duplicate_of"] is None else 1 for row in found]
     assert links == [None if row["duplicate_of"] is None else 1 for row in written]
     assert [row | {"duplicate_of": None} for row in found] == [row | {"duplicate_of": None} for row in written]
@@ -52,7 +52,7 @@ def test_raw_rows_are_those_that_the_stage_writes(tmp_path, toy, content, change
 def test_a_field_that_no_row_has_is_refused_as_by_the_stage(tmp_path):
     (tmp_path / "toy.jsonl").write_text(dump(ROWS))
     with pytest.raises(ExamplesError, match=r"0 of 24 rows have the field 'key' that examples.keep names"):
-        read_raw(tmp_path, None, settle(keep=["key"]))
+        read_raw(tmp_path, None, settle(keep=["key"]), "v1")
 
 
 @pytest.mark.parametrize("distinct", [True, False])
@@ -126,7 +126,7 @@ def test_lengths_of_rows_beyond_the_sample_follow_from_their_characters(tmp_path
 
 def test_rows_that_the_template_refuses_are_no_sample(tmp_path, toy):
     (tmp_path / "toy.jsonl").write_text(dump(CHATS))
-    rows = read_raw(tmp_path, None, settle())
+    rows = read_raw(tmp_path, None, settle(), "v1")
     plain = [row for row in rows if row["messages"][0]["role"] != "system"]
     found = measure_lengths(rows, own(toy, tmp_path, GEMMA))
     known = measure_lengths(plain, own(toy, tmp_path, GEMMA))
@@ -138,7 +138,7 @@ def test_rows_that_the_template_refuses_are_no_sample(tmp_path, toy):
 
 def test_a_template_without_a_place_for_demos_is_no_reason_to_stop(tmp_path, toy):
     (tmp_path / "toy.jsonl").write_text(dump(CHATS))
-    rows = read_raw(tmp_path, None, settle())
+    rows = read_raw(tmp_path, None, settle(), "v1")
     _, contexts, answers, prefixes = measure_lengths(rows, own(toy, tmp_path, MISTRAL))
     assert (prefixes >= answers).all()
     assert (contexts > 0).all()

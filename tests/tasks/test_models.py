@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,6 +29,38 @@ def test_the_digest_follows_the_weights_and_the_dtype(toy, toy_folder, tmp_path)
         models.model_digest(ModelChoice(str(toy_folder), device="cpu", dtype="bfloat16")),
     }
     assert len(digests) == 3
+
+
+def test_the_digest_follows_how_the_chat_template_is_filled(toy, tmp_path):
+    files = {name: tmp_path / f"{name}.jinja" for name in ("one", "same", "other")}
+    for name, file in files.items():
+        file.write_text("{{ messages }}" if name != "other" else "{{ messages }} ")
+    choices = [toy, replace(toy, template_arguments='{"date_string": "1 May"}')]
+    choices += [replace(one, chat_template=str(files["one"])) for one in choices]
+    choices += [replace(toy, chat_template=str(files["other"]))]
+    assert len({models.model_digest(one) for one in choices}) == 5
+    same, one = (models.model_digest(replace(toy, chat_template=str(files[name]))) for name in ("same", "one"))
+    assert same == one
+
+
+def test_a_chat_template_of_ones_own_takes_the_place_of_the_tokenizers(toy, tmp_path):
+    (tmp_path / "own.jinja").write_text("{{ messages[0].content }}é", encoding="utf-8")
+    own = models.tokenizer(replace(toy, chat_template=str(tmp_path / "own.jinja")))
+    assert own.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == "aé"
+    assert "é" not in models.tokenizer(toy).chat_template
+
+
+@pytest.mark.parametrize("content", [None, "folder", b"caf\xe9"], ids=["missing", "folder", "latin"])
+@pytest.mark.parametrize("use", [models.tokenizer, models.model_digest])
+def test_a_chat_template_that_cannot_be_read_is_named_with_the_way_out(toy, tmp_path, content, use):
+    file = tmp_path / "own.jinja"
+    if content == "folder":
+        file.mkdir()
+    elif content is not None:
+        file.write_bytes(content)
+    said = r"models\.chat_template is '.*own\.jinja', which cannot be read: .*; give a file of Jinja text, or null for"
+    with pytest.raises(ModelError, match=said):
+        use(replace(toy, chat_template=str(file)))
 
 
 def test_an_unknown_folder_is_refused_with_the_ways_to_name_a_model():

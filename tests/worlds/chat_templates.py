@@ -100,6 +100,13 @@ MISTRAL_FIRST = MISTRAL.replace(
     "{%- set final = loop.first %}",
 )
 
+# Tools stand before the last question, which is told by comparing messages.
+MISTRAL_TOOLS = MISTRAL.replace(
+    "{{- '[INST] '",
+    "{%- if tools and turn == (turns | selectattr('role', 'equalto', 'user') | list)[-1] %}"
+    "{{- '[TOOLS]' + (tools | tojson) }}{% endif %}{{- '[INST] '",
+)
+
 # No system message; an answer's role has another name; texts without blanks at their ends.
 GEMMA = """
 {{- bos_token }}

@@ -54,6 +54,8 @@ def row(place: int, split: str, used: bool = True) -> dict:
         **tell(make_exchange(prompt, response)),
         "tokens": len(prompt) + len(response) + 5,
         "response_tokens": len(response) + 1,
+        "cluster_size": 1,
+        "weight": 1.0,
         "split": split,
         "change": "new",
         "used": used,

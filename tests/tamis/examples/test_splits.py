@@ -257,7 +257,8 @@ def test_rows_of_the_pool_that_are_measured_on_elsewhere_are_not_used():
     barred = find_asked_elsewhere(keys, sides, ["c"])
     assert barred == [False, True, False, True, False]
     rows = Rows(list("12345"), [None, 0, None, None, None], sides, ["t"] * 5, ["new", "new", "new", "kept", "new"])
-    assert use(rows, barred=barred) == [None, "held out", None, "held out", None]
+    reasons = ["held out" if each else None for each in barred]
+    assert use(rows, barred=reasons) == [None, "held out", None, "held out", None]
 
 
 def test_a_held_out_row_that_an_earlier_version_chose_is_refused():

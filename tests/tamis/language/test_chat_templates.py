@@ -243,6 +243,11 @@ def test_a_clock_that_is_read_and_not_written_is_no_matter():
     refuse_moving(template("{% set year = strftime_now('%Y') | int %}" + QWEN_2))
 
 
+def test_a_template_that_is_no_jinja_is_refused_with_its_fault():
+    with pytest.raises(TemplateError, match=r"is not valid Jinja: .*end of template.* models\.chat_template: FILE"):
+        refuse_moving(template("{% for turn in messages %}{{ turn.content }}"))
+
+
 def test_delift_has_no_date():
     refuse_moving(Template(toy_tokenizer(), "delift"))
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModel, AutoTokenizer
 
-from tamis.language.embedding import encode_texts, nearest, nearest_among
+from tamis.language import embedding
+from tamis.language.embedding import count_cut, encode_texts, nearest, nearest_among
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,23 @@ def test_the_same_texts_give_the_same_bits(encoder):
 
 def test_no_text_gives_no_row(encoder):
     assert encode_texts(*encoder, [], 8, 64).shape == (0, 32)
+
+
+@pytest.mark.parametrize("longest", [1, 2, 7, 8, 9])
+def test_texts_with_more_tokens_than_are_encoded_are_counted(encoder, longest):
+    texts = ["a", "ab", "abc de fg", "c" * 8, ""]
+    tokens = [len(encoder[1](text).input_ids) for text in texts]
+    found = count_cut(encoder[1], texts, 2, longest)
+    assert found == sum(count > longest for count in tokens)
+
+
+@pytest.mark.parametrize("entries", [1, 30, 64])
+def test_blocks_of_a_few_rows_give_the_same_neighbours(monkeypatch, entries):
+    vectors = np.random.default_rng(0).choice(np.float32([-1, -0.5, 0.5, 1]), (30, 3))
+    near, among = nearest(vectors, 4), nearest_among(vectors[:20], vectors[5:], 4)
+    monkeypatch.setattr(embedding, "ENTRIES", entries)
+    assert np.array_equal(nearest(vectors, 4), near)
+    assert np.array_equal(nearest_among(vectors[:20], vectors[5:], 4), among)
 
 
 @given(st.integers(2, 12), st.integers(1, 14), st.integers(0, 99))

@@ -2,7 +2,18 @@
 
 import numpy as np
 import pytest
-from worlds.chat_templates import CALLING, CODE, DEMO, MISTRAL_FIRST, QWEN_3, TOOLS, TWO, make_template
+from worlds.chat_templates import (
+    CALLING,
+    CODE,
+    DEMO,
+    MISTRAL_FIRST,
+    MISTRAL_TOOLS,
+    QWEN_3,
+    TOOLS,
+    TWO,
+    list_sequences,
+    make_template,
+)
 from worlds.toys import toy_tokenizer
 
 from tamis.examples.conversations import Conversation, Message, make_exchange
@@ -63,6 +74,20 @@ def test_rows_before_which_no_demo_can_be_put_have_no_head_and_are_named():
     with pytest.raises(TemplateError, match=said) as raised:
         check_demos(made, rows, found)
     assert raised.value.place == 1
+
+
+@pytest.mark.parametrize("row", [CODE, TWO])
+def test_demos_stand_before_tools_that_stand_in_the_last_question(row):
+    made = make_template(MISTRAL_TOOLS)
+    asked = Conversation(row.messages, TOOLS)
+    found = encode_conversations(made, [asked])
+    prefix = encode_prefix(made, [DEMO], asked).tolist()
+    for part in list_sequences(found):
+        tokens = found.tokens[part].tolist()
+        shown = made.tokenizer.decode([*prefix, *tokens[found.heads[0] :]])
+        whole = made.tokenizer.decode(tokens)
+        assert shown == whole.replace("<s>", "<s>[INST] three[/INST] 3</s>", 1)
+        assert shown.count("[TOOLS]") == 1
 
 
 def test_a_demo_that_the_template_refuses_is_refused():

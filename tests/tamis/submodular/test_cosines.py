@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from tamis.language.embedding import nearest
 from tamis.submodular import cosines
 from tamis.submodular.cosines import compare, compare_best, compare_nearest
 from tamis.submodular.kernels import SparseKernel
@@ -42,7 +43,7 @@ def test_rows_with_equal_vectors_are_equally_similar_to_all():
 
 def test_the_sparse_kernel_holds_each_row_and_its_nearest_as_the_dense_one_does():
     vectors = draw_vectors(13)
-    dense, sparse = compare(vectors, vectors), compare_nearest(vectors, 5)
+    dense, sparse = compare(vectors, vectors), compare_nearest(vectors, nearest(vectors, 5))
     assert isinstance(sparse, SparseKernel)
     for row in range(13):
         some = slice(sparse.indptr[row], sparse.indptr[row + 1])
@@ -53,7 +54,7 @@ def test_the_sparse_kernel_holds_each_row_and_its_nearest_as_the_dense_one_does(
 
 def test_the_nearest_of_a_few_rows_are_all_of_them():
     vectors = draw_vectors(6)
-    assert compare_nearest(vectors, 64).tolist() == compare(vectors, vectors).tolist()
+    assert compare_nearest(vectors, nearest(vectors, 64)).tolist() == compare(vectors, vectors).tolist()
 
 
 def test_the_best_is_the_largest_of_the_kernels_row():

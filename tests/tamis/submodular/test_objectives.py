@@ -229,3 +229,27 @@ def test_unknown_objectives_and_missing_kernels_are_refused():
         objectives.build(kernels, "cover")
     with pytest.raises(KernelError, match="mutual information needs the similarities of pool and target task, both"):
         objectives.build(kernels, "mutual_information")
+
+
+@pytest.mark.parametrize("name", ["facility_location", "conditional_gain"])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_target_of_weight_two_counts_as_two_targets(name, sparse):
+    generator = np.random.default_rng(0)
+    own, learnt = (generator.random((4, count), np.float32) for count in (4, 2))
+    if sparse:
+        own[own < 0.3] = 0
+    pair = (np.vstack([own, own[:1]]), np.vstack([learnt, learnt[:1]]))  # the first target again
+    weights = np.array([2.0, 1, 1, 1])
+    one = objectives.build(objectives.weigh(objectives.Kernels(pack(own, sparse), learnt), weights), name)
+    other = objectives.build(objectives.Kernels(pack(pair[0], sparse), pair[1]), name)
+    for chosen in ([0], [1, 3], [0, 1, 2, 3]):
+        values = [objectives.cover(each.kernel, np.array(chosen))[1].sum() for each in (one, other)]
+        assert values[0] == pytest.approx(values[1], rel=1e-6)
+
+
+def pack(kernel: np.ndarray, sparse: bool):
+    """A dense kernel, or its entries above 0."""
+    if not sparse:
+        return kernel
+    targets, demos = np.nonzero(kernel)
+    return gather(targets, demos, kernel[targets, demos], kernel.shape)

@@ -52,7 +52,9 @@ def test_neighbour_pairs_are_the_nearest_demos_of_every_block_and_each_target_it
             left = [demo for demo in others if number > 0 or demo != target]
             left.sort(key=lambda demo: (-float(vectors[target] @ vectors[demo]), demo))
             near |= {(target, demo) for demo in left[:count]}
-    assert pairs_of_neighbours(sets(ground, task, learnt), vectors, count).tolist() == sorted(map(list, near))
+    found, recall = pairs_of_neighbours(sets(ground, task, learnt), vectors, count)
+    assert found.tolist() == sorted(map(list, near))
+    assert recall == 1
 
 
 @settings(deadline=None)  # numba compiles at the first call

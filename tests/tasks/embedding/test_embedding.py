@@ -44,6 +44,26 @@ def test_only_new_text_is_encoded_and_the_artifact_is_the_same(tmp_path, toy):
     assert counted(run(tmp_path, toy, "more", pool=7)) == {"texts_encoded": 3, "texts_cut": 0, "texts_known": 6}
 
 
+@pytest.mark.parametrize("known", [range(5), range(1000, 1003), range(50, 300)])
+def test_rows_of_which_the_store_knows_none_are_encoded_beside_what_it_holds(tmp_path, toy, known):
+    for places in (known, range(20, 26), known):
+        write_rows(tmp_path / "examples", [row(place, "pool") for place in places])
+        encode_all(tmp_path, toy)
+        table = read_table(tmp_path / "out/embedding.parquet")
+        alone = read_table(tmp_path / "examples/examples.parquet")["id"]
+        assert table["id"].to_pylist() == alone.to_pylist()
+        assert np.array(table["embedding"].to_pylist()).shape == (len(places), 32)
+
+
+@pytest.mark.parametrize("known", [0, 3])
+def test_without_a_used_row_the_table_is_empty(tmp_path, toy, known):
+    if known:
+        run(tmp_path, toy, pool=known)
+    write_rows(tmp_path / "examples", [row(0, "pool", used=False)])
+    assert counted(encode_all(tmp_path, toy)) == {"texts_encoded": 0, "texts_cut": 0, "texts_known": 0}
+    assert read_table(tmp_path / "out/embedding.parquet").num_rows == 0
+
+
 def test_nobody_asked_for_it_gives_an_empty_artifact_that_says_so(tmp_path, toy):
     assert run(tmp_path, toy, wanted=False) == {"wanted": False, "scoring_seconds": 0.0}
     assert read_table(tmp_path / "out/embedding.parquet").num_rows == 0

@@ -69,7 +69,8 @@ def test_bad_rows_of_every_kind_are_counted_and_the_first_named(make, tmp_path):
 
 
 BAD = {
-    "holds a control token: '<|end|>' would end or open a turn inside the text": {"response": "x<|end|>y"},
+    "holds a control token: '<|end|>' would end or open a turn inside the text; set examples.on_special_tokens: "
+    "as_text to read it as text": {"response": "x<|end|>y"},
     "empty response": {"response": ""},
     "missing field 'response': nothing for the response": {"response": None},
     "not text: the response is dict": {"response": {"text": "a"}},

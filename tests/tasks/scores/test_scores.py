@@ -9,6 +9,7 @@ import torch
 from worlds.places import find_folders
 from worlds.token_rows import encode_pairs, list_pairs
 from worlds.toy_corpus import write_examples
+from worlds.toys import CHAT
 
 from tamis.examples.conversations import transcribe
 from tamis.scores.baselines import score_ifd, score_perplexity, score_selectit
@@ -245,6 +246,17 @@ def test_the_artifact_says_where_it_comes_from(corpus, toy):
     digest = models.model_digest(toy)
     assert record["parameters"] == {"selector": "ifd", "template": "chat", "model": toy.name, "model_digest": digest}
     assert len(record["inputs"]) == 1
+
+
+def test_a_template_that_refuses_what_is_asked_names_the_selector_and_the_row(corpus, toy):
+    tmp_path, ids = corpus
+    refusing = "{% if not messages[0].content %}{{ raise_exception('say something') }}{% endif %}"
+    (tmp_path / "refusing.jinja").write_text(refusing + CHAT)
+    refused = replace(toy, chat_template=str(tmp_path / "refusing.jinja"))
+    with pytest.raises(
+        ValueError, match=rf"row {ids[0]} of these: .* questions emptied, as selector ifd .* say something"
+    ):
+        run(tmp_path, refused, "ifd")
 
 
 def test_a_row_that_does_not_fit_is_refused_before_anything_is_scored(corpus, toy):

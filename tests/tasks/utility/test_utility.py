@@ -180,6 +180,15 @@ def test_a_non_finite_utility_stops_the_run_and_names_the_pair(folders, toy, mon
         run(tmp_path, toy)
 
 
+@pytest.mark.parametrize(("kernel", "recall"), [("exact", None), ("neighbours", 0.75), ("landmarks", None)])
+def test_the_recall_of_the_neighbours_is_told_where_any_are_looked_for(folders, toy, monkeypatch, kernel, recall):
+    tmp_path, _ = folders
+    found = pairs.find_neighbours
+    monkeypatch.setattr(pairs, "find_neighbours", lambda *asked: replace(found(*asked), recall=0.75))
+    run(tmp_path, toy, replace(NEIGHBOURS, kernel=kernel, landmarks=2))
+    assert json.loads((tmp_path / "out/utility.json").read_text())["neighbour_recall"] == recall
+
+
 def test_a_stage_that_nobody_asked_for_writes_empty_artifacts_that_say_so(folders, toy):
     tmp_path, _ = folders
     run(tmp_path, toy, wanted=False)
