@@ -58,11 +58,12 @@ def test_a_turn_before_which_nobody_asks_has_an_empty_prompt():
 
 
 def test_rows_are_encoded_by_the_template_of_their_model(toy):
-    rows = [pass_through(make_exchange("Hi", "Hello")), pass_through(replace(TALK, tools=""))]
+    later = Conversation((*TALK.messages[:2], *TALK.messages[4:]))
+    rows = [pass_through(make_exchange("Hi", "Hello")), pass_through(later)]
     found = encode_rows(rows, toy)
     whole = models.tokenizer(toy)("<|user|>Hi<|end|>\n<|assistant|>Hello<|end|>\n", add_special_tokens=False)
     assert found.tokens[: found.starts[1]].tolist() == whole["input_ids"]
-    assert found.answer_tokens.tolist() == [6, 1 + 9]
+    assert found.answer_tokens.tolist() == [6, 9]
     assert len(found) == 2
 
 
