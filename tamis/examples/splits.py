@@ -275,18 +275,14 @@ def mark_used(
 ) -> list[str | None]:
     """Return for each row why later stages do not use it, None where they do.
 
-    Repetitions are not used unless `distinct` is false; of the pool, rows that ask what a held-out row asks are not
-    used, nor with ground set `new` those `kept` from the version before; of what is left of a cluster of the pool's
-    near-duplicates the first row is used; then pool and held-out rows are sampled. Rows of the target task and of the
-    general set are all used.
+    Repetitions are not used unless `distinct` is false; of the pool, barred rows are not, nor with ground set `new`
+    those `kept` from the version before; of what is left of a cluster of the pool's near-duplicates the first row is;
+    then `pool_rows` of the pool and `held_out_rows` are sampled. All rows of the target task and general ones are used.
 
     Args:
         ground_set: new | all.
         distinct: false leaves repetitions in use.
-        seed: of the samples.
-        pool_rows: examples sampled from the pool; None for all.
-        held_out_rows: likewise from the held-out side.
-        barred: why some rows of the pool must not be used, `held out` for example; None: there are none.
+        barred: why some rows of the pool must not be used; None: there are none.
         clusters: the cluster of near-duplicates of each row, of which one is to be used; None: all may be.
 
     Returns:
@@ -294,9 +290,8 @@ def mark_used(
     """
     if ground_set not in GROUND_SETS:
         raise SplitError(f"examples.ground_set is {ground_set!r}; it must be one of {', '.join(GROUND_SETS)}")
-    places = range(len(rows.ids))
+    places, seen = range(len(rows.ids)), set()
     because: list[str | None] = ["duplicate" if distinct and link is not None else None for link in rows.first]
-    seen: set[int] = set()
     for k in places:
         if barred is not None and barred[k]:
             because[k] = barred[k]

@@ -265,7 +265,7 @@ def score(network: PreTrainedModel, scoring: Scoring, rows: Encoding, ids: Seque
 def save_mask(inside: MaskedTraining, checkpoints: Path, step: int) -> None:
     """Write the mask in force beside the checkpoints, whole or not at all."""
     tensors = {f"{name}.mask": indices for name, indices in inside.mask.items()}
-    tensors |= {f"{name}.trained": indices.clone() for name, indices in inside.trained.items()}  # may be the same
+    tensors |= {f"{name}.trained": indices for name, indices in inside.trained.items()}
     write(tensors, checkpoints / f"mask-{step}.safetensors", {"rescored": inside.rescored})
 
 
@@ -288,10 +288,10 @@ def list_kept(checkpoints: Path) -> list[Path]:
 
 
 def unite(one: Mask, other: Mask) -> dict[str, Tensor]:
-    """Return the entries of two masks, on the CPU."""
+    """Return the entries of two masks, on the CPU and in memory of their own."""
     first, second = _to_numpy(one), _to_numpy(other)
     both = {name: np.union1d(first[name], second[name]) for name in first.keys() & second}
-    return {name: torch.from_numpy(indices) for name, indices in (first | second | both).items()}
+    return {name: torch.from_numpy(indices.copy()) for name, indices in (first | second | both).items()}
 
 
 def _to_numpy(mask: Mask) -> dict[str, np.ndarray]:

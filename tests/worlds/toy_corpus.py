@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from tamis.examples.conversations import Conversation, identify, identify_folded, make_exchange
+from tamis.examples.conversations import Conversation, Message, identify, identify_folded, make_exchange
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import Provenance, write_table
 from tasks.conversations import write_conversation
@@ -25,6 +25,12 @@ def write_examples(
     rows += [learn(row(len(rows) + place, "pool", used=False)) for place in range(learnt)]
     rows += [row(len(rows) + place, "general") for place in range(general)]
     return write_rows(folder, rows)
+
+
+def write_conversations(folder: Path, pool: int = 6, held_out: int = 2, *, target: int = 0) -> list[str]:
+    """Write `examples.parquet` with conversations of two and three exchanges and return the pool's ids in order."""
+    splits = ["pool"] * pool + ["held_out"] * held_out + ["target"] * target
+    return write_rows(folder, [row(place, split) | tell(talk(place)) for place, split in enumerate(splits)])
 
 
 def write_rows(folder: Path, rows: list[dict]) -> list[str]:
@@ -56,6 +62,27 @@ def row(place: int, split: str, used: bool = True) -> dict:
         "file": "toy.jsonl",
         "line": place + 1,
     }
+
+
+def talk(place: int) -> Conversation:
+    """Return the conversation at a place: the same for the same place.
+
+    Every other one has a system message, of two kinds; of three, one holds the reasoning of its first answer and two
+    have a third exchange; of six, one has a call of a tool, as text, and what the tool says; of five, one has a first
+    answer that is not learnt.
+    """
+    thought = '{"reasoning_content": "twice it"}' if place % 3 == 0 else ""
+    turns = [Message("system", f"Rule {place % 4}: count.")] if place % 2 else []
+    turns.append(Message("user", f"what is {place} + {place}"))
+    turns.append(Message("assistant", f"{2 * place}", learnt=place % 5 != 1, details=thought))
+    turns.append(Message("user", "and one more?"))
+    if place % 6 == 2:
+        turns.append(Message("assistant", f"<tool_call>add {place}</tool_call>", learnt=True))
+        turns.append(Message("tool", f"sum {2 * place + 1}"))
+    turns.append(Message("assistant", f"  {2 * place + 1}" + "!" * (place % 3), learnt=True))
+    if place % 3 != 1:
+        turns += [Message("user", "thanks\n"), Message("assistant", f"bye {place}", learnt=True)]
+    return Conversation(tuple(turns))
 
 
 def reword(one: dict, **texts: str) -> dict:

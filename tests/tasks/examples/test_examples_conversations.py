@@ -72,6 +72,21 @@ def test_a_turn_that_comes_before_any_question_is_kept_and_not_learnt(make):
     assert learnt(row) == ["Hello"]
 
 
+def test_roles_in_capitals_and_text_of_any_script_are_read_as_they_are(make):
+    said = "مرحبا \u200fשלם\u202e 你好 👍🏽"
+    row = {"messages": [{"role": "USER", "content": said}, {"role": "Assistant", "content": f"  {said}\t"}]}
+    (found,) = make(row)
+    assert [(turn["role"], turn["content"]) for turn in found["messages"]] == [
+        ("user", said),
+        ("assistant", f"  {said}\t"),
+    ]
+
+
+def test_two_turns_of_the_assistant_in_a_row_are_two_learnt_turns(make):
+    (row,) = make(chat("Hi", "Let me see.", "assistant:Hello"), template=QWEN_2)
+    assert learnt(row) == ["Let me see.", "Hello"]
+
+
 @pytest.mark.parametrize(
     ("conversation", "reason"),
     [

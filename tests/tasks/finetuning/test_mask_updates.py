@@ -227,6 +227,14 @@ def test_the_union_of_masks_has_each_entry_once():
     assert found == {"a": [1, 2, 4], "b": [0], "c": [7]}
 
 
+def test_the_union_of_masks_can_be_saved_beside_a_mask_with_a_tensor_that_is_new(tmp_path):
+    now = {"a": torch.tensor([1]), "b": torch.tensor([2])}
+    trained = unite({"a": torch.tensor([0])}, now)
+    inside = SimpleNamespace(mask=now, trained=trained, rescored=[])
+    mask_updates.save_mask(inside, tmp_path, 3)
+    assert {name: places.tolist() for name, places in load_mask(tmp_path, 3).trained.items()} == {"a": [0, 1], "b": [2]}
+
+
 def cut_anew(network, source: Path, model: ModelChoice, checkpoints: Path):
     """Let a rescorer cut the mask of a network in training, after step 2; return what is trained then."""
     scoring, rows, ids = read(source, model)
@@ -296,11 +304,3 @@ def test_a_gradient_that_is_not_finite_names_its_rows(source, model):
     text = r"rows have a gradient that is not finite when the mask is cut anew, first ids \['\w+'.*learning_rate"
     with pytest.raises(ValueError, match=text):
         score(network, scoring, rows, ids)
-
-
-def test_a_mask_that_is_all_that_was_trained_is_kept(tmp_path):
-    indices = torch.arange(3)
-    mask_updates.save_mask(SimpleNamespace(mask={"w": indices}, trained={"w": indices}, rescored=[]), tmp_path, 4)
-    kept = mask_updates.load_mask(tmp_path, 4)
-    assert torch.equal(kept.mask["w"], indices)
-    assert torch.equal(kept.trained["w"], indices)
