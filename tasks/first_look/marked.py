@@ -43,7 +43,7 @@ def mark_conversation(template: Template, conversation: Conversation) -> tuple[t
         end = template.tokenizer.eos_token
         return (cut([Piece(f"{delift.BASE}{prompt}\n{end}", False), Piece(f"{response}{end}", True)]),)
     written = write_conversation(template, conversation)
-    return tuple(cut(list(split(one.text, one.answers))) for one in written)
+    return tuple(cut(list(split(template.control.show(one.text), one.answers))) for one in written)
 
 
 def split(text: str, answers: Sequence[tuple[int, int]]) -> Iterator[Piece]:

@@ -37,6 +37,11 @@ def test_the_text_without_marks_is_what_the_template_writes():
     assert strip(write_plain(pieces)) == tokenizer.apply_chat_template(turns, tokenize=False)
 
 
+def test_texts_of_control_tokens_inside_messages_are_shown_as_they_are():
+    (pieces,) = mark_conversation(Template(toy_tokenizer()), make_exchange("say <|end|>", "<|end|>!"))
+    assert write_plain(pieces) == "<|user|>say <|end|><|end|>\n<|assistant|>⟦<|end|>!<|end|>⟧\n"
+
+
 def test_a_row_of_several_sequences_is_shown_as_these():
     thought = list(TWICE.messages)
     thought[1] = Message("assistant", "4", True, '{"reasoning_content": "two and two"}')
