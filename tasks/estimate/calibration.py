@@ -18,6 +18,7 @@ TARGETS, QUERY, RESPONSE, PREFIX = 10, 24, 20, 40  # of the group that is scored
 TRAINED = 6  # of its targets, in a step that is trained
 SAID, STEPS = 32, 6  # rows and tokens that are generated
 TEXTS, WORDS = 48, 30  # that are encoded
+SERIAL = 1.5  # times what work would take if every thread shared all of it
 LEAST, MOST, LONGEST = 2, 4, 3.0  # tries of each kind of work; no further one is begun after so many seconds
 
 
@@ -58,11 +59,29 @@ def make_probe(network: PreTrainedModel) -> Group:
 
 
 def _timed(work: Callable[[], object]) -> tuple[object, float]:
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     found = work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return found, time.perf_counter() - start
+        return found, time.perf_counter() - start
+    return found, leave_out_waiting(time.perf_counter() - start, time.process_time() - used, torch.get_num_threads())
+
+
+def leave_out_waiting(wall: float, used: float, threads: int) -> float:
+    """Return the seconds that some work takes on a machine that does nothing else.
+
+    Where other processes hold the cores, the wall's seconds tell of them. The processor's seconds over the threads are
+    what the work takes at least, and `SERIAL` of that what it takes where not all of it runs on every thread.
+
+    Args:
+        wall: seconds that passed.
+        used: seconds of all threads on a processor.
+        threads: that the work may run on.
+
+    >>> leave_out_waiting(2.0, 4.0, 2), leave_out_waiting(10.0, 4.0, 2)
+    (2.0, 3.0)
+    """
+    return min(wall, SERIAL * used / threads)
 
 
 def _fastest(work: Callable[[], object]) -> float:
