@@ -1,8 +1,11 @@
 """First looks at raw files, taken and shown to people: a sample's within seconds, then what all rows say."""
 
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from rich.text import Text
 
 from flows import params
 from flows.commands.output import plain, plain_lines, screen, show_text
+from flows.interrupts import cleaning
 from flows.stage_calls import CACHE, find_artifacts, language
 from flows.told import SPLIT, count
 from tasks.examples.settings import ExamplesSettings
@@ -39,8 +43,13 @@ def take_looks(version: str, raw: Path, previous: str, settings: ExamplesSetting
     if first is not None:
         yield first
     shown = first.examples if first is not None else ()
-    with counting("rows read") as tell:
-        exact = look.look_at_all(source, find_artifacts(previous), CACHE, shown=shown, tell=tell)
+    scratch = CACHE / f"look-{os.getpid()}"
+    remove = partial(shutil.rmtree, scratch, ignore_errors=True)
+    with cleaning(remove), counting("rows read") as tell:
+        try:
+            exact = look.look_at_all(source, find_artifacts(previous), scratch, shown=shown, tell=tell)
+        finally:
+            remove()
     yield exact
 
 

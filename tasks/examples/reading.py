@@ -307,7 +307,7 @@ def _measure(rows: Sequence[Row], template: Template, reader: Reader, facts: Fac
 def _write(rows: Sequence[Row], template: Template, facts: Facts) -> tuple[list[Row], Encoding]:
     """Return the rows that the template writes, and their tokens; the others become rejects."""
     try:
-        return list(rows), encode_conversations(template, [row.conversation for row in rows])
+        return list(rows), encode_conversations(template, [row.conversation for row in rows], heads=False)
     except TemplateError:
         faults = find_faults(template, [row.conversation for row in rows])
     for row, fault in zip(rows, faults, strict=True):
@@ -315,7 +315,7 @@ def _write(rows: Sequence[Row], template: Template, facts: Facts) -> tuple[list[
             way_out = _find_way_out(row.conversation, template)
             reject(facts, row.number, row.record, f"not written by the template: {fault}{way_out}")
     kept = [row for row, fault in zip(rows, faults, strict=True) if not fault]
-    return kept, encode_conversations(template, [row.conversation for row in kept])
+    return kept, encode_conversations(template, [row.conversation for row in kept], heads=False)
 
 
 def _find_way_out(conversation: Conversation, template: Template) -> str:
@@ -333,7 +333,7 @@ def _shorten(row: Row, template: Template, reader: Reader) -> Good | None:
         if shorter is None:
             return None
         if find_faults(template, [shorter]) == [None]:
-            coded = encode_conversations(template, [shorter])
+            coded = encode_conversations(template, [shorter], heads=False)
             if coded.longest[0] <= reader.max_tokens:
                 sizes = int(coded.sizes[0]), int(coded.answer_tokens[0]), int(coded.rows[1])
                 return Good(row, shorter, *sizes, dropped)

@@ -49,7 +49,7 @@ FILES = 100  # files that it is drawn from
 READ_CHARACTERS = 64_000_000  # at which no further rows are drawn from
 SAMPLE_CHARACTERS = 4_000_000  # at which the sample has no further rows
 SHOWN = 3  # examples
-ALONE = 16 * BATCH  # rows that one process reads before others are started, which takes them seconds
+ALONE = 8 * BATCH  # rows that one process reads before others are started, which takes them seconds
 
 
 @dataclass(frozen=True)

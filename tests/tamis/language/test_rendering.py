@@ -217,3 +217,12 @@ def test_the_default_models_rows_are_those_of_its_chat_template(smollm2):
     for row, part in zip(rows, list_sequences(found), strict=True):
         assert found.tokens[part].tolist() == smollm2.apply_chat_template(as_messages(row), tokenize=True)["input_ids"]
     assert answers(made, found)[2].endswith("    return the\n\n    other<|im_end|>")
+
+
+def test_without_heads_all_else_is_the_same():
+    template, rows = make_template(), [make_exchange("Hi", "Hello", "Be kind."), make_exchange("a", "b")]
+    whole, bare = encode_conversations(template, rows), encode_conversations(template, rows, heads=False)
+    assert whole.heads[0] > 0
+    assert bare.heads.tolist() == [0, 0]
+    for name in ("tokens", "answers", "starts", "rows", "longest", "sizes", "answer_tokens"):
+        assert np.array_equal(getattr(bare, name), getattr(whole, name)), name

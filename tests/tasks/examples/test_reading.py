@@ -110,7 +110,12 @@ def test_no_more_than_a_batch_is_parsed_tokenised_or_held_at_once(monkeypatch):
     plain, encode = reading.parse_row, reading.encode_conversations
     monkeypatch.setattr(reading, "BATCH", 5)
     monkeypatch.setattr(reading, "parse_row", lambda *given: parsed.append(1) or plain(*given))
-    monkeypatch.setattr(reading, "encode_conversations", lambda *given: encoded.append(len(given[1])) or encode(*given))
+
+    def count(*given, **asked):
+        encoded.append(len(given[1]))
+        return encode(*given, **asked)
+
+    monkeypatch.setattr(reading, "encode_conversations", count)
     with lines_of(dump(CHATS).splitlines(keepends=True)) as listed:
         for number, table in enumerate(read_files(listed, Reader(ExamplesSettings(), TEMPLATE, (), 400), Facts())):
             assert table.num_rows == (5 if number < 4 else 4)
