@@ -62,7 +62,8 @@ def add(
     asked = replace(values.examples, sources={**values.examples.sources, planned.version: sources})
     look = show_looks(planned.version, planned.found, planned.previous, settings=asked, as_json=as_json)
     if look.rows == look.rejected:
-        raise adding.AddError(f"no row of {planned.found} can be used, so nothing is added; mend the files first")
+        first = f"; first {look.rejects[0].first[0].tell()}" if look.rejects else ""
+        raise adding.AddError(f"no row of {planned.found} can be used, so nothing is added{first}")
     held = [] if dry_run else adding.write_addition(planned, sources)
     facts = {"version": planned.version, "raw": planned.raw, "previous": planned.previous, "sources": sources}
     if as_json:

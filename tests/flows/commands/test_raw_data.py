@@ -244,7 +244,8 @@ def test_files_without_a_row_that_can_be_used_are_not_added(project, chats):
     (chats / "talk.jsonl").write_text('{"messages": []}\n')
     done = tamis("add", chats, "--external")
     assert done.exit_code == 1
-    assert done.stderr.endswith("so nothing is added; mend the files first\n")
+    reason = "chats/talk.jsonl:1: no learnt turn: no message is the assistant's; the roles are none"
+    assert done.stderr == f"error: no row of {chats} can be used, so nothing is added; first {reason}\n"
     assert versions(project) == {"v1": {"raw": "data/raw/v1", "previous": "base"}}
 
 
