@@ -34,7 +34,7 @@ def check(
     last = show_looks(version, raw, settings.previous, settings=asked, as_json=as_json)
     moved = list_differences(raw, find_record(version))
     if as_json:
-        show_json([{"version": version, "raw": str(raw), **asdict(last), "moved": moved}])
+        show_json([{"version": version, "raw": str(raw), **describe(last), "moved": moved}])
     elif moved:
         say(tell_moved(version, moved))
 
@@ -67,7 +67,7 @@ def add(
     held = [] if dry_run else adding.write_addition(planned, sources)
     facts = {"version": planned.version, "raw": planned.raw, "previous": planned.previous, "sources": sources}
     if as_json:
-        show_json([{**facts, **asdict(look), "written": not dry_run, "commit": held}])
+        show_json([{**facts, **describe(look), "written": not dry_run, "commit": held}])
     for line in tell_addition(facts, held):
         say(line)
 
@@ -113,6 +113,11 @@ def find_version(version: str) -> VersionSettings:
     if version not in versions:
         raise params.ParamsError(f"there is no data version {version!r}; params.yaml has {', '.join(versions)}")
     return versions[version]
+
+
+def describe(look: Any) -> dict[str, Any]:
+    """Return a look as an object of JSON."""
+    return asdict(look) | {"not_read": [one._asdict() for one in look.not_read]}
 
 
 def show_looks(version: str, raw: Path, previous: str, *, settings: ExamplesSettings, as_json: bool) -> Any:

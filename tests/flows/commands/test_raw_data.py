@@ -169,6 +169,7 @@ def test_files_that_the_settings_do_not_fit_are_said_to_be_read_otherwise(projec
     formats = {one["file"]: one["format"] for one in found["files"]}
     assert formats == {"chats/rows.csv": "examples.fields", "chats/talk.jsonl": "messages"}
     assert found["sources"] == [{"path": "talk.jsonl", "fields": {}}]
+    assert found["not_read"] == [{"name": "LICENSE", "reason": "no data file"}]
     assert params.read().examples.sources == {"v2": found["sources"]}
     assert (found["rows"], found["rejected"], found["foreseen"]["stops"]) == (31, 0, None)
 
