@@ -205,7 +205,10 @@ def add_version(text: str, name: str, version: Mapping[str, str], sources: Seque
         said = [CommentedMap(one) for one in sources]
         for one in said:
             one.fa.set_flow_style()
-        whole["examples"].setdefault("sources", {})[name] = said
+        section = whole["examples"]
+        if "sources" not in section:
+            section.insert([*section, "fields"].index("fields") + 1, "sources", CommentedMap())
+        section["sources"][name] = said
     return _dump(whole, editor)
 
 

@@ -65,7 +65,7 @@ def make_examples(values: Params, folders: Folders, map: Map) -> Notes:
 
     asked = {"settings": values.examples, "held_out_share": values.audit.held_out_share}
     notes = write_examples(folders, model=language(values), **asked)
-    return {**notes, "files_moved": list_differences(folders.raw, find_record(folders.here.version))}
+    return {**(notes or {}), "files_moved": list_differences(folders.raw, find_record(folders.here.version))}
 
 
 def make_embedding(values: Params, folders: Folders, map: Map) -> Notes:

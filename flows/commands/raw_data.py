@@ -34,7 +34,7 @@ def check(
     last = show_looks(version, raw, settings.previous, settings=asked, as_json=as_json)
     moved = list_differences(raw, find_record(version))
     if as_json:
-        show_json([{"version": version, "raw": str(raw), **asdict(last), "moved": moved}])
+        show_json([{"version": version, "raw": str(raw), **describe(last), "moved": moved}])
     elif moved:
         say(tell_moved(version, moved))
 
@@ -62,11 +62,12 @@ def add(
     asked = replace(values.examples, sources={**values.examples.sources, planned.version: sources})
     look = show_looks(planned.version, planned.found, planned.previous, settings=asked, as_json=as_json)
     if look.rows == look.rejected:
-        raise adding.AddError(f"no row of {planned.found} can be used, so nothing is added; mend the files first")
+        first = f"; first {look.rejects[0].first[0].tell()}" if look.rejects else ""
+        raise adding.AddError(f"no row of {planned.found} can be used, so nothing is added{first}")
     held = [] if dry_run else adding.write_addition(planned, sources)
     facts = {"version": planned.version, "raw": planned.raw, "previous": planned.previous, "sources": sources}
     if as_json:
-        show_json([{**facts, **asdict(look), "written": not dry_run, "commit": held}])
+        show_json([{**facts, **describe(look), "written": not dry_run, "commit": held}])
     for line in tell_addition(facts, held):
         say(line)
 
@@ -112,6 +113,11 @@ def find_version(version: str) -> VersionSettings:
     if version not in versions:
         raise params.ParamsError(f"there is no data version {version!r}; params.yaml has {', '.join(versions)}")
     return versions[version]
+
+
+def describe(look: Any) -> dict[str, Any]:
+    """Return a look as an object of JSON."""
+    return asdict(look) | {"not_read": [one._asdict() for one in look.not_read]}
 
 
 def show_looks(version: str, raw: Path, previous: str, *, settings: ExamplesSettings, as_json: bool) -> Any:

@@ -31,6 +31,10 @@ class Place:
     line: int
     reason: str
 
+    def tell(self) -> str:
+        """Return it in a line."""
+        return f"{self.file}:{self.line}: {self.reason}"
+
 
 @dataclass(frozen=True)
 class Kind:

@@ -169,6 +169,7 @@ def test_files_that_the_settings_do_not_fit_are_said_to_be_read_otherwise(projec
     formats = {one["file"]: one["format"] for one in found["files"]}
     assert formats == {"chats/rows.csv": "examples.fields", "chats/talk.jsonl": "messages"}
     assert found["sources"] == [{"path": "talk.jsonl", "fields": {}}]
+    assert found["not_read"] == [{"name": "LICENSE", "reason": "no data file"}]
     assert params.read().examples.sources == {"v2": found["sources"]}
     assert (found["rows"], found["rejected"], found["foreseen"]["stops"]) == (31, 0, None)
 
@@ -244,7 +245,8 @@ def test_files_without_a_row_that_can_be_used_are_not_added(project, chats):
     (chats / "talk.jsonl").write_text('{"messages": []}\n')
     done = tamis("add", chats, "--external")
     assert done.exit_code == 1
-    assert done.stderr.endswith("so nothing is added; mend the files first\n")
+    reason = "chats/talk.jsonl:1: no learnt turn: no message is the assistant's; the roles are none"
+    assert done.stderr == f"error: no row of {chats} can be used, so nothing is added; first {reason}\n"
     assert versions(project) == {"v1": {"raw": "data/raw/v1", "previous": "base"}}
 
 
