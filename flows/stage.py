@@ -172,7 +172,8 @@ def counted(results: Iterable[R], total: int, *, label: str) -> Iterator[R]:
 
 def say(text: str) -> None:
     """Print talk on stderr; control characters, which may come from the data, are made visible."""
-    print("\n".join(map(show_plain, text.split("\n"))), file=sys.stderr, flush=True)
+    sys.stderr.write("\n".join(map(show_plain, text.split("\n"))) + "\n")  # at once: other processes speak, too
+    sys.stderr.flush()
 
 
 def show_plain(text: str) -> str:
