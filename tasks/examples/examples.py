@@ -171,7 +171,7 @@ def add_division(rows: Iterator[pa.Table], facts: Facts, division: Division) -> 
             "change": division.changes[part],
             "earlier": division.earlier[part],
             "duplicate_of": links,
-            **(tell_likeness(facts, division, part) if division.likeness else {}),
+            **tell_likeness(facts, division, part),
             "used": [reason is None for reason in division.because[part]],
             "unused_because": division.because[part],
         }
