@@ -4,6 +4,7 @@ Offline, quiet, and with batches that keep the local server's SQLite file from s
 """
 
 import hashlib
+import logging
 import os
 import platform
 import sys
@@ -36,7 +37,12 @@ OURS = ("flows", "tasks", "tamis", "desk")
 
 
 def prepare() -> None:
-    """Set every default that the user has not set."""
+    """Set every default that the user has not set.
+
+    Loggers keep to themselves what they could not deliver: Prefect's handler would write on the screen that the server
+    took no log line, which a busy server does, and which loses nothing but that line.
+    """
+    logging.raiseExceptions = False
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
 
