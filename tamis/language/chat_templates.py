@@ -22,6 +22,13 @@ NAMES = ("chat", "delift")
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 SYNTAX = "TemplateSyntaxError"  # what Jinja calls the fault of a text that is no template
 QUOTED = 40  # characters of a text that an error shows
+MARK = "sample9264"  # what is looked for in the text of a sample
+LEFT_OUT = {  # kinds of content that a template may not write, and what is said of a row with it
+    "system": "the template leaves out its system message",
+    "tools": "the template leaves out its tools",
+    "tool_calls": "the template leaves out its tool calls",
+    "tool": "the template leaves out its tool answers",
+}
 WAY_OUT = (
     "set models.chat_template: FILE, a template that writes earlier messages the same whatever follows them or that "
     "marks its answers with {% generation %}"
@@ -229,6 +236,42 @@ def _find_moving(template: Template, messages: list[dict[str, Any]], tools: list
     if changed is None:
         return None
     return now[changed] if changed < len(now) else early[changed]
+
+
+def find_left_out(template: Template) -> frozenset[str]:
+    """Return the keys of `LEFT_OUT` that a chat template does not write, tried with a sample of each.
+
+    What it refuses is none of them: a row that has it cannot be written at all.
+    """
+    return frozenset(kind for kind in LEFT_OUT if template.name == "chat" and not _writes(template, kind))
+
+
+def list_left_out(conversation: Conversation, kinds: frozenset[str]) -> list[str]:
+    """Return what of a conversation a template leaves out that does not write these kinds of content, a clause each."""
+    there = {one.role for one in conversation.messages} | ({"tools"} if conversation.tools else set())
+    there |= {"tool_calls" for one in conversation.messages if '"tool_calls"' in one.details}
+    return [said for kind, said in LEFT_OUT.items() if kind in kinds & there]
+
+
+def _writes(template: Template, kind: str) -> bool:
+    """Return whether a template writes or refuses a sample in which `MARK` stands in one kind of content alone."""
+    name = {key: MARK if key == kind else "sample" for key in LEFT_OUT}
+    call = {"id": "123456789", "type": "function", "function": {"name": name["tool_calls"], "arguments": {}}}
+    question, answer = {"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}
+    exchange = [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "123456789", "name": "sample", "content": name["tool"]},
+    ]
+    messages = {
+        "system": [{"role": "system", "content": MARK}, question, answer],
+        "tools": [question, answer],
+    }.get(kind, [question, *exchange, answer])
+    described = {"name": name["tools"], "description": "", "parameters": {"type": "object", "properties": {}}}
+    tools = None if kind == "system" else [{"type": "function", "function": described}]
+    try:
+        return MARK in render(template, messages, tools)
+    except TemplateError:
+        return True
 
 
 def _place_answer(template: Template, messages: list[dict[str, Any]], tools: list[Any] | None) -> Written:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from tamis.examples import splits
 from tamis.examples.near_duplicates import join_dialogue
-from tamis.language.chat_templates import list_turn_texts, refuse_moving
+from tamis.language.chat_templates import find_left_out, list_turn_texts, refuse_moving
 from tasks import models
 from tasks.artifacts import schemas, tables
 from tasks.conversations import open_template, read_conversation
@@ -118,7 +118,8 @@ def open_reader(model: models.ModelChoice, settings: ExamplesSettings, version: 
     template = open_template(model)
     refuse_moving(template)
     refused = list_turn_texts(template) if settings.on_special_tokens == "reject" else []
-    return Reader(settings, template, tuple(refused), model.max_tokens, list_sources(settings, version))
+    sources, left_out = list_sources(settings, version), find_left_out(template)
+    return Reader(settings, template, tuple(refused), model.max_tokens, sources, left_out)
 
 
 def spill(rows: Iterator[pa.Table], path: Path) -> None:

@@ -26,7 +26,7 @@ from tamis.examples.conversations import (
 )
 from tamis.examples.formats import Parsed, Reading, make_reading, parse_row
 from tamis.examples.values import RowError
-from tamis.language.chat_templates import Template, TemplateError
+from tamis.language.chat_templates import Template, TemplateError, list_left_out
 from tamis.language.encoding import Encoding
 from tamis.language.rendering import encode_conversations, find_faults
 from tasks.artifacts import schemas
@@ -103,6 +103,7 @@ class Reader:
     special: tuple[str, ...]  # texts of control tokens that no message may hold
     max_tokens: int
     sources: tuple[Source, ...] = ()  # what is said of some files
+    left_out: frozenset[str] = frozenset()  # what the template does not write (`find_left_out`)
 
 
 @dataclass(frozen=True)
@@ -285,7 +286,7 @@ def _encode(rows: Sequence[Row], reader: Reader, facts: Facts) -> Iterator[pa.Ta
     else:
         good = list(_measure(rows, reader.template, reader, facts))
     if good:
-        yield _tabulate(good, reader.settings, facts)
+        yield _tabulate(good, reader, facts)
 
 
 def _measure(rows: Sequence[Row], template: Template, reader: Reader, facts: Facts) -> Iterator[Good]:
@@ -340,9 +341,10 @@ def _shorten(row: Row, template: Template, reader: Reader) -> Good | None:
     return None
 
 
-def _note(good: Good, facts: Facts) -> str | None:
+def _note(good: Good, reader: Reader, facts: Facts) -> str | None:
     """Return what was left out of a row, and count it."""
     notes = [good.row.parsed.note] if good.row.parsed.note else []
+    notes += list_left_out(good.conversation, reader.left_out)
     facts.notes.update(notes)
     if good.dropped:
         facts.notes[DROPPED] += 1
@@ -351,8 +353,8 @@ def _note(good: Good, facts: Facts) -> str | None:
     return "; ".join(notes) or None
 
 
-def _tabulate(good: Sequence[Good], settings: ExamplesSettings, facts: Facts) -> pa.Table:
-    records = []
+def _tabulate(good: Sequence[Good], reader: Reader, facts: Facts) -> pa.Table:
+    records, settings = [], reader.settings
     for one in good:
         row, conversation = one.row, one.conversation
         records.append(
@@ -367,7 +369,7 @@ def _tabulate(good: Sequence[Good], settings: ExamplesSettings, facts: Facts) ->
                 "kept": row.kept,
                 "tokens": one.tokens,
                 "response_tokens": one.answers,
-                "note": _note(one, facts),
+                "note": _note(one, reader, facts),
                 "file": row.record.file,
                 "line": row.record.line,
             }

@@ -1,14 +1,28 @@
 """Texts that chat templates write, where their answers stand, and what is refused."""
 
 import pytest
-from worlds.chat_templates import FAMILIES, GEMMA, LLAMA, MARKED, MISTRAL, QWEN_2, QWEN_3, merging_tokenizer
+from worlds.chat_templates import (
+    CALLING,
+    FAMILIES,
+    GEMMA,
+    LLAMA,
+    MARKED,
+    MISTRAL,
+    QWEN_2,
+    QWEN_3,
+    TOOLS,
+    merging_tokenizer,
+)
 from worlds.toys import toy_tokenizer
 
 from tamis.examples.conversations import Conversation, Message, make_exchange
 from tamis.language.chat_templates import (
+    LEFT_OUT,
     Template,
     TemplateError,
     check_template,
+    find_left_out,
+    list_left_out,
     refuse_moving,
     render,
     write_conversation,
@@ -273,3 +287,32 @@ def test_delift_needs_an_end_of_sequence_token():
 def test_arguments_that_the_renderer_sets_are_refused():
     with pytest.raises(TemplateError, match="template_arguments names tokenize, tools, which the renderer sets itself"):
         check_template(template(QWEN_2, tools=[], tokenize=True, date_string="x"))
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        (LLAMA, set()),
+        (QWEN_2, set()),
+        (QWEN_3, {"tools", "tool_calls"}),
+        (BARE, {"tools", "tool_calls"}),
+        ("{% for turn in messages if turn.role in ('user', 'assistant') %}" + BARE.partition("%}")[2], set(LEFT_OUT)),
+        (GEMMA, {"tools", "tool_calls"}),  # it refuses a system message, which leaves nothing out
+    ],
+    ids=["llama", "qwen_2", "qwen_3", "bare", "turns alone", "gemma"],
+)
+def test_what_a_template_leaves_out_without_a_word_is_found(text, kinds):
+    assert find_left_out(template(text, **DATED)) == kinds
+
+
+def test_delift_leaves_nothing_out():
+    assert find_left_out(Template(toy_tokenizer(), "delift")) == frozenset()
+
+
+def test_what_is_left_out_of_a_conversation_is_told_in_words():
+    everything = frozenset(LEFT_OUT)
+    assert list_left_out(make_exchange("Hi", "Hello"), everything) == []
+    assert list_left_out(make_exchange("Hi", "Hello", "Be kind."), everything) == [LEFT_OUT["system"]]
+    calling = Conversation(CALLING.messages, TOOLS)
+    assert list_left_out(calling, everything) == [LEFT_OUT[kind] for kind in ("tools", "tool_calls", "tool")]
+    assert list_left_out(calling, frozenset({"tools"})) == [LEFT_OUT["tools"]]

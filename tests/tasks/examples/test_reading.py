@@ -12,7 +12,7 @@ from worlds.raw_rows import CHATS, ROWS, chat, dump, write_toy
 from worlds.toys import toy_tokenizer
 
 from tamis.examples.conversations import identify
-from tamis.language.chat_templates import Template
+from tamis.language.chat_templates import LEFT_OUT, Template
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import read_table
 from tasks.conversations import read_conversation
@@ -155,6 +155,18 @@ def test_without_a_template_rows_have_the_same_ids_and_no_tokens():
     assert all(known[row["line"]] == row["id"] for row in told)
     assert {row["tokens"] for row in plain} == {0}
     assert len(others.rejects) == len(facts.rejects) - 2  # what is too long and what holds a control token
+
+
+def test_what_the_template_leaves_out_of_a_row_is_noted_and_counted():
+    lines = dump(CHATS).splitlines(keepends=True)
+    with lines_of(lines) as listed:
+        facts = Facts()
+        reader = Reader(ExamplesSettings(), TEMPLATE, (), 400, left_out=frozenset({"system"}))
+        rows = [row for table in read_files(listed, reader, facts) for row in table.to_pylist()]
+    with_system = [any(turn["role"] == "system" for turn in row["messages"]) for row in rows]
+    assert 0 < sum(with_system) < len(rows)
+    assert [row["note"] == LEFT_OUT["system"] for row in rows] == with_system
+    assert facts.notes[LEFT_OUT["system"]] == sum(with_system)
 
 
 def test_an_id_is_that_of_what_is_rendered():
