@@ -7,6 +7,7 @@ others' lengths follow from their characters. No model is loaded.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,15 +104,20 @@ def read_raw(raw: Path, before: Corpus | None, settings: Any, version: str) -> l
     Those are the ones that the template refuses, that the model's context cannot hold, or that may not hold the text of
     a control token.
     """
+    from tamis.examples.near_duplicates import join_dialogue
     from tasks.examples.division import divide
     from tasks.examples.examples import choose_files
+    from tasks.examples.near import find_likeness
     from tasks.examples.reading import Facts, Reader, list_sources, read_files
 
     facts, rows = Facts(), []
     files, _ = choose_files(raw, settings)
     for table in read_files(files, Reader(settings, None, (), 0, list_sources(settings, version)), facts):
         rows += table.select([name for name in KEPT if name in table.column_names]).to_pylist()
-    division = divide(facts, tell_before(before), settings, raw)
+    kept_alike = settings.near_duplicates == "keep" and not settings.drop_near_held_out
+    texts = [join_dialogue(read_conversation(row)) for row in rows if not kept_alike]
+    compare = None if kept_alike else partial(find_likeness, texts, settings=settings)
+    division = divide(facts, tell_before(before), settings, raw, compare)
     parts = {"id": division.ids, "split": division.sides, "earlier": division.earlier}
     parts |= {"duplicate_of": division.first, "used": [why is None for why in division.because]}
     return [row | dict(zip(parts, found, strict=True)) for row, *found in zip(rows, *parts.values(), strict=True)]

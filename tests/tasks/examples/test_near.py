@@ -9,6 +9,8 @@ from worlds.raw_rows import read_metrics, write_toy
 from tamis.examples.conversations import split_key
 from tamis.examples.splits import is_held_out
 from tasks.conversations import read_conversation
+from tasks.estimate.rows import read_raw
+from tasks.examples.settings import ExamplesSettings
 
 WORDS = "the quick brown fox jumps over a lazy dog near the old stone bridge by the river at dawn".split()  # noqa: SIM905
 DISTINCT = [{"prompt": f"what is {place} times {place}?", "response": f"it is {place**2}"} for place in range(30)]
@@ -64,3 +66,14 @@ def test_the_split_goes_by_the_first_question_alone(make):
     for row in make().to_pylist():
         held_out = is_held_out(split_key(read_conversation(row)), seed=0, held_out_every=3)
         assert (row["split"] == "held_out") is held_out
+
+
+@pytest.mark.parametrize(
+    "asked", [{"near_duplicates": "drop"}, {"near_duplicates": "weight"}, {"drop_near_held_out": True}]
+)
+def test_an_estimate_counts_the_rows_that_are_used(make, tmp_path, asked):
+    table = make(**asked).to_pylist()
+    settings = ExamplesSettings(held_out_every=3, near_duplicate_jaccard=0.6, **asked)
+    expected = read_raw(tmp_path / "raw/v1", None, settings, "v1")
+    assert [row["used"] for row in expected] == [row["used"] for row in table]
+    assert not all(row["used"] for row in expected)
