@@ -6,7 +6,7 @@ import oracles
 import pyarrow as pa
 import pytest
 from pydantic import ValidationError
-from worlds.toy_corpus import TOPICS, write_examples
+from worlds.toy_corpus import TOPICS, row, write_examples, write_rows
 from worlds.toy_selection import HALF, run, write_utility
 
 from tamis.submodular.budgets import BudgetError
@@ -16,6 +16,8 @@ from tasks.artifacts.tables import Provenance, provenance, read_table, write_tab
 from tasks.selection.selection import SelectionError, resolve_budget
 from tasks.selection.selectors import SELECTORS
 from tasks.selection.settings import SelectionSettings
+
+GROUND = pa.table({"topic": [TOPICS[place % 3] for place in range(12)], "response_tokens": [1] * 12})
 
 
 @pytest.fixture
@@ -31,17 +33,16 @@ def test_the_subset_is_plain_greedys_with_rank_gain_objective_and_cover(world):
     folder, ids, matrix = world
     kernel = np.maximum(matrix, 0)
     subset, facts = run(folder)
-    ground = pa.table({"topic": [TOPICS[row % 3] for row in range(12)], "response_tokens": [1] * 12})
-    order, gains = oracles.greedy(kernel, resolve_budget(ground, HALF))
+    order, gains = oracles.greedy(kernel, resolve_budget(GROUND, HALF))
     assert [row["id"] for row in subset[:6]] == [ids[row] for row in order]
     assert [row["rank"] for row in subset] == [0, 1, 2, 3, 4, 5, *[None] * 6]
     assert [row["chosen"] for row in subset] == [True] * 6 + [False] * 6
     assert [row["gain"] for row in subset[:6]] == pytest.approx([float(gain) for gain in gains])
     assert [row["objective"] for row in subset[:6]] == pytest.approx(np.cumsum([float(gain) for gain in gains]))
-    for row in subset:
-        similar = kernel[ids.index(row["id"]), order]
-        assert row["cover"] == similar.max()
-        assert row["covered_by"] == (ids[order[similar.argmax()]] if similar.max() > 0 else None)
+    for one in subset:
+        similar = kernel[ids.index(one["id"]), order]
+        assert one["cover"] == similar.max()
+        assert one["covered_by"] == (ids[order[similar.argmax()]] if similar.max() > 0 else None)
     assert facts["objective"] == pytest.approx(subset[5]["objective"])
 
 
@@ -50,6 +51,20 @@ def test_rows_that_are_not_chosen_stand_in_the_order_of_the_pool_without_rank_or
     rest = run(folder)[0][6:]
     assert [ids.index(row["id"]) for row in rest] == sorted(ids.index(row["id"]) for row in rest)
     assert {(row["rank"], row["gain"], row["objective"]) for row in rest} == {(None, None, None)}
+
+
+def test_a_row_that_stands_for_its_near_duplicates_counts_as_many_times_in_the_objective(world):
+    folder, ids, matrix = world
+    plain, facts = run(folder, replace(HALF, budget={"count": 3}))
+    weight = [1.0] * 11 + [40.0]
+    rows = [row(place, "pool") | {"weight": heavy} for place, heavy in enumerate(weight)]
+    assert write_rows(folder / "examples", rows) == ids
+    weighed, more = run(folder, replace(HALF, budget={"count": 3}))
+    kernel = np.float32(weight)[:, None] * np.maximum(matrix, 0)
+    order, gains = oracles.greedy(kernel, resolve_budget(GROUND, replace(HALF, budget={"count": 3})))
+    assert [one["id"] for one in weighed[:3]] == [ids[place] for place in order] != [one["id"] for one in plain[:3]]
+    assert [one["gain"] for one in weighed[:3]] == pytest.approx([float(gain) for gain in gains])
+    assert more["objective"] > facts["objective"]
 
 
 def test_the_metrics_say_what_was_chosen(world):
