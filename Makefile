@@ -30,7 +30,7 @@ demo: setup
 	$(if $(VERSION),,$(BIN)/tamis repeats v2)
 
 test: setup
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
@@ -41,7 +41,7 @@ test-latest:
 	$(LATEST)/python -m pip install --quiet --upgrade pip
 	$(LATEST)/pip install --quiet --upgrade --upgrade-strategy eager --editable '.[all]' $$(grep '^torch==' constraints.txt)
 	$(LATEST)/pip install $(LOCKED) --no-deps $(MODELS)
-	$(LATEST)/python -m pytest -q -n 2 --latest
+	$(LATEST)/python -m pytest -q -n 2 --dist worksteal --latest
 
 lint: setup
 	$(BIN)/ruff check .

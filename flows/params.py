@@ -5,11 +5,13 @@ name, before anything runs. It also reads the parts of dvc.yaml that say which f
 YAML is read as DVC reads it.
 """
 
+import copy
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from datetime import date
+from functools import lru_cache
 from io import StringIO
 from pathlib import Path
 from types import UnionType
@@ -135,7 +137,13 @@ def load(path: Path) -> dict[str, Any]:
         raise ParamsError(f"there is no {path} here; run in the folder of the project") from error
     except UnicodeDecodeError as error:
         raise ParamsError(f"{path} is not valid YAML: {error}") from None
-    return dict(_parse(text, YAML(typ="safe", pure=True), str(path)))
+    return copy.deepcopy(_load_text(text, str(path)))
+
+
+@lru_cache(maxsize=16)
+def _load_text(text: str, place: str) -> dict[str, Any]:
+    """Return what a text holds; a run asks for the same two files dozens of times."""
+    return dict(_parse(text, YAML(typ="safe", pure=True), place))
 
 
 def _parse(text: str, reader: YAML, place: str) -> Mapping[str, Any]:
