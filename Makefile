@@ -60,6 +60,7 @@ bench: setup
 	$(BIN)/python benchmarks/utility.py --data $(DATA)
 	$(BIN)/python benchmarks/approximation.py --data $(DATA) --rows 80
 	$(BIN)/python benchmarks/gradients.py --data $(DATA) --rows 32
+	$(BIN)/python benchmarks/near_duplicates.py --data $(DATA)
 	$(BIN)/python benchmarks/masks.py
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/scale.py
