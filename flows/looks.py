@@ -115,6 +115,8 @@ def _list_files(look: Any, of: str) -> Iterator[Table | str]:
 
 
 def _list_unread(look: Any) -> Iterator[str]:
+    for one in [one for one in look.files if one.unread][:UNREAD]:
+        yield f"fields of {one.file} that are not read: {', '.join(one.unread)} (examples.fields, examples.keep)"
     for one in look.not_read[:UNREAD]:
         yield f"not read: {one.name} ({one.reason})"
     if len(look.not_read) > UNREAD:

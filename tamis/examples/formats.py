@@ -17,7 +17,8 @@ EXCHANGE = ("instruction", "prompt", "response")  # the parts of one exchange
 FORMATS = ("messages", "sharegpt", "alpaca", "dolly", "prompt_completion", "prompt_response", "question_answer")
 LISTS = ("messages", "sharegpt")  # formats that hold a list of messages
 MESSAGE_FIELDS = ("messages", "conversations", "conversation", "chat", "dialog", "dialogue")
-EVERYWHERE = {"system": "system", "tools": "tools"}  # read in every format, where a row has them
+EVERYWHERE = {name: name for name in ("system", "tools", "topic", "source")}  # read where a row has them, always
+LABELS = ("topic", "source")  # of these, those that hold text
 PLAIN = {  # format of one exchange -> part -> field
     "alpaca": {"instruction": "instruction", "prompt": "input", "response": "output", "history": "history"},
     "dolly": {"instruction": "instruction", "prompt": "context", "response": "response", "topic": "category"},
@@ -53,11 +54,11 @@ def check_fields(fields: Mapping[str, str], format: str | None = None) -> None:
     """Check that a field mapping can be followed.
 
     Args:
-        fields: part -> field; what a recognised format says of other parts stands.
+        fields: part -> field, "" for one that is not to be read; what a format says of other parts stands.
         format: the format that it is to change, where one is set.
 
     Raises:
-        ValueError: an unknown part; a list of messages and an exchange at once; half an exchange.
+        ValueError: an unknown part; a list of messages and an exchange at once.
 
     >>> check_fields({"messages": "conversation", "topic": "subject"})
     """
@@ -72,11 +73,9 @@ def check_fields(fields: Mapping[str, str], format: str | None = None) -> None:
         raise ValueError(
             f"examples.fields maps {clash}, which format {format} has not; map others or set examples.format"
         )
-    if format is None and ("prompt" in fields) != ("response" in fields):
-        raise ValueError("examples.fields must map prompt and response, or messages")
 
 
-def recognise(names: Collection[str], row: Mapping[str, Any]) -> str:
+def recognise(names: Collection[str], row: Mapping[str, Any], fields: Mapping[str, str] | None = None) -> str:
     """Return the format of a file.
 
     A list of messages is one wherever it stands beside other fields; else the one format of an exchange whose fields
@@ -85,6 +84,7 @@ def recognise(names: Collection[str], row: Mapping[str, Any]) -> str:
     Args:
         names: the fields of its rows.
         row: one of them, whose values tell formats apart that share a field's name.
+        fields: part -> field, as asked for; rows that compare answers are read where it says which are learnt.
 
     Raises:
         ValueError: rows that compare answers; no format that is known, or several; each with the ways out.
@@ -94,7 +94,8 @@ def recognise(names: Collection[str], row: Mapping[str, Any]) -> str:
     >>> recognise(["conversations"], {"conversations": [{"from": "human", "value": "Hi"}]})
     'sharegpt'
     """
-    _refuse_comparisons(names, row)
+    if not (fields or {}).keys() & {"response", "messages"}:
+        _refuse_comparisons(names, row)
     field = _find_messages(names, row)
     if field is not None:
         first = next(iter(find_entries(row.get(field)) or []), None)
@@ -124,7 +125,7 @@ def make_reading(
     Args:
         names: the fields of its rows.
         row: one of them (`recognise`).
-        format: one of FORMATS; None to recognise it, where `fields` does not say where the texts stand.
+        format: one of FORMATS; None to recognise it, where `fields` does not say where all texts stand.
         fields: part -> field; these stand before those of the format.
         learn: `all` | `last`.
 
@@ -136,24 +137,56 @@ def make_reading(
     """
     fields = dict(fields or {})
     if format is not None and format not in FORMATS:
-        raise ValueError(f"examples.format is {format!r}; known are {', '.join(FORMATS)}, or null to recognise it")
+        raise ValueError(f"examples.format is {format!r}; known are {', '.join(FORMATS)}, or auto to recognise it")
     if learn not in LEARN:
         raise ValueError(f"examples.learn is {learn!r}; known are {' and '.join(LEARN)}")
     check_fields(fields, format)
-    if format is None and "messages" not in fields and "prompt" not in fields:
-        format = recognise(names, row)
+    if format is None and "messages" not in fields and not {"prompt", "response"} <= fields.keys():
+        format = recognise(names, row, fields)
         check_fields(fields, format)
-    parts = {} if format is None else EVERYWHERE | PLAIN.get(format, {})
+    parts = _find_labels(row) | PLAIN.get(format or "", {})
     if format in LISTS and "messages" not in fields:
         parts["messages"] = _find_messages(names, row) or MESSAGE_FIELDS[0]
-    needed = [(parts | fields)[part] for part in (_need(format) if format else ())]
-    if needed and not set(needed) & set(names):
-        there = ", ".join(sorted(names)[:SHOWN]) or "none"
-        raise ValueError(
-            f"examples.format is {format}, whose rows have the fields {' and '.join(needed)}; there are {there}; "
-            "set examples.format to null to recognise it, or name the fields with examples.fields"
-        )
-    return Reading(format, parts | fields, tuple(fields), learn)
+    asked = {part: field for part, field in fields.items() if field}
+    parts = {part: field for part, field in parts.items() if part not in fields and field not in asked.values()}
+    _refuse_absent(names, row, format, parts | asked)
+    return Reading(format, parts | asked, tuple(asked), learn)
+
+
+def list_unread(names: Collection[str], reading: Reading) -> list[str]:
+    """Return the fields of a file that nothing is read from.
+
+    >>> list_unread(["question", "answer", "context"], make_reading(["question", "answer"], {}))
+    ['context']
+    """
+    return sorted(set(names) - set(reading.fields.values()))
+
+
+def _find_labels(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return what is read of a row whatever its format; what is several values in it is no topic and no source."""
+    return {part: field for part, field in EVERYWHERE.items() if part not in LABELS or _may_be_text(row.get(field))}
+
+
+def _may_be_text(value: Any) -> bool:
+    return not isinstance(value, Mapping | list | tuple)
+
+
+def _refuse_absent(
+    names: Collection[str], row: Mapping[str, Any], format: str | None, fields: Mapping[str, str]
+) -> None:
+    """Check that rows have one of the fields that hold the texts, as a format or `examples.fields` names them."""
+    parts = _need(format) if format else tuple(part for part in (*EXCHANGE, "messages") if part in fields)
+    needed = [fields[part] for part in parts]
+    if set(needed) & set(names):
+        return
+    if format is None:
+        _refuse_comparisons(names, row)  # else a row that lacks a field says which
+        return
+    there = ", ".join(sorted(names)[:SHOWN]) or "none"
+    raise ValueError(
+        f"examples.format is {format}, whose rows have the fields {' and '.join(needed)}; there are {there}; "
+        "set examples.format to auto to recognise it, or name the fields with examples.fields"
+    )
 
 
 def parse_row(row: Any, reading: Reading, stem: str) -> Parsed:
@@ -176,15 +209,12 @@ def parse_row(row: Any, reading: Reading, stem: str) -> Parsed:
     """
     if not isinstance(row, Mapping):
         raise RowError(f"not an object: {type(row).__name__}")
-    if "topic" in reading.asked:
-        topic: str | None = _require(row, reading, "topic")
-    else:
-        topic = _read(row, reading, "topic")
     if "messages" in reading.fields:
         _refuse_missing(row, reading, "messages")
         messages = read_entries(row[reading.fields["messages"]], reading.fields["messages"])
     else:
         messages = _read_exchange(row, reading)
+    topic = (_require if "topic" in reading.asked else _read)(row, reading, "topic")
     conversation, note = finish(messages, learn=reading.learn, tools=_read_tools(row, reading))
     conversation = _add_system(conversation, _read(row, reading, "system"), reading)
     return Parsed(conversation, topic or stem, _read(row, reading, "source"), _read_tests(row, reading), note)
@@ -201,20 +231,24 @@ def _refuse_comparisons(names: Collection[str], row: Mapping[str, Any]) -> None:
     """Check that rows do not compare answers, as preference data and KTO data do."""
     if {"chosen", "rejected"} <= set(names):
         kind, good, keep = "chosen and rejected, as preference rows", "chosen", ""
-    elif {"completion", "label"} <= set(names):
-        kind, good, keep = "completion and label, as KTO rows", "completion", "keep the rows labelled true and "
+    elif "kto_tag" in names or isinstance(row.get("label"), bool) or {"completion", "label"} <= set(names):
+        label = "kto_tag" if "kto_tag" in names else "label"
+        found = (name for name in ("completion", *MESSAGE_FIELDS, "response", "output", "answer") if name in names)
+        good = next(found, "<field>")
+        kind, keep = f"{good} and {label}, as KTO rows", "keep the rows labelled true and "
     else:
         return
-    prompt = next((name for name in ("prompt", "question") if name in names), None)
-    if prompt is None and "instruction" in names:
-        way = f"examples.format: alpaca and examples.fields: {{response: {good}}}"
-    elif prompt is None and find_entries(row.get(good)) is not None:
-        way = f"examples.fields: {{messages: {good}}}"
+    asked = next((name for name in ("prompt", "question", "instruction") if name in names), None)
+    held = next((name for name in MESSAGE_FIELDS if name in names), None)
+    if asked is None and held not in (None, good):
+        way = f"{keep}write it as the last message of the row's {held}"
+    elif good in MESSAGE_FIELDS or (asked is None and find_entries(row.get(good)) is not None):
+        way = f"{keep}set examples.fields: {{messages: {good}}}"
     else:
-        way = f"examples.fields: {{prompt: {prompt or '<field>'}, response: {good}}}"
+        way = f"{keep}set examples.fields: {{prompt: {asked or '<field>'}, response: {good}}}"
     raise ValueError(
         f"the rows have {kind} have: they compare answers, and tamis chooses among examples to imitate; "
-        f"to learn the good answers, {keep}set {way}"
+        f"to learn the good answers, {way}"
     )
 
 

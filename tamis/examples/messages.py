@@ -27,6 +27,7 @@ ALIASES = {
     "function": "tool",
     "developer": "system",
 }
+REASONING = ("reasoning_content", "reasoning", "thinking")  # what comes before an answer, by the first that is there
 LEARN = ("all", "last")
 TRAINED_WHERE_TRUE = ("weight", "train", "training")  # OpenAI and Mistral; axolotl
 TRAINED_WHERE_FALSE = ("mask", "masked")  # torchtune
@@ -92,6 +93,8 @@ def read_message(entry: Mapping[str, Any], place: str) -> Message:
     name = _read_role(entry, place)
     role = ALIASES.get(name, name)
     details = {key: entry[key] for key in DETAILS if entry.get(key) not in (None, "", [])}
+    reasoning = next((entry[key] for key in REASONING if entry.get(key) not in (None, "")), None)
+    details |= {} if reasoning is None else {"reasoning_content": reasoning}
     calls = _read_calls(entry, name, place)
     if calls:
         details["tool_calls"] = calls
@@ -196,7 +199,16 @@ def _read_calls(entry: Mapping[str, Any], name: str, place: str) -> list[dict[st
         calls = wrapped = read_json(entry.get("tool_calls"), f"tool_calls of {place}") or []
     if not isinstance(calls, list | tuple) or not all(isinstance(call, Mapping) for call in calls):
         raise RowError(f"tool calls that are none: {place} holds something other than a list of calls with their names")
+    if not all(_is_named(call) for call in wrapped):
+        raise RowError(f"tool calls that are none: {place} holds a call without the name of a function")
     return [_drop_nulls({key: _drop_nulls(value) for key, value in call.items()}) for call in wrapped]
+
+
+def _is_named(call: Mapping[str, Any]) -> bool:
+    """Return whether a call names its function, in an object of its own or beside the arguments."""
+    function = call["function"] if call.get("function") is not None else call
+    name = function.get("name") if isinstance(function, Mapping) else None
+    return isinstance(name, str) and bool(name.strip())
 
 
 def _drop_nulls(value: Any) -> Any:

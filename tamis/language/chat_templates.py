@@ -28,6 +28,7 @@ LEFT_OUT = {  # kinds of content that a template may not write, and what is said
     "tools": "the template leaves out its tools",
     "tool_calls": "the template leaves out its tool calls",
     "tool": "the template leaves out its tool answers",
+    "reasoning": "the template leaves out its reasoning",
 }
 WAY_OUT = (
     "set models.chat_template: FILE, a template that writes earlier messages the same whatever follows them or that "
@@ -250,6 +251,7 @@ def list_left_out(conversation: Conversation, kinds: frozenset[str]) -> list[str
     """Return what of a conversation a template leaves out that does not write these kinds of content, a clause each."""
     there = {one.role for one in conversation.messages} | ({"tools"} if conversation.tools else set())
     there |= {"tool_calls" for one in conversation.messages if '"tool_calls"' in one.details}
+    there |= {"reasoning" for one in conversation.messages if '"reasoning_content"' in one.details}
     return [said for kind, said in LEFT_OUT.items() if kind in kinds & there]
 
 
@@ -265,9 +267,10 @@ def _writes(template: Template, kind: str) -> bool:
     messages = {
         "system": [{"role": "system", "content": MARK}, question, answer],
         "tools": [question, answer],
+        "reasoning": [question, {**answer, "reasoning_content": MARK}],
     }.get(kind, [question, *exchange, answer])
     described = {"name": name["tools"], "description": "", "parameters": {"type": "object", "properties": {}}}
-    tools = None if kind == "system" else [{"type": "function", "function": described}]
+    tools = None if kind in ("system", "reasoning") else [{"type": "function", "function": described}]
     try:
         return MARK in render(template, messages, tools)
     except TemplateError:

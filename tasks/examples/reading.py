@@ -24,7 +24,7 @@ from tamis.examples.conversations import (
     identify_question,
     split_key,
 )
-from tamis.examples.formats import Parsed, Reading, make_reading, parse_row
+from tamis.examples.formats import Parsed, Reading, list_unread, make_reading, parse_row
 from tamis.examples.values import RowError
 from tamis.language.chat_templates import Template, TemplateError, list_left_out
 from tamis.language.encoding import Encoding
@@ -74,6 +74,7 @@ class Facts:
     seen: set[str] = field(default_factory=set)  # fields of the first rows, and of those asked for what any row has
     formats: dict[str, str] = field(default_factory=dict)  # of each file
     splits: dict[str, str | None] = field(default_factory=dict)  # likewise
+    unread: dict[str, list[str]] = field(default_factory=dict)  # of each file, fields that nothing is read from
     split: int = 0  # rows of which the template makes several sequences
     count: int = 0  # rows, good and bad
 
@@ -233,7 +234,7 @@ def refuse_unknown(files: Sequence[RawFile], reader: Reader, facts: Facts) -> No
         source = find_source(file, reader.sources)
         whose = "examples.fields maps to" if source.fields is None else "a source maps to"
         fields = choose_settings(source, reader.settings).fields
-        asked |= {name: f"{whose} {part}" for part, name in fields.items()}
+        asked |= {name: f"{whose} {part}" for part, name in fields.items() if name}
     unknown = [name for name in asked if name not in facts.seen]
     if unknown and facts.seen:
         there = ", ".join(sorted(facts.seen)[:SHOWN])
@@ -250,9 +251,11 @@ def _recognise(file: RawFile, settings: ExamplesSettings, facts: Facts) -> Readi
         return None
     try:
         format = None if settings.format == "auto" else settings.format
-        return make_reading(names, sample, format=format, fields=settings.fields, learn=settings.learn)
+        reading = make_reading(names, sample, format=format, fields=settings.fields, learn=settings.learn)
     except ValueError as error:
         raise ExamplesError(f"{file.name}: {error}") from None
+    facts.unread[file.name] = [name for name in list_unread(names, reading) if name not in settings.keep]
+    return reading
 
 
 def _parse(record: Record, reading: Reading | None, stem: str, reader: Reader, facts: Facts) -> Row | None:

@@ -53,6 +53,7 @@ class FileRows:
     format: str  # one of the known ones; examples.fields: as that says; empty
     rows: int
     rejected: int
+    unread: tuple[str, ...] = ()  # fields that nothing is read from
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,13 @@ def count_files(facts: Facts) -> tuple[FileRows, ...]:
     """Return what each file was recognised as, with its rows."""
     good, bad = Counter(facts.files), Counter(file for _, file, *_ in facts.rejects)
     return tuple(
-        FileRows(file, OWN if format == "fields" else format, good[file] + bad[file], bad[file])
+        FileRows(
+            file,
+            OWN if format == "fields" else format,
+            good[file] + bad[file],
+            bad[file],
+            tuple(facts.unread.get(file, ())),
+        )
         for file, format in facts.formats.items()
     )
 

@@ -58,4 +58,4 @@ def _is_read(names: Sequence[str], sample: Mapping[str, Any], format: str, field
         make_reading(names, sample, format=None if format == AUTO else format, fields=fields)
     except ValueError:
         return False
-    return set(fields.values()) <= set(names)
+    return {field for field in fields.values() if field} <= set(names)

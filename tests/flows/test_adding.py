@@ -44,7 +44,7 @@ def test_what_is_said_of_its_files_stands_in_section_examples():
     assert len(again.splitlines()) == len(after.splitlines()) + 3
     lines = after.splitlines()
     place = lines.index("  sources:")
-    assert lines[place - 1].startswith("  fields: {")
+    assert lines[place - 1].startswith("  fields: {}")
     assert lines[place + 1 : place + 3] == ["    v3:", "    - {path: '*', fields: {}}"]
     assert [line for line in lines if line not in TEXT.splitlines()] == [
         "  v3: {raw: data/raw/new, previous: v2}",

@@ -31,6 +31,9 @@ KERNELS = {
     },
 }
 
+DAILY = ("neighbours", "landmarks")  # the others are paths of these, and slow
+PARAMS = [kernel if kernel in DAILY else pytest.param(kernel, marks=pytest.mark.slow) for kernel in KERNELS]
+
 
 def start(root: Path, model: Path, changes: dict) -> None:
     """Make a project with the toy model and some settings changed."""
@@ -44,7 +47,7 @@ def start(root: Path, model: Path, changes: dict) -> None:
     start_project(root)
 
 
-@pytest.fixture(scope="module", params=KERNELS)
+@pytest.fixture(scope="module", params=PARAMS)
 def ran(request, toy_folder, tmp_path_factory, frozen):
     """A project, what was expected of its two versions before any run, and the tokens that they then scored."""
     root, scored = tmp_path_factory.mktemp(request.param) / "project", {}

@@ -93,7 +93,14 @@ def test_what_is_left_out_has_its_default(tmp_path):
             "selection.budget is count: 4, but kernel landmarks scores 3 demos",
         ),
         ({"examples__fields": {"promt": "q"}}, "examples.fields maps an unknown part 'promt' (did you mean 'prompt'?)"),
-        ({"examples__fields": {"prompt": "q"}}, "examples.fields must map prompt and response, or messages"),
+        (
+            {"examples__sources": {"v2": [{"path": "a.csv", "format": "alpacca"}]}},
+            "examples.sources of v2, number 1 (a.csv): is 'alpacca' (did you mean 'alpaca'?)",
+        ),
+        (
+            {"examples__sources": {"v2": [{"path": "a.csv", "fields": {"promt": "q"}}]}},
+            "examples.sources of v2, number 1 (a.csv): maps an unknown part 'promt' (did you mean 'prompt'?)",
+        ),
         ({"examples__target": {"topc": "git"}}, "examples.target has an unknown 'topc' (did you mean 'topic'?)"),
         (
             {"examples__target": {"rows": 3}},

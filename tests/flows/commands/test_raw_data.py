@@ -19,8 +19,6 @@ CHATS = [
     for k in range(30)
 ]
 
-SAID = '[{"path": "*", "fields": {}}]'  # the settings name fields of prompts and responses
-
 
 @pytest.fixture(scope="module")
 def made(toy_folder, tmp_path_factory) -> Project:
@@ -63,7 +61,7 @@ def test_check_shows_formats_examples_counts_and_what_a_run_would_use(project):
     shown = " ".join(done.stdout.split())
     assert shown.startswith("v1: data/raw/v1: all 30 rows ")
     for text in (
-        "│ v1/toys.jsonl │ examples.fields │ 30 │ 0 │",
+        "│ v1/toys.jsonl │ prompt_response │ 30 │ 0 │",
         "example 1 of 3, v1/toys.jsonl:",
         "30 rows read, 0 rejected, 0 with the text of an earlier row",
         "a run would use: 20 pool, 4 held out",
@@ -142,7 +140,7 @@ def test_dry_run_shows_the_same_and_writes_nothing(project, chats):
     assert done.exit_code == 0, done.output
     assert "│ chats/talk.jsonl │ messages" in done.stdout
     assert "not read: LICENSE (no data file)" in done.stdout
-    raw = f"v2: {{raw: {chats}, previous: v1}}, and examples.sources.v2: {SAID}"
+    raw = f"v2: {{raw: {chats}, previous: v1}}"
     assert done.stderr == f"nothing is written; without --dry-run, params.yaml would have {raw}\n"
     assert (project.root / "params.yaml").read_text() == before
     assert project.git("status", "--porcelain") == ""
@@ -155,7 +153,7 @@ def test_files_of_the_project_are_read_where_they_are(project, chats, monkeypatc
     assert done.exit_code == 0, done.output
     assert versions(project)["v2"] == {"raw": "own/chats", "previous": "v1"}
     assert done.stderr == (
-        f"params.yaml has v2: {{raw: own/chats, previous: v1}}, and examples.sources.v2: {SAID}; next: tamis run v2\n"
+        "params.yaml has v2: {raw: own/chats, previous: v1}; next: tamis run v2\n"
         "to keep it: git add params.yaml data/raw/v2.files.json own/chats\n"
     )
     record = json.loads((project.root / "data/raw/v2.files.json").read_text())
@@ -165,6 +163,7 @@ def test_files_of_the_project_are_read_where_they_are(project, chats, monkeypatc
 
 def test_files_that_the_settings_do_not_fit_are_said_to_be_read_otherwise(project, chats):
     (chats / "rows.csv").write_text("prompt,response,topic\na,b,c\n")
+    project.edit("params.yaml", "fields: {}", "fields: {prompt: prompt, response: response}")
     (found,) = json.loads(tamis("add", chats, "--external", "--json").stdout)
     formats = {one["file"]: one["format"] for one in found["files"]}
     assert formats == {"chats/rows.csv": "examples.fields", "chats/talk.jsonl": "messages"}

@@ -98,20 +98,24 @@ def test_a_list_that_this_row_lacks_is_recognised_by_its_name(name, format):
         ({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, "examples.fields: {messages: chosen}"),
         (
             {"instruction": "Hi", "input": "", "chosen": "Hello", "rejected": "Go"},
-            "examples.format: alpaca and examples.fields: {response: chosen}",
+            "examples.fields: {prompt: instruction, response: chosen}",
         ),
         ({"chosen": "Human: Hi", "rejected": "Human: Hi"}, "examples.fields: {prompt: <field>, response: chosen}"),
         (
             {"prompt": "Hi", "completion": "Hello", "label": True},
             "examples.fields: {prompt: prompt, response: completion}",
         ),
+        ({"messages": [USER, ANSWER], "label": False}, "examples.fields: {messages: messages}"),
+        ({"messages": [USER, ANSWER], "kto_tag": "x"}, "examples.fields: {messages: messages}"),
+        ({"prompt": "Hi", "response": "a", "label": True}, "examples.fields: {prompt: prompt, response: response}"),
+        ({"conversations": [HUMAN], "chosen": GPT, "rejected": GPT}, "the last message of the row's conversations"),
     ],
 )
 def test_rows_that_compare_answers_are_refused_with_their_way_out(row, way):
     kind = "preference" if "chosen" in row else "KTO"
     with pytest.raises(ValueError, match=rf"as {kind} rows have: they compare answers, and tamis chooses") as refused:
         recognise([*row], row)
-    assert str(refused.value).endswith(f"set {way}")
+    assert str(refused.value).endswith(way)
 
 
 def test_the_chosen_answer_of_a_preference_row_can_be_learnt():
@@ -140,7 +144,7 @@ def test_a_format_that_is_not_recognised_names_the_fields_and_the_ways_out(names
 @pytest.mark.parametrize(
     ("how", "text"),
     [
-        ({"format": "chatml"}, "examples.format is 'chatml'; known are messages, .*, or null to recognise it"),
+        ({"format": "chatml"}, "examples.format is 'chatml'; known are messages, .*, or auto to recognise it"),
         ({"learn": "first"}, "examples.learn is 'first'; known are all and last"),
         ({"format": "alpaca"}, "examples.format is alpaca, whose rows have the fields instruction and output; there"),
         ({"format": "messages"}, "is messages, whose rows have the fields messages; there are prompt, response; set"),
@@ -153,7 +157,10 @@ def test_a_format_that_is_not_recognised_names_the_fields_and_the_ways_out(names
             r"maps \['messages'\], which format alpaca has not; map others",
         ),
         ({"fields": {"promt": "q"}}, r"examples.fields maps unknown parts \['promt'\]; an example has topic, source"),
-        ({"fields": {"prompt": "q"}}, "examples.fields must map prompt and response, or messages"),
+        (
+            {"fields": {"prompt": "q"}, "format": "question_answer"},
+            "whose rows have the fields q and answer; there are",
+        ),
         (
             {"fields": PLAIN | {"messages": "m"}},
             r"maps messages and \['prompt', 'response'\]; give messages, or prompt",
@@ -173,8 +180,43 @@ def test_a_mapping_of_other_parts_leaves_the_format_to_be_recognised():
 
 
 def test_mapped_fields_alone_are_read_where_they_say_where_the_texts_stand():
-    row = {"q": "Hi", "a": "Hello", "system": "no", "chosen": 1, "rejected": 2}
+    row = {"q": "Hi", "a": "Hello", "chosen": 1, "rejected": 2}
     assert read(row, fields={"prompt": "q", "response": "a"}) == read(ROWS["prompt_response"])
+
+
+@pytest.mark.parametrize("how", [{}, {"fields": PLAIN}, {"format": "prompt_response"}])
+def test_system_tools_topic_and_source_are_read_however_the_texts_are(how):
+    row = {
+        "prompt": "Hi",
+        "response": "Hello",
+        "system": "Be kind.",
+        "tools": [{"name": "f"}],
+        "topic": "t",
+        "source": "s",
+    }
+    found = read(row, **how)
+    assert contents(found)[0] == ("system", "Be kind.", False)
+    assert (as_tools(found.conversation), found.topic, found.source) == ([{"name": "f"}], "t", "s")
+
+
+def test_a_part_that_is_mapped_to_nothing_is_not_read():
+    row = {"prompt": "Hi", "response": "Hello", "system": "Be kind.", "tools": "none", "topic": "t"}
+    found = read(row, fields={"system": "", "tools": "", "topic": ""})
+    assert found == read(ROWS["prompt_response"])
+
+
+def test_several_values_are_no_topic_and_no_source():
+    assert read(ROWS["prompt_response"] | {"topic": ["a"], "source": {"b": 1}}) == read(ROWS["prompt_response"])
+
+
+def test_half_a_mapping_is_completed_by_the_format_that_is_recognised():
+    assert read(
+        {"prompt": "Hi", "answer": "no", "reply": "Hello", "question": "x"},
+        fields={"prompt": "prompt", "response": "reply"},
+    ) == read(ROWS["prompt_response"])
+    assert read({"question": "no", "answer": "Hello", "q": "Hi"}, fields={"prompt": "q"}) == read(
+        ROWS["prompt_response"]
+    )
 
 
 def test_every_part_may_be_mapped():

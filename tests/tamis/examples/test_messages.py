@@ -259,3 +259,19 @@ def test_a_tools_answer_without_a_call_is_refused(entries):
 )
 def test_calls_are_found_by_their_id_in_the_turn_before_and_in_its_text(entries):
     assert finish(read_entries(entries, "m"), learn="last")[1] is None
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [[{"function": "x"}], [{}], [{"function": None}], [{"function": {"arguments": {}}}], [{"function": {"name": " "}}]],
+)
+def test_a_call_without_the_name_of_a_function_is_refused(calls):
+    entry = {"role": "assistant", "content": "", "tool_calls": calls}
+    with pytest.raises(RowError, match=r"^tool calls that are none: message 2 holds a call without the name of a"):
+        read_message(entry, "message 2")
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_is_read_under_each_of_its_names(key):
+    message = read_message({"role": "assistant", "content": "4", key: "two and two"}, "message 2")
+    assert json.loads(message.details) == {"reasoning_content": "two and two"}

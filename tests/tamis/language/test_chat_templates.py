@@ -292,12 +292,12 @@ def test_arguments_that_the_renderer_sets_are_refused():
 @pytest.mark.parametrize(
     ("text", "kinds"),
     [
-        (LLAMA, set()),
-        (QWEN_2, set()),
+        (LLAMA, {"reasoning"}),
+        (QWEN_2, {"reasoning"}),
         (QWEN_3, {"tools", "tool_calls"}),
-        (BARE, {"tools", "tool_calls"}),
+        (BARE, {"tools", "tool_calls", "reasoning"}),
         ("{% for turn in messages if turn.role in ('user', 'assistant') %}" + BARE.partition("%}")[2], set(LEFT_OUT)),
-        (GEMMA, {"tools", "tool_calls"}),  # it refuses a system message, which leaves nothing out
+        (GEMMA, {"tools", "tool_calls", "reasoning"}),  # it refuses a system message, which leaves nothing out
     ],
     ids=["llama", "qwen_2", "qwen_3", "bare", "turns alone", "gemma"],
 )

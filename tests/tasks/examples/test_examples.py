@@ -131,19 +131,20 @@ def test_one_file_is_enough(make, tmp_path):
     make(ROWS)
     table = make(raw=tmp_path / "raw/v1/toy.jsonl")
     assert set(table["file"].to_pylist()) == {"toy.jsonl"}
-    assert set(table["topic"].to_pylist()) == {"toy"}
+    assert set(table["topic"].to_pylist()) == {"sums0", "sums1", "sums2"}
 
 
 def test_a_saved_folder_may_be_the_raw_path_itself(make, tmp_path):
     write_saved(tmp_path)
     table = make(raw=tmp_path / "toy")
-    assert (table["file"][3].as_py(), table["line"][3].as_py(), table["topic"][3].as_py()) == ("toy", 4, "toy")
+    assert (table["file"][3].as_py(), table["line"][3].as_py(), table["topic"][3].as_py()) == ("toy", 4, "sums0")
 
 
 def test_files_are_read_by_name_and_give_topics_without_a_mapping(make, tmp_path):
-    make(ROWS[12:], name="b.jsonl")
+    plain = [{"prompt": row["prompt"], "response": row["response"]} for row in ROWS]
+    make(plain[12:], name="b.jsonl")
     (tmp_path / "raw/v1/.hidden.jsonl").write_text("no JSON")
-    table = make(ROWS[:12], name="a.jsonl")
+    table = make(plain[:12], name="a.jsonl")
     assert table["prompt"].to_pylist() == [row["prompt"] for row in ROWS]
     assert table["topic"].to_pylist() == ["a"] * 12 + ["b"] * 12
     assert table["row"].to_pylist() == list(range(24))

@@ -38,7 +38,7 @@ def test_each_file_is_read_as_its_source_says_and_others_as_the_settings_say(mak
     rivers, chats, plain = (by_file[f"v1/{name}"] for name in ("asked/rivers.jsonl", "chats.json", "toy.jsonl"))
     assert (rivers["topic"], rivers["source"], rivers["response"]) == ("rivers", "atlas", "river 7")
     assert (chats["topic"], chats["source"], chats["prompt"]) == ("chats", None, "hello 7")
-    assert (plain["topic"], plain["response"]) == ("toy", ROWS[-1]["response"])
+    assert (plain["topic"], plain["response"]) == (ROWS[-1]["topic"], ROWS[-1]["response"])
 
 
 def test_a_source_that_names_no_file_is_refused(make):

@@ -47,7 +47,7 @@ def test_every_row_is_counted_once(raw, toy, tmp_path):
     assert [tuple(one) for one in found.not_read] == [("notes.txt", "no data file")]
     assert found.sample is None
     assert {kind.kind: kind.first[0].line for kind in found.rejects} == {"empty response": 26, "invalid JSON": 27}
-    assert (found.topics[0].topic, found.topics[0].rows) == ("rows", 25)
+    assert (found.topics[0].topic, found.topics[0].rows) == ("sums0", 9)
 
 
 def test_figures_are_those_of_the_stage(raw, toy, tmp_path):

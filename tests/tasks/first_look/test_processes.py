@@ -21,7 +21,7 @@ def test_several_processes_read_what_one_does(tmp_path, toy):
     seen = set(facts.seen)
     alone = [table for batch in batches for table in read_batch(batch, reader, facts)]
     others.formats, others.splits = dict(facts.formats), dict(facts.splits)
-    others.seen = seen
+    others.seen, others.unread = seen, dict(facts.unread)
     together = list(read_in_processes(iter(batches), reader, others, workers=2))
     assert pa.concat_tables(together).equals(pa.concat_tables(alone))
     assert others == facts
