@@ -59,6 +59,11 @@ def _check_objective(values: "Params") -> None:
             "selection.objective is mutual_information but examples.target is null; name the target task's rows, such "
             "as {topic: NAME, rows: 32}"
         )
+    if chosen.selector == "delift" and chosen.quality == "neighbours" and utility.kernel != "neighbours":
+        raise ParamsError(
+            f"selection.quality is neighbours but utility.kernel is {utility.kernel}, whose pairs do not say which "
+            "rows are near; set utility.kernel: neighbours or selection.quality: help"
+        )
     count = chosen.budget.get("count", 0)
     if chosen.selector == "delift" and utility.kernel == "landmarks" and count > utility.landmarks:
         raise ParamsError(

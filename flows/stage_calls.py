@@ -131,7 +131,14 @@ def make_selection(values: Params, folders: Folders, map: Map) -> Notes:
     """Choose rows and parameters."""
     from tasks.selection.selection import write_selection
 
-    return write_selection(folders, model=language(values), settings=values.selection, mask=values.mask, map=map)
+    return write_selection(
+        folders,
+        model=language(values),
+        settings=values.selection,
+        diagonal=values.utility.diagonal,
+        mask=values.mask,
+        map=map,
+    )
 
 
 def make_finetuning(values: Params, folders: Folders, map: Map) -> Notes:

@@ -11,9 +11,18 @@ from tamis.submodular import cosines, objectives
 from tamis.submodular.kernels import Kernel, gather, scale_together
 from tamis.submodular.objectives import Kernels
 from tamis.utility.neighbours import find_neighbours
+from tamis.utility.quality import (
+    cap_diagonal,
+    fill_by_topic,
+    find_ceiling,
+    measure_help,
+    measure_nearby_help,
+    weigh_demos,
+)
 from tasks.artifacts import schemas
 from tasks.artifacts.row_sets import read_set
 from tasks.artifacts.tables import provenance, read_table, stack
+from tasks.selection.settings import SelectionSettings
 
 DENSE_ROWS = 8192  # of the pool, over embeddings: above, each row's nearest alone are compared
 NEAREST = 64
@@ -52,14 +61,31 @@ def wanted_rows(rows: Rows, objective: str) -> Rows:
     return Rows(rows.ground, rows.target if objective == "mutual_information" else [], learnt)
 
 
-def read_utility(source: Path, rows: Rows, objective: str, scaling: str) -> tuple[Kernels, np.ndarray]:
-    """Return the similarities that scored pairs stand for, dense where all are scored, and the rows that are demos.
+@dataclass(frozen=True, eq=False)
+class Similar:
+    """What rows of the pool are chosen by: similarities, and what is known of each demo besides."""
+
+    kernels: Kernels
+    demos: np.ndarray  # the rows of the pool that may be chosen
+    recall: float | None = None  # of nearest rows, where only these are similar
+    quality: np.ndarray | None = None  # of each demo: how much it helps other rows; None where nothing is known of it
+    unscored: int = 0  # demos of which no pair says that; they have the median of their topic
+
+
+def read_utility(source: Path, rows: Rows, settings: SelectionSettings, diagonal: str) -> Similar:
+    """Return the similarities that scored pairs stand for, dense where all are scored, and the quality of demos.
+
+    Args:
+        source: `utility.parquet`.
+        rows: of the version.
+        settings: objective, scaling and quality.
+        diagonal: what a row that covers itself counts for (`tasks.utility.settings`).
 
     Raises:
         SelectionError: there is no pair of a kind that the objective needs, or a pair is of other examples.
         KernelError: a value that no similarity can be.
     """
-    wanted, pairs = wanted_rows(rows, objective), read_pairs(source, rows)
+    wanted, pairs = wanted_rows(rows, settings.objective), read_pairs(source, rows)
     ground, learnt, target = rows.ground["id"].to_pylist(), wanted.learnt, wanted.target
     demos = np.arange(len(ground))
     if provenance(source)["parameters"].get("kernel") == "landmarks":
@@ -70,9 +96,32 @@ def read_utility(source: Path, rows: Rows, objective: str, scaling: str) -> tupl
         blocks["learnt"] = (ground, learnt)
     if target:
         blocks |= {"queries": (target, shown), "asked": (ground, target)}
-    utilities = [cut(pairs, names, source) for names in blocks.values()]
-    similarities = scale_together(utilities, scaling, list(blocks.values()))
-    return Kernels(**dict(zip(blocks, similarities, strict=True))), demos
+    utilities = {name: cut(pairs, names, source) for name, names in blocks.items()}
+    scaled = scale_together(list(utilities.values()), settings.scaling, list(blocks.values()))
+    similar = dict(zip(blocks, scaled, strict=True))
+    places = {"own": demos, "learnt": _place(learnt, ground), "asked": np.full(len(target), -1)}
+    if diagonal != "scored":
+        ceiling = np.zeros(len(ground), np.float32) if diagonal == "excluded" else find_ceiling(similar["own"], demos)
+        for name in blocks.keys() & {"own", "learnt"}:
+            similar[name] = cap_diagonal(similar[name], places[name], ceiling)
+    topics = rows.ground["topic"].to_pylist()
+    measured = measure_nearby_help if settings.quality == "neighbours" else measure_help
+    quality, unscored = fill_by_topic(measured(utilities["own"], demos), [topics[demo] for demo in demos])
+    if settings.quality != "none":
+        worth = {
+            name: fill_by_topic(measure_help(utilities[name], places[name]))[0]
+            for name in blocks.keys() & {"learnt", "asked"}
+        }
+        worth |= {"own": quality, "queries": quality}
+        similar = {name: weigh_demos(kernel, worth[name]) for name, kernel in similar.items()}
+    return Similar(Kernels(**similar), demos, quality=quality, unscored=int(unscored.sum()))
+
+
+def _place(ids: list[str], among: list[str]) -> np.ndarray:
+    """Return the place of each id among others; -1 where it is none of them."""
+    return (
+        pc.fill_null(pc.index_in(pa.array(ids, pa.string()), value_set=pa.array(among)), -1).to_numpy().astype(np.int64)
+    )
 
 
 def read_pairs(source: Path, rows: Rows) -> pa.Table:
@@ -112,11 +161,8 @@ def cut(pairs: pa.Table, names: tuple[list[str], list[str]], source: Path) -> Ke
     return gather(target[there], demo[there], values, (len(names[0]), len(names[1])))
 
 
-def compare_vectors(source: Path, rows: Rows, objective: str) -> tuple[Kernels, np.ndarray, float | None]:
-    """Return similarities of embeddings, of what was learnt only each row's best, and the rows that are demos: all.
-
-    Where each row's nearest alone are compared, their recall comes last, else None.
-    """
+def compare_vectors(source: Path, rows: Rows, objective: str) -> Similar:
+    """Return similarities of embeddings, of what was learnt only each row's best; all rows are demos."""
     wanted = wanted_rows(rows, objective)
     ground, learnt, target = rows.ground["id"].to_pylist(), wanted.learnt, wanted.target
     place = {name: row for row, name in enumerate(ground)}
@@ -133,7 +179,7 @@ def compare_vectors(source: Path, rows: Rows, objective: str) -> tuple[Kernels, 
         kernels = Kernels(kernel, learnt=best[:, None])
     elif target:
         kernels = Kernels(kernel, queries=cosines.compare(task, own), asked=cosines.compare(own, task))
-    return kernels, np.arange(len(ground)), recall
+    return Similar(kernels, np.arange(len(ground)), recall)
 
 
 def read_vectors(source: Path, *groups: list[str]) -> list[np.ndarray]:

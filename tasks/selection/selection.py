@@ -6,7 +6,7 @@ and mask are chosen apart: each is written, and says what it was made from, what
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tamis.scores.baselines import order_deft_ucs, order_longest, order_scores
-from tamis.submodular import objectives
+from tamis.submodular import cosines, objectives
 from tamis.submodular.budgets import Budget, count_by_topic, draw, measure_room, narrow, rank, record, resolve
-from tamis.submodular.greedy import Choice, evaluate
+from tamis.submodular.greedy import Choice, choose, evaluate
 from tamis.submodular.kernels import SparseKernel, scale
-from tamis.submodular.objectives import Kernels, Objective
+from tamis.submodular.objectives import Objective
 from tamis.submodular.optimisers import Map, maximise, restrict, share_of_all, share_of_random
+from tamis.utility.quality import cap_diagonal
 from tasks import models
 from tasks.artifacts import schemas
-from tasks.artifacts.tables import Provenance, digest, digest_inputs, write_json, write_table
+from tasks.artifacts.tables import Provenance, digest, digest_inputs, read_table, write_json, write_table
 from tasks.folders import Folders
 from tasks.masks.mask_tables import write_mask
 from tasks.masks.settings import MaskSettings
 from tasks.selection.inputs import (
     Rows,
     SelectionError,
+    Similar,
     compare_vectors,
     cut,
     read_pairs,
@@ -42,11 +44,11 @@ from tasks.selection.inputs import (
 from tasks.selection.selectors import SELECTORS
 from tasks.selection.settings import SelectionSettings
 
-READ = {  # files of a stage's artifact that its selectors read
-    "utility": ("utility.parquet", "checked.parquet"),
-    "embedding": ("embedding.parquet",),
-    "scores": ("scores.parquet",),
-    "gradients": ("phi_data.parquet",),
+READ = {  # stage whose artifact a selector reads -> what its selectors read, by the stage that writes it
+    "utility": {"utility.parquet": "utility", "checked.parquet": "utility", "embedding.parquet": "embedding"},
+    "embedding": {"embedding.parquet": "embedding"},
+    "scores": {"scores.parquet": "scores"},
+    "gradients": {"phi_data.parquet": "gradients"},
 }
 DRAWS = 5  # random choices that a choice is checked against
 
@@ -61,7 +63,8 @@ class ChosenRows:
     covered_by: np.ndarray | None = None  # for each row of the pool the chosen row most similar to it; -1: none
     cover: np.ndarray | None = None  # that similarity
     scores: np.ndarray | None = None  # of each row of the pool, where the largest come first; NaN: not to be chosen
-    recall: float | None = None  # of nearest rows, where only these are similar
+    similar: Similar | None = None  # what it was chosen by
+    dull: int | None = None  # picks without a gain, which follow the others by their quality and by what covers them
 
 
 def write_selection(
@@ -69,6 +72,7 @@ def write_selection(
     *,
     model: models.ModelChoice,
     settings: SelectionSettings,
+    diagonal: str,
     mask: MaskSettings,
     map: Map = map,
 ) -> None:
@@ -77,6 +81,9 @@ def write_selection(
     Args:
         folders: of gradients only the scores of selectors `dualsft` and `fisher` are read.
         model: that the mask is for; without a mask nothing of it is read.
+        settings: of the rows.
+        diagonal: what a row that covers itself counts for under selector `delift` (`utility.diagonal`).
+        mask: of the parameters.
         map: runs the parts of the optimiser `partition`.
 
     Raises:
@@ -86,15 +93,16 @@ def write_selection(
     here = folders.here
     gradients, out, version = here.gradients, here.selection, here.version
     table, reads = here.examples / "examples.parquet", SELECTORS[settings.selector].reads
-    sources = [getattr(here, reads) / name for name in READ[reads]] if reads else []
+    sources = {name.partition(".")[0]: getattr(here, stage) / name for name, stage in READ.get(reads, {}).items()}
     rows = read_rows(table)
     budget = resolve_budget(rows.ground, settings)
 
-    picks = choose_rows(rows, budget, [*sources, table], settings, map=map)
-    checked = check(rows, budget, picks, sources[-1]) if settings.selector == "delift" else None
+    picks = choose_rows(rows, budget, sources | {"examples": table}, settings, diagonal=diagonal, map=map)
+    checked = check(rows, budget, picks, sources["checked"]) if settings.selector == "delift" else None
 
     cut = write_mask(mask, examples=table, gradients=gradients, out=out, version=version, model=model)
-    made = Provenance("selection", version, asdict(settings), digest_inputs(table, *sources), find_seed(settings))
+    asked = asdict(settings) | ({"diagonal": diagonal} if settings.selector == "delift" else {})
+    made = Provenance("selection", version, asked, digest_inputs(table, *sources.values()), find_seed(settings))
     write_table(tabulate(rows.ground, picks), out / "subset.parquet", made)
     found = describe(rows, budget, picks, settings)
     write_json(found | {"checked": checked, "mask": cut}, out / "selection.json")
@@ -115,26 +123,31 @@ def resolve_budget(ground: pa.Table, settings: SelectionSettings) -> Budget:
 
 
 def choose_rows(
-    rows: Rows, budget: Budget, sources: list[Path], settings: SelectionSettings, *, map: Map
+    rows: Rows,
+    budget: Budget,
+    sources: Mapping[str, Path],
+    settings: SelectionSettings,
+    *,
+    diagonal: str,
+    map: Map,
 ) -> ChosenRows:
-    """Choose rows by the selector that is asked for, from its artifacts; the last source are the examples."""
-    selector, ids, source = settings.selector, rows.ground["id"].to_pylist(), sources[0]
-    heavy = rows.ground["weight"].to_numpy().astype(np.float64)
+    """Choose rows by the selector that is asked for, from the artifacts that it reads, by their names."""
+    selector, ids = settings.selector, rows.ground["id"].to_pylist()
     if selector == "random":
         return ChosenRows(draw(budget, seed=settings.seed))
     if selector == "delift":
-        similar = read_utility(source, rows, settings.objective, settings.scaling)
-        return choose_similar(*similar, budget, settings, heavy=heavy, map=map)
+        similar = read_utility(sources["utility"], rows, settings, diagonal)
+        return choose_similar(similar, rows, budget, settings, sources["embedding"], map=map)
     if selector == "embedding":
-        *similar, recall = compare_vectors(source, rows, settings.objective)
-        return replace(choose_similar(*similar, budget, settings, heavy=heavy, map=map), recall=recall)
+        similar = compare_vectors(sources["embedding"], rows, settings.objective)
+        return choose_similar(similar, rows, budget, settings, sources["embedding"], map=map)
     if selector == "longest":
         return ChosenRows(rank(budget, order_longest(rows.ground["response_tokens"].to_numpy())))
     if selector == "deft_ucs":
-        return ChosenRows(rank(budget, order_deft_ucs(*read_vectors(source, ids), None, settings.seed)))
+        return ChosenRows(rank(budget, order_deft_ucs(*read_vectors(sources["embedding"], ids), None, settings.seed)))
     if selector == "dualsft":
-        return choose_scored(read_phi(source, ids, digest(sources[-1])), budget)
-    scores = read_scores(source, selector, ids)
+        return choose_scored(read_phi(sources["phi_data"], ids, digest(sources["examples"])), budget)
+    scores = read_scores(sources["scores"], selector, ids)
     return ChosenRows(rank(budget, order_scores(scores)), scores=scores)
 
 
@@ -157,39 +170,75 @@ def choose_scored(scores: np.ndarray, budget: Budget) -> ChosenRows:
 
 
 def choose_similar(
-    kernels: Kernels, demos: np.ndarray, budget: Budget, settings: SelectionSettings, *, heavy: np.ndarray, map: Map
+    similar: Similar, rows: Rows, budget: Budget, settings: SelectionSettings, vectors: Path, *, map: Map
 ) -> ChosenRows:
-    """Choose, of the pool's rows `demos`, some whose objective is large; note which is most similar to each row.
+    """Choose, of the rows that are demos, some whose objective is large; note which is most similar to each row.
 
-    `heavy` says how many times each row of the pool counts as one that is to be covered.
+    A row of the pool counts as one that is to be covered as many times as its weight says. Picks that gain nothing are
+    taken by their quality instead, and among equal ones those first that the others cover least.
+
+    Args:
+        similar: what is chosen by.
+        rows: of the version.
+        budget: of the pool.
+        settings: objective and optimiser.
+        vectors: the embeddings, which may hold no row.
+        map: runs parts of the optimiser.
     """
+    kernels, demos = similar.kernels, similar.demos
+    heavy = rows.ground["weight"].to_numpy().astype(np.float64)
     weights = {"eta": settings.target_weight, "nu": settings.learnt_weight}
     weighed = objectives.weigh(kernels, heavy) if (heavy != 1).any() else kernels
     objective = objectives.build(weighed, settings.objective, information=settings.mutual_information, **weights)
+    allowed = restrict(budget, demos)
     choice = maximise(
         objective,
-        restrict(budget, demos),
+        allowed,
         settings.optimiser,
         epsilon=settings.epsilon,
         partitions=settings.partitions,
         seed=settings.seed,
         map=lambda function, parts: map(function, list(parts)),
     )
+    dull = int((choice.gain == 0).sum())
+    if dull:
+        kept = choice.order[choice.gain > 0]
+        ids = rows.ground["id"].take(demos).to_pylist()
+        order = rank(allowed, np.concatenate([kept, order_rest(kept, similar.quality, ids, vectors)]))
+        choice = choose(objective.kernel, allowed, objective.bonus, start=order)
     by, cover = objectives.cover(kernels.own, choice.order)
-    return ChosenRows(demos[choice.order], choice, objective, np.where(by < 0, -1, demos[by]), cover)
+    covered_by = np.where(by < 0, -1, demos[by])
+    return ChosenRows(demos[choice.order], choice, objective, covered_by, cover, similar=similar, dull=dull)
+
+
+def order_rest(kept: np.ndarray, quality: np.ndarray | None, ids: list[str], vectors: Path) -> np.ndarray:
+    """Return the other demos, those of the largest quality first, and of equal ones those least like what is kept.
+
+    Without a quality all are equal; without vectors, or where nothing is kept, the lowest index comes first.
+    """
+    rest = np.setdiff1d(np.arange(len(ids)), kept)
+    worth = np.zeros(len(ids)) if quality is None else quality
+    covered = np.zeros(len(ids))
+    if len(kept) and read_table(vectors).num_rows:
+        (own,) = read_vectors(vectors, ids)
+        covered = cosines.compare_best(own, own[kept])
+    return rest[np.lexsort((rest, covered[rest], -worth[rest]))]
 
 
 def check(rows: Rows, budget: Budget, picks: ChosenRows, source: Path) -> Mapping[str, Any] | None:
     """Return what the choice covers of targets scored with every demo, beside random choices; None without such ones.
 
-    Each share is of what all rows of the pool cover, in [0, 1].
+    Each share is of what is attainable, what all rows of the pool cover, in [0, 1]. That a target covers itself, which
+    measures copying, is left out.
     """
     pairs = read_pairs(source, rows)
     if not pairs.num_rows:
         return None
     targets = pc.unique(pairs["target_id"].cast(pa.string())).to_pylist()
     names = targets, rows.ground["id"].to_pylist()
+    places = np.array([targets.index(name) if name in targets else -1 for name in names[1]])
     kernel = scale(cut(pairs, names, source), "relu", names)
+    kernel = cap_diagonal(kernel, places, np.zeros(len(targets), np.float32))
     return {
         "targets": len(targets),
         "facility_location_share": share_of_all(kernel, picks.order),
@@ -245,7 +294,7 @@ def describe(rows: Rows, budget: Budget, picks: ChosenRows, settings: SelectionS
 def describe_objective(picks: ChosenRows, settings: SelectionSettings) -> dict[str, Any]:
     """Return what the objective reached."""
     choice, objective = picks.choice, picks.objective
-    if choice is None or objective is None:
+    if choice is None or objective is None or picks.similar is None:
         names = (
             "kernel",
             "neighbour_recall",
@@ -255,19 +304,21 @@ def describe_objective(picks: ChosenRows, settings: SelectionSettings) -> dict[s
             "objective_of_none",
             "objective_of_all",
         )
-        return dict.fromkeys((*names, "objective_share", "zero_gain_picks", "rows_covered_by_none"))
+        more = "objective_share", "zero_gain_picks", "rows_covered_by_none", "rows_without_quality"
+        return dict.fromkeys((*names, *more))
     full, reached = evaluate(objective.kernel) + float(objective.bonus.sum()), float(choice.objective[-1])
     return {
         "kernel": "sparse" if isinstance(objective.kernel, SparseKernel) else "dense",
-        "neighbour_recall": picks.recall,
+        "neighbour_recall": picks.similar.recall,
         "objective_name": settings.objective,
         "optimiser": settings.optimiser,
         "objective": reached,
         "objective_of_none": 0.0,
         "objective_of_all": full,
         "objective_share": reached / full if full else None,
-        "zero_gain_picks": int((choice.gain == 0).sum()),
+        "zero_gain_picks": picks.dull,
         "rows_covered_by_none": int((picks.covered_by < 0).sum()),
+        "rows_without_quality": None if picks.similar.quality is None else picks.similar.unscored,
     }
 
 

@@ -31,6 +31,11 @@ class SelectionSettings:
     scaling: Literal["relu", "minmax", "none"] = Field(
         "relu", description="of utilities: DELIFT's paper | its code | for kernels that are >= 0 already"
     )
+    quality: Literal["none", "help", "neighbours"] = Field(
+        "none",
+        description="of delift, by which each demo's similarities are multiplied: 1 | its mean utility for all rows "
+        "that it was scored with | for and from its nearest rows alone (utility.kernel: neighbours)",
+    )
     budget: RowBudget = Field(
         default_factory=lambda: {"fraction": 0.3},
         description="one of count: rows | fraction: of the used pool | response_tokens: tokens",

@@ -27,4 +27,9 @@ class UtilitySettings:
     distance: Literal["probability", "log_likelihood"] = Field(
         "probability", description="root mean square of 1 - p (DELIFT, equation 1) | mean log p (its KL form)"
     )
+    diagonal: Literal["capped", "scored", "excluded"] = Field(
+        "capped",
+        description="what a row shown before itself counts for in selection: no more than the best other demo | as it "
+        "is scored, which measures copying (DELIFT) | nothing",
+    )
     seed: Seed = Field(0, description="of the targets drawn for landmarks and for the check")

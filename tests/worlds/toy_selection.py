@@ -33,6 +33,9 @@ def write_utility(folder: Path, ids: list[str], matrix: np.ndarray, *, keep=None
         pairs += _list_pairs(targets, demos, block)
     pairs = [pairs[place] for place in np.random.default_rng(shuffle).permutation(len(pairs))]
     _write_pairs(folder / "utility.parquet", pairs, kernel)
+    vectors = folder.parent / "embedding/embedding.parquet"
+    if not vectors.exists():
+        write_table(schemas.embedding(1).empty_table(), vectors, Provenance("embedding", "v1"))
     _write_pairs(folder / "checked.parquet", [], kernel)
 
 
@@ -80,10 +83,12 @@ def run(
     *,
     model: ModelChoice = NOWHERE,
     mask: MaskSettings = NO_MASK,
+    diagonal: str = "scored",
     **more,
 ) -> tuple[list[dict], dict]:
     """Return the subset's rows and the metrics."""
-    write_selection(find_folders(folder, selection=folder / out), model=model, settings=settings, mask=mask, **more)
+    asked = {"model": model, "settings": settings, "diagonal": diagonal, "mask": mask}
+    write_selection(find_folders(folder, selection=folder / out), **asked, **more)
     subset = read_table(folder / out / "subset.parquet", schemas.SUBSET).to_pylist()
     return subset, json.loads((folder / out / "selection.json").read_text())
 

@@ -121,6 +121,7 @@ def test_the_subset_says_where_it_comes_from(world):
     assert record["parameters"]["budget"] == {"fraction": 0.5}
     assert sorted(path.rsplit("/")[-1] for path in record["inputs"]) == [
         "checked.parquet",
+        "embedding.parquet",
         "examples.parquet",
         "utility.parquet",
     ]

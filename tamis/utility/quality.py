@@ -1,0 +1,162 @@
+"""What a demo is worth: the diagonal of a kernel, which measures copying, and how much a demo helps other rows.
+
+Symbols: `U_ij` utility of demo j for target i, any sign; `s_ij >= 0` similarity, the utility scaled; `U_ii`, a row that
+is shown before itself, is a pair like any other and says how well the row is copied. `q_j` is the quality of demo j.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int64
+
+from tamis.submodular.kernels import Kernel, Other, SparseKernel
+
+
+def find_ceiling(kernel: Kernel, demos: Int64[np.ndarray, " demo"]) -> Float32[np.ndarray, " target"]:
+    """Return for each target the largest similarity of a demo that is not the target itself, 0 where there is none.
+
+    Args:
+        kernel: similarities >= 0.
+        demos: the place of each demo among the targets; -1 where it is none of them.
+
+    >>> find_ceiling(np.float32([[9, 2], [1, 0]]), np.array([0, 1])).tolist()
+    [2.0, 1.0]
+    """
+    values, targets, own = _list_entries(kernel, demos)
+    highest = np.zeros(kernel.shape[0], np.float32)
+    np.maximum.at(highest, targets[~own], values[~own])
+    return highest
+
+
+def cap_diagonal(kernel: Other, demos: Int64[np.ndarray, " demo"], ceiling: Float32[np.ndarray, " target"]) -> Other:
+    """Return a kernel in which a row covers itself by no more than a ceiling: s_ii = min(s_ii, ceiling_i).
+
+    With `find_ceiling`, a row that covers itself counts for no more than what may stand for it. Where the diagonal
+    counts in full, the largest entries of a utility are those of rows that are copied well, and greedy sorts by them:
+    it collects rows that no other row resembles. Under a ceiling of 0 such a row is never taken, but both copies of a
+    near-duplicate are, as each is covered by the other alone.
+
+    **Source**: ours; DELIFT (arXiv 2411.04425v3) takes the diagonal as it is scored.
+
+    Args:
+        kernel: similarities >= 0.
+        demos: as `find_ceiling`.
+        ceiling: of the targets.
+
+    >>> cap_diagonal(np.float32([[9, 2], [1, 0]]), np.array([0, 1]), np.float32([2, 1])).tolist()
+    [[2.0, 2.0], [1.0, 0.0]]
+    """
+    values, targets, own = _list_entries(kernel, demos)
+    capped = values.copy()
+    capped[own] = np.minimum(values[own], ceiling[targets[own]])
+    return replace(kernel, values=capped) if isinstance(kernel, SparseKernel) else capped.reshape(kernel.shape)
+
+
+def measure_help(utility: Other, demos: Int64[np.ndarray, " demo"]) -> Float64[np.ndarray, " demo"]:
+    """Return how much each demo helps the rows that it was shown to, itself not among them.
+
+    q_j = mean over i != j of the scored U_ij
+
+    **Source**: ours. Rows with a wrong response help nobody: the mean help finds them with an AUROC of 0.90 to 0.95.
+
+    Args:
+        utility: U, of which any pairs are scored.
+        demos: as `find_ceiling`.
+
+    Returns:
+        NaN for a demo without such a pair.
+
+    >>> measure_help(np.float32([[9, 2], [1, 8], [3, 4]]), np.array([0, 1])).tolist()
+    [2.0, 3.0]
+    """
+    values, _, own = _list_entries(utility, demos)
+    return _average(values[~own], _list_columns(utility)[~own], utility.shape[1])
+
+
+def measure_nearby_help(utility: Kernel, demos: Int64[np.ndarray, " demo"]) -> Float64[np.ndarray, " demo"]:
+    """Return how much each demo and the rows nearest to it help each other.
+
+    q_j = mean over the demos i that were shown to row j, itself not among them, of the scored U_ij and U_ji
+
+    Those demos are the rows nearest to j where pairs are scored by kernel `neighbours`.
+
+    **Source**: ours, as `measure_help`.
+
+    Args:
+        utility: U, of which any pairs are scored.
+        demos: as `find_ceiling`; each is a target.
+
+    Returns:
+        NaN for a demo without such a pair.
+
+    >>> measure_nearby_help(np.float32([[9, 2], [4, 8]]), np.array([0, 1])).tolist()
+    [3.0, 3.0]
+    """
+    values, targets, own = _list_entries(utility, demos)
+    column_of = np.full(utility.shape[0], -1)
+    column_of[demos] = np.arange(len(demos))
+    helping, helped = (
+        column_of[targets],
+        _list_columns(utility),
+    )  # the demo that the target is, and the demo shown to it
+    kept = ~own & (helping >= 0)
+    values, helping, helped = values[kept], helping[kept], helped[kept]
+    shown = np.unique(helping * len(demos) + helped)  # (j, i) where demo i was shown to row j
+    back = np.isin(helped * len(demos) + helping, shown)  # U_ij of which U_ji is scored, too
+    both = np.concatenate([values, values[back]])
+    return _average(both, np.concatenate([helping, helped[back]]), len(demos))
+
+
+def fill_by_topic(
+    quality: Float64[np.ndarray, " demo"], topics: Sequence[str] = ()
+) -> tuple[Float64[np.ndarray, " demo"], Bool[np.ndarray, " demo"]]:
+    """Return the quality with the median of its topic where there is none, and where that was.
+
+    A topic without any has the median of all, as have all where no topics are given; 0 where no demo has a quality.
+
+    >>> fill_by_topic(np.array([1.0, 3.0, np.nan]), ["a", "a", "a"])[0].tolist()
+    [1.0, 3.0, 2.0]
+    """
+    there, topic = ~np.isnan(quality), np.asarray(topics or [""] * len(quality))
+    overall = float(np.median(quality[there])) if there.any() else 0.0
+    filled = quality.copy()
+    for name in np.unique(topic[~there]):
+        known = quality[there & (topic == name)]
+        filled[~there & (topic == name)] = np.median(known) if len(known) else overall
+    return filled, ~there
+
+
+def weigh_demos(kernel: Other, quality: Float64[np.ndarray, " demo"]) -> Other:
+    """Return similarities in which a demo counts by its quality: s'_ij = s_ij * max(q_j, 0).
+
+    >>> weigh_demos(np.float32([[1, 3], [2, 4]]), np.array([2.0, -1.0])).tolist()
+    [[2.0, 0.0], [4.0, 0.0]]
+    """
+    worth = np.maximum(quality, 0).astype(np.float32)
+    if not isinstance(kernel, SparseKernel):
+        return kernel * worth
+    return replace(kernel, values=kernel.values * worth[kernel.indices])
+
+
+def _list_entries(kernel: Other, demos: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the value and the target of every entry, and whether the target is the demo itself."""
+    if isinstance(kernel, SparseKernel):
+        targets = np.repeat(np.arange(kernel.shape[0]), np.diff(kernel.indptr))
+        values = kernel.values
+    else:
+        targets, values = np.repeat(np.arange(kernel.shape[0]), kernel.shape[1]), kernel.ravel()
+    return values, targets, demos[_list_columns(kernel)] == targets
+
+
+def _list_columns(kernel: Other) -> np.ndarray:
+    """Return the demo of every entry."""
+    if isinstance(kernel, SparseKernel):
+        return kernel.indices.astype(np.int64)
+    return np.tile(np.arange(kernel.shape[1]), kernel.shape[0])
+
+
+def _average(values: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray:
+    """Return the mean of the values of each group, NaN where there is none."""
+    sums, sizes = np.bincount(groups, values, count), np.bincount(groups, minlength=count)
+    return np.divide(sums, sizes, out=np.full(count, np.nan), where=sizes > 0)

@@ -1,0 +1,125 @@
+"""Stage `selection`: the diagonal, the quality of demos, and picks that gain nothing."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import oracles
+import pytest
+from worlds.toy_corpus import learn, row, write_examples, write_rows
+from worlds.toy_selection import HALF, chosen, draw_vectors, run, write_check, write_embedding, write_utility
+
+from tasks.artifacts.tables import provenance
+
+UTILITY = np.random.default_rng(3).normal(size=(12, 12)).astype(np.float32) + np.eye(12, dtype=np.float32) * 5
+VECTORS = draw_vectors(12)
+RELU = np.maximum(UTILITY, 0)
+OFF = np.where(np.eye(12, dtype=bool), np.nan, UTILITY)
+HELP = np.nanmean(OFF, axis=0)
+
+
+def cap(kernel: np.ndarray) -> np.ndarray:
+    """A kernel whose diagonal is at most the best other entry of its row."""
+    others = np.where(np.eye(len(kernel), dtype=bool), 0, kernel).max(axis=1)
+    return np.where(np.eye(len(kernel), dtype=bool), np.minimum(kernel, others[:, None]), kernel)
+
+
+def places_of(subset: list[dict], ids: list[str]) -> list[int]:
+    return [ids.index(each) for each in chosen(subset)]
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A pool of twelve rows whose diagonal is large."""
+    ids = write_examples(tmp_path / "examples", pool=12, held_out=0)
+    write_utility(tmp_path / "utility", ids, UTILITY)
+    write_embedding(tmp_path / "embedding", ids, VECTORS)
+    return tmp_path, ids
+
+
+@pytest.mark.parametrize(
+    ("diagonal", "kernel"),
+    [("scored", RELU), ("capped", cap(RELU)), ("excluded", np.where(np.eye(12, dtype=bool), 0, RELU))],
+)
+def test_the_choice_is_that_of_the_kernel_with_its_diagonal_scored_capped_or_left_out(world, diagonal, kernel):
+    folder, ids = world
+    subset, facts = run(folder, diagonal=diagonal)
+    assert places_of(subset, ids) == oracles.greedy_of(lambda picks: oracles.facility_location(kernel, picks), 12, 6)
+    assert facts["objective_of_all"] == pytest.approx(kernel.max(axis=1).sum())
+    assert provenance(folder / "out/subset.parquet")["parameters"]["diagonal"] == diagonal
+
+
+def test_the_three_choices_differ(world):
+    folder, ids = world
+    found = {tuple(places_of(run(folder, diagonal=how)[0], ids)) for how in ("scored", "capped", "excluded")}
+    assert len(found) == 3
+
+
+def test_with_quality_a_demo_counts_by_its_mean_help_for_the_others(world):
+    folder, ids = world
+    kernel = cap(RELU) * np.maximum(HELP, 0)
+    subset, facts = run(folder, replace(HALF, quality="help"), diagonal="capped")
+    picks = places_of(subset, ids)
+    expected = oracles.greedy_of(lambda some: oracles.facility_location(kernel, some), 12, 6)
+    gaining = 6 - facts["zero_gain_picks"]
+    assert 0 < gaining < 6
+    assert picks[:gaining] == expected[:gaining]
+    rest = [int(place) for place in np.argsort(-HELP) if place not in picks[:gaining]]
+    assert picks[gaining:] == rest[: 6 - gaining]
+    assert facts["rows_without_quality"] == 0
+
+
+def test_quality_of_neighbours_is_of_both_directions(world):
+    folder, ids = world
+    both = np.nanmean(np.stack([np.nanmean(OFF, axis=0), np.nanmean(OFF, axis=1)]), axis=0)
+    kernel = cap(RELU) * np.maximum(both, 0)
+    subset, _ = run(folder, replace(HALF, quality="neighbours", budget={"count": 2}), diagonal="capped")
+    assert places_of(subset, ids) == oracles.greedy_of(lambda some: oracles.facility_location(kernel, some), 12, 2)
+
+
+def test_demos_without_a_pair_have_their_topics_median_and_are_counted(world):
+    folder, ids = world
+    keep = np.ones((12, 12), bool)
+    keep[:, 4] = False
+    keep[4, 4] = True
+    write_utility(folder / "utility", ids, UTILITY, keep=keep, kernel="neighbours")
+    _, facts = run(folder, replace(HALF, quality="help"), diagonal="capped")
+    assert facts["rows_without_quality"] == 1
+
+
+def test_picks_that_gain_nothing_follow_by_quality_and_then_by_what_covers_them_least(world):
+    folder, ids = world
+    utility = -np.ones((12, 12), np.float32)
+    utility[:, 7] = 1  # the one row that helps
+    utility[1:, 9] = -0.5  # and the next best
+    write_utility(folder / "utility", ids, utility)
+    subset, facts = run(folder, diagonal="capped")
+    picks = places_of(subset, ids)
+    cover = np.maximum(VECTORS @ VECTORS[7], 0)
+    rest = sorted(set(range(12)) - {7, 9}, key=lambda place: cover[place])
+    assert picks == [7, 9, *rest[:4]]
+    assert facts["zero_gain_picks"] == 5
+    assert [each["gain"] for each in subset[1:6]] == [0.0] * 5
+
+
+def test_a_learnt_row_that_may_be_chosen_again_covers_itself_no_better_than_others_may(tmp_path):
+    rows = [learn(row(place, "pool")) if place == 2 else row(place, "pool") for place in range(12)]
+    ids = write_rows(tmp_path / "examples", rows)
+    write_utility(tmp_path / "utility", ids, UTILITY)
+    write_embedding(tmp_path / "embedding", ids, VECTORS)
+    capped = cap(RELU)
+    subset, _ = run(tmp_path, replace(HALF, objective="conditional_gain", learnt_weight=0.5), diagonal="capped")
+    learnt = capped[:, [2]]
+    expected = oracles.greedy_of(lambda some: oracles.conditional_gain(capped, learnt, 0.5, some), 12, 6)
+    assert places_of(subset, ids) == expected
+
+
+def test_what_a_check_says_leaves_out_that_rows_cover_themselves(world):
+    folder, ids = world
+    write_check(folder / "utility", [ids[0], ids[5]], ids, UTILITY[[0, 5]])
+    subset, facts = run(folder, diagonal="capped")
+    picks = places_of(subset, ids)
+    kernel = np.maximum(OFF[[0, 5]], 0)
+    expected = np.nanmax(kernel[:, picks], axis=1).sum() / np.nanmax(kernel, axis=1).sum()
+    assert facts["checked"]["facility_location_share"] == pytest.approx(expected)
+    assert json.loads((folder / "out/selection.json").read_text())["checked"]["targets"] == 2
