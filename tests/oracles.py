@@ -28,17 +28,16 @@ def distance(probabilities: list[float]) -> float:
     return math.sqrt(total / len(probabilities))
 
 
-def utility(model, heads, prefixes, rows, responses) -> np.ndarray:
-    """U[i, j] by a forward pass per pair: rows are targets, columns demos; a row follows its head or a prefix."""
+def utility(model, alone, prefixes, rows, responses) -> np.ndarray:
+    """U[i, j] by a forward pass per pair: rows are targets, columns demos; a row is read alone or after a prefix."""
     count = len(rows)
     found = np.zeros((count, count))
     for target in range(count):
-        before = heads[target] + rows[target]
-        alone = distance([math.exp(x) for x in plain_log_probs(model, before, responses[target])])
+        unaided = distance([math.exp(x) for x in plain_log_probs(model, alone[target], responses[target])])
         for demo in range(count):
             before = prefixes[demo] + rows[target]
             shown = distance([math.exp(x) for x in plain_log_probs(model, before, responses[target])])
-            found[target, demo] = alone - shown
+            found[target, demo] = unaided - shown
     return found
 
 

@@ -1,8 +1,11 @@
 """The published wording of DELIFT: an instruction, a query, its response; a demo takes the instruction's place.
 
 **Source**: DELIFT's published code (agarwalishika/DELIFT @ b282b9f); several demos as in its in-context learner (the
-same @ 1612186, `inference_icl.py`). Differs: parts are tokenised apart; that numbers the examples, most similar first,
-and writes no instruction.
+same @ 1612186, `inference_icl.py`). Differs: after a demo the query is tokenised apart, so that all targets share the
+demo's tokens; that learner numbers the examples, most similar first, and writes no instruction.
+
+Without a demo the instruction and the query are tokenised together, as the published code does: no token ends between
+"Query: " and the query, and apart the distance would move by up to 0.05. So such a row has no head.
 """
 
 from collections.abc import Sequence
@@ -46,34 +49,54 @@ def read_exchange(conversation: Conversation) -> tuple[str, str]:
     return f"{instruction}\n\n{prompt}" if instruction else prompt, response
 
 
-def encode_exchanges(template: Template, conversations: Sequence[Conversation]) -> tuple[list[TokenSequence], int]:
-    """Return the sequence of each conversation, base + query + response, and the length of the base, their head."""
+def encode_exchanges(template: Template, conversations: Sequence[Conversation]) -> list[TokenSequence]:
+    """Return the sequence of each conversation without a demo: instruction and query as one text, and the response."""
     pairs = [_hide_exchange(template, conversation) for conversation in conversations]
-    base, end = encode_prefix(template, []), template.tokenizer.eos_token
-    queries = template.control.tokenise([f"{prompt}\n{end}" for prompt, _ in pairs])
-    responses = template.control.tokenise([response + end for _, response in pairs])
-    sequences = [
-        TokenSequence(
-            np.concatenate([base, query, response]),
-            np.arange(len(base) + len(query) + len(response)) >= len(base) + len(query),
-        )
-        for query, response in zip(queries, responses, strict=True)
-    ]
-    return sequences, len(base)
+    asked = template.control.tokenise([BASE + _write_query(template, prompt) for prompt, _ in pairs])
+    start = _start(template.tokenizer)
+    return _join([np.concatenate([start, one]) for one in asked], _encode_responses(template, pairs))
+
+
+def encode_tails(template: Template, conversations: Sequence[Conversation]) -> list[TokenSequence]:
+    """Return what follows a demo in the sequence of each conversation: the query, and the response."""
+    pairs = [_hide_exchange(template, conversation) for conversation in conversations]
+    queries = template.control.tokenise([_write_query(template, prompt) for prompt, _ in pairs])
+    return _join(queries, _encode_responses(template, pairs))
 
 
 def encode_prefix(template: Template, demos: Sequence[Conversation]) -> Int[np.ndarray, " token"]:
-    """Return what stands before a query: demos in the order given, or the instruction without any."""
+    """Return what stands before a query: demos in the order given. Without any a row has no head."""
+    if not demos:
+        return np.empty(0, np.int32)
     shown = MORE.join("\n".join(_hide_exchange(template, demo)) for demo in demos)
-    text = f"{DEMO}{shown}{QUERY}" if demos else BASE
+    text = f"{DEMO}{shown}{QUERY}"
     return np.concatenate([_start(template.tokenizer), *template.control.tokenise([text])])
 
 
-def encode_question(template: Template, conversation: Conversation) -> Int[np.ndarray, " token"]:
-    """Return base and query."""
+def encode_question(
+    template: Template, conversation: Conversation, *, shown: bool = False
+) -> Int[np.ndarray, " token"]:
+    """Return instruction and query; or the query alone, which follows a demo."""
     prompt, _ = _hide_exchange(template, conversation)
-    query = template.control.tokenise([f"{prompt}\n{template.tokenizer.eos_token}"])
-    return np.concatenate([encode_prefix(template, []), *query])
+    query = _write_query(template, prompt)
+    if shown:
+        return template.control.tokenise([query])[0]
+    return np.concatenate([_start(template.tokenizer), *template.control.tokenise([BASE + query])])
+
+
+def _write_query(template: Template, prompt: str) -> str:
+    return f"{prompt}\n{template.tokenizer.eos_token}"
+
+
+def _encode_responses(template: Template, pairs: Sequence[tuple[str, str]]) -> list[np.ndarray]:
+    return template.control.tokenise([response + template.tokenizer.eos_token for _, response in pairs])
+
+
+def _join(contexts: Sequence[np.ndarray], responses: Sequence[np.ndarray]) -> list[TokenSequence]:
+    return [
+        TokenSequence(np.concatenate([context, response]), np.arange(len(context) + len(response)) >= len(context))
+        for context, response in zip(contexts, responses, strict=True)
+    ]
 
 
 def _hide_exchange(template: Template, conversation: Conversation) -> tuple[str, str]:

@@ -49,8 +49,8 @@ def encode_conversations(template: Template, conversations: Sequence[Conversatio
     check_template(template)
     if template.name == "delift":
         refuse_faults(find_faults(template, conversations))
-        sequences, head = delift.encode_exchanges(template, conversations)
-        return join_rows([[one] for one in sequences], [head] * len(sequences))
+        sequences = delift.encode_exchanges(template, conversations)
+        return join_rows([[one] for one in sequences], [0] * len(sequences))
     refuse_slow(template.tokenizer)
     rows: list[list[TokenSequence]] = []
     lengths: list[int] = []
@@ -79,20 +79,41 @@ def find_faults(template: Template, conversations: Sequence[Conversation]) -> li
     return [one if isinstance(one, str) else None for one in found]
 
 
-def encode_question(template: Template, conversation: Conversation) -> Int[np.ndarray, " token"]:
+def encode_shown(template: Template, conversations: Sequence[Conversation], encoding: Encoding) -> Encoding:
+    """Return conversations as they are read after demos: without its head, each row is what follows a prefix.
+
+    Args:
+        template: how they are written.
+        conversations: the rows.
+        encoding: theirs without demos (`encode_conversations`); it is returned where heads show what follows.
+    """
+    if template.name != "delift":
+        return encoding
+    tails = delift.encode_tails(template, conversations)
+    return join_rows([[one] for one in tails], [0] * len(tails))
+
+
+def encode_question(
+    template: Template, conversation: Conversation, *, head: int | None = None
+) -> Int[np.ndarray, " token"]:
     """Return all that a model reads before it gives the last learnt turn: the head, the turns, the generation prompt.
+
+    Args:
+        template: how it is written.
+        conversation: with a learnt turn.
+        head: tokens of its head, where what follows demos is asked for; None: the whole.
 
     Raises:
         TemplateError: no turn is learnt, or the template raised.
     """
     check_template(template)
     if template.name == "delift":
-        return delift.encode_question(template, conversation)
+        return delift.encode_question(template, conversation, shown=head is not None)
     if not conversation.learnt:
         raise TemplateError("no turn of the conversation is learnt; mark the turn that is asked for")
     given = list_messages(template, conversation)[: conversation.learnt[-1]]
     text = render(template, given, list_tools(template, conversation), asked=True)
-    return template.control.tokenise([text])[0]
+    return template.control.tokenise([text])[0][head or 0 :]
 
 
 def count_split(encoding: Encoding) -> int:

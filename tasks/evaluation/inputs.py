@@ -14,7 +14,7 @@ from tamis.examples.splits import GENERAL, HELD_OUT
 from tamis.language.chat_templates import Template
 from tamis.language.encoding import Encoding, join_rows, put_before, refuse_long
 from tamis.language.prefixes import check_demos, encode_prefix
-from tamis.language.rendering import encode_conversations, encode_question
+from tamis.language.rendering import encode_conversations, encode_question, encode_shown
 from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.row_sets import read_set
@@ -114,16 +114,20 @@ def show_demos(
         new_tokens: that are generated, at most.
     """
     rows, heads, questions, fewer = [], [], [], 0
-    encoding = held_out.prompts.encoding
-    check_demos(template, held_out.conversations[: len(demos)], encoding.pick(range(len(demos))))
+    asked, encoding = held_out.conversations[: len(demos)], held_out.prompts.encoding.pick(range(len(demos)))
+    check_demos(template, asked, encoding)
+    shown = encode_shown(template, asked, encoding)
     for place, near in enumerate(demos):
-        own, head = encoding.row(place, headless=True), len(encoding.head(place))
-        question = held_out.prompts.questions[place][head:]
+        own = shown.row(place, headless=True)
+        question = encode_question(template, asked[place], head=len(shown.head(place)))
         room = max_tokens - max(*map(len, own), len(question) + new_tokens)
-        count, prefix = len(near), encode_prefix(template, near[::-1], held_out.conversations[place])
+        count, prefix = len(near), encode_prefix(template, near[::-1], asked[place])
         while count and len(prefix) > room:
             count -= 1
-            prefix = encode_prefix(template, near[:count][::-1], held_out.conversations[place])
+            prefix = encode_prefix(template, near[:count][::-1], asked[place])
+        if not count:  # it is read alone, as it was found to fit
+            own, question = encoding.row(place), held_out.prompts.questions[place]
+            prefix = encoding.head(place)[:0]
         fewer += count < len(near)
         rows.append([put_before(prefix, each) for each in own])
         heads.append(len(prefix))

@@ -8,9 +8,9 @@ import numpy as np
 
 from tamis.examples.conversations import Conversation
 from tamis.language.chat_templates import Template
-from tamis.language.encoding import Encoding
+from tamis.language.encoding import Encoding, TokenSequence
 from tamis.language.prefixes import check_demos, encode_prefix
-from tamis.language.rendering import encode_conversations
+from tamis.language.rendering import encode_conversations, encode_shown
 from tamis.utility.pairs import Sets
 from tasks import models
 from tasks.artifacts.row_sets import read_sets
@@ -23,7 +23,8 @@ class Pool:
 
     ids: list[str]  # by row
     sets: Sets  # ground: the used pool; task: the target task; learnt: what an earlier version chose
-    encoding: Encoding
+    encoding: Encoding  # of each row alone
+    shown: Encoding  # of each row after a demo, which takes the place of its head
     template: Template
     conversations: list[Conversation]
 
@@ -49,6 +50,10 @@ class Pool:
             known[head, demo] = encode_prefix(self.template, [self.conversations[demo]], self.conversations[head])
         return known[head, demo]
 
+    def answered(self, target: int, demo: int) -> list[TokenSequence]:
+        """Return what follows a prefix in the sequences of a row: after a demo, or after its head."""
+        return (self.encoding if demo < 0 else self.shown).row(target, headless=True)
+
     @cached_property
     def _prefixes(self) -> dict[tuple[int, int], np.ndarray]:
         return {}
@@ -69,4 +74,5 @@ def read_pool(source: Path, digest: str, model: models.ModelChoice) -> Pool:
     template, conversations = open_template(model), [read_conversation(row) for row in rows]
     encoding = encode_conversations(template, conversations)
     check_demos(template, conversations, encoding)
-    return Pool([row["id"] for row in rows], sets, encoding, template, conversations)
+    shown = encode_shown(template, conversations, encoding)
+    return Pool([row["id"] for row in rows], sets, encoding, shown, template, conversations)

@@ -242,7 +242,7 @@ def split_by_length(pool: Pool, pairs: np.ndarray, max_tokens: int) -> tuple[np.
     Raises:
         ValueError: a target that does not fit even alone.
     """
-    longest, own = pool.encoding.longest, pool.encoding.longest - pool.encoding.head_tokens
+    longest, own = pool.encoding.longest, pool.shown.longest - pool.shown.head_tokens
     long = [place for place in pool.targets.tolist() if longest[place] > max_tokens]
     if long:
         raise ValueError(
@@ -298,7 +298,7 @@ def score_shard(shard: Shard) -> int:
 
 def _groups(pool: Pool, members: Mapping[tuple[int, int], list[int]]) -> list[Group]:
     return [
-        Group(pool.prefix(head, demo), [pool.encoding.row(target, headless=True) for target in targets])
+        Group(pool.prefix(head, demo), [pool.answered(target, demo) for target in targets])
         for (head, demo), targets in members.items()
     ]
 

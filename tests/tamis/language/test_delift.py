@@ -10,7 +10,7 @@ from tamis.examples.conversations import Conversation, Message, make_exchange
 from tamis.language.chat_templates import Template, TemplateError
 from tamis.language.delift import read_exchange
 from tamis.language.prefixes import encode_prefix
-from tamis.language.rendering import encode_conversations, encode_question, find_faults
+from tamis.language.rendering import encode_conversations, encode_question, encode_shown, find_faults
 
 ONE, TWO, THREE = make_exchange("one", "1"), make_exchange("two", "2 "), make_exchange("three", "3", "Be brief.")
 BASE = "Instruction: Please generate a response to the following query.\n\n\nQuery: "
@@ -27,12 +27,25 @@ def ids(*parts: str) -> list[int]:
 
 
 @pytest.mark.parametrize("conversation", [ONE, TWO, THREE], ids=["one", "two", "instructed"])
-def test_a_row_is_base_query_and_response_tokenised_apart(conversation):
+def test_a_row_alone_is_instruction_and_query_as_one_text_and_the_response(conversation):
     prompt, response = read_exchange(conversation)
     found = encode_conversations(TEMPLATE, [conversation])
-    assert found.tokens.tolist() == ids(BASE, f"{prompt}\n</s>", f"{response}</s>")
+    assert found.tokens.tolist() == ids(f"{BASE}{prompt}\n</s>", f"{response}</s>")
     assert found.tokens[found.answers].tolist() == ids(f"{response}</s>")
-    assert (found.heads.tolist(), found.tokens.dtype) == ([len(ids(BASE))], np.int32)
+    assert (found.heads.tolist(), found.tokens.dtype) == ([0], np.int32)
+
+
+def test_a_token_crosses_from_the_instruction_into_the_query():
+    assert ids(f"{BASE}the") != ids(BASE, "the")
+
+
+@pytest.mark.parametrize("conversation", [ONE, TWO, THREE], ids=["one", "two", "instructed"])
+def test_after_a_demo_stand_query_and_response_tokenised_apart(conversation):
+    prompt, response = read_exchange(conversation)
+    found = encode_shown(TEMPLATE, [conversation], encode_conversations(TEMPLATE, [conversation]))
+    assert found.tokens.tolist() == ids(f"{prompt}\n</s>", f"{response}</s>")
+    assert found.tokens[found.answers].tolist() == ids(f"{response}</s>")
+    assert encode_question(TEMPLATE, conversation, head=0).tolist() == ids(f"{prompt}\n</s>")
 
 
 def test_the_system_message_stands_before_the_prompt():
@@ -40,8 +53,7 @@ def test_the_system_message_stands_before_the_prompt():
 
 
 def test_no_demo_gives_the_head():
-    found = encode_conversations(TEMPLATE, [ONE])
-    assert encode_prefix(TEMPLATE, [], ONE).tolist() == found.tokens[: found.heads[0]].tolist() == ids(BASE)
+    assert encode_prefix(TEMPLATE, [], ONE).tolist() == []
 
 
 def test_demos_take_the_place_of_the_head_under_one_header():
@@ -51,7 +63,7 @@ def test_demos_take_the_place_of_the_head_under_one_header():
 
 
 def test_a_question_is_base_and_query():
-    assert encode_question(TEMPLATE, THREE).tolist() == ids(BASE, "Be brief.\n\nthree\n</s>")
+    assert encode_question(TEMPLATE, THREE).tolist() == ids(f"{BASE}Be brief.\n\nthree\n</s>")
 
 
 def test_braces_in_a_text_are_kept():
@@ -108,8 +120,8 @@ def test_faults_are_told_per_conversation():
 
 def test_the_toy_world_reads_as_published():
     toy = Template(toy_tokenizer(), "delift")
-    found = encode_conversations(toy, [make_exchange("two", "2")])
-    rest = found.tokens[found.heads[0] :]
+    rows = [make_exchange("two", "2")]
+    rest = encode_shown(toy, rows, encode_conversations(toy, rows)).tokens
     assert toy.tokenizer.decode([*encode_prefix(toy, [ONE], TWO), *rest]) == (
         f"{DEMO}one\n1\n\n\nQuery:\ntwo\n<|end|>2<|end|>"
     )

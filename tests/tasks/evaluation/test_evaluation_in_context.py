@@ -20,7 +20,7 @@ from tamis.examples.conversations import make_exchange
 from tamis.language.chat_templates import Template
 from tamis.language.embedding import encode_texts
 from tamis.language.prefixes import encode_prefix
-from tamis.language.rendering import encode_conversations
+from tamis.language.rendering import encode_conversations, encode_shown
 from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import ArtifactError, read_table
@@ -96,8 +96,9 @@ def slow_prompts(home: Path, model, label: str, demos: int) -> list[list[int]]:
         near = sorted(known, key=lambda other: -float(asked @ embed(other["prompt"])))[:demos]
         template, target = Template(tokenizer, model.template), make_exchange(row["prompt"], "x")
         prefix = encode_prefix(template, [make_exchange(one["prompt"], one["response"]) for one in near[::-1]], target)
-        ((before, _),) = list_pairs(encode_conversations(template, [target]))
-        found.append(prefix.tolist() + before[len(encode_prefix(template, [], target)) :])
+        shown = encode_shown(template, [target], encode_conversations(template, [target]))
+        ((before, _),) = list_pairs(shown)
+        found.append(prefix.tolist() + before[shown.heads[0] :])
     return found
 
 

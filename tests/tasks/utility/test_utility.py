@@ -39,12 +39,12 @@ def matrix(path, ids) -> np.ndarray:
 
 
 def segments_of(pool) -> tuple[list, list, list, list]:
-    """Each row's head, the prefix that shows it, what stands before its answer without the head, and its answer."""
+    """What stands before each row's answer, the prefix that shows it, what stands between a prefix and its answer."""
     places = range(len(pool.ids))
-    heads = [pool.encoding.head(place).tolist() for place in places]
     prefixes = [pool.prefix(0, place).tolist() for place in places]
-    rows, answers = zip(*(cut_pair(pool.encoding.row(place, headless=True)) for place in places), strict=True)
-    return heads, prefixes, list(rows), list(answers)
+    alone = [cut_pair(pool.encoding.row(place))[0] for place in places]
+    rows, answers = zip(*(cut_pair(pool.answered(place, 0)) for place in places), strict=True)
+    return alone, prefixes, list(rows), list(answers)
 
 
 @pytest.mark.parametrize("template", ["chat", "delift"])
@@ -61,9 +61,9 @@ def test_the_log_likelihood_form_is_the_difference_of_mean_log_likelihoods(folde
     tmp_path, ids = folders
     run(tmp_path, toy, replace(EXACT, distance="log_likelihood"))
     pool = read_pool(tmp_path / "examples/examples.parquet", "again", toy)
-    heads, prefixes, rows, answers = segments_of(pool)
+    before, prefixes, rows, answers = segments_of(pool)
     network = models.language_model(toy)
-    alone = np.mean(oracles.plain_log_probs(network, heads[1] + rows[1], answers[1]))
+    alone = np.mean(oracles.plain_log_probs(network, before[1], answers[1]))
     shown = np.mean(oracles.plain_log_probs(network, prefixes[3] + rows[1], answers[1]))
     assert matrix(tmp_path / "out", ids)[1, 3] == pytest.approx(shown - alone, abs=1e-5)
 
