@@ -3,10 +3,12 @@
     python benchmarks/approximation.py --data FILE [--rows 80] [--seed 0]
 
 A seeded sample of rows goes through the stages `embedding` and `utility`: once with every pair, then with `neighbours`
-and with `landmarks` at a share of the pairs, each with a store of its own. `objective_ratio` is the facility location
-that a kernel's choice reaches under the exact kernel, over what the exact choice reaches; `random_objective_ratio` the
-mean of five drawn choices. `time_ratio` is CPU seconds, embedding and scoring, over the exact kernel's; loading models
-is in neither. `error` is what the kernel lacks of all pairs. Each mode is printed, then the better one again.
+and with `landmarks` at a share of the pairs, each with a store of its own. Rows are chosen on kernels with a capped
+diagonal, and what a choice covers leaves out that rows cover themselves. `objective_ratio` is what a kernel's choice
+covers under the exact kernel, over what the exact choice covers, `random_objective_ratio` the mean of five drawn
+choices; `attainable_share` and `exact_attainable_share` are over what all rows cover. `time_ratio` is CPU seconds,
+embedding and scoring, over the exact kernel's; loading models is in neither. `error` is what the kernel lacks of all
+pairs. Each mode is printed, then the better one again.
 """
 
 import json
@@ -26,6 +28,7 @@ from tamis.examples.conversations import identify, identify_folded, make_exchang
 from tamis.submodular.budgets import Budget, draw, resolve
 from tamis.submodular.greedy import choose, evaluate
 from tamis.utility.pairs import plan_rounds
+from tamis.utility.quality import cap_diagonal, find_ceiling
 from tamis.utility.utility import approximation_error
 from tasks import models
 from tasks.artifacts import schemas
@@ -116,22 +119,32 @@ def score(
 
 def judge(kernel: np.ndarray, exact: np.ndarray, picks: Budget) -> dict[str, Any]:
     """Return what the kernel's choice and drawn ones reach under the exact kernel, over what its own choice does."""
-    similar, known = np.maximum(exact, 0), ~np.isnan(kernel)
-    demos = np.flatnonzero(known.any(axis=0))
+    known = ~np.isnan(kernel)
+    demos, everyone = np.flatnonzero(known.any(axis=0)), np.arange(len(exact))
     fewer = resolve({"count": picks.limit}, topics=[""] * len(demos), response_tokens=np.ones(len(demos), np.int64))
-    order = demos[choose(np.maximum(np.nan_to_num(kernel[:, demos]), 0), fewer).order]
-    best = evaluate(similar, choose(similar, picks).order)
-    drawn = [evaluate(similar, draw(picks, seed=seed)) / best for seed in range(DRAWS)]
-    reached, random = evaluate(similar, order) / best, float(np.mean(drawn))
+    order = demos[choose(cap(np.nan_to_num(kernel[:, demos]), demos), fewer).order]
+    similar = np.maximum(exact, 0)
+    others = cap_diagonal(similar, everyone, np.zeros(len(exact), np.float32))
+    best = evaluate(others, choose(cap(exact, everyone), picks).order)
+    drawn = [evaluate(others, draw(picks, seed=seed)) / best for seed in range(DRAWS)]
+    reached, random = evaluate(others, order) / best, float(np.mean(drawn))
     return {
         "objective_ratio": round(reached, 4),
         "random_objective_ratio": round(random, 4),
         "margin_over_random": round(reached - random, 4),
+        "attainable_share": round(reached * best / evaluate(others), 4),
+        "exact_attainable_share": round(best / evaluate(others), 4),
         "demos": len(demos),
         "targets": int(known.any(axis=1).sum()),
         "max_abs_diff": float(np.abs(kernel - exact)[known].max()),
         "error": asdict(approximation_error(exact.ravel().astype(np.float64), known.ravel())),
     }
+
+
+def cap(utility: np.ndarray, demos: np.ndarray) -> np.ndarray:
+    """Return the similarities of a utility, in which a row covers itself no better than another demo may."""
+    similar = np.maximum(utility, 0)
+    return cap_diagonal(similar, demos, find_ceiling(similar, demos))
 
 
 def compare(spent: tuple[int, float, float], whole: tuple[int, float, float]) -> dict[str, float]:
