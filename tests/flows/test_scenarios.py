@@ -18,7 +18,7 @@ CHILD = {
     "flow": [sys.executable, "-c", "from flows import pipeline; pipeline.run()"],
     "dvc": [sys.executable, "-m", "dvc", "repro"],
 }
-DAILY = ("fresh_run", "changed_back", "at_shard_three")
+DAILY = ("fresh_run", "at_shard_three")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
