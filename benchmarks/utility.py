@@ -29,7 +29,7 @@ from tamis.language.chat_templates import Template
 from tamis.language.encoding import TokenSequence
 from tamis.language.packing import Group, score_responses
 from tamis.language.prefixes import encode_prefix
-from tamis.language.rendering import encode_conversations
+from tamis.language.rendering import encode_conversations, encode_shown
 from tamis.utility.utility import measure
 from tasks import models
 
@@ -71,9 +71,10 @@ def main(
 def make_groups(template: Template, rows: list[Conversation]) -> list[Group]:
     """Return every row after nothing and after every row as a demo."""
     encoding = encode_conversations(template, rows)
-    targets = [encoding.row(place, headless=True) for place in range(len(rows))]
-    shown = [encode_prefix(template, demos, rows[0]) for demos in ([], *([row] for row in rows))]
-    return [Group(prefix, targets) for prefix in shown]
+    after = encode_shown(template, rows, encoding)
+    alone, shown = ([each.row(place, headless=True) for place in range(len(rows))] for each in (encoding, after))
+    prefixes = [encode_prefix(template, [row], rows[0]) for row in rows]
+    return [Group(encoding.head(0), alone), *(Group(prefix, shown) for prefix in prefixes)]
 
 
 def cut_pair(prefix: np.ndarray, target: TokenSequence) -> tuple[list[int], list[int]]:

@@ -1,7 +1,7 @@
 """One graph, two drivers: whichever ran last, the other finds nothing to do.
 
 Over the small graph (no torch) in the daily suite, over the real graph with the toy model when slow tests run;
-of these, three are run daily, by the flow.
+of these, two are run daily, by the flow.
 """
 
 import shutil
