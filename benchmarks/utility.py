@@ -116,10 +116,14 @@ def summarise(
 
 def sample(data: Path, examples: int, seed: int) -> list[dict[str, Any]]:
     """Return a seeded sample of the file's rows."""
+    return random.Random(seed).sample(read_lines(data), examples)
+
+
+def read_lines(data: Path) -> list[dict[str, Any]]:
+    """Return the file's rows."""
     opened = gzip.open if data.suffix == ".gz" else open
     with opened(data, "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    return random.Random(seed).sample(rows, examples)
+        return [json.loads(line) for line in file]
 
 
 def timed(function: Callable[[], Any]) -> tuple[Any, float, float]:
