@@ -6,6 +6,7 @@ Symbols: a field is what a row calls a value, a part is what it is to an example
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 from tamis.examples.conversations import normalise
 
 EXACT = 1e16  # from here on a float is written with an exponent
+ESCAPED = re.compile("[\udc80-\udcff]")  # a byte of another encoding, as Python keeps it
+ENCODING = "set examples.encoding, cp1252 for example"
 
 
 class RowError(ValueError):
@@ -147,7 +150,8 @@ def check_text(text: str, part: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise RowError(f"not UTF-8: the {part} holds bytes or escapes that are no Unicode") from None
+        way_out = f"; {ENCODING}" if ESCAPED.search(text) else ""
+        raise RowError(f"not UTF-8: the {part} holds bytes or escapes that are no Unicode{way_out}") from None
 
 
 def _list_texts(value: Any) -> Iterator[str]:

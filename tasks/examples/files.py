@@ -8,7 +8,7 @@ import glob
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NamedTuple
@@ -21,9 +21,9 @@ KINDS = {
     ".tsv": "tsv",
     ".parquet": "parquet",
 }
-PACKED = (".gz", ".zst", ".bz2")  # for all kinds but Parquet, which packs its columns itself
+PACKED = (".gz", ".zst", ".bz2")  # for all kinds
 SAVED = "datasets"  # the kind of a folder that `datasets` saved
-READ = f"{', '.join(KINDS)} (all but the last also as {', '.join(PACKED)}) and folders saved by `datasets`"
+READ = f"{', '.join(KINDS)} (each also as {', '.join(PACKED)}) and folders saved by `datasets`"
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -37,6 +37,9 @@ LISTS_DATA = (
     "and examples.fields"
 )
 DESCRIBES_DATA = "describes a data set and holds no rows"
+RECORD = ".files.json"  # how the name of a record of raw files ends
+RECORDS_FILES = "the record of a version's raw files"
+HIDDEN, NO_DATA = "hidden", "no data file"
 SHOWN = 3  # names in an error
 
 
@@ -63,7 +66,7 @@ class NotRead(NamedTuple):
 
 
 def list_files(raw: Path, apart: Mapping[str, str]) -> tuple[list[RawFile], list[NotRead]]:
-    """Return what is read of a raw path, by name, and what else is there. Hidden files are neither.
+    """Return what is read of a raw path, by name, and what else is there; of a hidden folder, its name alone.
 
     Args:
         raw: a file; a folder, whose sub-folders are read as well; or a pattern of files and folders, such as
@@ -71,7 +74,8 @@ def list_files(raw: Path, apart: Mapping[str, str]) -> tuple[list[RawFile], list
         apart: parameter -> the file or folder inside `raw` that it names; these files come first.
 
     Raises:
-        ExamplesError: a path does not exist, cannot be read or holds no data; two parameters name the same file.
+        ExamplesError: a path does not exist, cannot be read or holds no data; a name is not UTF-8; two parameters name
+            the same file.
     """
     raw = Path(raw)
     try:
@@ -85,22 +89,38 @@ def list_files(raw: Path, apart: Mapping[str, str]) -> tuple[list[RawFile], list
             "folder"
         ) from error
     given = {name: each for chosen in named.values() for name, each in chosen.items()}
+    _refuse_names(files | given)
     twice = sorted(name for name in given if sum(name in chosen for chosen in named.values()) > 1)
     if twice:
         raise ExamplesError(
             f"{len(twice)} of {len(given)} files are named by {' and '.join(apart)}, first {twice[0]}; a row is of one"
         )
     others = [
-        each._replace(name=each.name.partition("/")[2] or each.name)
+        each._replace(name=show_name(each.name.partition("/")[2] or each.name))
         for each in found.values()
-        if isinstance(each, NotRead)
+        if isinstance(each, NotRead) and not any(PurePosixPath(name).is_relative_to(each.name) for name in given)
     ]
     rest = [each for name, each in files.items() if name not in given]
     if not rest:
-        shown = ", ".join(each.name for each in others[:SHOWN])
+        shown = ", ".join(map(_tell_unread, others[:SHOWN]))
         beside = f" beside what {' and '.join(apart)} names" if given else ""
         raise ExamplesError(f"{raw} holds {f'only {shown}' if shown else 'nothing'}{beside}; read are {READ}")
     return [*given.values(), *rest], others
+
+
+def show_name(name: str) -> str:
+    r"""Return a file's name as text: bytes of it that are no UTF-8 as escapes.
+
+    >>> print(show_name("caf\udce9.csv"))
+    caf\xe9.csv
+    """
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def find_list(file: RawFile) -> str | None:
+    """Return where the list of LLaMA-Factory lies that may say what a file's columns are; None where there is none."""
+    place = file.path.with_name(DESCRIPTIONS[0])
+    return str(PurePosixPath(file.name).with_name(place.name)) if _tell_description(place) == LISTS_DATA else None
 
 
 def list_contents(path: Path) -> list[Path]:
@@ -124,12 +144,11 @@ def find_kind(name: str) -> str | None:
     """Return how a file is read by the end of its name; None: it is not.
 
     >>> [find_kind(name) for name in ("a.jsonl", "b.CSV.zst", "c.parquet.gz", "README.md")]
-    ['jsonl', 'csv', None, None]
+    ['jsonl', 'csv', 'parquet', None]
     """
     plain = name.lower()
     packed = next((end for end in PACKED if plain.endswith(end)), "")
-    kind = KINDS.get(PurePosixPath(plain.removesuffix(packed)).suffix)
-    return None if packed and kind == "parquet" else kind
+    return KINDS.get(PurePosixPath(plain.removesuffix(packed)).suffix)
 
 
 def find_split(name: str) -> str | None:
@@ -196,6 +215,21 @@ def _goes_round(base: Path, path: Path) -> bool:
     return len({os.path.realpath(parent) for parent in above}) < len(above)
 
 
+def _refuse_names(names: Collection[str]) -> None:
+    """Check that artifacts, which are UTF-8, can hold the names of files."""
+    bad = [name for name in names if show_name(name) != name]
+    if bad:
+        raise ExamplesError(
+            f"{len(bad)} of {len(names)} files have a name or a folder whose name is not UTF-8, first "
+            f"{show_name(bad[0])}; rename it"
+        )
+
+
+def _tell_unread(one: NotRead) -> str:
+    """Return the name of what is not read, and why where that helps."""
+    return one.name if one.reason in (NO_DATA, HIDDEN) else f"{one.name} ({one.reason})"
+
+
 def _name(base: Path, path: Path) -> PurePosixPath:
     return PurePosixPath(Path(os.path.abspath(base)).name, *path.relative_to(base).parts)
 
@@ -225,14 +259,15 @@ def _walk(path: Path, name: str, above: tuple[str, ...]) -> Iterator[RawFile | N
     if real in above:
         yield NotRead(name, "a link to a folder that holds it")
         return
-    saved = _list_saved(path, name)
+    there = sorted(path.iterdir())  # before what it holds is looked for: a folder that cannot be read is named itself
+    saved = _list_saved(path, name, there)
     yield from saved
-    for inside in [] if saved else _list_visible(path):
-        yield from _walk(inside, f"{name}/{inside.name}", (*above, real))
-
-
-def _list_visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    for inside in [] if saved else there:
+        inner = f"{name}/{inside.name}"
+        if inside.name.startswith("."):
+            yield NotRead(inner, HIDDEN)
+        else:
+            yield from _walk(inside, inner, (*above, real))
 
 
 def _tell(path: Path, name: str) -> RawFile | NotRead:
@@ -243,7 +278,7 @@ def _tell(path: Path, name: str) -> RawFile | NotRead:
             return NotRead(name, "a link to nothing")
         raise ExamplesError(f"{name} is a link to nothing; fetch what it names, or take it out of the raw folder")
     if kind is None:
-        return NotRead(name, "no data file")
+        return NotRead(name, NO_DATA)
     if not path.is_file():
         return NotRead(name, "neither a file nor a folder")
     described = _tell_description(path)
@@ -255,17 +290,21 @@ def _tell(path: Path, name: str) -> RawFile | NotRead:
 
 def _tell_description(path: Path) -> str | None:
     """Return what a file of a describing name describes; None where it is not one, or holds rows all the same."""
-    found = _load(path) if path.name in DESCRIPTIONS else None
+    found = _load(path) if path.name in DESCRIPTIONS or path.name.endswith(RECORD) else None
     if not isinstance(found, dict):
         return None
+    if path.name.endswith(RECORD):
+        return RECORDS_FILES if {*found} == {"raw", "files"} else None
     entries = [each for each in found.values() if isinstance(each, dict)]
     listed = any(isinstance(each.get(key), str) for each in entries for key in LLAMA_FACTORY)
     return LISTS_DATA if listed else DESCRIBES_DATA
 
 
-def _list_saved(path: Path, name: str) -> list[RawFile]:
+def _list_saved(path: Path, name: str, there: Sequence[Path]) -> list[RawFile]:
     """Return what `datasets` saved in a folder: a data set, or the splits of several; nothing where it did not."""
-    stem = path.name.split(".")[0]
+    stem, held = path.name.split(".")[0], {each.name for each in there}
+    if not held & {*DESCRIPTIONS}:
+        return []
     splits = _load(path / "dataset_dict.json")
     if isinstance(splits, dict) and isinstance(splits.get("splits"), list):
         missing = [split for split in splits["splits"] if not (path / str(split)).is_dir()]
@@ -276,16 +315,16 @@ def _list_saved(path: Path, name: str) -> list[RawFile]:
             )
         return [RawFile(f"{name}/{split}", path / split, SAVED, split, stem) for split in splits["splits"]]
     state = _load(path / "state.json")
-    if (isinstance(state, dict) and "_data_files" in state) or _holds_description_alone(path):
+    if (isinstance(state, dict) and "_data_files" in state) or _holds_description_alone(path, there):
         return [RawFile(name, path, SAVED, find_split(name), stem)]
     return []
 
 
-def _holds_description_alone(path: Path) -> bool:
+def _holds_description_alone(path: Path, there: Sequence[Path]) -> bool:
     """Return whether a folder has a description as `datasets` writes it, and neither other data nor sub-folders."""
     if _tell_description(path / "dataset_info.json") != DESCRIBES_DATA:
         return False
-    others = [each for each in _list_visible(path) if each.name not in DESCRIPTIONS]
+    others = [each for each in there if each.name not in DESCRIPTIONS and not each.name.startswith(".")]
     return not any(each.is_dir() or find_kind(each.name) for each in others)
 
 

@@ -1,12 +1,16 @@
 """The records of a raw file, one after another, and what each holds or why nothing of it can be read.
 
 JSON lines, CSV, TSV, Parquet and saved data sets are read batch by batch, so memory does not grow with the file. A JSON
-array is held as text as a whole, and its rows are made one at a time.
+array is held as text as a whole, and its rows are made one at a time. Packed Parquet, whose end is read first, is
+unpacked to a temporary file.
 """
 
 import math
+import shutil
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date, time
 from itertools import islice
 from typing import Any
@@ -15,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.examples.files import PACKED, SAVED, ExamplesError, RawFile
-from tasks.examples.text_files import SEPARATORS, UTF8, Record, read_columns, read_text_file, refuse_twice
+from tasks.examples.text_files import SEPARATORS, UTF8, Record, open_bytes, read_columns, read_text_file, refuse_twice
 
 BATCH = 1024  # rows per batch of a columnar file
 SAMPLE = 100  # records with fields from which those of a file are known
@@ -116,7 +120,7 @@ def _list_columns(file: RawFile, encoding: str) -> list[str]:
     if file.kind == SAVED:
         return _load_saved(file).column_names
     if file.kind == "parquet":
-        with pq.ParquetFile(file.path) as opened:
+        with _open_parquet(file) as opened:
             return opened.schema_arrow.names
     return read_columns(file, encoding) if file.kind in SEPARATORS else []
 
@@ -136,8 +140,23 @@ def _load_saved(file: RawFile) -> Any:
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
+@contextmanager
+def _open_parquet(file: RawFile) -> Iterator[pq.ParquetFile]:
+    """Open a file of Parquet, packed or not."""
+    if not file.path.name.lower().endswith(PACKED):
+        with pq.ParquetFile(file.path) as opened:
+            yield opened
+        return
+    with tempfile.TemporaryFile() as plain:
+        with open_bytes(file) as packed:
+            shutil.copyfileobj(packed, plain)
+        plain.seek(0)
+        with pq.ParquetFile(plain) as opened:
+            yield opened
+
+
 def _read_parquet(file: RawFile, columns: Sequence[str] | None) -> Iterator[Record]:
-    with pq.ParquetFile(file.path) as opened:
+    with _open_parquet(file) as opened:
         kept = _keep(opened.schema_arrow.names, columns, file)
         yield from _number(file, opened.iter_batches(batch_size=BATCH, columns=kept))
 

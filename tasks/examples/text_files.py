@@ -13,12 +13,13 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from typing import Any, BinaryIO, NamedTuple, NoReturn, cast
 
 import pyarrow as pa
 
-from tamis.examples.values import RowError, make_object, parse_json
-from tasks.examples.files import ExamplesError, RawFile
+from tamis.examples.values import ENCODING, ESCAPED, RowError, make_object, parse_json
+from tasks.examples.files import ExamplesError, RawFile, show_name
 
 UTF8 = "utf-8"
 MARK = "\ufeff"  # a byte order mark, decoded
@@ -35,11 +36,13 @@ READ_AS = {  # what an encoding's bytes may be read as
     "utf-16-be": ("utf-16-be",),
 }
 START = 4  # bytes by which an encoding is told
+SHOWN = 5  # names in an error
 SEPARATORS = {"csv": ",", "tsv": "\t"}
-ESCAPED = re.compile("[\udc80-\udcff]")  # a byte that is none of the encoding, as Python keeps it
 BLANK = re.compile(r"[ \t\n\r]*")  # between the values of JSON
 PLAIN = json.JSONDecoder()
 STRICT = json.JSONDecoder(object_pairs_hook=make_object)
+LENIENT = json.JSONDecoder(parse_int=str)  # takes numbers of any length
+BRACKET = re.compile(r'[\[\]{}]|"(?:[^"\\]|\\.)*"', re.DOTALL)  # or a text, in which brackets are none
 
 
 class Record(NamedTuple):
@@ -102,17 +105,18 @@ def _open_text(file: RawFile, encoding: str) -> Iterator[Iterator[str]]:
         raise ExamplesError(
             f"examples.encoding is {encoding!r}, which Python does not know as one of text; set utf-8, utf-16 or cp1252"
         ) from None
-    with _open_bytes(file) as opened:
+    with open_bytes(file) as opened:
         _check_encoding(opened.read(START), file, encoding)
     newline = "" if file.kind in SEPARATORS else "\n"
     with (
-        _open_bytes(file) as opened,
+        open_bytes(file) as opened,
         io.TextIOWrapper(opened, encoding=encoding, errors="surrogateescape", newline=newline) as text,
     ):
         yield (line if place else line.removeprefix(MARK) for place, line in enumerate(text))
 
 
-def _open_bytes(file: RawFile) -> BinaryIO:
+def open_bytes(file: RawFile) -> BinaryIO:
+    """Open a file, packed or not, as what it holds."""
     name = file.path.name.lower()
     if name.endswith(".gz"):
         return cast(BinaryIO, gzip.open(file.path, "rb"))
@@ -137,23 +141,46 @@ def _check_encoding(start: bytes, file: RawFile, encoding: str) -> None:
 
 
 def _read_lines(lines: Iterable[str], file: RawFile, encoding: str) -> Iterator[Record]:
-    """Yield one record per line of JSON; blank lines are none."""
-    for line, content in enumerate(lines, start=1):
-        content = content.rstrip("\r\n")
-        if content.strip():
-            shown = content.encode(UTF8, "surrogateescape").decode(UTF8, "backslashreplace")
-            yield Record(file.name, line, _parse_line(content, encoding), shown)
+    """Yield one record per line of JSON; blank lines are none.
+
+    Raises:
+        ExamplesError: the lines are those of one array.
+    """
+    filled = ((line, content.rstrip("\r\n")) for line, content in enumerate(lines, start=1) if content.strip())
+    first = list(islice(filled, 2))
+    if first and _is_array([content for _, content in first]):
+        raise ExamplesError(f"{file.name} is a JSON array and has not one object per line; name it .json")
+    for line, content in chain(first, filled):
+        yield Record(file.name, line, _parse_line(content, encoding), show_name(content))
+
+
+def _is_array(first: Sequence[str]) -> bool:
+    """Return whether a file whose first lines these are, at most two, is one array: it ends there, or later."""
+    if not first[0].lstrip().startswith("["):
+        return False
+    try:
+        found = PLAIN.decode(first[0].strip())
+    except (ValueError, RecursionError):
+        return True
+    return len(first) == 1 and (not found or _are_rows(found))
 
 
 def _parse_line(content: str, encoding: str) -> Any:
     bad = ESCAPED.search(content)
     if bad is not None:
         byte = ord(bad[0]) & 0xFF
-        return RowError(f"not {encoding.upper()}: byte 0x{byte:02x} at column {bad.start() + 1}")
+        return RowError(
+            f"not {encoding.upper()}: byte 0x{byte:02x} at column {bad.start() + 1}; {_name_encoding(encoding)}"
+        )
     try:
         return parse_json(content)
     except RowError as error:
         return error
+
+
+def _name_encoding(encoding: str) -> str:
+    """Return the way out where bytes are none of an encoding."""
+    return ENCODING if codecs.lookup(encoding).name.startswith(UTF8) else "set examples.encoding to that of the file"
 
 
 def _read_array(text: str, file: RawFile) -> Iterator[Record]:
@@ -195,11 +222,35 @@ def _decode_array(text: str, file: RawFile) -> Iterator[tuple[Any, str | None]]:
 
 
 def _decode_row(text: str, place: int) -> tuple[Any, int]:
-    """Return the value that begins at a place, or why it cannot be one, and the place after it."""
+    """Return the value that begins at a place, or why it cannot be one, and the place after it.
+
+    Raises:
+        ValueError: no JSON.
+        RecursionError: it is too deep, and does not end.
+    """
     try:
         return STRICT.raw_decode(text, place)
     except RowError as error:
-        return error, PLAIN.raw_decode(text, place)[1]
+        return error, LENIENT.raw_decode(text, place)[1]
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:  # a number of too many digits
+        return RowError(f"invalid JSON: {error}"), LENIENT.raw_decode(text, place)[1]
+    except RecursionError as error:
+        end = _find_end(text, place)
+        if end is None:
+            raise
+        return RowError(f"invalid JSON: {error}"), end
+
+
+def _find_end(text: str, place: int) -> int | None:
+    """Return the place after an object or array, however deep; None where it does not end."""
+    depth = 0
+    for found in BRACKET.finditer(text, place):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
+        if not depth:
+            return found.end()
+    return None
 
 
 def _skip(text: str, place: int) -> int:
@@ -214,21 +265,35 @@ def _refuse_object(found: Any, file: RawFile) -> NoReturn:
     """
     values = list(found.values()) if isinstance(found, dict) else []
     rows = [name for name, value in found.items() if _are_rows(value)] if values else []
-    if len(rows) == 1:
+    if len(rows) > 1:
+        raise ExamplesError(
+            f"{file.name} holds lists of rows ({_list_some(rows)}), such as the splits of a data set, in one object; "
+            f"write each list to a file of its own in a folder: {_list_some([f'{name}.json' for name in rows])}"
+        )
+    if _are_columns(values):
+        raise ExamplesError(
+            f"{file.name} holds columns ({_list_some(list(found))}), not rows; write an array with one object per "
+            "row, in pandas with to_json(orient='records')"
+        )
+    if rows:
         raise ExamplesError(
             f"{file.name} holds one JSON object whose field {rows[0]!r} has the rows; write that array alone"
-        )
-    if values and (
-        all(isinstance(value, list) for value in values) or all(isinstance(value, dict) for value in values)
-    ):
-        raise ExamplesError(
-            f"{file.name} holds columns ({', '.join(list(found)[:5])}), not rows; write an array with one object per "
-            "row, in pandas with to_json(orient='records')"
         )
     raise ExamplesError(
         f"{file.name} holds one JSON {type(found).__name__}, not an array of objects; put it into [ ], or take it out "
         "of the raw folder"
     )
+
+
+def _are_columns(values: Sequence[Any]) -> bool:
+    """Return whether values are columns: lists of one length, or objects by the number of the row."""
+    lists = [len(value) for value in values if isinstance(value, list)]
+    objects = [value for value in values if isinstance(value, dict)]
+    return bool(values) and (len(objects) == len(values) or (len(lists) == len(values) and len(set(lists)) == 1))
+
+
+def _list_some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _are_rows(value: Any) -> bool:
@@ -268,5 +333,8 @@ def _read_header(rows: Any, file: RawFile) -> list[str]:
         raise ExamplesError(
             f"{file.name} has one column {header[0]!r}; columns are separated by commas in .csv, by tabs in .tsv"
         )
+    bad = next((name for name in header if ESCAPED.search(name)), None)
+    if bad is not None:
+        raise ExamplesError(f"{file.name} has a column {show_name(bad)} that is of another encoding; {ENCODING}")
     refuse_twice(header, file)
     return header

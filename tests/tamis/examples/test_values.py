@@ -72,6 +72,11 @@ def test_a_whole_number_is_one_text_however_it_is_stored(number):
         (date(2024, 1, 1), "not text: the prompt is date"),
         (float("inf"), "not text: the prompt is float"),
         ("a\ud800", "not UTF-8: the prompt holds bytes or escapes that are no Unicode"),
+        (
+            "a\udce9",
+            "not UTF-8: the prompt holds bytes or escapes that are no Unicode; set examples.encoding, cp1252 for "
+            "example",
+        ),
         ("ab\0", "holds NUL: the prompt has the character U+0000 at place 3"),
     ],
 )

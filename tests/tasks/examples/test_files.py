@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 
+from tasks.examples import files
 from tasks.examples.files import ExamplesError, find_kind, find_split, is_inside, list_files
 
 SAVED = {"description": "", "features": {"file_name": {"dtype": "string"}}}  # a column may have any name
@@ -46,13 +48,13 @@ def ignored(raw: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("packed", ["", ".gz", ".zst", ".bz2"])
-@pytest.mark.parametrize("kind", ["jsonl", "ndjson", "json", "csv", "tsv"])
+@pytest.mark.parametrize("kind", ["jsonl", "ndjson", "json", "csv", "tsv", "parquet"])
 def test_every_kind_is_found_in_any_case_and_packed(kind, packed):
     expected = "jsonl" if kind == "ndjson" else kind
     assert find_kind(f"rows.{kind}{packed}") == find_kind(f"ROWS.{kind}{packed}".upper()) == expected
 
 
-@pytest.mark.parametrize("name", ["rows.txt", "rows.gz", "README", "jsonl", "rows.parquet.zst", "rows.jsonl.xz"])
+@pytest.mark.parametrize("name", ["rows.txt", "rows.gz", "README", "jsonl", "rows.jsonl.xz"])
 def test_other_files_have_no_kind(name):
     assert find_kind(name) is None
 
@@ -66,7 +68,10 @@ def test_sub_folders_are_read_by_name_and_hidden_files_are_not(raw):
 
 def test_what_is_not_read_is_named_with_its_reason(raw):
     put(raw, "a.jsonl", "README.md", "b/LICENSE", "c/.gitkeep")
-    assert ignored(raw) == {"README.md": "no data file", "b/LICENSE": "no data file"}
+    others = {"README.md": "no data file", "b/LICENSE": "no data file"}
+    assert ignored(raw) == {**others, "c/.gitkeep": "hidden"}
+    put(raw, ".git/a/b.jsonl", ".rows.jsonl")
+    assert ignored(raw) == {**others, "c/.gitkeep": "hidden", ".git": "hidden", ".rows.jsonl": "hidden"}
 
 
 def test_one_file_is_enough(raw):
@@ -122,8 +127,8 @@ def test_the_raw_folders_own_name_is_no_split(tmp_path):
 def test_folders_that_datasets_saved_are_read_split_by_split(raw):
     save(raw / "one")
     save_splits(raw / "two", "train", "extra")
-    files = [(file.name, file.path, file.kind, file.split, file.stem) for file in list_files(raw, {})[0]]
-    assert files == [
+    found = [(file.name, file.path, file.kind, file.split, file.stem) for file in list_files(raw, {})[0]]
+    assert found == [
         ("v1/one", raw / "one", "datasets", None, "one"),
         ("v1/two/train", raw / "two/train", "datasets", "train", "two"),
         ("v1/two/extra", raw / "two/extra", "datasets", "extra", "two"),
@@ -157,9 +162,37 @@ def test_the_list_of_llama_factory_is_told_from_a_saved_folder(raw):
     assert ignored(raw)["dataset_info.json"].startswith("LLaMA-Factory's list of data sets, which is not followed; say")
 
 
+def test_a_list_of_llama_factory_alone_is_named_with_what_it_is(raw):
+    put(raw, "dataset_info.json", content='{"toy": {"hf_hub_url": "me/toy"}}')
+    text = r"v1 holds only dataset_info.json \(LLaMA-Factory's list of data sets, which is not followed; .*\); read are"
+    with pytest.raises(ExamplesError, match=text):
+        list_files(raw, {})
+
+
 def test_rows_under_a_describing_name_are_read(raw):
-    put(raw, "state.json", content='[{"prompt": "a", "response": "b"}]')
-    assert listed(raw) == ["v1/state.json"]
+    put(raw, "state.json", "v1.files.json", content='[{"prompt": "a", "response": "b"}]')
+    assert listed(raw) == ["v1/state.json", "v1/v1.files.json"]
+
+
+def test_a_record_of_raw_files_is_no_data(raw):
+    put(raw, "v1/a.jsonl")
+    put(raw, "v1.files.json", content='{"raw": "data/raw/v1", "files": {}}')
+    assert listed(raw) == ["v1/v1/a.jsonl"]
+    assert ignored(raw) == {"v1.files.json": "the record of a version's raw files"}
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe.jsonl", b"caf\xe9/a.jsonl", b"caf\xe9/.task/a.jsonl"])
+def test_a_name_that_is_not_utf8_is_refused_with_the_way_out(raw, name):
+    put(raw, "a.jsonl", os.fsdecode(name))
+    shown = re.escape(name.decode(errors="backslashreplace"))
+    apart = {"examples.target.path": os.fsdecode(name)} if b".task" in name else {}
+    with pytest.raises(ExamplesError, match=rf"^1 of 2 files have a name .* not UTF-8, first v1/{shown}; rename it$"):
+        list_files(raw, apart)
+
+
+def test_what_is_not_read_may_have_any_name(raw):
+    put(raw, "a.jsonl", os.fsdecode(b"caf\xe9.txt"))
+    assert ignored(raw) == {r"caf\xe9.txt": "no data file"}
 
 
 def test_a_link_to_a_folder_that_holds_it_is_not_followed(raw):
@@ -208,6 +241,7 @@ def test_a_folder_that_cannot_be_read_is_refused(raw, monkeypatch):
         return walk(folder)
 
     monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(files, "_load", lambda path: pytest.fail(f"{path} is looked for where nothing can be seen"))
     with pytest.raises(ExamplesError, match=r"raw/v1/b cannot be read: Permission denied; allow it, or take it out of"):
         list_files(raw, {})
 
@@ -250,6 +284,7 @@ def test_a_split_may_be_named_by_a_parameter(raw):
 def test_a_parameter_may_name_a_hidden_folder_and_what_a_pattern_does_not_match(raw):
     put(raw, "a.jsonl", "b.csv", ".task/c.jsonl")
     assert listed(raw, {"examples.target.path": ".task"})[0] == "v1/.task/c.jsonl"
+    assert list_files(raw, {"examples.target.path": ".task"})[1] == []
     assert listed(raw / "*.jsonl", {"examples.target.path": "b.csv"}) == ["v1/b.csv", "v1/a.jsonl"]
     assert is_inside("v1/b.csv", raw / "*.jsonl", "b.csv")
 
