@@ -108,7 +108,8 @@ def read_raw(raw: Path, before: Corpus | None, settings: Any, version: str) -> l
     from tasks.examples.division import divide
     from tasks.examples.examples import choose_files
     from tasks.examples.near import find_likeness
-    from tasks.examples.reading import Facts, Reader, list_sources, read_files
+    from tasks.examples.reading import Facts, Reader, read_files
+    from tasks.examples.settings import list_sources
 
     facts, rows = Facts(), []
     files, _ = choose_files(raw, settings)

@@ -21,8 +21,8 @@ from tasks.conversations import open_template, read_conversation
 from tasks.examples.division import Division, divide, make_withdrawn, name_apart, read_before
 from tasks.examples.files import ExamplesError, NotRead, RawFile, is_inside, list_contents, list_files
 from tasks.examples.near import find_likeness
-from tasks.examples.reading import LONG, READ, Facts, Reader, list_sources, read_files
-from tasks.examples.settings import ExamplesSettings
+from tasks.examples.reading import LONG, READ, Facts, Reader, read_files, tell_notes
+from tasks.examples.settings import ExamplesSettings, list_sources
 from tasks.folders import Folders
 
 SIDES = (splits.POOL, splits.TARGET, splits.HELD_OUT, splits.GENERAL)
@@ -77,7 +77,7 @@ def write_examples(
     counts = measure(division, facts, held_out_share) | {"ignored_files": [list(each) for each in ignored]}
     tables.write_json(counts | count_changes(division, gone), out / "examples.json")
     told = {"rows_read": facts.count, "rows_rejected": len(facts.rejects), "not_read": [each.name for each in ignored]}
-    return told | {"notes": dict(facts.notes), "rows_split": facts.split}
+    return told | {"notes": tell_notes(facts), "rows_split": facts.split}
 
 
 def choose_files(raw: Path, settings: ExamplesSettings) -> tuple[list[RawFile], list[NotRead]]:

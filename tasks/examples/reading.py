@@ -8,9 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from itertools import count, islice
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -31,9 +29,9 @@ from tamis.language.encoding import Encoding
 from tamis.language.rendering import encode_conversations, find_faults
 from tasks.artifacts import schemas
 from tasks.conversations import write_conversation
-from tasks.examples.files import ExamplesError, RawFile
+from tasks.examples.files import LISTS_DATA, ExamplesError, RawFile, find_list
 from tasks.examples.records import pick_kept, read_records, sample_fields
-from tasks.examples.settings import ExamplesSettings
+from tasks.examples.settings import ExamplesSettings, Source, choose_settings, find_source
 from tasks.examples.text_files import Record
 
 BATCH = 1024  # rows that are parsed and tokenised at once
@@ -52,6 +50,7 @@ DERIVED = (  # columns that are known once all rows are read
 READ = pa.schema([one for one in schemas.EXAMPLES if one.name not in DERIVED])
 LONG, SPECIAL = "longer than the context", "holds a control token"
 DROPPED = "longer than the context: whole exchanges are left out at its end"
+FIELDLESS = "no fields"  # what a file is called whose rows have none
 SHOWN = 20  # fields that an error names
 
 
@@ -77,22 +76,6 @@ class Facts:
     unread: dict[str, list[str]] = field(default_factory=dict)  # of each file, fields that nothing is read from
     split: int = 0  # rows of which the template makes several sequences
     count: int = 0  # rows, good and bad
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a version says of some of its files."""
-
-    path: str  # a file, a folder or a pattern, inside the raw path
-    format: str | None = None  # None: that of the settings
-    fields: Mapping[str, str] | None = None  # likewise
-    topic: str | None = None  # of all rows; None: by field or file
-    source: str | None = None  # of rows that name none themselves
-
-    def fits(self, file: RawFile) -> bool:
-        """Return whether a file is what the path names, or lies in it."""
-        inside = PurePosixPath(file.name.partition("/")[2] or file.name)
-        return inside.is_relative_to(self.path) or fnmatchcase(str(inside), self.path)
 
 
 @dataclass(frozen=True)
@@ -170,6 +153,8 @@ def cut_files(files: Sequence[RawFile], reader: Reader, facts: Facts, *, most: i
         columns = [*reading.fields.values(), *settings.keep] if reading else None
         records = islice(read_records(file, encoding=settings.encoding, columns=columns), most)
         while batch := list(islice(records, BATCH)):
+            if reading is None:
+                facts.formats[file.name] = FIELDLESS
             found = True
             yield Batch(batch, file.stem, reading, source)
         if not found:
@@ -182,22 +167,6 @@ def read_batch(batch: Batch, reader: Reader, facts: Facts) -> Iterator[pa.Table]
     facts.seen |= _find_fields(batch.records, {*settings.fields.values(), *settings.keep} - facts.seen)
     rows = [row for record in batch.records if (row := _parse(record, batch.reading, batch.stem, reader, facts))]
     yield from _encode([label(row, batch.source) for row in rows], reader, facts)
-
-
-def list_sources(settings: ExamplesSettings, version: str) -> tuple[Source, ...]:
-    """Return what is said of some files of a version."""
-    return tuple(Source(**one) for one in settings.sources.get(version, ()))
-
-
-def find_source(file: RawFile, sources: Sequence[Source]) -> Source:
-    """Return what is said of a file: the first source that fits it, or one that says nothing."""
-    return next((one for one in sources if one.fits(file)), Source(""))
-
-
-def choose_settings(source: Source, settings: ExamplesSettings) -> ExamplesSettings:
-    """Return how the files of a source are read."""
-    said = {"format": source.format, "fields": source.fields}
-    return replace(settings, **{name: value for name, value in said.items() if value is not None})
 
 
 def label(row: Row, source: Source) -> Row:
@@ -253,7 +222,9 @@ def _recognise(file: RawFile, settings: ExamplesSettings, facts: Facts) -> Readi
         format = None if settings.format == "auto" else settings.format
         reading = make_reading(names, sample, format=format, fields=settings.fields, learn=settings.learn)
     except ValueError as error:
-        raise ExamplesError(f"{file.name}: {error}") from None
+        listed = find_list(file)
+        beside = f"; {listed} is {LISTS_DATA}" if listed else ""
+        raise ExamplesError(f"{file.name}: {error}{beside}") from None
     facts.unread[file.name] = [name for name in list_unread(names, reading) if name not in settings.keep]
     return reading
 
@@ -273,11 +244,19 @@ def _parse(record: Record, reading: Reading | None, stem: str, reader: Reader, f
             way_out = "set examples.on_special_tokens: as_text to read it as text"
             raise RowError(f"{SPECIAL}: {special!r} would end or open a turn inside the text; {way_out}")
     except RowError as error:
-        reject(facts, number, record, str(error))
+        reject(facts, number, record, _add_field(str(error), reading))
         return None
     keep = reader.settings.keep
     kept = dump(pick_kept(record.value, keep)) if keep else None
     return Row(number, record, parsed, conversation, kept)
+
+
+def _add_field(reason: str, reading: Reading | None) -> str:
+    """Return why a row is bad with the field that holds nothing, where the reason names the part alone."""
+    part = reason.removeprefix("empty ")
+    if reading is None or reason == part or part not in reading.fields:
+        return reason
+    return f"{reason}: the field {reading.fields[part]!r} holds no text"
 
 
 def _encode(rows: Sequence[Row], reader: Reader, facts: Facts) -> Iterator[pa.Table]:
@@ -386,6 +365,15 @@ def _tabulate(good: Sequence[Good], reader: Reader, facts: Facts) -> pa.Table:
     for name, column in columns.items():
         column.extend(record[name] for record in records)
     return pa.Table.from_pylist(records, schema=READ)
+
+
+def tell_notes(facts: Facts) -> dict[str, int]:
+    """Return what was left out of how many rows; of exchanges, how many in all, too.
+
+    >>> tell_notes(Facts(notes=Counter({DROPPED: 2}), dropped=5))
+    {'longer than the context: whole exchanges are left out at its end, 5 in all': 2}
+    """
+    return {f"{note}, {facts.dropped:,} in all" if note == DROPPED else note: n for note, n in facts.notes.items()}
 
 
 def dump(value: Any) -> str:

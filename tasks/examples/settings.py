@@ -1,11 +1,15 @@
-"""Settings of the stage `examples`."""
+"""Settings of the stage `examples`, and which of them hold for which file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
 from tamis.examples.formats import FORMATS, PARTS, check_fields
+from tasks.examples.files import RawFile
 from tasks.settings import Seed, checked, hint
 
 TARGETS = ("topic", "path")
@@ -170,3 +174,35 @@ class ExamplesSettings:
         None, description="rows sampled from the held-out rows; null: all"
     )
     seed: Seed = Field(0, description="of the split and of the samples")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a version says of some of its files."""
+
+    path: str  # a file, a folder or a pattern, inside the raw path
+    format: str | None = None  # None: that of the settings
+    fields: Mapping[str, str] | None = None  # likewise
+    topic: str | None = None  # of all rows; None: by field or file
+    source: str | None = None  # of rows that name none themselves
+
+    def fits(self, file: RawFile) -> bool:
+        """Return whether a file is what the path names, or lies in it."""
+        inside = PurePosixPath(file.name.partition("/")[2] or file.name)
+        return inside.is_relative_to(self.path) or fnmatchcase(str(inside), self.path)
+
+
+def list_sources(settings: ExamplesSettings, version: str) -> tuple[Source, ...]:
+    """Return what is said of some files of a version."""
+    return tuple(Source(**one) for one in settings.sources.get(version, ()))
+
+
+def find_source(file: RawFile, sources: Sequence[Source]) -> Source:
+    """Return what is said of a file: the first source that fits it, or one that says nothing."""
+    return next((one for one in sources if one.fits(file)), Source(""))
+
+
+def choose_settings(source: Source, settings: ExamplesSettings) -> ExamplesSettings:
+    """Return how the files of a source are read."""
+    said = {"format": source.format, "fields": source.fields}
+    return replace(settings, **{name: value for name, value in said.items() if value is not None})

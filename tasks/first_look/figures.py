@@ -35,6 +35,11 @@ class Place:
         """Return it in a line."""
         return f"{self.file}:{self.line}: {self.reason}"
 
+    @property
+    def detail(self) -> str:
+        """What the reason says beside its kind; the kind where that is all."""
+        return self.reason.partition(": ")[2] or self.reason
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -50,7 +55,9 @@ class FileRows:
     """What a file was recognised as, and the rows read of it."""
 
     file: str  # from the raw folder's name on
-    format: str  # one of the known ones; examples.fields: as that says; empty
+    format: (
+        str  # one of the known ones; examples.fields: as that says; empty: it has no rows; no fields: they have none
+    )
     rows: int
     rejected: int
     unread: tuple[str, ...] = ()  # fields that nothing is read from
@@ -144,4 +151,5 @@ def merge_facts(facts: Facts, part: Facts) -> None:
         elif isinstance(mine, Counter | set | dict):
             mine.update(theirs)
     facts.split += part.split
+    facts.dropped += part.dropped
     facts.count = part.count

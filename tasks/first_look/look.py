@@ -25,7 +25,17 @@ from tasks.examples import examples
 from tasks.examples.division import Division, divide, make_earlier, read_before
 from tasks.examples.files import ExamplesError, NotRead, RawFile
 from tasks.examples.near import find_likeness
-from tasks.examples.reading import BATCH, Batch, Facts, Reader, cut_files, dump, read_batch, refuse_unknown
+from tasks.examples.reading import (
+    BATCH,
+    Batch,
+    Facts,
+    Reader,
+    cut_files,
+    dump,
+    read_batch,
+    refuse_unknown,
+    tell_notes,
+)
 from tasks.examples.settings import ExamplesSettings
 from tasks.examples.text_files import Record
 from tasks.first_look.figures import (
@@ -160,7 +170,7 @@ def look_at_all(
     return replace(
         _conclude(source, facts, tally, marked),
         duplicates=sum(same),
-        near_duplicates=None if near is None else sum(like and not repeated for like, repeated in near),
+        near_duplicates=None if near is None else sum(bool(like) and not repeated for like, repeated in near),
         near_held_out=None if likeness is None else int(likeness.near_held_out.sum()),
         foreseen=foreseen,
     )
@@ -254,7 +264,7 @@ def _conclude(source: Source, facts: Facts, tally: Tally, marked: tuple[Marked, 
         learnt_tokens=spread(tally.learnt),
         topics=rank_topics(facts.topics),
         rejects=group_rejects(facts),
-        notes=dict(facts.notes),
+        notes=tell_notes(facts),
         split_rows=facts.split,
     )
 

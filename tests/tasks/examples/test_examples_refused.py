@@ -46,7 +46,7 @@ def test_bad_rows_of_every_kind_are_counted_and_the_first_named(make, tmp_path):
         "5 of 25 rows are bad (1 invalid JSON, 1 empty response, 1 not an object, 1 missing field 'response', "
         "1 not UTF-8); "
         "first v1/toy.jsonl:2: invalid JSON: Unterminated string starting at column 12; "
-        "v1/toy.jsonl:5: empty response; v1/toy.jsonl:7: not an object: list; "
+        "v1/toy.jsonl:5: empty response: the field 'response' holds no text; v1/toy.jsonl:7: not an object: list; "
         "mend them or set examples.on_bad_row: reject, which keeps them apart in rejects.parquet"
     )
     with pytest.raises(ExamplesError, match=f"^{re.escape(text)}$"):
@@ -57,10 +57,10 @@ def test_bad_rows_of_every_kind_are_counted_and_the_first_named(make, tmp_path):
     assert table["row"].to_pylist() == [row for row in range(24) if row not in (1, 4, 6, 8)]
     assert [(row["file"], row["line"], row["reason"]) for row in read_rejects(tmp_path)] == [
         ("v1/toy.jsonl", 2, "invalid JSON: Unterminated string starting at column 12"),
-        ("v1/toy.jsonl", 5, "empty response"),
+        ("v1/toy.jsonl", 5, "empty response: the field 'response' holds no text"),
         ("v1/toy.jsonl", 7, "not an object: list"),
         ("v1/toy.jsonl", 9, "missing field 'response': nothing for the response"),
-        ("v1/toy.jsonl", 25, "not UTF-8: byte 0xe9 at column 16"),
+        ("v1/toy.jsonl", 25, "not UTF-8: byte 0xe9 at column 16; set examples.encoding, cp1252 for example"),
     ]
     assert read_rejects(tmp_path)[0]["text"] == '{"prompt": "cut off'
     assert read_rejects(tmp_path)[-1]["text"] == r'{"prompt": "caf\xe9", "response": "a"}'
@@ -71,7 +71,7 @@ def test_bad_rows_of_every_kind_are_counted_and_the_first_named(make, tmp_path):
 BAD = {
     "holds a control token: '<|end|>' would end or open a turn inside the text; set examples.on_special_tokens: "
     "as_text to read it as text": {"response": "x<|end|>y"},
-    "empty response": {"response": ""},
+    "empty response: the field 'response' holds no text": {"response": ""},
     "missing field 'response': nothing for the response": {"response": None},
     "not text: the response is dict": {"response": {"text": "a"}},
     "not UTF-8: the response holds bytes or escapes that are no Unicode": {"response": "\ud800"},
@@ -112,7 +112,7 @@ def test_bad_rows_and_long_ones_are_told_together_where_both_stop(make):
     text = r"2 of 26 rows are bad \(1 longer than the context, 1 empty response\); .*drop_turns, which .*; mend them or"
     with pytest.raises(ExamplesError, match=text):
         make(rows)
-    text = r"^1 of 26 rows are bad \(1 empty response\); first v1/toy.jsonl:2: empty response; mend them"
+    text = r"^1 of 26 rows are bad \(1 empty response\); first v1/toy.jsonl:2: empty response: the field .*; mend them"
     with pytest.raises(ExamplesError, match=text):
         make(rows, on_long_row="reject")
 
@@ -174,10 +174,20 @@ def test_rows_that_no_format_fits_are_refused_with_their_file(make):
         make([{"a": "1", "b": "2"}] * 5)
 
 
+def test_a_list_of_llama_factory_beside_rows_that_no_format_fits_is_named(make, tmp_path):
+    (tmp_path / "raw/v1/deep").mkdir(parents=True)
+    listed = {"toy": {"file_name": "toy.jsonl", "columns": {"prompt": "a", "response": "b"}}}
+    (tmp_path / "raw/v1/deep/dataset_info.json").write_text(json.dumps(listed))
+    text = r"; v1/deep/dataset_info.json is LLaMA-Factory's list of data sets, which is not followed; say what its colu"
+    with pytest.raises(ExamplesError, match=text):
+        make([{"a": "1", "b": "2"}] * 5, name="deep/toy.jsonl")
+
+
 def test_objects_without_fields_and_other_values_are_bad_rows(make, tmp_path):
     make(ROWS, name="good.jsonl")
     make("{}\n3\n", name="odd.jsonl", on_bad_row="reject")
     assert [row["reason"] for row in read_rejects(tmp_path)] == ["not an object: it is empty", "not an object: int"]
+    assert read_metrics(tmp_path)["formats"] == {"v1/good.jsonl": "prompt_response", "v1/odd.jsonl": "no fields"}
 
 
 def test_good_rows_after_many_bad_ones_are_read(make, tmp_path):

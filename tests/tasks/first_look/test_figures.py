@@ -64,7 +64,7 @@ def test_files_have_their_good_and_their_bad_rows():
 
 
 def test_facts_of_rows_that_follow_are_added():
-    facts = Facts(rows=[0], ids=["a"], notes=Counter({"x": 1}), formats={"f": "alpaca"}, split=1, count=1)
-    merge_facts(facts, Facts(rows=[1], ids=["b"], notes=Counter({"x": 2}), split=2, count=2))
+    facts = Facts(rows=[0], ids=["a"], notes=Counter({"x": 1}), formats={"f": "alpaca"}, split=1, dropped=3, count=1)
+    merge_facts(facts, Facts(rows=[1], ids=["b"], notes=Counter({"x": 2}), split=2, dropped=4, count=2))
     assert (facts.rows, facts.ids, facts.notes["x"], facts.split, facts.count) == ([0, 1], ["a", "b"], 3, 3, 2)
-    assert facts.formats == {"f": "alpaca"}
+    assert (facts.formats, facts.dropped) == ({"f": "alpaca"}, 7)

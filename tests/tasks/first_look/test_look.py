@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from worlds.places import find_artifacts
-from worlds.raw_rows import BASE, ROWS, dump, write_toy
+from worlds.raw_rows import BASE, CHATS, ROWS, chat, dump, write_toy
 
 from tasks.examples.files import ExamplesError
 from tasks.examples.settings import ExamplesSettings
@@ -60,6 +60,15 @@ def test_figures_are_those_of_the_stage(raw, toy, tmp_path):
     assert found.foreseen.stops is None
 
 
+def test_rows_and_exchanges_that_are_left_out_are_both_counted(raw, toy, tmp_path, monkeypatch):
+    turns = [chat("hi", "a" * 100, "and", "b" * 100, "so", "c" * 100, "then", "d" * 100) for _ in range(2)]
+    (raw / "rows.jsonl").write_text(dump([*turns, *CHATS]))
+    told = {"longer than the context: whole exchanges are left out at its end, 4 in all": 2}
+    assert see(raw, toy, tmp_path, on_long_row="drop_turns").notes == told
+    monkeypatch.setattr(look, "ALONE", 1)
+    assert see(raw, toy, tmp_path, on_long_row="drop_turns").notes == told
+
+
 def test_nothing_is_left_behind(raw, toy, tmp_path):
     see(raw, toy, tmp_path)
     assert list((tmp_path / "cache").iterdir()) == []
@@ -84,6 +93,7 @@ def test_similar_rows_are_counted_and_those_of_the_pool_that_are_like_a_held_out
     table = write_toy(tmp_path, toy, fields={}, held_out_every=2)
     near = [row for row in table.to_pylist() if row["near_duplicate_of"] is not None and row["duplicate_of"] is None]
     assert found.near_duplicates == len(near) == 5
+    assert type(found.near_duplicates) is int
     metrics = json.loads((tmp_path / "out/examples.json").read_text())
     assert found.near_held_out == metrics["near_held_out"]
 
