@@ -7,6 +7,7 @@ must be equal bytes, so that what follows an unchanged artifact is not computed 
 """
 
 import ast
+import errno
 import hashlib
 import json
 import os
@@ -108,11 +109,18 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise ArtifactError(
             f"{path} could not be written: {error.strerror or error}; nothing was left behind. "
-            "Free space on that disk or move the project, then run again"
+            f"{name_remedy(path, error)}"
         ) from error
     finally:
         if part is not None:
             part.unlink(missing_ok=True)
+
+
+def name_remedy(path: Path, error: OSError) -> str:
+    """Return the way out where a file or folder could not be written."""
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return f"Allow writing in {path.parent}, then run again"
+    return "Free space on that disk or move the project, then run again"
 
 
 def write_json(value: Any, path: Path) -> None:

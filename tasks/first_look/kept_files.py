@@ -6,12 +6,12 @@ differ says so by name, wherever the data lie.
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts.tables import ArtifactError, digest, write_json
-from tasks.examples.files import SAVED, RawFile, list_contents, list_files
+from tasks.artifacts.tables import ArtifactError, digest, name_remedy, write_json
+from tasks.examples.files import SAVED, RawFile, find_kind, list_contents, list_files, show_name
 
 BESIDE = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "README*", "CITATION*")  # what tells of data, by any case
 DESCRIPTION = "dataset_dict.json"  # of the splits that `datasets` saved
@@ -28,7 +28,7 @@ def describe_files(raw: Path) -> dict[str, dict[str, Any]]:
         inside = file.name.partition("/")[2] or file.name
         for path in list_contents(file.path):
             name = inside if path == file.path else f"{inside}/{path.relative_to(file.path).as_posix()}"
-            found[name] = {"bytes": path.stat().st_size, "sha256": digest(path)}
+            found[show_name(name)] = {"bytes": path.stat().st_size, "sha256": digest(path)}
     return found
 
 
@@ -82,7 +82,7 @@ def copy_files(raw: Path, root: Path, out: Path) -> None:
     """Copy the data files of a raw path, and what tells of them, into a folder: whole or not at all.
 
     Raises:
-        ArtifactError: the folder is not empty, or the disk refuses.
+        ArtifactError: the folder is not empty, a file cannot be read, or the disk refuses.
         ExamplesError: there is no data.
     """
     from tasks.masks.sparse_deltas import replacing_folder
@@ -90,22 +90,42 @@ def copy_files(raw: Path, root: Path, out: Path) -> None:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ArtifactError(f"{out} is there and is not empty; remove it, or give the version another name")
     files = list_files(raw, {})[0]
-    with replacing_folder(out) as part:
-        for path in find_beside(raw, root):
-            shutil.copyfile(path, part / path.name)
-        for file in files:
-            _copy_file(file, part / (file.name.partition("/")[2] or file.name))
+    there = {file.path for file in files}
+    try:
+        with replacing_folder(out) as part:
+            for path in find_beside(raw, root):
+                _copy(path, part / path.name)
+            for file in files:
+                _copy_file(file, part / (file.name.partition("/")[2] or file.name), there)
+    except OSError as error:  # before there was a folder to write to
+        raise ArtifactError(
+            f"{out} could not be written: {error.strerror or error}. {name_remedy(out, error)}"
+        ) from error
 
 
-def _copy_file(file: RawFile, place: Path) -> None:
+def _copy_file(file: RawFile, place: Path, there: Collection[Path]) -> None:
+    """Copy a file or a saved data set, of which the description of the splits only goes with all of them."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    if file.path.is_dir():
-        shutil.copytree(file.path, place, dirs_exist_ok=True)
-    else:
-        shutil.copyfile(file.path, place)
+    for path in list_contents(file.path):
+        inside = place / path.relative_to(file.path)
+        inside.parent.mkdir(parents=True, exist_ok=True)
+        _copy(path, inside)
     splits = file.path.with_name(DESCRIPTION)
     if file.kind == SAVED and splits.exists():
-        shutil.copyfile(splits, place.with_name(DESCRIPTION))
+        named = json.loads(splits.read_text(encoding="utf-8")).get("splits", [])
+        if all(splits.with_name(str(name)) in there for name in named):
+            _copy(splits, place.with_name(DESCRIPTION))
+
+
+def _copy(path: Path, place: Path) -> None:
+    try:
+        shutil.copyfile(path, place)
+    except PermissionError as error:
+        if error.filename == str(path):
+            raise ArtifactError(
+                f"{path} cannot be read: {error.strerror}; allow it, or take it out of the raw folder"
+            ) from error
+        raise
 
 
 def _list_telling(folder: Path) -> Iterator[Path]:
@@ -114,5 +134,7 @@ def _list_telling(folder: Path) -> Iterator[Path]:
         yield from (
             path
             for path in sorted(folder.iterdir())
-            if path.is_file() and any(path.name.upper().startswith(start) for start in patterns)
+            if path.is_file()
+            and find_kind(path.name) is None
+            and any(path.name.upper().startswith(start) for start in patterns)
         )

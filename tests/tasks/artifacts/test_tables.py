@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -209,6 +210,16 @@ def test_a_full_disk_is_said_and_leaves_nothing_behind(tmp_path, before):
         assert "File too large; nothing was left behind. Free space on that disk" in line
     assert done.stderr == ""
     assert {path.name: path.read_text() for path in path.parent.iterdir()} == ({"x.parquet": before} if before else {})
+
+
+def test_a_folder_that_may_not_be_written_is_said_with_the_way_out(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    text = f"x.json could not be written: Permission denied; nothing was left behind. Allow writing in {tmp_path}, then"
+    with pytest.raises(ArtifactError, match=text):
+        write_json({}, tmp_path / "x.json")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a device that is always full")

@@ -1,6 +1,8 @@
 """What raw files were when a version was added, how later ones differ, and their copies."""
 
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from worlds.raw_rows import ROWS, dump, write_saved, write_saved_splits
 
 from tasks.artifacts.tables import ArtifactError, digest
 from tasks.examples.files import list_files
+from tasks.examples.records import read_records
 from tasks.first_look.kept_files import copy_files, describe_files, find_beside, list_differences, write_record
 
 
@@ -89,6 +92,46 @@ def test_a_copy_of_saved_splits_is_read_as_they_are(tmp_path):
     kinds = [[(file.kind, file.split) for file in list_files(tmp_path / name, {})[0]] for name in ("v1", "v2")]
     assert kinds[0] == kinds[1]
     assert len(kinds[0]) == 2
+
+
+@pytest.mark.parametrize("raw", ["first", "fir*"])
+def test_a_copy_of_one_split_has_no_description_of_the_others(tmp_path, raw):
+    (tmp_path / "v1").mkdir()
+    write_saved_splits(tmp_path / "v1")
+    copy_files(tmp_path / "v1/toy" / raw, tmp_path / "project", tmp_path / "v2")
+    assert [path.name for path in (tmp_path / "v2").iterdir()] == ["first"]
+    ((file,), _) = list_files(tmp_path / "v2", {})
+    assert len(list(read_records(file))) == 10
+
+
+def test_data_beside_a_file_is_not_copied_whatever_its_name(raw, tmp_path):
+    (raw / "README.jsonl").write_text(dump(ROWS[:1]))
+    copy_files(raw / "a.jsonl", raw.parents[2], tmp_path / "v2")
+    assert sorted(path.name for path in (tmp_path / "v2").iterdir()) == ["NOTICE.txt", "a.jsonl"]
+
+
+def test_a_place_that_cannot_be_written_is_named(raw, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "mkdtemp", refuse)
+        text = f"v2 could not be written: Permission denied. Allow writing in {tmp_path}, then run again$"
+        with pytest.raises(ArtifactError, match=text):
+            copy_files(raw, raw.parents[2], tmp_path / "v2")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ArtifactError, match=r"file/v2 could not be written: (File exists|Not a directory)"):
+        copy_files(raw, raw.parents[2], tmp_path / "file/v2")
+
+
+def test_what_cannot_be_read_is_named_and_not_the_copy(raw, tmp_path, monkeypatch):
+    def refuse(path, place):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(shutil, "copyfile", refuse)
+    with pytest.raises(ArtifactError, match=r"NOTICE.txt cannot be read: Permission denied; allow it, or take it out"):
+        copy_files(raw, raw.parents[2], tmp_path / "v2")
+    assert not (tmp_path / "v2").exists()
 
 
 def test_a_place_that_holds_something_is_no_place_for_a_copy(raw, tmp_path):
