@@ -2,14 +2,19 @@
 
 import os
 import re
+import shlex
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flows import params
 from flows.checks import ParamsError
+from flows.interrupts import cleaning
 from flows.stage_calls import RAW, find_record
+from tasks.examples.files import show_name
 from tasks.settings import VersionSettings, hint
 
 PARAMS = Path("params.yaml")
@@ -50,13 +55,15 @@ def plan_addition(
         external: they may stay outside of it.
 
     Raises:
-        AddError: there is no such path; it lies outside, or is a pattern, and is not to be copied; a version reads it
-            already.
+        AddError: there is no such path, or it holds the project; it lies outside, or is a pattern, and is not to be
+            copied; a version reads it already; it is to be copied and to stay where it is.
         ParamsError: a name that is in use or cannot be one; it continues from one that is not there.
     """
+    if copy and external:
+        raise AddError("--copy and --external are given; --copy copies the files, --external reads them where they are")
     lying = [place.name for place in RAW.glob("v*")] if copy else []
-    name = version or name_next([*versions, *lying])
-    before = previous or next(reversed(versions), params.BASE)
+    name = name_next([*versions, *lying]) if version is None else version
+    before = next(reversed(versions), params.BASE) if previous is None else previous
     if name in versions:
         raise ParamsError(f"there is a data version {name!r} already ({versions[name].raw}); give another name")
     if before not in (*versions, params.BASE):
@@ -75,6 +82,8 @@ def plan_addition(
 def write_addition(addition: Addition, sources: Sequence[Mapping[str, Any]] = ()) -> list[str]:
     """Copy the files where they are to be copied, record what they are, and name the version in params.yaml.
 
+    What was written is taken back where a later step fails, or is interrupted.
+
     Args:
         addition: what is added.
         sources: what `examples.sources` is to say of the files.
@@ -85,21 +94,70 @@ def write_addition(addition: Addition, sources: Sequence[Mapping[str, Any]] = ()
     Raises:
         ArtifactError: the copy's place is not empty, or the disk refuses.
         StateError: DVC cannot take them.
+        ParamsError: params.yaml cannot be written.
+        AddError: another file cannot be.
     """
+    undo = ExitStack()
+    with cleaning(undo.close), undo:
+        try:
+            held = _write(addition, sources, undo)
+        except OSError as error:
+            named = f"{error.filename or addition.raw} cannot be written: {error.strerror or error}"
+            raise AddError(f"{named}; allow it, and add again; what was written is taken back") from error
+        undo.pop_all()
+    return held
+
+
+def _write(addition: Addition, sources: Sequence[Mapping[str, Any]], undo: ExitStack) -> list[str]:
+    """Write what `write_addition` says, and note in `undo` how each step is taken back."""
     from tasks.first_look.kept_files import copy_files, write_record
 
+    place, record = Path(addition.raw), find_record(addition.version)
     kept = [addition.raw]
-    place = Path(addition.raw)
+    for path in (PARAMS, record):
+        undo.callback(_restore, path, path.read_bytes() if path.exists() else None)
     if addition.copied:
         from flows.graph import dvc_state
 
         copy_files(addition.found, Path(), place)
+        undo.callback(shutil.rmtree, place, ignore_errors=True)
+        for path in (place.with_name(f"{place.name}.dvc"), place.with_name(".gitignore")):
+            undo.callback(_restore, path, path.read_bytes() if path.exists() else None)
         kept = dvc_state.add(addition.raw)
-    record = find_record(addition.version)
     write_record(place, addition.raw, record)
     settings = {"raw": addition.raw, "previous": addition.previous}
     params.write(PARAMS, params.add_version(PARAMS.read_text(encoding="utf-8"), addition.version, settings, sources))
     return [str(PARAMS), record.as_posix(), *(one for one in kept if not Path(one).is_absolute())]
+
+
+def _restore(path: Path, before: bytes | None) -> None:
+    """Give a file the bytes that it had; None: there was none. What cannot be restored was not written either."""
+    with suppress(OSError):
+        if before is None:
+            path.unlink(missing_ok=True)
+        elif path.read_bytes() != before:
+            path.write_bytes(before)
+
+
+def find_path(stood: Path, path: str) -> Path:
+    """Return the absolute path that a user means who stands in a folder.
+
+    Raises:
+        AddError: nothing is named.
+    """
+    if not path.strip():
+        raise AddError("the path is empty; give a file or a folder with data files")
+    return Path(os.path.abspath(stood / path))
+
+
+def name_paths(paths: Iterable[str], stood: Path) -> str:
+    """Return paths from the current folder as one types them in another folder, for a shell.
+
+    >>> name_paths(["params.yaml", "own/my rows.jsonl"], Path.cwd() / "own")
+    "../params.yaml 'my rows.jsonl'"
+    """
+    seen = (os.path.relpath(path, stood) for path in paths)
+    return shlex.join(f"./{path}" if path.startswith(("-", ":")) else path for path in seen)
 
 
 def name_next(versions: Iterable[str]) -> str:
@@ -112,6 +170,13 @@ def name_next(versions: Iterable[str]) -> str:
     return f"v{1 + max(numbers, default=0)}"
 
 
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise AddError(f"{path} cannot be read: {error.strerror or error}; allow it, or give another path") from error
+
+
 def _shorten(path: Path) -> Path:
     """Return a path from the current folder on where it leads into it, else as it is."""
     here = Path.cwd()
@@ -120,11 +185,18 @@ def _shorten(path: Path) -> Path:
 
 def _refuse_place(path: Path, found: Path, *, copy: bool, external: bool) -> None:
     """Refuse files that are not there, or that a run could not read where they are."""
-    wild = not path.exists() and re.search(r"[*?[]", str(path)) is not None
-    if not path.exists() and not wild:
+    there = _is_there(path)
+    wild = not there and re.search(r"[*?[]", str(path)) is not None
+    if not there and not wild:
         raise AddError(f"there is no {found}; give a file or a folder with data files, or a pattern with --copy")
+    if Path.cwd().is_relative_to(path):
+        raise AddError(f"{path} is the project's folder, or holds it; give the file or folder with the data alone")
     if copy:
         return
+    if show_name(str(found)) != str(found):
+        raise AddError(
+            f"{show_name(str(found))} is no name in UTF-8, and params.yaml cannot hold it; rename it, or give --copy"
+        )
     if wild:
         raise AddError(
             f"{found} is a pattern, and DVC follows files and folders; give the folder, or --copy, which copies what "

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ QUIET, PAUSE = 1, 0.2  # seconds before the first line of progress, and between 
 def take_looks(version: str, raw: Path, previous: str, settings: ExamplesSettings) -> Iterator[Any]:
     """Yield a look at a sample of raw rows, where there are many, and then one at all of them.
 
+    Rows lie meanwhile in the project's cache, or in a temporary folder where the cache cannot be written.
+
     Args:
         version: the version whose rows they are.
         raw: a file, a folder or a pattern.
@@ -38,12 +41,12 @@ def take_looks(version: str, raw: Path, previous: str, settings: ExamplesSetting
     """
     from tasks.first_look import look
 
-    source = look.open_source(raw, version, model=language(params.read()), settings=settings)
+    source = look.open_source(raw, version, model=language(params.read(bare=True)), settings=settings)
     first = look.look_at_sample(source)
     if first is not None:
         yield first
     shown = first.examples if first is not None else ()
-    scratch = CACHE / f"look-{os.getpid()}"
+    scratch = open_scratch(CACHE / f"look-{os.getpid()}")
     remove = partial(shutil.rmtree, scratch, ignore_errors=True)
     with cleaning(remove), counting("rows read") as tell:
         try:
@@ -51,6 +54,25 @@ def take_looks(version: str, raw: Path, previous: str, settings: ExamplesSetting
         finally:
             remove()
     yield exact
+
+
+def open_scratch(place: Path) -> Path:
+    """Return a folder for files that are read back: at a place, or a temporary one where that cannot be written.
+
+    Raises:
+        ParamsError: neither can be.
+    """
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as refused:
+        try:
+            return Path(tempfile.mkdtemp(prefix="tamis-"))
+        except OSError as error:
+            raise params.ParamsError(
+                f"{place.parent} cannot be written ({refused.strerror}), nor can a temporary folder; allow one of "
+                "them, or set TMPDIR to a folder that can be"
+            ) from error
+    return place
 
 
 @contextmanager
@@ -189,9 +211,18 @@ def _list_topics(look: Any, of: str) -> Iterator[Table | str]:
 def _list_rejects(look: Any, of: str) -> Table:
     table = Table("rejected as", _right(f"rows{of}"), "first")
     for kind in look.rejects:
-        first = "\n".join(f"{one.file}:{one.line}: {one.reason.partition(': ')[2][:TEXT]}" for one in kind.first)
+        first = "\n".join(f"{one.file}:{one.line}: {shorten(one.detail)}" for one in kind.first)
         table.add_row(plain(kind.kind), f"{kind.rows:,}", plain_lines(first))
     return table
+
+
+def shorten(text: str, longest: int = TEXT) -> str:
+    """Return a text that is cut where it is long, with a sign that it is.
+
+    >>> shorten("abcdef", 4)
+    'abc…'
+    """
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def _right(heading: str) -> Column:

@@ -8,21 +8,23 @@ YAML is read as DVC reads it.
 import copy
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, is_dataclass
 from datetime import date
 from functools import lru_cache
 from io import StringIO
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.tokens import CommentToken
 
 from flows.checks import ParamsError, refuse_contradictions
+from flows.params_errors import explain
 from tasks.audit.settings import AuditSettings
 from tasks.embedding.settings import EmbeddingSettings
 from tasks.evaluation.settings import EvaluationSettings
@@ -38,7 +40,6 @@ from tasks.utility.settings import UtilitySettings
 BASE = "base"  # what a first version continues from: the base model, and empty artifacts that stand in git
 GENERAL = "general"  # what evaluation calls rows of examples.retention_set, beside the versions' held-out rows
 NAME = re.compile(r"(?!.*\.\.)(?!.*(?:\.lock|\.)$)[A-Za-z0-9][A-Za-z0-9._-]*\Z")  # of a folder, a stage and a git tag
-BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}  # pydantic's words -> ours
 
 
 @dataclass(frozen=True)
@@ -63,19 +64,23 @@ class Params:
 SECTIONS = {name: kind for name, kind in get_type_hints(Params).items() if name != "versions"}
 
 
-def read(path: Path = Path("params.yaml")) -> Params:
+def read(path: Path = Path("params.yaml"), *, bare: bool = False) -> Params:
     """Read and check all parameters.
+
+    Args:
+        path: the file.
+        bare: it may have no version yet.
 
     Raises:
         ParamsError: naming the value, what was found, and what is allowed.
     """
     raw = load(path)
-    values = compose(raw, path.name)
+    values = compose(raw, path.name, bare=bare)
     _refuse_untracked(raw, path.with_name("dvc.yaml"))
     return values
 
 
-def compose(raw: Mapping[str, Any], place: str = "params.yaml") -> Params:
+def compose(raw: Mapping[str, Any], place: str = "params.yaml", *, bare: bool = False) -> Params:
     """Return what a file says as parameters, after checking them.
 
     Raises:
@@ -87,7 +92,7 @@ def compose(raw: Mapping[str, Any], place: str = "params.yaml") -> Params:
     if missing:
         raise ParamsError(f"{place} lacks {_add(missing)} (an empty section is written {{}})")
     sections = {name: _settings(kind, raw[name], name) for name, kind in SECTIONS.items()}
-    values = Params(versions=_versions(raw["versions"]), **sections)
+    values = Params(versions=_versions(raw["versions"], bare=bare), **sections)
     refuse_contradictions(values)
     return values
 
@@ -197,18 +202,14 @@ def add_version(text: str, name: str, version: Mapping[str, str], sources: Seque
     """
     editor = _open_editor()
     whole = editor.load(text)
-    versions = whole["versions"]
-    if name in versions:
-        raise ParamsError(f"there is a data version {name!r} already ({versions[name]['raw']}); give another name")
-    last, added = versions[list(versions)[-1]], CommentedMap(version)
-    if last.fa.flow_style():
-        added.fa.set_flow_style()
-    else:  # what stands behind the last entry stands behind the new one
-        old, new = list(last)[-1], list(added)[-1]
-        end = last.ca.items.get(old, [None] * 3)[2]
-        if end is not None and end.value.startswith("\n"):
-            added.ca.items[new] = last.ca.items.pop(old)
-    versions[name] = added
+    if not whole["versions"]:
+        _start_versions(whole, name, version)
+    elif name in whole["versions"]:
+        raise ParamsError(
+            f"there is a data version {name!r} already ({whole['versions'][name]['raw']}); give another name"
+        )
+    else:
+        _append_version(whole["versions"], name, version)
     if sources:
         said = [CommentedMap(one) for one in sources]
         for one in said:
@@ -218,6 +219,32 @@ def add_version(text: str, name: str, version: Mapping[str, str], sources: Seque
             section.insert([*section, "fields"].index("fields") + 1, "sources", CommentedMap())
         section["sources"][name] = said
     return _dump(whole, editor)
+
+
+def _start_versions(whole: CommentedMap, name: str, version: Mapping[str, str]) -> None:
+    """Add the first version; of the comments behind the empty list, those on lines of their own stand behind it."""
+    added = CommentedMap(version)
+    added.fa.set_flow_style()
+    whole["versions"] = CommentedMap({name: added})
+    comment = whole.ca.items.get("versions", [None] * 3)[2]
+    if comment is not None:
+        beside, _, below = comment.value.partition("\n")
+        comment.value = f"{beside}\n"
+        if below:
+            whole["versions"].ca.items[name] = [None, None, CommentToken(f"\n{below}", comment.start_mark), None]
+
+
+def _append_version(versions: CommentedMap, name: str, version: Mapping[str, str]) -> None:
+    """Add a version behind the others, in the style of the last one."""
+    last, added = versions[list(versions)[-1]], CommentedMap(version)
+    if last.fa.flow_style():
+        added.fa.set_flow_style()
+    else:  # what stands behind the last entry stands behind the new one
+        old, new = list(last)[-1], list(added)[-1]
+        end = last.ca.items.get(old, [None] * 3)[2]
+        if end is not None and end.value.startswith("\n"):
+            added.ca.items[new] = last.ca.items.pop(old)
+    versions[name] = added
 
 
 def _open_editor() -> YAML:
@@ -238,10 +265,24 @@ def _dump(whole: Any, editor: YAML) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Replace a file whole."""
+    """Replace a file whole; its line ends stay as most of them are.
+
+    Raises:
+        ParamsError: the folder or the disk refuses.
+    """
     draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    before = path.read_bytes() if path.exists() else b""
+    ends = "\r\n" if 2 * before.count(b"\r\n") > before.count(b"\n") else "\n"
+    try:
+        draft.write_text(text, encoding="utf-8", newline=ends)
+        os.replace(draft, path)
+    except OSError as error:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise ParamsError(
+            f"{path} cannot be written: {error.strerror or error}; allow writing in {path.absolute().parent}, and "
+            "free space where the disk is full"
+        ) from error
 
 
 def _refuse_untracked(raw: Mapping[str, Any], graph: Path) -> None:
@@ -275,13 +316,15 @@ def _mapping(value: Any, name: str) -> dict[str, Any]:
     return dict(value)
 
 
-def _versions(raw: Any) -> dict[str, VersionSettings]:
-    named = _mapping(raw, "versions")
+def _versions(raw: Any, *, bare: bool = False) -> dict[str, VersionSettings]:
+    named = {} if raw is None else _mapping(raw, "versions")
     for name in named:
         _check_name(name)
     versions = {name: _settings(VersionSettings, values, f"versions.{name}") for name, values in named.items()}
-    if not versions:
-        raise ParamsError("versions is empty; add one, such as v1: {raw: data/raw/v1, previous: base}")
+    if not versions and not bare:
+        raise ParamsError(
+            "versions is empty; add one with `tamis add`, or write it, such as v1: {raw: data/raw/v1, previous: base}"
+        )
     for name, version in versions.items():
         _check_previous(name, version.previous, versions)
     return versions
@@ -337,23 +380,7 @@ def _settings(kind: type, raw: Any, name: str) -> Any:
     try:
         return kind(**values)
     except ValidationError as error:
-        raise ParamsError(_explain(error, kinds, values, name)) from None
-
-
-def _explain(error: ValidationError, kinds: Mapping[str, Any], values: Mapping[str, Any], name: str) -> str:
-    """Return what is wrong with a section, its first fault: what, where, what is allowed."""
-    first = error.errors(include_url=False)[0]
-    key, *inner = first["loc"]
-    dotted, context = ".".join(map(str, (name, *first["loc"]))), first.get("ctx", {})
-    if first["type"] == "value_error":
-        return f"{dotted} {context['error']}"
-    if first["type"] == "literal_error" and inner:
-        known = get_args(get_args(kinds[key])[0])
-        return f"{name}.{key} has an unknown {inner[0]!r}{hint(inner[0], known)}; known: {', '.join(known)}"
-    for bound, words in BOUNDS.items():
-        if bound in context:
-            return f"{dotted} is {first['input']}; it must be {words} {context[bound]:g}"
-    return f"{name}.{key} must be {_words(kinds[key])}, got {values[key]!r}{_advice(values[key], kinds[key])}"
+        raise ParamsError(explain(error, kinds, values, name)) from None
 
 
 def _refuse_unknown(values: Mapping[str, Any], names: Any, where: str) -> None:
@@ -364,34 +391,3 @@ def _refuse_unknown(values: Mapping[str, Any], names: Any, where: str) -> None:
 
 def _add(names: Sequence[str]) -> str:
     return f"{', '.join(names)}; add {'it' if len(names) == 1 else 'them'}"
-
-
-def _words(kind: Any) -> str:
-    """Return a type in words, for messages."""
-    names = {
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        bool: "true or false",
-        type(None): "null",
-        Any: "value",
-    }
-    if kind == int | float:
-        return "a number"
-    return names[kind] if kind in names else " or ".join(_parts(kind))
-
-
-def _parts(kind: Any) -> Iterator[str]:
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        yield from inner
-    elif origin in (Union, UnionType):
-        yield from map(_words, inner)
-    elif origin is list:
-        yield f"a list of {_words(inner[0])}s".replace("of a ", "of ")
-    else:
-        yield f"`name: {_words(inner[1])}` pairs"
-
-
-def _advice(value: Any, kind: Any) -> str:
-    return hint(value, get_args(kind)) if get_origin(kind) is Literal else ""

@@ -34,7 +34,7 @@ def spoken(command: Callable[..., None]) -> Callable[..., None]:
     def guarded(context: typer.Context, **arguments: Any) -> None:
         try:
             with contextlib.chdir(find_project(context.obj.stood)):
-                params.read()
+                params.read(bare=True)  # whoever needs a version refuses a file without one
                 command(context, **arguments)
         except (typer.Exit, typer.Abort):
             raise

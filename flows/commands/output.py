@@ -149,6 +149,8 @@ def _plain_value(value: Any) -> Any:
             return value.isoformat()
         case None | bool() | int() | str():
             return value
+        case _ if hasattr(value, "tolist"):  # numbers and arrays of NumPy, which is not imported here
+            return _plain_value(value.tolist())
     return str(value)
 
 

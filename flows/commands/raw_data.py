@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from os.path import abspath
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,25 +54,40 @@ def add(
     from flows import adding
     from tasks.first_look.fitting import find_sources
 
-    where, values = Path(abspath(context.obj.stood / path)), params.read()
+    where, values = adding.find_path(context.obj.stood, path), params.read(bare=True)
     chosen = {"version": version, "previous": previous, "copy": copy, "external": external}
     planned = adding.plan_addition(where, values.versions, **chosen)
     sources = find_sources(planned.found, values.examples)
     asked = replace(values.examples, sources={**values.examples.sources, planned.version: sources})
     look = show_looks(planned.version, planned.found, planned.previous, settings=asked, as_json=as_json)
     if look.rows == look.rejected:
-        first = f"; first {look.rejects[0].first[0].tell()}" if look.rejects else ""
-        raise adding.AddError(f"no row of {planned.found} can be used, so nothing is added{first}")
+        raise adding.AddError(f"no row of {planned.found} can be used, so nothing is added{tell_commonest(look)}")
     held = [] if dry_run else adding.write_addition(planned, sources)
     facts = {"version": planned.version, "raw": planned.raw, "previous": planned.previous, "sources": sources}
     if as_json:
         show_json([{**facts, **describe(look), "written": not dry_run, "commit": held}])
-    for line in tell_addition(facts, held):
+    for line in tell_addition(facts, held, context.obj.stood):
         say(line)
 
 
-def tell_addition(facts: Mapping[str, Any], held: Sequence[str]) -> Iterator[str]:
-    """Yield what params.yaml has of a version that was added, and what is next; `held` is empty where it was not."""
+def tell_commonest(look: Any) -> str:
+    """Return the commonest reason for which rows are rejected, and the first of these rows; "" where none is."""
+    if not look.rejects:
+        return ""
+    kind = look.rejects[0]
+    return f"; first of the commonest kind ({kind.rows:,} of {count(look.rejected, 'row')}): {kind.first[0].tell()}"
+
+
+def tell_addition(facts: Mapping[str, Any], held: Sequence[str], stood: Path) -> Iterator[str]:
+    """Yield what params.yaml has of a version that was added, and what is next.
+
+    Args:
+        facts: the version, its raw path, what it continues from, and its sources.
+        held: what git is to hold, empty where nothing is written.
+        stood: where the user stands.
+    """
+    from flows.adding import name_paths
+
     settings = f"{facts['version']}: {{raw: {facts['raw']}, previous: {facts['previous']}}}"
     if facts["sources"]:
         settings += f", and examples.sources.{facts['version']}: {json.dumps(facts['sources'])}"
@@ -81,7 +95,7 @@ def tell_addition(facts: Mapping[str, Any], held: Sequence[str]) -> Iterator[str
         yield f"nothing is written; without --dry-run, params.yaml would have {settings}"
     else:
         yield f"params.yaml has {settings}; next: tamis run {facts['version']}"
-        yield f"to keep it: git add {' '.join(held)}"
+        yield f"to keep it: git add {name_paths(held, stood)}"
 
 
 @spoken

@@ -1,11 +1,13 @@
 """A data version is added to params.yaml behind the others, in their way of writing, and every comment stays."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 from worlds.projects import ROOT
 
 from flows import params
-from flows.adding import name_next, plan_addition
+from flows.adding import AddError, name_next, name_paths, plan_addition
 from flows.checks import ParamsError
 
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -33,6 +35,61 @@ def test_versions_written_in_blocks_gain_a_block_and_what_stood_behind_them_stay
     after = params.add_version(BLOCK + rest, "v3", VERSION)
     assert after.startswith(BLOCK.replace("\n\n#", "\n  v3:\n    raw: data/raw/new\n    previous: v2\n\n#"))
     assert yaml.safe_load(after)["models"] == yaml.safe_load(TEXT)["models"]
+
+
+@pytest.mark.parametrize("none", ["{}", "", "{}  # none yet", " # none yet"])
+@pytest.mark.parametrize("behind", ["", "\n", "\n# the models\n"])
+def test_a_file_without_versions_gains_the_first(none, behind):
+    rest = TEXT[TEXT.index("models:") :]
+    before = f"# all\nversions: {none}\n{behind}{rest}"
+    after = params.add_version(before, "v1", {"raw": "a", "previous": "base"})
+    kept = "  # none yet" if "none" in none else ""
+    assert " ".join(after[: after.index("models:")].split()) == " ".join(
+        f"# all versions:{kept} v1: {{raw: a, previous: base}} {behind}".split()
+    )
+    lines = after[: after.index("models:")].splitlines()
+    assert lines[1:3] == [lines[1], "  v1: {raw: a, previous: base}"]
+    assert after.endswith(rest)
+
+
+def test_line_ends_stay_as_they_are(tmp_path):
+    path = tmp_path / "params.yaml"
+    for ends in ("\n", "\r\n"):
+        path.write_text(TEXT, newline=ends)
+        params.write(path, params.add_version(path.read_text(), "v3", VERSION))
+        changed = path.read_bytes().decode()
+        assert changed.count(ends) == changed.count("\n") == TEXT.count("\n") + 1
+        assert ("\r" in changed) == (ends == "\r\n")
+
+
+def test_a_project_that_cannot_be_written_is_named_with_the_way_out(tmp_path, monkeypatch):
+    def refuse(self, *rest, **options):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    path = tmp_path / "params.yaml"
+    path.write_text("a: 1\n")
+    monkeypatch.setattr(Path, "write_text", refuse)
+    text = f"^{path} cannot be written: Permission denied; allow writing in {tmp_path}, and free space where the disk"
+    with pytest.raises(ParamsError, match=text):
+        params.write(path, "a: 2\n")
+    assert [one.name for one in tmp_path.iterdir()] == ["params.yaml"]
+
+
+def test_paths_are_quoted_for_a_shell_and_right_where_the_user_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = ["params.yaml", "data/raw/v2.dvc", "my rows/#1's.jsonl", "-x.csv"]
+    told = name_paths(paths, tmp_path)
+    assert told == """params.yaml data/raw/v2.dvc 'my rows/#1'"'"'s.jsonl' ./-x.csv"""
+    assert name_paths(paths[:3], tmp_path / "my rows") == """../params.yaml ../data/raw/v2.dvc '#1'"'"'s.jsonl'"""
+
+
+def test_a_path_that_cannot_be_looked_at_is_named(tmp_path, monkeypatch):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(AddError, match=r"rows cannot be read: Permission denied; allow it, or give another path$"):
+        plan_addition(tmp_path / "rows", {})
 
 
 def test_what_is_said_of_its_files_stands_in_section_examples():

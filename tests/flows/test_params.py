@@ -191,7 +191,10 @@ def test_what_is_left_out_has_its_default(tmp_path):
             "selection.floors must be `name: a whole number` pairs, got {'food': 0.5",
         ),
         ({"versions__v1": {}}, "versions.v1 lacks raw, previous; add them"),
-        ({"versions": {}}, "versions is empty; add one, such as v1: {raw: data/raw/v1, previous: base}"),
+        (
+            {"versions": {}},
+            "versions is empty; add one with `tamis add`, or write it, such as v1: {raw: data/raw/v1, prev",
+        ),
         (
             {"versions__v2__previous": "v0"},
             "versions.v2 continues from 'v0', which is not there; give one of v1, base",

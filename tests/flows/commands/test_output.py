@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
@@ -16,6 +17,7 @@ from worlds.projects import ROOT, environment
 from worlds.terminals import run_in_terminal
 
 from flows.cli import app
+from flows.commands.output import show_json
 from tasks.artifacts.tables import Provenance, write_table
 
 TAMIS = [sys.executable, "-m", "flows.cli"]
@@ -60,6 +62,12 @@ def test_text_in_square_brackets_is_text(project):
     assert "INTEGER[]" in see(project, "sql", "select typeof([1, 2]) as t")
     assert "[bold]:smile:[/bold]" in see(project, "sql", "select text from notes where id = '5'")
     assert "[/red]" in see(project, "sql", 'select 1 as "[/red]"')
+
+
+def test_numbers_of_numpy_are_numbers_in_json(capsys):
+    values = [np.int64(3), np.float32(0.5), np.bool_(True), np.array([[1, 2]]), np.float64("nan")]
+    show_json([dict(zip("abcde", values, strict=True))])
+    assert json.loads(capsys.readouterr().out) == [{"a": 3, "b": 0.5, "c": True, "d": [[1, 2]], "e": None}]
 
 
 def test_escape_sequences_of_data_do_not_reach_the_terminal(project):

@@ -3,12 +3,14 @@
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 from worlds.projects import GRAPHS, ROOT, Project, environment, run_child, run_dvc, run_stages, start_project
+from worlds.raw_rows import write_saved_splits
 from worlds.terminals import run_in_terminal
 
 from flows import cli, params
@@ -154,7 +156,7 @@ def test_files_of_the_project_are_read_where_they_are(project, chats, monkeypatc
     assert versions(project)["v2"] == {"raw": "own/chats", "previous": "v1"}
     assert done.stderr == (
         "params.yaml has v2: {raw: own/chats, previous: v1}; next: tamis run v2\n"
-        "to keep it: git add params.yaml data/raw/v2.files.json own/chats\n"
+        "to keep it: git add ../params.yaml ../data/raw/v2.files.json chats\n"
     )
     record = json.loads((project.root / "data/raw/v2.files.json").read_text())
     assert record["raw"] == "own/chats"
@@ -224,6 +226,11 @@ def test_what_a_pattern_matches_is_copied(project, chats):
         (["CHATS/*.jsonl", "--external"], "*.jsonl is a pattern, and DVC follows files and folders; give the folder"),
         (["data/raw/v1"], "error: data/raw/v1 is what v1 reads; `tamis check v1` shows it"),
         (["CHATS/LICENSE", "--external"], "LICENSE holds only LICENSE; read are .jsonl"),
+        (["CHATS", "--copy", "--external"], "error: --copy and --external are given; --copy copies the files, --ext"),
+        (["", "--copy"], "error: the path is empty; give a file or a folder with data files"),
+        (["."], "is the project's folder, or holds it; give the file or folder with the data alone"),
+        (["CHATS/..", "--copy"], "is the project's folder, or holds it; give the file or folder with the data"),
+        (["CHATS", "--copy", "--version", ""], "versions names ''; a version's name has letters, digits, and"),
     ],
 )
 def test_what_cannot_be_added_is_refused_and_nothing_is_written(project, chats, arguments, text):
@@ -245,15 +252,71 @@ def test_files_without_a_row_that_can_be_used_are_not_added(project, chats):
     done = tamis("add", chats, "--external")
     assert done.exit_code == 1
     reason = "chats/talk.jsonl:1: no learnt turn: no message is the assistant's; the roles are none"
-    assert done.stderr == f"error: no row of {chats} can be used, so nothing is added; first {reason}\n"
-    assert versions(project) == {"v1": {"raw": "data/raw/v1", "previous": "base"}}
+    first = f"first of the commonest kind (1 of 1 row): {reason}"
+    assert done.stderr == f"error: no row of {chats} can be used, so nothing is added; {first}\n"
+
+
+@pytest.mark.parametrize("step", ["flows.graph.dvc_state.add", "flows.adding.find_record", "flows.params.write"])
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied", "there"), RuntimeError("out of power")])
+def test_an_addition_that_fails_midway_leaves_nothing_behind(project, chats, monkeypatch, step, error):
+    def fail(*_):
+        raise error
+
+    before = (project.root / "params.yaml").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(step, fail)
+        done = tamis("add", chats, "--copy")
+    assert done.exit_code == 1
+    told = "there cannot be written: Permission denied; allow it, and add again; what was written is taken back"
+    assert (told if isinstance(error, OSError) else "out of power") in done.stderr
+    assert project.git("status", "--porcelain", "--ignored", "data") == ""
+    assert (project.root / "params.yaml").read_bytes() == before
+    assert not (project.root / "data/raw/v2").exists()
+    assert tamis("add", chats, "--copy").exit_code == 0
+
+
+def test_a_split_of_a_saved_data_set_is_copied_alone(project, tmp_path):
+    (tmp_path / "saved").mkdir()
+    write_saved_splits(tmp_path / "saved")
+    (whole,) = (tmp_path / "saved").iterdir()
+    done = tamis("add", whole / "first", "--copy")
+    assert done.exit_code == 0, done.output
+    assert [path.name for path in (project.root / "data/raw/v2").iterdir()] == ["first"]
+    assert tamis("check", "v2").exit_code == 0
+
+
+def test_a_project_without_versions_gains_its_first(project, chats):
+    path = project.root / "params.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"versions": {}}))
+    assert "versions is empty; add one with `tamis add`" in tamis("run", "v1").stderr
+    done = tamis("add", chats, "--copy", "--version", "first")
+    assert done.exit_code == 0, done.output
+    assert versions(project) == {"first": {"raw": "data/raw/first", "previous": "base"}}
+
+
+def test_a_cache_that_cannot_be_written_hinders_no_look(project):
+    (project.root / ".cache").write_text("a file in its place")
+    before = len(list(Path(tempfile.gettempdir()).glob("tamis-*")))
+    done = tamis("check")
+    assert done.exit_code == 0, done.output
+    assert len(list(Path(tempfile.gettempdir()).glob("tamis-*"))) == before
+    (project.root / ".cache").unlink()
+
+
+def test_long_reasons_are_cut_with_a_sign_and_short_ones_name_the_field(project):
+    rows = [{"prompt": "x", "response": ""}, {"prompt": "x", "response": "y", "p" * 300: 1}]
+    text = json.dumps(rows[0] | {"topic": "t"}) + "\n" + json.dumps(rows[1])[:-1] + f', "{"p" * 300}": 1}}'
+    (project.root / "data/raw/v1/toys.jsonl").write_text(text)
+    shown = " ".join(tamis("check").stdout.split())
+    assert "v1/toys.jsonl:1: the field 'response' holds no text" in shown
+    assert "p… │" in shown
 
 
 def test_raw_files_that_are_not_as_they_were_added_are_named_by_check_and_by_every_run(project, chats, capfd):
     assert tamis("add", chats, "--external", "--previous", "base").exit_code == 0
     (chats / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in CHATS[:-1]))
     (chats / "more.jsonl").write_text(json.dumps(CHATS[-1]) + "\n")
-    told = "2 raw files of v2 are not as they were when it was added: more.jsonl is new, talk.jsonl has changed"
+    told = "2 raw files of v2 are not as they were when v2 was added: more.jsonl is new, talk.jsonl has changed"
     assert tamis("check", "v2").stderr.endswith(f"{told}\n")
     capfd.readouterr()
     run_stages("v2", until="examples")
