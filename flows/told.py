@@ -36,11 +36,12 @@ def tell_moved(version: str, moved: Sequence[str]) -> str:
     """Return in a line which raw files are not what they were when their version was added.
 
     >>> tell_moved("v2", ["a.jsonl has changed", "b.jsonl is gone"])
-    '2 raw files of v2 are not as they were when it was added: a.jsonl has changed, b.jsonl is gone'
+    '2 raw files of v2 are not as they were when v2 was added: a.jsonl has changed, b.jsonl is gone'
+    >>> tell_moved("v2", ["a.jsonl has changed"])
+    '1 raw file of v2 is not as it was when v2 was added: a.jsonl has changed'
     """
-    files = "1 raw file" if len(moved) == 1 else f"{len(moved)} raw files"
-    be = "is" if len(moved) == 1 else "are"
-    return f"{files} of {version} {be} not as they were when it was added: {_list(moved)}"
+    as_before = "is not as it was" if len(moved) == 1 else "are not as they were"
+    return f"{count(len(moved), 'raw file')} of {version} {as_before} when {version} was added: {_list(moved)}"
 
 
 def _list(names: Sequence[str]) -> str:
