@@ -102,7 +102,7 @@ def list_files(raw: Path, apart: Mapping[str, str]) -> tuple[list[RawFile], list
     ]
     rest = [each for name, each in files.items() if name not in given]
     if not rest:
-        shown = ", ".join(map(_tell_unread, others[:SHOWN]))
+        shown = list_some([_tell_unread(each) for each in others], SHOWN)
         beside = f" beside what {' and '.join(apart)} names" if given else ""
         raise ExamplesError(f"{raw} holds {f'only {shown}' if shown else 'nothing'}{beside}; read are {READ}")
     return [*given.values(), *rest], others
@@ -115,6 +115,16 @@ def show_name(name: str) -> str:
     caf\xe9.csv
     """
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def list_some(names: Sequence[str], most: int) -> str:
+    """Return the first of some names, and how many others there are.
+
+    >>> list_some(["a", "b", "c", "d"], 2)
+    'a, b and 2 more'
+    """
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def find_list(file: RawFile) -> str | None:

@@ -29,7 +29,7 @@ from tamis.language.encoding import Encoding
 from tamis.language.rendering import encode_conversations, find_faults
 from tasks.artifacts import schemas
 from tasks.conversations import write_conversation
-from tasks.examples.files import LISTS_DATA, ExamplesError, RawFile, find_list
+from tasks.examples.files import LISTS_DATA, ExamplesError, RawFile, find_list, list_some
 from tasks.examples.records import pick_kept, read_records, sample_fields
 from tasks.examples.settings import ExamplesSettings, Source, choose_settings, find_source
 from tasks.examples.text_files import Record
@@ -179,7 +179,7 @@ def label(row: Row, source: Source) -> Row:
 def _refuse_unfit(files: Sequence[RawFile], sources: Sequence[Source]) -> None:
     unfit = [one.path for one in sources if not any(one.fits(file) for file in files)]
     if unfit:
-        there = ", ".join(file.name.partition("/")[2] or file.name for file in files[:SHOWN])
+        there = list_some([file.name.partition("/")[2] or file.name for file in files], SHOWN)
         raise ExamplesError(
             f"{len(unfit)} of {len(sources)} sources name no file that is read, first {unfit[0]!r}; there are {there}"
         )
@@ -206,7 +206,7 @@ def refuse_unknown(files: Sequence[RawFile], reader: Reader, facts: Facts) -> No
         asked |= {name: f"{whose} {part}" for part, name in fields.items() if name}
     unknown = [name for name in asked if name not in facts.seen]
     if unknown and facts.seen:
-        there = ", ".join(sorted(facts.seen)[:SHOWN])
+        there = list_some(sorted(facts.seen), SHOWN)
         raise ExamplesError(
             f"0 of {facts.count} rows have the field {unknown[0]!r} that {asked[unknown[0]]}; there are {there}"
         )

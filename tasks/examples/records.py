@@ -47,8 +47,10 @@ def read_records(file: RawFile, *, encoding: str = UTF8, columns: Sequence[str] 
             yield record
     except UNREADABLE as error:
         after = f" after row {rows}" if rows else ""
+        way_out = "allow" if isinstance(error, PermissionError) else "mend"
         raise ExamplesError(
-            f"{file.name} cannot be read{after}: {_explain(error, encoding)}; mend it or take it out of the raw folder"
+            f"{file.name} cannot be read{after}: {_explain(error, encoding)}; {way_out} it or take it out of the raw "
+            "folder"
         ) from error
 
 

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn, cast
 import pyarrow as pa
 
 from tamis.examples.values import ENCODING, ESCAPED, RowError, make_object, parse_json
-from tasks.examples.files import ExamplesError, RawFile, show_name
+from tasks.examples.files import ExamplesError, RawFile, list_some, show_name
 
 UTF8 = "utf-8"
 MARK = "\ufeff"  # a byte order mark, decoded
@@ -267,13 +267,13 @@ def _refuse_object(found: Any, file: RawFile) -> NoReturn:
     rows = [name for name, value in found.items() if _are_rows(value)] if values else []
     if len(rows) > 1:
         raise ExamplesError(
-            f"{file.name} holds lists of rows ({_list_some(rows)}), such as the splits of a data set, in one object; "
-            f"write each list to a file of its own in a folder: {_list_some([f'{name}.json' for name in rows])}"
+            f"{file.name} holds lists of rows ({list_some(rows, SHOWN)}), such as splits of a data set, in one object; "
+            f"write each list to a file of its own in a folder: {list_some([f'{name}.json' for name in rows], SHOWN)}"
         )
     if _are_columns(values):
         raise ExamplesError(
-            f"{file.name} holds columns ({_list_some(list(found))}), not rows; write an array with one object per "
-            "row, in pandas with to_json(orient='records')"
+            f"{file.name} holds columns ({list_some(list(found), SHOWN)}), not rows; write an array with one object "
+            "per row, in pandas with to_json(orient='records')"
         )
     if rows:
         raise ExamplesError(
@@ -290,10 +290,6 @@ def _are_columns(values: Sequence[Any]) -> bool:
     lists = [len(value) for value in values if isinstance(value, list)]
     objects = [value for value in values if isinstance(value, dict)]
     return bool(values) and (len(objects) == len(values) or (len(lists) == len(values) and len(set(lists)) == 1))
-
-
-def _list_some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _are_rows(value: Any) -> bool:

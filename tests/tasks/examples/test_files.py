@@ -263,6 +263,9 @@ def test_no_data_is_said(raw):
         list_files(raw, {})
     with pytest.raises(ExamplesError, match=r"notes.txt holds only notes.txt; read are"):
         list_files(raw / "notes.txt", {})
+    put(raw, "x.txt", "y.txt", ".z")
+    with pytest.raises(ExamplesError, match=r"raw/v1 holds only .z, b/README.md, notes.txt and 2 more; read are"):
+        list_files(raw, {})
 
 
 def test_files_named_by_parameters_come_first(raw):

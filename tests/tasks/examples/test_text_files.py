@@ -49,7 +49,7 @@ def test_a_row_that_cannot_be_decoded_refuses_no_other(tmp_path, bad, kind):
 
 
 def test_splits_in_one_object_are_told_from_columns(tmp_path):
-    text = r"^a.json holds lists of rows \(train, test\), such as the splits .*; write each .*: train.json, test.json$"
+    text = r"^a.json holds lists of rows \(train, test\), such as splits .*; write each .*: train.json, test.json$"
     for content in ({"train": [ROW], "test": [ROW, ROW]}, {"version": 1, "train": [ROW], "test": [ROW]}):
         with pytest.raises(ExamplesError, match=text):
             read(tmp_path, "a.json", json.dumps(content))
