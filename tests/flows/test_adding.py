@@ -1,5 +1,6 @@
 """A data version is added to params.yaml behind the others, in their way of writing, and every comment stays."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,19 @@ def test_a_path_that_cannot_be_looked_at_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "exists", refuse)
     with pytest.raises(AddError, match=r"rows cannot be read: Permission denied; allow it, or give another path$"):
         plan_addition(tmp_path / "rows", {})
+
+
+def test_a_path_that_is_not_utf8_is_refused_unless_it_is_copied(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(TEXT)
+    path = tmp_path / os.fsdecode(b"caf\xe9/rows.jsonl")
+    path.parent.mkdir()
+    path.write_text("")
+    with pytest.raises(
+        AddError, match=r"^caf\\xe9/rows.jsonl is no name in UTF-8, and params.yaml cannot hold it; ren"
+    ):
+        plan_addition(path, params.read().versions)
+    assert plan_addition(path, params.read().versions, copy=True).raw == "data/raw/v3"
 
 
 def test_what_is_said_of_its_files_stands_in_section_examples():
