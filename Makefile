@@ -62,5 +62,4 @@ bench: setup
 	$(BIN)/python benchmarks/gradients.py --data $(DATA) --rows 32
 	$(BIN)/python benchmarks/near_duplicates.py --data $(DATA)
 	$(BIN)/python benchmarks/masks.py
-	$(BIN)/python benchmarks/selection.py
-	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/selection.py --curve 10000 100000 1000000

@@ -49,7 +49,7 @@ def choose_stochastic(
     Cost: on a sparse kernel one pass over it, and per pick the sample's bounds and the columns of the few demos that
     are evaluated, where `choose` walks a row for each cover that grows. On a dense kernel gains are kept as in
     `choose`, at the same price, until it turns sparse: up to there sampling saves only the search. Since `choose` keeps
-    its gains up to date so cheaply, little is saved either way; `benchmarks/scale.py` measures it.
+    its gains up to date so cheaply, little is saved either way; `benchmarks/selection.py --curve` measures it.
 
     >>> from tamis.submodular.budgets import resolve
     >>> two = resolve({"count": 2}, topics=["a", "a", "a"], response_tokens=np.array([1, 1, 1]))
