@@ -63,3 +63,4 @@ bench: setup
 	$(BIN)/python benchmarks/near_duplicates.py --data $(DATA)
 	$(BIN)/python benchmarks/masks.py
 	$(BIN)/python benchmarks/selection.py --curve 10000 100000 1000000
+	$(BIN)/python benchmarks/scale.py
