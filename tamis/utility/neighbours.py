@@ -24,7 +24,8 @@ from tamis.language.embedding import nearest, nearest_among
 EXACT_PAIRS = 300_000**2  # of targets and demos; up to so many, every pair is compared
 RECALL = 0.98  # at least, on `SAMPLE` targets, or every pair is compared after all
 SAMPLE = 1000  # targets whose nearest demos are known exactly
-LISTS = 4  # times the root of the demos
+LISTS = 32  # times the root of the demos: of a million demos each list holds 31
+POINTS, ROUNDS = 16, 5  # demos per cell that k-means looks at, and how often it does
 PROBES = 16  # lists that a target looks into at first; twice as many until the recall is reached
 COSTLY = 8  # looking into one list of so many, or more, is no faster than comparing every pair
 SPARE = 32  # candidates per target beyond those asked for: rounding and equal vectors change their order
@@ -130,7 +131,8 @@ def _build(demos: np.ndarray) -> Any:
     width = demos.shape[1]
     lists = min(len(demos), LISTS * isqrt(len(demos)))
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
-    index.cp.seed, index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = SEED, 64, 1
+    index.cp.seed, index.cp.niter = SEED, ROUNDS
+    index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = POINTS, 1
     index.train(demos)
     index.add(demos)
     return index
