@@ -189,7 +189,7 @@ def make_embedding(root: Path) -> dict[str, Spent]:
     """Write the vectors that stand for those of an encoder, a block at a time."""
     here = find_folders(root).here
     source = here.examples / "examples.parquet"
-    ids = read_sets(source, tuple(USED))[0]["id"]
+    ids = read_sets(source, tuple(USED), ["id"])[0]["id"]
     made = Provenance("embedding", "v1", {}, digest_inputs(source))
     path = here.embedding / "embedding.parquet"
     return {"embedding": timed(lambda: write_tables(draw_vectors(ids), schemas.embedding(WIDTH), path, made))}
@@ -230,12 +230,12 @@ def write_made_up(here: Artifacts) -> None:
     """Write a scored pair per row of the pool, and the answers of two arms to every held-out row."""
     source = here.examples / "examples.parquet"
     made = digest_inputs(source)
-    rows, places = read_sets(source, ("ground", "held_out"))
+    rows, places = read_sets(source, ("ground", "held_out"), ["id", "topic", "response_tokens"])
     ids, generator = rows["id"].take(places["ground"]), np.random.default_rng(0)
     pairs = [ids, ids.take(generator.permutation(len(ids))), pa.array(generator.normal(size=len(ids)), pa.float32())]
     table = pa.table(pairs, schema=schemas.UTILITY)
     write_table(table, here.utility / "utility.parquet", Provenance("utility", "v1", {}, made))
-    asked = rows.take(places["held_out"]).select(["id", "topic", "response_tokens"]).to_pylist()
+    asked = rows.take(places["held_out"]).to_pylist()
     runs = {"base": {"learner": "none"}, "chosen": {"learner": "finetuning", "seed": 0}}
     answers = [{"arm": arm, "held_out_of": "v1", "loss": 1.0} | run | row for arm, run in runs.items() for row in asked]
     table = pa.Table.from_pylist(answers, schema=schemas.EVALUATION)

@@ -18,6 +18,7 @@ from tasks.artifacts.tables import read_table
 USED = {"ground": "pool", "target": "target", "held_out": "held_out", "general": "general"}  # set -> split
 EARLIER = ("learnt", "offered")
 SETS = (*USED, *EARLIER)
+MARKS = ("row", "split", "used", "earlier", "duplicate_of")  # columns that tell the sets, and the rows' order
 
 
 def read_set(source: Path, name: str) -> pa.Table:
@@ -34,20 +35,24 @@ def read_set(source: Path, name: str) -> pa.Table:
     return table.filter(mark(table, name)).sort_by("row")
 
 
-def read_sets(source: Path, names: Sequence[str] = SETS) -> tuple[pa.Table, dict[str, np.ndarray]]:
+def read_sets(
+    source: Path, names: Sequence[str] = SETS, columns: Sequence[str] | None = None
+) -> tuple[pa.Table, dict[str, np.ndarray]]:
     """Return the examples of some sets, each once and by row, and the ascending positions of each set among them.
 
     Args:
         source: `examples.parquet`.
         names: some of `SETS`.
+        columns: of the examples, those that are wanted; only these come into memory. None: all.
 
     Raises:
         ArtifactError: the artifact is missing or was edited.
     """
-    table = read_table(source, schemas.EXAMPLES).sort_by("row")
+    wanted = schemas.EXAMPLES.names if columns is None else list(columns)
+    table = read_table(source, schemas.EXAMPLES, list(dict.fromkeys([*wanted, *MARKS]))).sort_by("row")
     members = {name: np.asarray(mark(table, name)) for name in names}
     some = np.logical_or.reduce(list(members.values()))
-    return table.filter(some), {name: np.flatnonzero(mask[some]) for name, mask in members.items()}
+    return table.select(wanted).filter(some), {name: np.flatnonzero(mask[some]) for name, mask in members.items()}
 
 
 def mark(table: pa.Table, name: str) -> pa.ChunkedArray:

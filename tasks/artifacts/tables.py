@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -178,14 +178,19 @@ def read_facts(path: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path} carries no readable record ({_line(error)}); {_way_out(path)}") from error
 
 
-def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
+def read_table(path: Path, schema: pa.Schema | None = None, columns: Sequence[str] | None = None) -> pa.Table:
     """Read an artifact, refusing one that was edited, cut short, or has other columns than `schema`.
+
+    Args:
+        path: of the artifact.
+        schema: what it must have; None: anything.
+        columns: those that are wanted, in this order; None: all.
 
     Raises:
         ArtifactError: naming the file and what to do.
     """
     check_table(path, schema)
-    return pq.read_table(path, partitioning=None).replace_schema_metadata(None)
+    return pq.read_table(path, columns=columns, partitioning=None).replace_schema_metadata(None)
 
 
 def stack(column: pa.ChunkedArray) -> np.ndarray:

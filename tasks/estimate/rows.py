@@ -130,7 +130,7 @@ def tell_before(before: Corpus | None) -> Any:
 
     schema = pa.schema([schemas.EXAMPLES.field(name) for name in KEPT])
     table = pa.Table.from_pylist(before.rows if before else [], schema=schema)
-    return make_earlier(table, sorted(before.chosen) if before else [])
+    return make_earlier(table.to_batches(), sorted(before.chosen) if before else [])
 
 
 def measure(rows: list[dict[str, Any]], values: Any, model: models.ModelChoice, subset: Path | None) -> Corpus:

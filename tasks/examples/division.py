@@ -1,10 +1,12 @@
 """What becomes of each row: its side, whether it is used, and what is new about it against the version before."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tamis.examples import splits
 from tamis.examples.conversations import identify_question, split_key
@@ -21,6 +23,8 @@ SIDES = {  # parameter that names a file or folder inside the raw folder -> side
     "examples.held_out.path": splits.HELD_OUT,
     "examples.retention_set": splits.GENERAL,
 }
+COMPARED = ("id", "topic", "messages", "tools", "earlier", "used", "split", "duplicate_of")  # of the version before
+KEPT = ("id", "topic", "used", "split", "duplicate_of")  # of these, what stays in memory
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class Division:
 class Earlier:
     """The examples of the version before, each id once and in its order, and what this version must know of each."""
 
-    table: pa.Table
+    table: pa.Table  # columns KEPT: no texts
+    places: list[int]  # where each stands in that version's table
     questions: list[str]  # digest of all but the answers
     keys: list[str]  # what decides on the side
     earlier: list[str | None]  # offered | learnt, that version counted
@@ -64,30 +69,49 @@ def name_apart(settings: ExamplesSettings) -> dict[str, str]:
 
 
 def read_before(examples: Path, subset: Path) -> Earlier:
-    """Return the examples of the version before, each with what this version must know of it."""
-    table = tables.read_table(examples / "examples.parquet", schemas.EXAMPLES)
-    picked = tables.read_table(subset / "subset.parquet", schemas.SUBSET)
-    return make_earlier(table, picked.filter(picked["chosen"])["id"].to_pylist())
+    """Return the examples of the version before, each with what this version must know of it.
+
+    Raises:
+        ArtifactError: an artifact is missing or was edited.
+    """
+    source = examples / "examples.parquet"
+    tables.check_table(source, schemas.EXAMPLES)
+    picked = tables.read_table(subset / "subset.parquet", schemas.SUBSET, ["id", "chosen"])
+    with pq.ParquetFile(source) as opened:
+        batches = opened.iter_batches(batch_size=BATCH, columns=list(COMPARED))
+        return make_earlier(batches, picked.filter(picked["chosen"])["id"].to_pylist())
 
 
-def make_earlier(table: pa.Table, chosen: Sequence[str]) -> Earlier:
+def make_earlier(batches: Iterable[pa.RecordBatch], chosen: Sequence[str]) -> Earlier:
     """Return what a version must know of the examples of the one before, of which some were chosen.
 
     Repetitions with the same id count once; those that differ in blanks have ids of their own.
+
+    Args:
+        batches: of that version's examples, with the columns COMPARED at least.
+        chosen: ids.
     """
-    names = [text_id(each) for each in table["id"].to_pylist()]
-    table = table.filter(pa.array([link is None for link in splits.link_duplicates(names)], pa.bool_()))
-    taught, questions, keys, earlier = {text_id(each) for each in chosen}, [], [], []
-    columns = ["id", "topic", "messages", "tools", "earlier", "used", "split"]
-    for batch in table.select(columns).to_batches(max_chunksize=BATCH):
-        for row in batch.to_pylist():
+    schema = pa.schema([schemas.EXAMPLES.field(name) for name in KEPT])
+    kept, places, questions, keys, earlier = [schema.empty_table()], [], [], [], []
+    taught, seen, start = {text_id(each) for each in chosen}, set(), 0
+    for batch in batches:
+        rows, firsts = batch.select(list(COMPARED)).to_pylist(), []
+        for place, row in enumerate(rows):
+            name = text_id(row["id"])
+            if name in seen:
+                continue
+            seen.add(name)
+            firsts.append(place)
             conversation = read_conversation(row)
             questions.append(identify_question(conversation, row["topic"]))
             keys.append(splits.shorten(split_key(conversation)))
-            learnt = row["earlier"] == "learnt" or text_id(row["id"]) in taught
+            learnt = row["earlier"] == "learnt" or name in taught
             offered = row["earlier"] or (row["used"] and row["split"] == splits.POOL)
             earlier.append("learnt" if learnt else "offered" if offered else None)
-    return Earlier(table, questions, keys, earlier)
+        kept.append(pa.Table.from_batches([batch.select(list(KEPT)).take(pa.array(firsts, pa.int64()))], schema))
+        places += [start + place for place in firsts]
+        start += len(rows)
+    return Earlier(pa.concat_tables(kept), places, questions, keys, earlier)
 
 
 def divide(
@@ -155,22 +179,41 @@ def tell_given(facts: Facts, raw: Path, settings: ExamplesSettings) -> list[str 
     return [known[file] for file in facts.files]
 
 
-def make_withdrawn(before: Earlier, facts: Facts) -> pa.Table:
+def make_withdrawn(before: Earlier, facts: Facts, source: Path) -> pa.Table:
     """Return the distinct examples of the version before that are here no more, as a table.
 
     Repetitions that were not used there are none of them: the text that they repeat stands for them.
+
+    Args:
+        before: what is known of that version.
+        facts: what is known of the rows of this one.
+        source: the examples of that version, of which the texts are read.
     """
     found = splits.find_withdrawn(facts.ids, facts.questions, before.tell())
     columns = before.table.select(["duplicate_of", "used"]).to_pydict()
     own = [link is None or used for link, used in zip(*columns.values(), strict=True)]
     gone = [(place, instead) for place, instead in found if own[place]]
-    table = before.table.take(pa.array([place for place, _ in gone], pa.int64()))
+    names = ["id", "topic", "prompt", "response", "split"]
+    table = pick_rows(source, [before.places[place] for place, _ in gone], names)
     derived = {
         "edited_to": [instead for _, instead in gone],
         "earlier": [before.earlier[place] for place, _ in gone],
     }
-    columns = {name: table[name] for name in ("id", "topic", "prompt", "response", "split")} | derived
+    columns = {name: table[name] for name in names} | derived
     return pa.table({name: columns[name] for name in schemas.WITHDRAWN.names}, schema=schemas.WITHDRAWN)
+
+
+def pick_rows(source: Path, places: Sequence[int], columns: Sequence[str]) -> pa.Table:
+    """Return some rows of the examples, by ascending places, with a batch of the others in memory at a time."""
+    wanted, start = np.asarray(places, np.int64), 0
+    found = [pa.schema([schemas.EXAMPLES.field(name) for name in columns]).empty_table()]
+    with pq.ParquetFile(source) as opened:
+        for batch in opened.iter_batches(batch_size=BATCH, columns=list(columns)):
+            stop = start + batch.num_rows
+            some = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, stop)] - start
+            found.append(pa.Table.from_batches([batch.take(pa.array(some))], found[0].schema))
+            start = stop
+    return pa.concat_tables(found).combine_chunks()
 
 
 def text_id(each: str) -> str:

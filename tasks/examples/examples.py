@@ -72,7 +72,7 @@ def write_examples(
         rows = add_division(stream(kept), facts, division)
         tables.write_tables(rows, schemas.EXAMPLES, out / "examples.parquet", made)
     tables.write_table(make_rejects(facts), out / "rejects.parquet", made)
-    gone = make_withdrawn(before, facts)
+    gone = make_withdrawn(before, facts, previous_examples / "examples.parquet")
     tables.write_table(gone, out / "withdrawn.parquet", made)
     counts = measure(division, facts, held_out_share) | {"ignored_files": [list(each) for each in ignored]}
     tables.write_json(counts | count_changes(division, gone), out / "examples.json")

@@ -18,7 +18,6 @@ import pyarrow as pa
 
 from tamis.examples.splits import SplitError, link_duplicates
 from tasks import models
-from tasks.artifacts import schemas
 from tasks.artifacts.tables import ArtifactError
 from tasks.conversations import read_conversation
 from tasks.examples import examples
@@ -226,7 +225,7 @@ def foresee(facts: Facts, source: Source, before: Artifacts, texts: examples.Tex
     try:
         earlier, known = read_before(before.examples, before.selection), True
     except ArtifactError:
-        earlier, known = make_earlier(schemas.EXAMPLES.empty_table(), []), False
+        earlier, known = make_earlier([], []), False
     bad = _find_stop(refuse_unknown, source.files, source.reader, facts)
     bad = bad or _find_stop(examples.refuse_bad_rows, facts, settings)
     try:

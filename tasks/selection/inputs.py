@@ -20,7 +20,7 @@ from tamis.utility.quality import (
     weigh_demos,
 )
 from tasks.artifacts import schemas
-from tasks.artifacts.row_sets import read_set
+from tasks.artifacts.row_sets import read_sets
 from tasks.artifacts.tables import provenance, read_table, stack
 from tasks.selection.settings import SelectionSettings
 
@@ -43,8 +43,9 @@ class Rows:
 
 def read_rows(source: Path) -> Rows:
     """Return the used rows of the pool, those of the target task, and what an earlier version chose."""
-    ground = read_set(source, "ground").select(["id", "topic", "response_tokens", "weight"])
-    return Rows(ground, *(read_set(source, name)["id"].to_pylist() for name in ("target", "learnt")))
+    table, sets = read_sets(source, ("ground", "target", "learnt"), ["id", "topic", "response_tokens", "weight"])
+    target, learnt = (table["id"].take(sets[name]).to_pylist() for name in ("target", "learnt"))
+    return Rows(table.take(sets["ground"]), target, learnt)
 
 
 def wanted_rows(rows: Rows, objective: str) -> Rows:

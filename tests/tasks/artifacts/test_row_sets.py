@@ -55,6 +55,15 @@ def test_several_sets_hold_each_example_once_and_know_their_positions(source):
         assert np.array_equal(indices, np.sort(indices))
 
 
+def test_only_the_wanted_columns_are_read(source):
+    whole, sets = read_sets(source)
+    table, same = read_sets(source, columns=["topic", "id"])
+    assert table.equals(whole.select(["topic", "id"]))
+    assert {name: places.tolist() for name, places in same.items()} == {
+        name: places.tolist() for name, places in sets.items()
+    }
+
+
 def test_an_unknown_set_is_named(source):
     with pytest.raises(ValueError, match=r"there is no set of rows 'pool'; known: ground, target, held_out, general"):
         read_set(source, "pool")

@@ -9,6 +9,7 @@ from worlds.toy_corpus import write_subset
 from tamis.examples.splits import SplitError, is_held_out
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import read_table
+from tasks.examples import division
 from tasks.examples.files import ExamplesError
 
 POOL = [row for row in ROWS if not is_held_out(row["prompt"], seed=0, held_out_every=3)]
@@ -54,6 +55,21 @@ def test_rows_are_kept_edited_or_new_and_those_gone_are_listed(follow, tmp_path)
     found = read_metrics(tmp_path)
     assert found["changes"] == {"kept": 13, "edited": 1, "new": 1, "withdrawn": 10}
     assert (found["learnt"], found["learnt_withdrawn"]) == (0, 2)
+
+
+def test_of_the_version_before_no_text_stays_in_memory(follow, tmp_path, monkeypatch):
+    def compare():
+        follow([*ROWS, ROWS[1], ROWS[4]], [edit(POOL[0]), POOL[2], *ROWS[12:]], distinct=False, ground_set="all")
+        return read_table(tmp_path / "out/withdrawn.parquet", schemas.WITHDRAWN)
+
+    whole = compare()
+    assert whole.num_rows > 5
+    monkeypatch.setattr(division, "BATCH", 3)
+    assert compare().equals(whole)
+    before = division.read_before(tmp_path / "one", tmp_path / "subset")
+    assert not {"messages", "prompt", "response", "tools"} & set(before.table.column_names)
+    names = read_table(tmp_path / "one/examples.parquet")["id"].to_pylist()
+    assert [names[place] for place in before.places] == before.table["id"].to_pylist()
 
 
 def test_a_chat_whose_answers_alone_changed_is_edited(follow, tmp_path):
