@@ -29,16 +29,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from math import log10
 from pathlib import Path
 from pydoc_data.topics import topics as manual
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
 from selection import peak, say, unit
 
+from tamis.utility.neighbours import Neighbours
 from tasks.artifacts import schemas
 from tasks.artifacts.row_sets import USED, read_sets
 from tasks.artifacts.tables import Provenance, digest_inputs, write_table, write_tables
@@ -200,15 +202,15 @@ def make_selection(root: Path) -> dict[str, Spent]:
     searched: dict[str, Spent] = {}
     find = inputs.find_neighbours
 
-    def search(vectors: np.ndarray, count: int) -> Any:
-        found: list[Any] = []
+    def search(vectors: np.ndarray, count: int) -> Neighbours:
+        found: list[Neighbours] = []
         spent = timed(lambda: found.append(find(vectors, count)))
-        searched["neighbours"] = Spent(spent.seconds, spent.cpu_seconds, spent.peak_gb, found[0].recall)
+        searched["neighbours"] = replace(spent, recall=found[0].recall)
         return found[0]
 
-    inputs.find_neighbours = search
     asked = {"model": MODEL, "settings": SELECTION, "mask": NO_MASK}
-    whole = timed(lambda: selection.write_selection(find_folders(root), **asked))
+    with patch.object(inputs, "find_neighbours", search):
+        whole = timed(lambda: selection.write_selection(find_folders(root), **asked))
     seconds, cpu = whole.seconds, whole.cpu_seconds
     for spent in searched.values():
         seconds, cpu = seconds - spent.seconds, cpu - spent.cpu_seconds
