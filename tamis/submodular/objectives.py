@@ -10,7 +10,9 @@ Kernels that meet in one objective must be scaled together (`kernels.scale_toget
 """
 
 from dataclasses import dataclass, replace
+from typing import no_type_check
 
+import numba
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
@@ -170,19 +172,15 @@ def cover(
     >>> cover(np.float32([[1, 3], [2, 2], [0, 0]]), np.array([1, 0]))
     (array([ 1,  1, -1]), array([3., 2., 0.], dtype=float32))
     """
-    by, best = np.full(kernel.shape[0], -1), np.zeros(kernel.shape[0], np.float32)
     if isinstance(kernel, SparseKernel):
-        place = np.full(kernel.shape[1], len(chosen))
-        place[chosen] = np.arange(len(chosen))
-        entries = np.flatnonzero((place[kernel.indices] < len(chosen)) & (kernel.values > 0))
-        values, targets, demos = kernel.values[entries], _targets(kernel)[entries], kernel.indices[entries]
-        last = np.lexsort((-place[demos], values, targets))  # of each target the largest value comes last
-        by[targets[last]], best[targets[last]] = demos[last], values[last]
-    elif len(chosen):
-        columns = kernel[:, chosen]
-        best = columns.max(axis=1)
-        by = np.where(best > 0, chosen[columns.argmax(axis=1)], -1)
-    return by, best
+        rank = np.full(kernel.shape[1], -1)
+        rank[chosen] = np.arange(len(chosen))
+        return _cover_sparse(kernel.indptr, kernel.indices, kernel.values, rank)
+    if not len(chosen):
+        return np.full(kernel.shape[0], -1), np.zeros(kernel.shape[0], np.float32)
+    columns = kernel[:, chosen]
+    best = columns.max(axis=1)
+    return np.where(best > 0, chosen[columns.argmax(axis=1)], -1), best
 
 
 def cut_above(kernel: Kernel, ceiling: Float64[np.ndarray, " target"]) -> Kernel:
@@ -241,6 +239,21 @@ def _weigh(kernel: Other, weights: Float64[np.ndarray, " target"]) -> Other:
 def _targets(kernel: SparseKernel) -> np.ndarray:
     """Return the target of each entry of a sparse kernel."""
     return np.repeat(np.arange(kernel.shape[0]), np.diff(kernel.indptr))
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _cover_sparse(indptr, indices, values, rank):
+    """Return what `cover` does, of demos with a rank of at least 0: their place among the chosen ones."""
+    by, best = np.full(len(indptr) - 1, -1), np.zeros(len(indptr) - 1, np.float32)
+    for i in range(len(by)):
+        for entry in range(indptr[i], indptr[i + 1]):
+            demo, value = indices[entry], values[entry]
+            if rank[demo] < 0 or value <= 0 or value < best[i]:
+                continue
+            if value > best[i] or rank[demo] < rank[by[i]]:
+                by[i], best[i] = demo, value
+    return by, best
 
 
 def _check_weight(name: str, weight: float) -> None:

@@ -27,6 +27,7 @@ import safetensors
 
 UNSEALED = b"(here stands the digest of this file, once the rest is written.)"  # 64 bytes
 CHUNK = 1 << 20  # bytes read at once
+VECTORS = 8192  # rows of a batch of vectors
 
 
 class ArtifactError(ValueError):
@@ -201,6 +202,26 @@ def stack(column: pa.ChunkedArray) -> np.ndarray:
     """
     flat = np.asarray(column.combine_chunks().flatten())
     return flat.reshape(len(column), len(flat) // max(1, len(column)))
+
+
+def read_lists(path: Path, column: str) -> np.ndarray:
+    """Read an artifact's column of lists of one length, as its type says it, as an array with a row per list.
+
+    Besides the array a batch of it is in memory, not the table and a copy of it.
+
+    Raises:
+        ArtifactError: the artifact is missing, damaged or was edited.
+    """
+    provenance(path)
+    with pq.ParquetFile(path, buffer_size=CHUNK) as opened:
+        kind = opened.schema_arrow.field(column).type
+        vectors = np.empty((opened.metadata.num_rows, kind.list_size), kind.value_type.to_pandas_dtype())
+        start = 0
+        for batch in opened.iter_batches(batch_size=VECTORS, columns=[column]):
+            some = np.asarray(batch[column].flatten()).reshape(-1, kind.list_size)
+            vectors[start : start + len(some)] = some
+            start += len(some)
+    return vectors
 
 
 def check_table(path: Path, schema: pa.Schema | None = None) -> None:

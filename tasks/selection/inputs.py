@@ -21,7 +21,7 @@ from tamis.utility.quality import (
 )
 from tasks.artifacts import schemas
 from tasks.artifacts.row_sets import read_sets
-from tasks.artifacts.tables import provenance, read_table, stack
+from tasks.artifacts.tables import provenance, read_lists, read_table
 from tasks.selection.settings import SelectionSettings
 
 DENSE_ROWS = 8192  # of the pool, over embeddings: above, each row's nearest alone are compared
@@ -185,9 +185,9 @@ def compare_vectors(source: Path, rows: Rows, objective: str) -> Similar:
 
 def read_vectors(source: Path, *groups: list[str]) -> list[np.ndarray]:
     """Return the embeddings of groups of ids, each in its order."""
-    table = read_table(source)
-    places = [look_up(table["id"], ids, source) for ids in groups]
-    vectors = stack(table["embedding"])
+    there = read_table(source, columns=["id"])["id"]
+    places = [look_up(there, ids, source) for ids in groups]
+    vectors = read_lists(source, "embedding")
     return [vectors[some] for some in places]
 
 

@@ -219,7 +219,7 @@ def order_rest(kept: np.ndarray, quality: np.ndarray | None, ids: list[str], vec
     rest = np.setdiff1d(np.arange(len(ids)), kept)
     worth = np.zeros(len(ids)) if quality is None else quality
     covered = np.zeros(len(ids))
-    if len(kept) and read_table(vectors).num_rows:
+    if len(kept) and read_table(vectors, columns=["id"]).num_rows:
         (own,) = read_vectors(vectors, ids)
         covered = cosines.compare_best(own, own[kept])
     return rest[np.lexsort((rest, covered[rest], -worth[rest]))]

@@ -33,8 +33,8 @@ from tasks.artifacts.tables import (
     digest,
     digest_code,
     digest_inputs,
+    read_lists,
     read_table,
-    stack,
     write_json,
     write_table,
 )
@@ -168,9 +168,8 @@ def choose_pairs(work: Shard, pool: Pool, vectors: Path, map: Map) -> ChosenPair
     settings, none = work.settings, np.empty((0, 2), np.int64)
     if settings.kernel == "exact":
         return ChosenPairs(pairs_of_all(pool.sets), none, Counter())
-    table = read_table(vectors)
-    place = {name: row for row, name in enumerate(table["id"].to_pylist())}
-    found = stack(table["embedding"])[[place[name] for name in pool.ids]]
+    place = {name: row for row, name in enumerate(read_table(vectors, columns=["id"])["id"].to_pylist())}
+    found = read_lists(vectors, "embedding")[[place[name] for name in pool.ids]]
     if settings.kernel == "neighbours":
         kernel, recall = pairs_of_neighbours(pool.sets, found, settings.neighbours)
         return ChosenPairs(kernel, none, Counter(), recall)

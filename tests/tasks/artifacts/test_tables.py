@@ -7,13 +7,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.artifacts import schemas
+from tasks.artifacts import schemas, tables
 from tasks.artifacts.tables import (
     UNSEALED,
     ArtifactError,
@@ -22,6 +23,7 @@ from tasks.artifacts.tables import (
     digest,
     digest_inputs,
     provenance,
+    read_lists,
     read_table,
     replacing,
     write_json,
@@ -71,6 +73,20 @@ def test_a_table_of_vectors_comes_back(tmp_path):
     assert read_table(tmp_path / "embedding.parquet", schemas.embedding(3)).equals(table)
     with pytest.raises(ArtifactError, match=r"other columns than expected, first \['embedding'\]"):
         read_table(tmp_path / "embedding.parquet", schemas.embedding(4))
+
+
+def test_vectors_come_back_as_an_array_whatever_the_batches(tmp_path, monkeypatch):
+    vectors = np.random.default_rng(0).normal(size=(25, 3)).astype(np.float32)
+    blocks = [pa.table([list("abcde"), list(vectors[k : k + 5])], schema=schemas.embedding(3)) for k in range(0, 25, 5)]
+    path = tmp_path / "embedding.parquet"
+    write_tables(blocks, schemas.embedding(3), path, MADE)
+    for rows in (4, 1000):
+        monkeypatch.setattr(tables, "VECTORS", rows)
+        assert read_lists(path, "embedding").tolist() == vectors.tolist()
+    assert read_table(path, columns=["id"]).column_names == ["id"]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match=r"restore it with `dvc checkout"):
+        read_lists(path, "embedding")
 
 
 @given(st.binary(max_size=200), st.integers(0, 3))
