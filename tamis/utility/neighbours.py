@@ -55,7 +55,8 @@ def find_neighbours(vectors: Float32[np.ndarray, "row width"], count: int) -> Ne
         vectors: unit vectors.
         count: neighbours per row; all others where there are fewer.
 
-    Cost: exactly rows^2 x width; with lists rows^1.5 x width x probes. Memory of lists: the vectors once more.
+    Cost: exactly rows^2 x width. With lists `POINTS` x `ROUNDS` x `LISTS`^2 x rows x width to find the cells, twice
+    `LISTS` x rows^1.5 x width to look for a row's, and what the probes hold. Memory of lists: the vectors once more.
 
     >>> find_neighbours(np.float32([[1, 0], [0.8, 0.6], [0, 1]]), 1).indices.ravel().tolist()
     [1, 0, 1]
