@@ -281,7 +281,7 @@ def _require(row: Mapping[str, Any], reading: Reading, part: str) -> str:
     _refuse_missing(row, reading, part)
     text = _read(row, reading, part)
     if text is None:
-        raise RowError(f"empty {part}")
+        raise RowError(f"empty {part}: the field {reading.fields[part]!r} holds no text")
     return text
 
 

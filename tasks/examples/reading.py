@@ -244,19 +244,11 @@ def _parse(record: Record, reading: Reading | None, stem: str, reader: Reader, f
             way_out = "set examples.on_special_tokens: as_text to read it as text"
             raise RowError(f"{SPECIAL}: {special!r} would end or open a turn inside the text; {way_out}")
     except RowError as error:
-        reject(facts, number, record, _add_field(str(error), reading))
+        reject(facts, number, record, str(error))
         return None
     keep = reader.settings.keep
     kept = dump(pick_kept(record.value, keep)) if keep else None
     return Row(number, record, parsed, conversation, kept)
-
-
-def _add_field(reason: str, reading: Reading | None) -> str:
-    """Return why a row is bad with the field that holds nothing, where the reason names the part alone."""
-    part = reason.removeprefix("empty ")
-    if reading is None or reason == part or part not in reading.fields:
-        return reason
-    return f"{reason}: the field {reading.fields[part]!r} holds no text"
 
 
 def _encode(rows: Sequence[Row], reader: Reader, facts: Facts) -> Iterator[pa.Table]:

@@ -327,8 +327,8 @@ def test_tools_that_are_none_are_refused(tools, reason):
         ({"prompt": "Hi"}, "missing field 'response': nothing for the response"),
         ({"prompt": None, "response": "a"}, "missing field 'prompt': nothing for the prompt"),
         ({"prompt": {}, "response": "a"}, "not text: the prompt is dict"),
-        ({"prompt": "Hi", "response": ""}, "empty response"),
-        ({"prompt": " \n\u00a0", "response": "a"}, "empty prompt"),
+        ({"prompt": "Hi", "response": ""}, "empty response: the field 'response' holds no text"),
+        ({"prompt": " \n\u00a0", "response": "a"}, "empty prompt: the field 'prompt' holds no text"),
         ({"prompt": "Hi", "response": "a\ud800"}, "not UTF-8: the response holds bytes or escapes that are no Unicode"),
         ({"prompt": "Hi\0", "response": "a"}, "holds NUL: the prompt has the character U+0000 at place 3"),
         (
@@ -346,9 +346,9 @@ def test_a_bad_row_says_why(row, reason):
 @pytest.mark.parametrize(
     ("format", "change", "reason"),
     [
-        ("alpaca", {"instruction": " "}, "^empty instruction$"),
+        ("alpaca", {"instruction": " "}, "^empty instruction: the field 'instruction' holds no text$"),
         ("alpaca", {"instruction": None}, "^missing field 'instruction': nothing for the instruction$"),
-        ("dolly", {"response": ""}, "^empty response$"),
+        ("dolly", {"response": ""}, "^empty response: the field 'response' holds no text$"),
         ("messages", {"messages": None}, "^missing field 'messages': nothing for the messages$"),
         ("messages", {"messages": []}, "^no learnt turn: no message is the assistant's; the roles are none$"),
         ("messages", {"messages": [USER, ANSWER | {"content": " "}]}, r"^empty response: message 2 \(assistant\)"),
@@ -361,7 +361,7 @@ def test_a_bad_row_of_a_format_says_why(format, change, reason):
 
 
 @pytest.mark.parametrize(
-    ("topic", "reason"), [(None, "missing field 'kind': nothing for the topic"), ("", "empty topic")]
+    ("topic", "reason"), [(None, "missing field 'kind': nothing for the topic"), ("", "empty topic: the field 'kind' holds no text")]
 )
 def test_a_mapped_topic_must_be_there(topic, reason):
     with pytest.raises(RowError, match=f"^{reason}$"):
