@@ -208,7 +208,7 @@ def make_selection(root: Path) -> dict[str, Spent]:
         searched["neighbours"] = replace(spent, recall=found[0].recall)
         return found[0]
 
-    asked = {"model": MODEL, "settings": SELECTION, "mask": NO_MASK}
+    asked = {"model": MODEL, "settings": SELECTION, "diagonal": "capped", "mask": NO_MASK}
     with patch.object(inputs, "find_neighbours", search):
         whole = timed(lambda: selection.write_selection(find_folders(root), **asked))
     seconds, cpu = whole.seconds, whole.cpu_seconds
