@@ -18,7 +18,8 @@ all else in memory that the stage holds. Up to 8,192 rows of a pool no neighbour
 Each stage runs in a process of its own, whose peak memory is that of all it did, imports included; loading modules and
 the tokenizer is not timed. CPU seconds are those of all threads. An exponent is log10 of the CPU seconds at all rows
 over those at a tenth; `growth_exponent` is the largest of all steps but neighbours. Returns 1 where a goal is missed:
-12 GB, 75 minutes, 1.15 and, of neighbours, 1.6.
+12 GB, 75 minutes, 1.15 and, of neighbours, 1.6. The goals are those of a million rows: up to about 300,000 every pair
+is compared, which grows with the square of the rows.
 """
 
 import argparse
