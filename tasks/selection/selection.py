@@ -140,7 +140,7 @@ def choose_rows(
         return choose_similar(similar, rows, budget, settings, sources["embedding"], map=map)
     if selector == "embedding":
         similar = compare_vectors(sources["embedding"], rows, settings.objective)
-        return choose_similar(similar, rows, budget, settings, sources["embedding"], map=map)
+        return choose_similar(similar, rows, budget, settings, None, map=map)
     if selector == "longest":
         return ChosenRows(rank(budget, order_longest(rows.ground["response_tokens"].to_numpy())))
     if selector == "deft_ucs":
@@ -170,7 +170,7 @@ def choose_scored(scores: np.ndarray, budget: Budget) -> ChosenRows:
 
 
 def choose_similar(
-    similar: Similar, rows: Rows, budget: Budget, settings: SelectionSettings, vectors: Path, *, map: Map
+    similar: Similar, rows: Rows, budget: Budget, settings: SelectionSettings, vectors: Path | None, *, map: Map
 ) -> ChosenRows:
     """Choose, of the rows that are demos, some whose objective is large; note which is most similar to each row.
 
@@ -182,7 +182,7 @@ def choose_similar(
         rows: of the version.
         budget: of the pool.
         settings: objective and optimiser.
-        vectors: the embeddings, which may hold no row.
+        vectors: the embeddings, which may hold no row; None where the similarities are theirs.
         map: runs parts of the optimiser.
     """
     kernels, demos = similar.kernels, similar.demos
@@ -204,22 +204,24 @@ def choose_similar(
     if dull:
         kept = choice.order[choice.gain > 0]
         ids = rows.ground["id"].take(demos).to_pylist()
-        order = rank(allowed, np.concatenate([kept, order_rest(kept, similar.quality, ids, vectors)]))
+        order = rank(allowed, np.concatenate([kept, order_rest(kept, similar, ids, vectors)]))
         choice = choose(objective.kernel, allowed, objective.bonus, start=order)
     by, cover = objectives.cover(kernels.own, choice.order)
     covered_by = np.where(by < 0, -1, demos[by])
     return ChosenRows(demos[choice.order], choice, objective, covered_by, cover, similar=similar, dull=dull)
 
 
-def order_rest(kept: np.ndarray, quality: np.ndarray | None, ids: list[str], vectors: Path) -> np.ndarray:
+def order_rest(kept: np.ndarray, similar: Similar, ids: list[str], vectors: Path | None) -> np.ndarray:
     """Return the other demos, those of the largest quality first, and of equal ones those least like what is kept.
 
-    Without a quality all are equal; without vectors, or where nothing is kept, the lowest index comes first.
+    Without a quality all are equal; where the embeddings hold no row, or nothing is kept, the lowest index comes first.
     """
     rest = np.setdiff1d(np.arange(len(ids)), kept)
-    worth = np.zeros(len(ids)) if quality is None else quality
+    worth = np.zeros(len(ids)) if similar.quality is None else similar.quality
     covered = np.zeros(len(ids))
-    if len(kept) and read_table(vectors, columns=["id"]).num_rows:
+    if vectors is None:
+        covered = objectives.cover(similar.kernels.own, kept)[1]
+    elif len(kept) and read_table(vectors, columns=["id"]).num_rows:
         (own,) = read_vectors(vectors, ids)
         covered = cosines.compare_best(own, own[kept])
     return rest[np.lexsort((rest, covered[rest], -worth[rest]))]

@@ -361,7 +361,8 @@ def test_a_bad_row_of_a_format_says_why(format, change, reason):
 
 
 @pytest.mark.parametrize(
-    ("topic", "reason"), [(None, "missing field 'kind': nothing for the topic"), ("", "empty topic: the field 'kind' holds no text")]
+    ("topic", "reason"),
+    [(None, "missing field 'kind': nothing for the topic"), ("", "empty topic: the field 'kind' holds no text")],
 )
 def test_a_mapped_topic_must_be_there(topic, reason):
     with pytest.raises(RowError, match=f"^{reason}$"):
