@@ -87,7 +87,8 @@ def _note(metrics: Mapping[str, Any], utility: Mapping[str, Any], audit: Mapping
     notes += _tell_rows(audit)
     for name, what in (("coverage", "without a chosen row"), ("held_out_share", "with a low held-out share")):
         found = audit.get(name, [])
-        notes += [f"{len(found)} topics {what}: {', '.join(found[:8])}{', ...' * (len(found) > 8)}"] if found else []
+        topics = "1 topic" if len(found) == 1 else f"{len(found)} topics"
+        notes += [f"{topics} {what}: {', '.join(found[:8])}{', ...' * (len(found) > 8)}"] if found else []
     return notes
 
 

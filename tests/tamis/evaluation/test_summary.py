@@ -149,5 +149,5 @@ def test_many_topics_are_cut_short():
     assert summarise({"arms": {}}, {"pairs_scored": 0, "why": "rows are random"}, audit).notes == [
         "no pairs: rows are random",
         "9 topics without a chosen row: t0, t1, t2, t3, t4, t5, t6, t7, ...",
-        "1 topics with a low held-out share: health: 0.000",
+        "1 topic with a low held-out share: health: 0.000",
     ]

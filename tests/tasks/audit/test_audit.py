@@ -270,7 +270,7 @@ def test_a_summary_reads_metrics_and_notes(world):
         "loss of chosen minus full: +0.3000 (+0.2000 to +0.4000): higher",
         "loss of chosen minus random: -0.1000 (-0.2000 to +0.1000): no clear difference",
         "no pairs: rows are random",
-        "1 topics without a chosen row: health",
+        "1 topic without a chosen row: health",
     ]
 
 
