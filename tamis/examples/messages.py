@@ -27,6 +27,7 @@ ALIASES = {
     "function": "tool",
     "developer": "system",
 }
+NOTHING = (None, "", [])  # values of a detail that is not there
 REASONING = ("reasoning_content", "reasoning", "thinking")  # what comes before an answer, by the first that is there
 LEARN = ("all", "last")
 TRAINED_WHERE_TRUE = ("weight", "train", "training")  # OpenAI and Mistral; axolotl
@@ -92,8 +93,8 @@ def read_message(entry: Mapping[str, Any], place: str) -> Message:
     """
     name = _read_role(entry, place)
     role = ALIASES.get(name, name)
-    details = {key: entry[key] for key in DETAILS if entry.get(key) not in (None, "", [])}
-    reasoning = next((entry[key] for key in REASONING if entry.get(key) not in (None, "")), None)
+    details = {key: entry[key] for key in DETAILS if entry.get(key) not in NOTHING}
+    reasoning = next((entry[key] for key in REASONING if entry.get(key) not in NOTHING), None)
     details |= {} if reasoning is None else {"reasoning_content": reasoning}
     calls = _read_calls(entry, name, place)
     if calls:

@@ -89,6 +89,11 @@ def take(
     return SparseKernel(*entries, (len(rows), len(columns)))
 
 
+def list_targets(kernel: SparseKernel) -> Int64[np.ndarray, " entry"]:
+    """Return the target of each entry of a sparse kernel."""
+    return np.repeat(np.arange(kernel.shape[0]), np.diff(kernel.indptr))
+
+
 def scale(utility: Kernel, scaling: str, names: tuple[Sequence[str], Sequence[str]] | None = None) -> Kernel:
     """Return the similarities that a utility stands for.
 

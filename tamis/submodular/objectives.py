@@ -16,7 +16,7 @@ import numba
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from tamis.submodular.kernels import Kernel, KernelError, Other, SparseKernel
+from tamis.submodular.kernels import Kernel, KernelError, Other, SparseKernel, list_targets
 
 OBJECTIVES = ("conditional_gain", "facility_location", "mutual_information")
 FORMS = ("saturated", "additive", "queries")
@@ -141,7 +141,7 @@ def best_per_target(kernel: Kernel) -> Float32[np.ndarray, " target"]:
     if not isinstance(kernel, SparseKernel):
         return kernel.max(axis=1, initial=0.0)
     best = np.zeros(kernel.shape[0], np.float32)
-    np.maximum.at(best, _targets(kernel), kernel.values)
+    np.maximum.at(best, list_targets(kernel), kernel.values)
     return best
 
 
@@ -192,7 +192,7 @@ def cut_above(kernel: Kernel, ceiling: Float64[np.ndarray, " target"]) -> Kernel
     top = ceiling.astype(np.float32)
     if not isinstance(kernel, SparseKernel):
         return np.minimum(kernel, top[:, None])
-    return replace(kernel, values=np.minimum(kernel.values, top[_targets(kernel)]))
+    return replace(kernel, values=np.minimum(kernel.values, top[list_targets(kernel)]))
 
 
 def subtract(kernel: Kernel, floor: Float64[np.ndarray, " target"]) -> Kernel:
@@ -203,7 +203,7 @@ def subtract(kernel: Kernel, floor: Float64[np.ndarray, " target"]) -> Kernel:
     """
     if not isinstance(kernel, SparseKernel):
         return np.maximum(kernel - floor[:, None], 0).astype(np.float32)
-    return replace(kernel, values=np.maximum(kernel.values - floor[_targets(kernel)], 0).astype(np.float32))
+    return replace(kernel, values=np.maximum(kernel.values - floor[list_targets(kernel)], 0).astype(np.float32))
 
 
 def weigh(kernels: Kernels, weights: Float64[np.ndarray, " target"]) -> Kernels:
@@ -233,12 +233,7 @@ def _weigh(kernel: Other, weights: Float64[np.ndarray, " target"]) -> Other:
     times = weights.astype(np.float32)
     if not isinstance(kernel, SparseKernel):
         return kernel * times[:, None]
-    return replace(kernel, values=kernel.values * times[_targets(kernel)])
-
-
-def _targets(kernel: SparseKernel) -> np.ndarray:
-    """Return the target of each entry of a sparse kernel."""
-    return np.repeat(np.arange(kernel.shape[0]), np.diff(kernel.indptr))
+    return replace(kernel, values=kernel.values * times[list_targets(kernel)])
 
 
 @numba.njit(cache=True, nogil=True)

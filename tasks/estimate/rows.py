@@ -115,9 +115,9 @@ def read_raw(raw: Path, before: Corpus | None, settings: Any, version: str) -> l
     files, _ = choose_files(raw, settings)
     for table in read_files(files, Reader(settings, None, (), 0, list_sources(settings, version)), facts):
         rows += table.select([name for name in KEPT if name in table.column_names]).to_pylist()
-    kept_alike = settings.near_duplicates == "keep" and not settings.drop_near_held_out
-    texts = [join_dialogue(read_conversation(row)) for row in rows if not kept_alike]
-    compare = None if kept_alike else partial(find_likeness, texts, settings=settings)
+    compare = None
+    if settings.near_duplicates != "keep" or settings.drop_near_held_out:
+        compare = partial(find_likeness, [join_dialogue(read_conversation(row)) for row in rows], settings=settings)
     division = divide(facts, tell_before(before), settings, raw, compare)
     parts = {"id": division.ids, "split": division.sides, "earlier": division.earlier}
     parts |= {"duplicate_of": division.first, "used": [why is None for why in division.because]}

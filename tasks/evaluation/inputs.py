@@ -126,8 +126,8 @@ def show_demos(
             count -= 1
             prefix = encode_prefix(template, near[:count][::-1], asked[place])
         if not count:  # it is read alone, as it was found to fit
-            own, question = encoding.row(place), held_out.prompts.questions[place]
-            prefix = encoding.head(place)[:0]
+            own, prefix = encoding.row(place, headless=True), encoding.head(place)
+            question = held_out.prompts.questions[place][len(prefix) :]
         fewer += count < len(near)
         rows.append([put_before(prefix, each) for each in own])
         heads.append(len(prefix))

@@ -44,11 +44,6 @@ def refuse_sources(sources: Mapping[str, list[Mapping[str, Any]]]) -> Mapping[st
             if name not in known:
                 near = f"{hint(name, known)}; known: {', '.join(known)}"
                 raise ValueError(f"of {version}, number {number}, has an unknown {name!r}{near}")
-        try:
-            refuse_format(one["format"] if isinstance(one.get("format"), str) else "auto")
-            refuse_fields(one["fields"] if isinstance(one.get("fields"), Mapping) else {})
-        except ValueError as error:
-            raise ValueError(f"of {version}, number {number} ({one.get('path')}): {error}") from None
         texts = [name for name in known if name != "fields" and not isinstance(one.get(name, ""), str)]
         if not one.get("path") or texts or not isinstance(one.get("fields", {}), Mapping):
             raise ValueError(
@@ -56,6 +51,11 @@ def refuse_sources(sources: Mapping[str, list[Mapping[str, Any]]]) -> Mapping[st
                 "where they are not those of section examples, format: NAME, fields: {part: field}, topic: NAME or "
                 "source: NAME"
             )
+        try:
+            refuse_format(one.get("format", "auto"))
+            refuse_fields(one.get("fields", {}))
+        except ValueError as error:
+            raise ValueError(f"of {version}, number {number} ({one['path']}): {error}") from None
     return sources
 
 

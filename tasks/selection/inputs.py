@@ -100,7 +100,7 @@ def read_utility(source: Path, rows: Rows, settings: SelectionSettings, diagonal
     utilities = {name: cut(pairs, names, source) for name, names in blocks.items()}
     scaled = scale_together(list(utilities.values()), settings.scaling, list(blocks.values()))
     similar = dict(zip(blocks, scaled, strict=True))
-    places = {"own": demos, "learnt": _place(learnt, ground), "asked": np.full(len(target), -1)}
+    places = {"own": demos, "learnt": find_places(learnt, ground), "asked": np.full(len(target), -1)}
     if diagonal != "scored":
         ceiling = np.zeros(len(ground), np.float32) if diagonal == "excluded" else find_ceiling(similar["own"], demos)
         for name in blocks.keys() & {"own", "learnt"}:
@@ -118,11 +118,10 @@ def read_utility(source: Path, rows: Rows, settings: SelectionSettings, diagonal
     return Similar(Kernels(**similar), demos, quality=quality, unscored=int(unscored.sum()))
 
 
-def _place(ids: list[str], among: list[str]) -> np.ndarray:
+def find_places(ids: list[str], among: list[str] | pa.Array) -> np.ndarray:
     """Return the place of each id among others; -1 where it is none of them."""
-    return (
-        pc.fill_null(pc.index_in(pa.array(ids, pa.string()), value_set=pa.array(among)), -1).to_numpy().astype(np.int64)
-    )
+    places = pc.index_in(pa.array(ids, pa.string()), value_set=pa.array(among, pa.string()))
+    return pc.fill_null(places, -1).to_numpy().astype(np.int64)
 
 
 def read_pairs(source: Path, rows: Rows) -> pa.Table:

@@ -34,6 +34,7 @@ from tasks.selection.inputs import (
     Similar,
     compare_vectors,
     cut,
+    find_places,
     read_pairs,
     read_phi,
     read_rows,
@@ -64,7 +65,6 @@ class ChosenRows:
     cover: np.ndarray | None = None  # that similarity
     scores: np.ndarray | None = None  # of each row of the pool, where the largest come first; NaN: not to be chosen
     similar: Similar | None = None  # what it was chosen by
-    dull: int | None = None  # picks without a gain, which follow the others by their quality and by what covers them
 
 
 def write_selection(
@@ -200,15 +200,14 @@ def choose_similar(
         seed=settings.seed,
         map=lambda function, parts: map(function, list(parts)),
     )
-    dull = int((choice.gain == 0).sum())
-    if dull:
+    if not choice.gain.all():
         kept = choice.order[choice.gain > 0]
         ids = rows.ground["id"].take(demos).to_pylist()
         order = rank(allowed, np.concatenate([kept, order_rest(kept, similar, ids, vectors)]))
         choice = choose(objective.kernel, allowed, objective.bonus, start=order)
     by, cover = objectives.cover(kernels.own, choice.order)
     covered_by = np.where(by < 0, -1, demos[by])
-    return ChosenRows(demos[choice.order], choice, objective, covered_by, cover, similar=similar, dull=dull)
+    return ChosenRows(demos[choice.order], choice, objective, covered_by, cover, similar=similar)
 
 
 def order_rest(kept: np.ndarray, similar: Similar, ids: list[str], vectors: Path | None) -> np.ndarray:
@@ -238,9 +237,8 @@ def check(rows: Rows, budget: Budget, picks: ChosenRows, source: Path) -> Mappin
         return None
     targets = pc.unique(pairs["target_id"].cast(pa.string())).to_pylist()
     names = targets, rows.ground["id"].to_pylist()
-    places = np.array([targets.index(name) if name in targets else -1 for name in names[1]])
     kernel = scale(cut(pairs, names, source), "relu", names)
-    kernel = cap_diagonal(kernel, places, np.zeros(len(targets), np.float32))
+    kernel = cap_diagonal(kernel, find_places(names[1], targets), np.zeros(len(targets), np.float32))
     return {
         "targets": len(targets),
         "facility_location_share": share_of_all(kernel, picks.order),
@@ -305,9 +303,12 @@ def describe_objective(picks: ChosenRows, settings: SelectionSettings) -> dict[s
             "objective",
             "objective_of_none",
             "objective_of_all",
+            "objective_share",
+            "zero_gain_picks",
+            "rows_covered_by_none",
+            "rows_without_quality",
         )
-        more = "objective_share", "zero_gain_picks", "rows_covered_by_none", "rows_without_quality"
-        return dict.fromkeys((*names, *more))
+        return dict.fromkeys(names)
     full, reached = evaluate(objective.kernel) + float(objective.bonus.sum()), float(choice.objective[-1])
     return {
         "kernel": "sparse" if isinstance(objective.kernel, SparseKernel) else "dense",
@@ -318,7 +319,7 @@ def describe_objective(picks: ChosenRows, settings: SelectionSettings) -> dict[s
         "objective_of_none": 0.0,
         "objective_of_all": full,
         "objective_share": reached / full if full else None,
-        "zero_gain_picks": picks.dull,
+        "zero_gain_picks": int((choice.gain == 0).sum()),
         "rows_covered_by_none": int((picks.covered_by < 0).sum()),
         "rows_without_quality": None if picks.similar.quality is None else picks.similar.unscored,
     }

@@ -272,6 +272,8 @@ def test_a_call_without_the_name_of_a_function_is_refused(calls):
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
-def test_reasoning_is_read_under_each_of_its_names(key):
+def test_reasoning_is_read_under_each_of_its_names_and_may_be_empty(key):
     message = read_message({"role": "assistant", "content": "4", key: "two and two"}, "message 2")
     assert json.loads(message.details) == {"reasoning_content": "two and two"}
+    for nothing in (None, "", []):
+        assert read_message({"role": "assistant", "content": "4", key: nothing}, "message 2").details == ""

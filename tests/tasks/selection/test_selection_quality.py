@@ -123,3 +123,14 @@ def test_what_a_check_says_leaves_out_that_rows_cover_themselves(world):
     expected = np.nanmax(kernel[:, picks], axis=1).sum() / np.nanmax(kernel, axis=1).sum()
     assert facts["checked"]["facility_location_share"] == pytest.approx(expected)
     assert json.loads((folder / "out/selection.json").read_text())["checked"]["targets"] == 2
+
+
+@pytest.mark.parametrize("budget", [{"count": 6}, {"response_tokens": 22}])
+def test_picks_without_a_gain_are_counted_as_they_stand_in_the_subset(world, budget):
+    folder, ids = world
+    utility = -np.ones((12, 12), np.float32)
+    utility[:, 7] = 1
+    write_utility(folder / "utility", ids, utility)
+    subset, facts = run(folder, replace(HALF, budget=budget), diagonal="capped")
+    gains = [each["gain"] for each in subset if each["chosen"]]
+    assert facts["zero_gain_picks"] == gains.count(0.0) == len(gains) - 1
