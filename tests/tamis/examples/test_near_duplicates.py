@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.near_duplicates import PLANTED, plant_pair
 from tamis.examples import near_duplicates
 from tamis.examples.conversations import Conversation, Message, make_exchange
 from tamis.examples.near_duplicates import (
@@ -23,7 +24,6 @@ from tamis.examples.near_duplicates import (
 )
 
 SAMPLE = Path(__file__).parents[3] / "data/raw/v2/tech_support.jsonl"
-COUNTS = {0.7: (17, 14), 0.8: (18, 16), 0.9: (19, 18)}  # similarity -> shingles of each of two texts, shared ones
 
 
 def name_words(generator: np.random.Generator, count: int) -> list[str]:
@@ -31,23 +31,16 @@ def name_words(generator: np.random.Generator, count: int) -> list[str]:
     return [f"w{number}" for number in generator.integers(0, 10**12, count)]
 
 
-def plant_pair(generator: np.random.Generator, jaccard: float) -> tuple[str, str]:
-    """Two texts with exactly this similarity: runs of three words that are the same up to a word, and others."""
-    each, shared = COUNTS[jaccard]
-    same = name_words(generator, shared + 2)
-    return tuple(" ".join([*same, *name_words(generator, each - shared)]) for _ in range(2))
-
-
 def plant(pairs: int, seed: int = 0) -> tuple[list[str], dict[tuple[int, int], float]]:
     """Texts in any order, and the similarity of those pairs that have any."""
     generator = np.random.default_rng(seed)
     texts, similar = [], {}
-    places = iter(generator.permutation(2 * pairs * len(COUNTS)).tolist())
+    places = iter(generator.permutation(2 * pairs * len(PLANTED)).tolist())
     placed: dict[int, str] = {}
-    for jaccard in COUNTS:
+    for jaccard, counts in PLANTED.items():
         for _ in range(pairs):
             one, other = sorted((next(places), next(places)))
-            placed[one], placed[other] = plant_pair(generator, jaccard)
+            placed[one], placed[other] = plant_pair(generator, *counts)
             similar[one, other] = jaccard
     texts = [placed[place] for place in range(len(placed))]
     return texts, similar
@@ -149,7 +142,7 @@ def test_pairs_are_the_same_whatever_the_order_of_rows():
 
 
 def test_another_seed_proposes_other_pairs_and_the_same_seed_the_same():
-    texts = [plant_pair(np.random.default_rng(seed), 0.7)[side] for seed in range(200) for side in (0, 1)]
+    texts = [plant_pair(np.random.default_rng(seed), *PLANTED[0.7])[side] for seed in range(200) for side in (0, 1)]
     _, keys = near_duplicates._sketch_rows(texts, 0.8, 0)
     assert np.array_equal(keys, near_duplicates._sketch_rows(texts, 0.8, 0)[1])
     assert not np.array_equal(keys, near_duplicates._sketch_rows(texts, 0.8, 1)[1])
