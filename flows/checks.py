@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from flows.params import Params
 
 BY_GRADIENTS = {"dualsft", "fisher"}
+STEERED = {"dualsft"}  # of them, those that score by validation rows
 
 
 class ParamsError(ValueError):
@@ -93,22 +94,14 @@ def _check_mask(values: "Params") -> None:
 
 
 def _check_gradients(values: "Params") -> None:
-    """Refuse gradients that underflow, have nothing to steer by, or score fewer rows than are to be chosen."""
-    chosen, asked = values.selection, {values.selection.selector, values.mask.selector}
+    """Refuse gradients that underflow, or have nothing to steer by."""
+    asked = {values.selection.selector, values.mask.selector}
     if values.models.dtype == "float16" and (asked & BY_GRADIENTS or values.mask.selector != "none"):
         raise ParamsError(
             "models.dtype is float16, in which gradients and second moments underflow to 0; set bfloat16 or float32"
         )
-    if values.examples.target is not None or not asked & BY_GRADIENTS:
-        return
-    share, fraction = values.gradients.validation_share, chosen.budget.get("fraction", 0)
-    if not share > 0:
+    if asked & STEERED and values.examples.target is None and values.examples.validation_every is None:
         raise ParamsError(
-            f"gradients.validation_share is {share:g} and examples.target is null, so there is no validation row to "
-            "steer by; raise that share or name the target task's rows"
-        )
-    if chosen.selector == "dualsft" and fraction > 1 - share:
-        raise ParamsError(
-            f"selection.budget is fraction: {fraction} and gradients.validation_share {share}: dualsft scores the "
-            "pool without the validation rows; lower one of them or name the target task's rows (examples.target)"
+            f"{' and '.join(sorted(asked & STEERED))} needs rows that steer it, and examples.validation_every and "
+            "examples.target are null; set examples.validation_every: 10, or name the target task's rows"
         )

@@ -166,7 +166,11 @@ def _tell_rows(look: Any, previous: str, of: str) -> Iterator[str]:
         told.append(f"{look.near_duplicates:,} others similar to an earlier row")
     yield ", ".join(told)
     if look.near_held_out:
-        yield f"{count(look.near_held_out, 'row')} of the pool similar to a held-out row (examples.drop_near_held_out)"
+        yield f"{count(look.near_held_out, 'row')} similar to a held-out row (examples.drop_near_held_out)"
+    if look.near_validation:
+        yield f"{count(look.near_validation, 'row')} similar to a validation row (examples.drop_near_held_out)"
+    if look.planted:
+        yield f"planted in the pool: {_list_counts(look.planted)}"
     for note, rows in look.notes.items():
         yield f"{count(rows, 'row')}: {note}"
     if look.split_rows:

@@ -12,13 +12,13 @@ from tamis.examples.conversations import Conversation, Message
 from tamis.examples.messages import LEARN, ROLE_KEYS, find_entries, finish, read_entries
 from tamis.examples.values import RowError, dump_json, read_filled, read_json, read_text
 
-PARTS = ("topic", "source", "system", "instruction", "prompt", "response", "tests", "messages", "tools")
+PARTS = ("topic", "source", "planted", "system", "instruction", "prompt", "response", "tests", "messages", "tools")
 EXCHANGE = ("instruction", "prompt", "response")  # the parts of one exchange
 FORMATS = ("messages", "sharegpt", "alpaca", "dolly", "prompt_completion", "prompt_response", "question_answer")
 LISTS = ("messages", "sharegpt")  # formats that hold a list of messages
 MESSAGE_FIELDS = ("messages", "conversations", "conversation", "chat", "dialog", "dialogue")
-EVERYWHERE = {name: name for name in ("system", "tools", "topic", "source")}  # read where a row has them, always
-LABELS = ("topic", "source")  # of these, those that hold text
+LABELS = ("topic", "source", "planted")  # read where a row has them, always, and where they hold text
+EVERYWHERE = {name: name for name in ("system", "tools", *LABELS)}  # likewise, whatever they hold
 PLAIN = {  # format of one exchange -> part -> field
     "alpaca": {"instruction": "instruction", "prompt": "input", "response": "output", "history": "history"},
     "dolly": {"instruction": "instruction", "prompt": "context", "response": "response", "topic": "category"},
@@ -46,6 +46,7 @@ class Parsed:
     conversation: Conversation
     topic: str
     source: str | None
+    planted: str | None  # in a word, what is known to be wrong with the row; None: it is an ordinary one
     tests: str | None
     note: str | None = None  # what was left out of the row, for people
 
@@ -163,7 +164,7 @@ def list_unread(names: Collection[str], reading: Reading) -> list[str]:
 
 
 def _find_labels(row: Mapping[str, Any]) -> dict[str, str]:
-    """Return what is read of a row whatever its format; what is several values in it is no topic and no source."""
+    """Return what is read of a row whatever its format; what is several values in it is no label."""
     return {part: field for part, field in EVERYWHERE.items() if part not in LABELS or _may_be_text(row.get(field))}
 
 
@@ -217,7 +218,8 @@ def parse_row(row: Any, reading: Reading, stem: str) -> Parsed:
     topic = (_require if "topic" in reading.asked else _read)(row, reading, "topic")
     conversation, note = finish(messages, learn=reading.learn, tools=_read_tools(row, reading))
     conversation = _add_system(conversation, _read(row, reading, "system"), reading)
-    return Parsed(conversation, topic or stem, _read(row, reading, "source"), _read_tests(row, reading), note)
+    source, planted = (_read(row, reading, part) for part in ("source", "planted"))
+    return Parsed(conversation, topic or stem, source, planted, _read_tests(row, reading), note)
 
 
 def _need(format: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Sides of examples: pool, target task, held-out and general rows; which are used, and what a version changes.
+"""Sides of examples: pool, target task, validation, held-out and general rows; and which of them are used.
 
 Functions of text and seed, not of the rows' order: hashes, not random generators, decide what is held out and what is
 sampled, so that a row keeps its place when others come and go. Symbols: a row's key is what says on which side it may
@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-POOL, TARGET, HELD_OUT, GENERAL = "pool", "target", "held_out", "general"
+POOL, TARGET, VALIDATION, HELD_OUT, GENERAL = "pool", "target", "validation", "held_out", "general"
 GROUND_SETS = ("new", "all")
 LONGEST = 100  # characters of a key that are kept
 SHOWN = 60  # of them in an error
@@ -26,19 +26,9 @@ class Rows:
 
     ids: Sequence[str]
     first: Sequence[int | None]  # place of the first row with the same text; None at that row itself
-    sides: Sequence[str]  # pool | target | held_out | general
+    sides: Sequence[str]  # pool | target | validation | held_out | general
     topics: Sequence[str]
     changes: Sequence[str]  # kept | edited | new
-
-
-@dataclass(frozen=True)
-class Before:
-    """The distinct examples of the version before."""
-
-    ids: Sequence[str]
-    questions: Sequence[str]  # what says that an example is the same one with other answers
-    offered: Sequence[bool]  # stood in a used pool, of this version or an earlier one
-    learnt: Sequence[bool]  # was chosen, likewise
 
 
 def is_held_out(key: str, *, seed: int, held_out_every: int) -> bool:
@@ -61,8 +51,32 @@ def is_held_out(key: str, *, seed: int, held_out_every: int) -> bool:
     """
     if held_out_every < 1:
         raise ValueError(f"held_out_every is {held_out_every}; one prompt in so many is held out, so give 1 or more")
-    digest = hashlib.sha256(f"{seed}{key}".encode()).digest()
-    return int.from_bytes(digest, "big") % held_out_every == 0
+    return int.from_bytes(_rank(key, seed), "big") % held_out_every == 0
+
+
+def validates(key: str, *, seed: int, validation_every: int | None) -> bool:
+    """Return whether rows with a key are drawn as validation rows; None draws nothing.
+
+    As `is_held_out`, of `sha256("validation" + seed + key)`: that a key is drawn says nothing of whether it is held
+    out, so about one key in `validation_every` of those that are not held out is left to validate.
+
+    Args:
+        key: as there.
+        seed: any integer.
+        validation_every: 1 draws everything.
+
+    Raises:
+        ValueError: `validation_every` is below 1.
+
+    >>> [validates(key, seed=0, validation_every=3) for key in ("hi", "what is history?", "what is food?")]
+    [False, True, False]
+    """
+    if validation_every is None:
+        return False
+    if validation_every < 1:
+        raise ValueError(f"validation_every is {validation_every}; one prompt in so many validates, so give 1 or more")
+    digest = hashlib.sha256(f"validation{seed}{key}".encode()).digest()
+    return int.from_bytes(digest, "big") % validation_every == 0
 
 
 def shorten(key: str) -> str:
@@ -231,6 +245,35 @@ def find_asked_elsewhere(keys: Sequence[str], sides: Sequence[str], measured: It
     return [side == POOL and key in asked for key, side in zip(keys, sides, strict=True)]
 
 
+def set_validation_apart(
+    keys: Sequence[str],
+    sides: Sequence[str],
+    drawn: Sequence[bool],
+    *,
+    barred: Iterable[str] = (),
+    before: Iterable[str] = (),
+) -> list[str]:
+    """Return the sides with all rows of some prompts moved from the pool to the validation rows.
+
+    Moved are the prompts that are drawn and those that validated before. Never moved are prompts that are barred, and
+    those of a row on another side, so that a prompt validates as a whole or not at all.
+
+    Args:
+        keys: of every row.
+        sides: of every row (`assign_sides`).
+        drawn: whether a row's key is drawn (`validates`).
+        barred: keys that the version before is measured on, or that an earlier version chose.
+        before: keys of the validation rows of the version before, which stay ones.
+
+    >>> set_validation_apart(["hi", "hi", "bye", "so"], ["pool"] * 4, [True, True, True, False], barred=["bye"])
+    ['validation', 'validation', 'pool', 'pool']
+    """
+    elsewhere = {key for key, side in zip(keys, sides, strict=True) if side != POOL}
+    asked = {*before, *(key for key, each in zip(keys, drawn, strict=True) if each)}
+    moved = asked - elsewhere - set(barred)
+    return [VALIDATION if key in moved else side for key, side in zip(keys, sides, strict=True)]
+
+
 def set_apart(
     rows: Rows, topic: str, count: int | None, *, seed: int, barred: Sequence[bool] | None = None
 ) -> list[str]:
@@ -243,7 +286,7 @@ def set_apart(
         topic: of the target task.
         count: how many examples; None: all of them in the pool.
         seed: any integer.
-        barred: rows that ask what a held-out row asks, which must not steer the choice; None: there are none.
+        barred: rows that must not steer the choice, as those that ask what a held-out row asks; None: there are none.
 
     Raises:
         SplitError: the pool has no example of this topic, or fewer than asked.
@@ -275,14 +318,14 @@ def mark_used(
 ) -> list[str | None]:
     """Return for each row why later stages do not use it, None where they do.
 
-    Repetitions are not used unless `distinct` is false; of the pool, barred rows are not, nor with ground set `new`
-    those `kept` from the version before; of what is left of a cluster of the pool's near-duplicates the first row is;
-    then `pool_rows` of the pool and `held_out_rows` are sampled. All rows of the target task and general ones are used.
+    Repetitions are not used unless `distinct` is false, nor are barred rows, nor, with ground set `new`, rows of the
+    pool `kept` from the version before; of what is left of a cluster of the pool's near-duplicates the first row is;
+    then `pool_rows` of the pool and `held_out_rows` are sampled. All rows of other sides are used.
 
     Args:
         ground_set: new | all.
         distinct: false leaves repetitions in use.
-        barred: why some rows of the pool must not be used; None: there are none.
+        barred: why some rows must not be used; None: there are none.
         clusters: the cluster of near-duplicates of each row, of which one is to be used; None: all may be.
 
     Returns:
@@ -321,63 +364,6 @@ def number_repetitions(ids: Sequence[str]) -> list[str]:
         numbered.append(f"{each}-{times[each]}" if times[each] else each)
         times[each] += 1
     return numbered
-
-
-def label_changes(ids: Sequence[str], questions: Sequence[str], before: Before) -> list[str]:
-    """Return for each row whether it is `kept`, `edited` or `new` against the version before.
-
-    kept: its id stood there; edited: what it is asked did, with other answers only.
-
-    >>> label_changes(["1", "2", "3"], ["a", "b", "c"], Before(["1", "9"], ["a", "b"], [], []))
-    ['kept', 'edited', 'new']
-    """
-    known, asked = set(before.ids), set(before.questions)
-    return [
-        "kept" if each in known else "edited" if question in asked else "new"
-        for each, question in zip(ids, questions, strict=True)
-    ]
-
-
-def tell_earlier(ids: Sequence[str], before: Before) -> list[str | None]:
-    """Return for each row `learnt` where an earlier version chose it, `offered` where one could have, else None.
-
-    >>> tell_earlier(["1", "2", "3"], Before(["1", "2"], [], [True, True], [True, False]))
-    ['learnt', 'offered', None]
-    """
-    learnt = {each for each, flag in zip(before.ids, before.learnt, strict=True) if flag}
-    offered = {each for each, flag in zip(before.ids, before.offered, strict=True) if flag}
-    return ["learnt" if each in learnt else "offered" if each in offered else None for each in ids]
-
-
-def share_earlier(first: Sequence[int | None], earlier: Sequence[str | None]) -> list[str | None]:
-    """Return what `tell_earlier` found, where the first row of a text is told what its repetitions are told as well.
-
-    Repetitions may have ids of their own: their texts differ in blanks.
-
-    >>> share_earlier([None, None, 0], ["offered", None, "learnt"])
-    ['learnt', None, 'learnt']
-    """
-    told = list(earlier)
-    for link, each in zip(first, earlier, strict=True):
-        if link is not None and (each == "learnt" or (each == "offered" and told[link] is None)):
-            told[link] = each
-    return told
-
-
-def find_withdrawn(ids: Sequence[str], questions: Sequence[str], before: Before) -> list[tuple[int, str | None]]:
-    """Return the places of examples of the version before that are here no more, each with the id in its place, if any.
-
-    An example that was edited has in its place the first example with its question that did not stand there before.
-
-    >>> find_withdrawn(["1", "2"], ["a", "b"], Before(["1", "8", "9"], ["a", "b", "c"], [], []))
-    [(1, '2'), (2, None)]
-    """
-    here, known, instead = set(ids), set(before.ids), {}
-    for each, question in zip(ids, questions, strict=True):
-        if each not in known:
-            instead.setdefault(question, each)
-    gone = [place for place, each in enumerate(before.ids) if each not in here]
-    return [(place, instead.get(before.questions[place])) for place in gone]
 
 
 def share_held_out(examples: Iterable[tuple[str, bool]]) -> dict[str, float]:

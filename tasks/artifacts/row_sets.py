@@ -1,8 +1,9 @@
 """The sets of rows that stages read of an examples artifact, defined once.
 
-ground: the used rows of the pool, which may be chosen. target: those of the target task. learnt, offered: distinct rows
-of the pool, used or not, that an earlier version chose, or had in its pool without choosing them. held_out: what is
-measured on. general: what must not be forgotten.
+ground: the used rows of the pool, which may be chosen. target: those of the target task. validation: those that may
+steer or check the choice and are neither chosen nor measured on. learnt, offered: distinct rows of the pool, used or
+not, that an earlier version chose, or had in its pool without choosing them. held_out: what is measured on. general:
+what must not be forgotten.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import read_table
 
-USED = {"ground": "pool", "target": "target", "held_out": "held_out", "general": "general"}  # set -> split
+USED = {"ground": "pool"} | {name: name for name in ("target", "validation", "held_out", "general")}  # set -> split
 EARLIER = ("learnt", "offered")
 SETS = (*USED, *EARLIER)
 MARKS = ("row", "split", "used", "earlier", "duplicate_of")  # columns that tell the sets, and the rows' order

@@ -20,6 +20,7 @@ EXAMPLES = pa.schema(
         pa.field("same_as", pa.string(), nullable=False),  # digest of its text whatever the blanks; duplicates share it
         pa.field("topic", pa.string(), nullable=False),  # the field that is mapped to it, or the file's name
         pa.field("source", pa.string()),  # as the row gives it
+        pa.field("planted", pa.string()),  # likewise: in a word, what is known to be wrong with it; null: nothing
         pa.field("prompt", pa.string(), nullable=False),  # the last user's message before the last learnt turn
         pa.field("response", pa.string(), nullable=False),  # the last learnt turn
         pa.field("messages", MESSAGES, nullable=False),  # the whole conversation
@@ -28,7 +29,7 @@ EXAMPLES = pa.schema(
         pa.field("kept", pa.string()),  # JSON object: the row's other columns that examples.keep names
         pa.field("tokens", pa.int32(), nullable=False),  # of all that a model reads of it, the template's included
         pa.field("response_tokens", pa.int32(), nullable=False),  # of its learnt turns, with their end-of-turn tokens
-        pa.field("split", pa.string(), nullable=False),  # pool | target | held_out | general
+        pa.field("split", pa.string(), nullable=False),  # pool | target | validation | held_out | general
         pa.field("change", pa.string(), nullable=False),  # kept | edited | new, against the version before
         pa.field("earlier", pa.string()),  # offered | learnt: in an earlier version's pool | chosen there; else null
         pa.field("duplicate_of", pa.int64()),  # row of the first example with the same text

@@ -37,6 +37,7 @@ VIEWS = """
     CREATE TEMP VIEW chosen_ids AS SELECT id FROM subset WHERE chosen;
     CREATE TEMP VIEW measured AS SELECT prompt FROM texts WHERE split IN ('held_out', 'general')
         UNION SELECT prompt FROM texts_before WHERE split = 'held_out';
+    CREATE TEMP VIEW validating AS SELECT * FROM texts WHERE split = 'validation';
 """
 
 # A check is a query for what breaks it, one text per row. Promises fail the stage; the rest is recorded.
@@ -51,6 +52,13 @@ PROMISES = {
         SELECT DISTINCT id || ' (its prompt is held out)' FROM texts
         WHERE split = 'target' AND prompt IN (FROM measured)
         UNION SELECT id || ' (chosen)' FROM chosen_ids JOIN target USING (id)""",
+    "validation": """
+        SELECT DISTINCT id || ' (its prompt is held out)' FROM validating WHERE prompt IN (FROM measured)
+        UNION SELECT id || ' (chosen or learnt, and its prompt validates)' FROM texts
+        WHERE (earlier = 'learnt' OR id IN (FROM chosen_ids)) AND prompt IN (SELECT prompt FROM validating)""",
+    "planted": """
+        SELECT DISTINCT id || ' (' || split || ')' FROM examples
+        WHERE planted IS NOT NULL AND used AND split <> 'pool'""",
     "duplicates": "SELECT id || ' (' || count(*) || ' times)' FROM chosen_ids GROUP BY id HAVING count(*) > 1",
     "pool": "SELECT DISTINCT id FROM subset ANTI JOIN pool USING (id)",
     "pairs": """

@@ -153,10 +153,10 @@ def draw_sets(case: Case) -> dict[str, list[int]]:
     from tasks.gradients.warmup import assign, draw
 
     rows, settings = case.corpus.rows, case.values.gradients
-    used = [place for place, row in enumerate(rows) if row["used"] and row["split"] in ("pool", "target")]
+    used = [place for place, row in enumerate(rows) if row["used"] and row["split"] in ("pool", "target", "validation")]
     used.sort(key=lambda place: rows[place]["row"])
     ours = [rows[place] for place in used]
-    sides = assign(ours, [split_key(read_conversation(row)) for row in ours], settings)
+    sides = assign(ours, [split_key(read_conversation(row)) for row in ours])
     found = {name: [place for place, side in enumerate(sides) if side == name] for name in ("pool", "validation")}
     found |= {name: draw(ours, found["pool"], name, settings) for name in ("warmup", "anchors", "fisher")}
     return {name: [used[place] for place in places] for name, places in found.items()}

@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tamis.examples import changes as versions
 from tamis.examples import splits
+from tamis.examples.changes import Before
 from tamis.examples.conversations import identify_question, split_key
-from tamis.examples.splits import Before, Rows
+from tamis.examples.splits import Rows
 from tasks.artifacts import schemas, tables
 from tasks.conversations import read_conversation
 from tasks.examples.files import is_inside
@@ -33,7 +35,7 @@ class Division:
 
     ids: list[str]
     first: list[int | None]  # place of the first row with the same text; None at that row itself
-    sides: list[str]  # pool | target | held_out | general
+    sides: list[str]  # pool | target | validation | held_out | general
     changes: list[str]  # kept | edited | new
     earlier: list[str | None]  # offered | learnt
     because: list[str | None]  # why it is not used; None: it is
@@ -54,6 +56,15 @@ class Earlier:
     questions: list[str]  # digest of all but the answers
     keys: list[str]  # what decides on the side
     earlier: list[str | None]  # offered | learnt, that version counted
+
+    def list_keys(self, side: str, *, used: bool = False) -> list[str]:
+        """Return the keys of the examples of a side; of those in use alone where that is asked for."""
+        rows = zip(self.keys, *(self.table[name].to_pylist() for name in ("split", "used")), strict=True)
+        return [key for key, split, in_use in rows if split == side and (in_use or not used)]
+
+    def list_taught(self) -> list[str]:
+        """Return the keys of the examples that it or an earlier version chose."""
+        return [key for key, one in zip(self.keys, self.earlier, strict=True) if one == "learnt"]
 
     def tell(self) -> Before:
         """Return what a version is compared with."""
@@ -123,8 +134,9 @@ def divide(
 ) -> Division:
     """Give each row its side, what is new about it, and whether later stages use it.
 
-    Prompts that the version before is measured on are kept out of the target task and of the pool, those that earlier
-    versions chose out of the general set and the held-out rows, and those of held-out rows out of the pool.
+    Prompts that the version before is measured on are kept out of the target task, of the validation rows and of the
+    pool, those that earlier versions chose out of the general set, the held-out and the validation rows, and those of
+    held-out rows out of the pool. Planted rows are used in the pool alone.
 
     Args:
         facts: what is known of the rows.
@@ -137,17 +149,14 @@ def divide(
         SplitError: a row stands where its prompt may not.
     """
     before, ids, first = earlier.tell(), facts.ids, splits.link_duplicates(facts.same)
-    used, side = (earlier.table[name].to_pylist() for name in ("used", "split"))
-    measured = [key for key, *two in zip(earlier.keys, used, side, strict=True) if two == [True, splits.HELD_OUT]]
-    taught = [key for key, one in zip(earlier.keys, earlier.earlier, strict=True) if one == "learnt"]
-    drawn = facts.drawn if settings.held_out is None else [False] * len(ids)
-    sides = splits.assign_sides(facts.keys, tell_given(facts, raw, settings), drawn, measured)
-    barred = splits.find_asked_elsewhere(facts.keys, sides, measured)
-    changes = splits.label_changes(ids, facts.questions, before)
+    sides, barred = assign_sides(facts, earlier, settings, raw)
+    changes = versions.label_changes(ids, facts.questions, before)
     rows, target = Rows(ids, first, sides, facts.topics, changes), settings.target or {}
     if "topic" in target:
-        sides = splits.set_apart(rows, target["topic"], target.get("rows"), seed=settings.seed, barred=barred)
+        kept_out = [asked or word is not None for asked, word in zip(barred, facts.planted, strict=True)]
+        sides = splits.set_apart(rows, target["topic"], target.get("rows"), seed=settings.seed, barred=kept_out)
         rows = Rows(ids, first, sides, facts.topics, changes)
+    taught = earlier.list_taught()
     splits.refuse_shared(facts.keys, sides, taught)
     splits.refuse_taught(facts.keys, sides, taught)
     likeness = compare(sides) if compare else None
@@ -158,14 +167,36 @@ def divide(
         seed=settings.seed,
         pool_rows=settings.pool_rows,
         held_out_rows=settings.held_out_rows,
-        barred=bar_rows(barred, likeness, settings),
+        barred=bar_rows(barred, likeness, settings, planted=mark_planted(facts, sides)),
         clusters=name_clusters(likeness, settings),
     )
     named = ids if settings.distinct else splits.number_repetitions(ids)
-    told = splits.share_earlier(first, splits.tell_earlier(ids, before))
+    told = versions.share_earlier(first, versions.tell_earlier(ids, before))
     used = [reason is None for reason in because]
     weights = weigh_rows(likeness, sides, used, settings) if likeness else [1.0] * len(ids)
     return Division(named, first, sides, changes, told, because, weights, likeness)
+
+
+def assign_sides(facts: Facts, earlier: Earlier, settings: ExamplesSettings, raw: Path) -> tuple[list[str], list[bool]]:
+    """Return the side of each row by its file and its prompt, and which rows of the pool ask what is measured on.
+
+    Raises:
+        SplitError: a target row has the prompt of a held-out row.
+    """
+    measured = earlier.list_keys(splits.HELD_OUT, used=True)
+    drawn = facts.drawn if settings.held_out is None else [False] * len(facts.ids)
+    sides = splits.assign_sides(facts.keys, tell_given(facts, raw, settings), drawn, measured)
+    barred = splits.find_asked_elsewhere(facts.keys, sides, measured)
+    if settings.validation_every is None:
+        return sides, barred
+    before = earlier.list_keys(splits.VALIDATION)
+    known = {*earlier.list_keys(splits.HELD_OUT), *earlier.list_taught()}
+    return splits.set_validation_apart(facts.keys, sides, facts.validating, barred=known, before=before), barred
+
+
+def mark_planted(facts: Facts, sides: Sequence[str]) -> list[bool]:
+    """Return whether each row is planted and outside the pool, where nothing wrong may steer or measure."""
+    return [word is not None and side != splits.POOL for word, side in zip(facts.planted, sides, strict=True)]
 
 
 def tell_given(facts: Facts, raw: Path, settings: ExamplesSettings) -> list[str | None]:
@@ -189,7 +220,7 @@ def make_withdrawn(before: Earlier, facts: Facts, source: Path) -> pa.Table:
         facts: what is known of the rows of this one.
         source: the examples of that version, of which the texts are read.
     """
-    found = splits.find_withdrawn(facts.ids, facts.questions, before.tell())
+    found = versions.find_withdrawn(facts.ids, facts.questions, before.tell())
     columns = before.table.select(["duplicate_of", "used"]).to_pydict()
     own = [link is None or used for link, used in zip(*columns.values(), strict=True)]
     gone = [(place, instead) for place, instead in found if own[place]]

@@ -20,12 +20,12 @@ from tasks.artifacts import schemas, tables
 from tasks.conversations import open_template, read_conversation
 from tasks.examples.division import Division, divide, make_withdrawn, name_apart, read_before
 from tasks.examples.files import ExamplesError, NotRead, RawFile, is_inside, list_contents, list_files
-from tasks.examples.near import find_likeness
+from tasks.examples.near import PLANTED, find_likeness
 from tasks.examples.reading import LONG, READ, Facts, Reader, read_files, tell_notes
 from tasks.examples.settings import ExamplesSettings, list_sources
 from tasks.folders import Folders
 
-SIDES = (splits.POOL, splits.TARGET, splits.HELD_OUT, splits.GENERAL)
+SIDES = (splits.POOL, splits.TARGET, splits.VALIDATION, splits.HELD_OUT, splits.GENERAL)
 TRAIN = "train"  # the split of a data set that is chosen from
 SHOWN = 3  # bad rows that an error names
 
@@ -224,8 +224,8 @@ def refuse_empty_sides(division: Division, settings: ExamplesSettings) -> None:
     """Check that there is something to choose from, and something to measure on.
 
     Raises:
-        ExamplesError: fewer than two used examples in the pool, none held out, or no row of a target task or a general
-            set asked for.
+        ExamplesError: fewer than two used examples in the pool, none held out, or no row for validation, of a target
+            task or of a general set that is asked for.
     """
     held_out, pool = division.count(splits.HELD_OUT), division.count(splits.POOL)
     found = f"{len(division.ids)} rows, {division.first.count(None)} distinct"
@@ -240,8 +240,13 @@ def refuse_empty_sides(division: Division, settings: ExamplesSettings) -> None:
             "lower examples.held_out_every" if settings.held_out is None else "name other rows by examples.held_out"
         )
         raise ExamplesError(
-            f"no row is held out ({found}), so nothing could be measured; "
+            f"no row is held out ({found}{_tell_left(division)}), so nothing could be measured; "
             f"give more rows, {way_out}, or raise examples.held_out_rows"
+        )
+    if settings.validation_every is not None and not division.count(splits.VALIDATION):
+        raise ExamplesError(
+            f"examples.validation_every is {settings.validation_every} and no row is left to validate ({found}"
+            f"{_tell_left(division)}); give more rows, lower it, or set it to null"
         )
     if settings.target is not None and not division.count(splits.TARGET):
         raise ExamplesError(
@@ -255,13 +260,16 @@ def refuse_empty_sides(division: Division, settings: ExamplesSettings) -> None:
 
 
 def _tell_left(division: Division) -> str:
-    """Return how many rows of the pool are not used though their text stands there once."""
-    kept, asked = (division.because.count(reason) for reason in ("kept", "held out"))
+    """Return how many rows are not used though their text stands there once."""
+    kept, asked, planted = (division.because.count(reason) for reason in ("kept", "held out", PLANTED))
     told = ""
     if kept:
         told += f", and {kept} kept from the version before: set examples.ground_set: all to choose among them"
     if asked:
         told += f", and {asked} that ask what a held-out row asks"
+    if planted:
+        way_out = 'to read no such field, set examples.fields: {planted: ""}'
+        told += f", and {planted} planted outside the pool; {way_out}"
     return told
 
 
@@ -283,6 +291,7 @@ def measure(division: Division, facts: Facts, held_out_share: float) -> dict[str
         "duplicates": len(division.ids) - len(topics),
         **count_likeness(division),
         "used": {side: division.count(side) for side in SIDES},
+        "planted": count_planted(division, facts),
         "topics": dict(sorted(Counter(topics).items())),
         "held_out_share": shares,
         "topics_below": [topic for topic, share in shares.items() if share < held_out_share],
@@ -290,12 +299,20 @@ def measure(division: Division, facts: Facts, held_out_share: float) -> dict[str
 
 
 def count_likeness(division: Division) -> dict[str, int]:
-    """Return how many rows are near-duplicates of an earlier one, and how many of the pool of a held-out one."""
+    """Return how many rows are near-duplicates: of an earlier one, of a held-out one, and of a validation row."""
     likeness = division.likeness
     if likeness is None:
         return {}
     near = int((likeness.first >= 0).sum())
-    return {"near_duplicates": near, "near_held_out": int(likeness.near_held_out.sum())}
+    marked = {"near_held_out": likeness.near_held_out, "near_validation": likeness.near_validation}
+    return {"near_duplicates": near} | {name: int(marks.sum()) for name, marks in marked.items()}
+
+
+def count_planted(division: Division, facts: Facts) -> dict[str, int]:
+    """Return how many used rows of the pool are planted, by the word that says what is wrong with them."""
+    pool = zip(facts.planted, division.sides, division.because, strict=True)
+    used = [word for word, side, why in pool if word is not None and side == splits.POOL and why is None]
+    return dict(sorted(Counter(used).items()))
 
 
 def count_changes(division: Division, gone: pa.Table) -> dict[str, Any]:

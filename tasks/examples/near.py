@@ -1,4 +1,4 @@
-"""Near-duplicates among the rows of a version: what becomes of them, and of rows of the pool like a held-out row."""
+"""Near-duplicates among the rows of a version: what becomes of them, and of rows like a held-out or validation row."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from tamis.examples.near_duplicates import find_near_duplicates, match_marked
-from tamis.examples.splits import HELD_OUT, POOL
+from tamis.examples.splits import HELD_OUT, POOL, VALIDATION
 from tasks.examples.settings import ExamplesSettings
 
-HELD_OUT_ASKS, NEAR_HELD_OUT = "held out", "near held out"  # why a row of the pool is not used
+HELD_OUT_ASKS, NEAR_HELD_OUT = "held out", "near held out"  # why a row is not used
+NEAR_VALIDATION, PLANTED = "near validation", "planted"
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,32 +20,35 @@ class Likeness:
 
     first: np.ndarray  # int64, place of the first row of its cluster; -1 at that row itself
     sizes: np.ndarray  # int64, rows of its cluster, itself counted
-    near_held_out: np.ndarray  # bool, rows of the pool that are near-duplicates of a held-out row
+    near_held_out: np.ndarray  # bool, rows of the pool or for validation that are near-duplicates of a held-out row
+    near_validation: np.ndarray  # bool, rows of the pool that are near-duplicates of a validation row
 
 
 def find_likeness(texts: Iterable[str], sides: Sequence[str], *, settings: ExamplesSettings) -> Likeness:
     """Return the near-duplicates of rows, given as the texts that they are compared by, in their order."""
     found = find_near_duplicates(texts, jaccard=settings.near_duplicate_jaccard)
     side = np.asarray(sides)
-    near = match_marked(found, side == HELD_OUT) & (side == POOL)
-    return Likeness(found.near_duplicate_of, found.cluster_sizes, near)
+    near_held_out = match_marked(found, side == HELD_OUT) & np.isin(side, (POOL, VALIDATION))
+    near_validation = match_marked(found, side == VALIDATION) & (side == POOL)
+    return Likeness(found.near_duplicate_of, found.cluster_sizes, near_held_out, near_validation)
 
 
 def bar_rows(
-    asked_elsewhere: Sequence[bool], likeness: Likeness | None, settings: ExamplesSettings
+    asked_elsewhere: Sequence[bool], likeness: Likeness | None, settings: ExamplesSettings, *, planted: Sequence[bool]
 ) -> list[str | None]:
-    """Return for each row of the pool what it shares with a held-out row, so that it must not be used; else None.
+    """Return for each row why it must not be used: what it shares with a row outside the pool, or is itself; else None.
 
     Args:
-        asked_elsewhere: rows that ask what a held-out row asks.
+        asked_elsewhere: rows of the pool that ask what a held-out row asks.
         likeness: of all rows; None: it was not looked for.
         settings: of the stage.
+        planted: planted rows outside the pool.
     """
-    because = [HELD_OUT_ASKS if asked else None for asked in asked_elsewhere]
-    if likeness is None or not settings.drop_near_held_out:
-        return because
-    near = likeness.near_held_out.tolist()
-    return [reason or (NEAR_HELD_OUT if like else None) for reason, like in zip(because, near, strict=True)]
+    reasons = {HELD_OUT_ASKS: asked_elsewhere, PLANTED: planted}
+    if likeness is not None and settings.drop_near_held_out:
+        reasons |= {NEAR_HELD_OUT: likeness.near_held_out.tolist(), NEAR_VALIDATION: likeness.near_validation.tolist()}
+    each = zip(*reasons.values(), strict=True)
+    return [next((reason for reason, here in zip(reasons, marks, strict=True) if here), None) for marks in each]
 
 
 def name_clusters(likeness: Likeness | None, settings: ExamplesSettings) -> list[int] | None:

@@ -64,6 +64,8 @@ class Facts:
     questions: list[str] = field(default_factory=list)  # digest of all but the answers
     keys: list[str] = field(default_factory=list)  # what decides on the side (`splits.shorten`)
     drawn: list[bool] = field(default_factory=list)  # whether the key is held out
+    validating: list[bool] = field(default_factory=list)  # whether the key is drawn as one of validation rows
+    planted: list[str | None] = field(default_factory=list)  # what is known to be wrong with a row
     topics: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     rejects: list[tuple] = field(default_factory=list)  # row, file, line, reason, text of each bad row
@@ -338,6 +340,7 @@ def _tabulate(good: Sequence[Good], reader: Reader, facts: Facts) -> pa.Table:
                 "same_as": identify_folded(conversation),
                 "topic": row.parsed.topic,
                 "source": row.parsed.source,
+                "planted": row.parsed.planted,
                 **write_conversation(conversation),
                 "tests": row.parsed.tests,
                 "kept": row.kept,
@@ -352,8 +355,10 @@ def _tabulate(good: Sequence[Good], reader: Reader, facts: Facts) -> pa.Table:
         facts.questions.append(identify_question(conversation, row.parsed.topic))
         facts.keys.append(splits.shorten(key))
         facts.drawn.append(splits.is_held_out(key, seed=settings.seed, held_out_every=settings.held_out_every))
+        facts.validating.append(splits.validates(key, seed=settings.seed, validation_every=settings.validation_every))
         facts.split += one.sequences > 1
-    columns = {"row": facts.rows, "id": facts.ids, "same_as": facts.same, "topic": facts.topics, "file": facts.files}
+    columns = {"row": facts.rows, "id": facts.ids, "same_as": facts.same, "topic": facts.topics}
+    columns |= {"planted": facts.planted, "file": facts.files}
     for name, column in columns.items():
         column.extend(record[name] for record in records)
     return pa.Table.from_pylist(records, schema=READ)

@@ -147,6 +147,9 @@ class ExamplesSettings:
     held_out_every: Annotated[int, Field(ge=2)] = Field(
         5, description="one prompt in so many is held out: where sha256(seed + prompt) mod this is 0"
     )
+    validation_every: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="one of the other prompts in so many validates: its rows are neither chosen nor measured on"
+    )
     held_out: Annotated[Mapping[str, str] | None, AfterValidator(refuse_held_out)] = Field(
         None, description="your own held-out rows: {path: NAME} inside raw | {split: test}; null: by the prompt"
     )
@@ -156,7 +159,9 @@ class ExamplesSettings:
     near_duplicates: Literal["keep", "drop", "weight"] = Field(
         "keep", description="in the pool: keep all | one of each cluster | one, which counts for all in the objective"
     )
-    drop_near_held_out: bool = Field(False, description="keep near-duplicates of held-out rows out of the pool")
+    drop_near_held_out: bool = Field(
+        False, description="keep near-duplicates of held-out and of validation rows out of the pool"
+    )
     distinct: bool = Field(True, description="false leaves duplicates in use, each under an id of its own")
     ground_set: Literal["new", "all"] = Field(
         "new", description="choose among new and edited rows | among those of the version before, too"

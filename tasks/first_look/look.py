@@ -84,7 +84,7 @@ class Sampled:
 class Foreseen:
     """What a run would make of the rows."""
 
-    used: Mapping[str, int] | None  # pool | target | held_out | general -> rows
+    used: Mapping[str, int] | None  # pool | target | validation | held_out | general -> rows
     changes: Mapping[str, int] | None  # kept | edited | new -> distinct rows; None: what was before is not made
     stops: str | None  # why it would stop
 
@@ -108,7 +108,9 @@ class Look:
     split_rows: int  # of which the template makes several sequences
     duplicates: int | None = None  # rows with the text of an earlier one; None where a sample cannot say it
     near_duplicates: int | None = None  # other rows that are similar to an earlier one; None: likewise
-    near_held_out: int | None = None  # rows of the pool that are similar to a held-out one; None: likewise
+    near_held_out: int | None = None  # rows that are similar to a held-out one; None: likewise
+    near_validation: int | None = None  # rows of the pool that are similar to a validation row; None: likewise
+    planted: Mapping[str, int] | None = None  # word -> used rows of the pool; None: likewise
     foreseen: Foreseen | None = None
 
 
@@ -171,6 +173,8 @@ def look_at_all(
         duplicates=sum(same),
         near_duplicates=None if near is None else sum(bool(like) and not repeated for like, repeated in near),
         near_held_out=None if likeness is None else int(likeness.near_held_out.sum()),
+        near_validation=None if likeness is None else int(likeness.near_validation.sum()),
+        planted=None if division is None else examples.count_planted(division, facts),
         foreseen=foreseen,
     )
 

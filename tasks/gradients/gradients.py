@@ -53,6 +53,7 @@ from tasks.gradients.warmup import (
     plan_files,
     prepare,
     read_sets,
+    refuse_unsteered,
     sum_seconds,
 )
 from tasks.scoring_model import model_lock
@@ -165,8 +166,9 @@ def score_pool(works: Sequence[Work], sets: Sets, map: Map) -> Scored:
     """Return phi_data of the pool, a group of parameters after the other, and what is recorded of DualSFT.
 
     Raises:
-        ValueError: the law of rows and columns is broken.
+        ValueError: no validation row; the law of rows and columns is broken.
     """
+    refuse_unsteered(sets)
     phi_data, spent, did = np.zeros(len(sets.pool)), 0.0, dict.fromkeys(("rows_summed", "rows_scored", "shards"), 0)
     for work in works:
         made = {"model": work.model.name, "model_digest": models.model_digest(work.model)}
@@ -303,16 +305,12 @@ def check_row_column_law(works: Sequence[Work], phi_data: np.ndarray) -> dict[st
     return found | {"phi_data": spread, "parameters": int(sums["entries"]), "order": works[0].settings.order}
 
 
-def _describe(kind: str, work: Work, sets: Sets) -> dict[str, Any]:
+def _describe(kind: str, work: Work) -> dict[str, Any]:
     """Return what determines the scores; how the work was cut and run is no part of it."""
     settings = asdict(work.settings) | {"template": work.model.template}
     known = [name for name in settings if name not in NO_PART] if kind == "dualsft" else ["fisher_rows", "template"]
     if kind == "dualsft" and work.settings.order == "first":
         known.remove("curvature")
-    if sets.steered_by == "target":
-        known = [name for name in known if name != "validation_share"]
-    elif kind == "fisher":
-        known.append("validation_share")
     made = {"model": work.model.name, "model_digest": models.model_digest(work.model)}
     return {"scores": kind, **{name: settings[name] for name in known}, **made}
 
@@ -328,7 +326,7 @@ def _write(
 ) -> None:
     """Write the artifact."""
     records = {None: made({"scores": None})}
-    records |= {kind: made(_describe(kind, works[0], sets), seed=works[0].settings.seed) for kind in found}
+    records |= {kind: made(_describe(kind, works[0]), seed=works[0].settings.seed) for kind in found}
     of_rows, of_parameters = (kind if kind in found else None for kind in ("dualsft", mask_selector))
     sources = [getattr(work.files, SCORERS[of_parameters]) for work in works] if of_parameters else []
     stream(read_scores(of_parameters, works), sources, out / "phi_param.safetensors", asdict(records[of_parameters]))

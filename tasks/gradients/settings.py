@@ -34,7 +34,6 @@ class GradientsSettings:
     anchor_share: Share = Field(
         0.02, description="of the pool's rows, whose answers are to be preserved; a batch at least"
     )
-    validation_share: Share = Field(0.1, description="of the pool's prompts, set apart where there is no target task")
     batch_rows: Annotated[int, Field(ge=1)] = Field(8, description="rows per optimiser step of the warm-up")
     fisher_rows: Annotated[int, Field(ge=1)] = Field(
         64, description="rows of the pool that Fisher information is averaged over"

@@ -58,6 +58,7 @@ SOURCES = (
     packing,
     *WRITERS,
 )
+READ = ("ground", "target", "validation")  # sets of the examples that the rows are of
 DRAWN = {"dualsft": ("pool", "validation", "warmup", "anchors"), "fisher": ("pool", "fisher")}  # sets that each reads
 CODE = digest_code(*SOURCES, sys.modules[__name__])  # what figures depend on, as imported
 
@@ -73,7 +74,7 @@ class Sets:
     warmup: list[int]  # of the pool
     anchors: list[int]  # of the pool
     fisher: list[int]  # of the pool
-    steered_by: str  # target | pool: where the validation rows are from
+    steered_by: str | None  # target | validation: the set that the validation rows are of; None: there are none
     left_out: int  # used rows of the pool that have the prompt of a row of the target task
 
 
@@ -108,48 +109,49 @@ def read_sets(source: Path, digest: str, model: models.ModelChoice, settings: Gr
     """Read, draw and tokenise the rows, of which held-out ones are none; `digest` keys the cache.
 
     Raises:
-        ValueError: no validation row; fewer anchors than a batch; a row that does not fit in the context whole.
+        ValueError: fewer anchors than a batch; a row that does not fit in the context whole.
     """
-    used = read_row_sets(source, ("ground", "target"))[0].to_pylist()
-    sides = assign(used, [split_key(read_conversation(row)) for row in used], settings)
-    kept = [place for place, side in enumerate(sides) if side]
-    rows, sides = [used[place] for place in kept], [sides[place] for place in kept]
+    used = read_row_sets(source, READ)[0].to_pylist()
+    assigned = assign(used, [split_key(read_conversation(row)) for row in used])
+    kept = [place for place, side in enumerate(assigned) if side]
+    rows, sides = [used[place] for place in kept], [assigned[place] for place in kept]
     pool, validation = ([place for place, side in enumerate(sides) if side == name] for name in ("pool", "validation"))
     drawn = {name: draw(rows, pool, name, settings) for name in ("warmup", "anchors", "fisher")}
     encoding = encode_rows(rows, model)
     refuse_long(encoding, [row["row"] for row in rows], model.max_tokens)
-    steered_by = "target" if any(row["split"] == "target" for row in rows) else "pool"
-    ids, left_out = [row["id"] for row in rows], len(used) - len(kept)
+    steered_by = rows[validation[0]]["split"] if validation else None
+    left_out = sum(row["split"] == "pool" and side is None for row, side in zip(used, assigned, strict=True))
+    ids = [row["id"] for row in rows]
     return Sets(ids, encoding, pool, validation, **drawn, steered_by=steered_by, left_out=left_out)
 
 
-def assign(rows: Sequence[Mapping], prompts: Sequence[str], settings: GradientsSettings) -> list[str | None]:
-    """Return for each used row `validation`, `pool`, or None where its prompt is that of a row of the target task.
+def assign(rows: Sequence[Mapping], prompts: Sequence[str]) -> list[str | None]:
+    """Return for each row of the pool, the target task and the set `validation` what it is here: `validation`, `pool`,
+    or None where it is nothing.
 
-    Validation rows are the target task's; where there are none, all rows of a share of the pool's prompts.
+    Validation rows are the target task's, and rows of the pool with the prompt of one are nothing; where there is no
+    target task, they are those of the set `validation`.
+    """
+    steers = "target" if any(row["split"] == "target" for row in rows) else "validation"
+    steering = {prompt for row, prompt in zip(rows, prompts, strict=True) if row["split"] == steers}
+    sides: list[str | None] = []
+    for row, prompt in zip(rows, prompts, strict=True):
+        left = "pool" if row["split"] == "pool" and prompt not in steering else None
+        sides.append("validation" if row["split"] == steers else left)
+    return sides
+
+
+def refuse_unsteered(sets: Sets) -> None:
+    """Check that there is a validation row.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there is none, with the ways out.
     """
-    is_target = [row["split"] == "target" for row in rows]
-    steering = {prompt for prompt, target in zip(prompts, is_target, strict=True) if target}
-    here = None if steering else "validation"
-    if not steering:
-        first: dict[str, Mapping] = {}
-        for row, prompt in zip(rows, prompts, strict=True):
-            first.setdefault(prompt, row)
-        count = round(settings.validation_share * len(first))
-        topics = {row["id"]: row["topic"] for row in first.values()}
-        drawn = sample(topics, count, salt(settings.seed, "validation"))
-        steering = {prompt for prompt, row in first.items() if row["id"] in drawn}
-    if not steering:
+    if not sets.validation:
         raise ValueError(
-            f"0 validation rows: there is no target task, and gradients.validation_share = "
-            f"{settings.validation_share:g} of the pool's {len(rows)} used rows is none; set examples.target, or raise "
-            "that share"
+            f"0 of {len(sets.ids)} rows validate, so nothing steers the gradients; set rows apart with "
+            "examples.validation_every: 10, or name the target task's rows (examples.target)"
         )
-    sides = [here if prompt in steering else "pool" for prompt in prompts]
-    return ["validation" if target else side for target, side in zip(is_target, sides, strict=True)]
 
 
 def draw(rows: Sequence[Mapping], pool: Sequence[int], name: str, settings: GradientsSettings) -> list[int]:
@@ -161,7 +163,7 @@ def draw(rows: Sequence[Mapping], pool: Sequence[int], name: str, settings: Grad
     """
     if len(pool) < settings.batch_rows:
         raise ValueError(
-            f"anchors fewer than a batch: the pool has {len(pool)} rows beside the validation rows, and "
+            f"anchors fewer than a batch: the pool has {len(pool)} rows, and "
             f"gradients.batch_rows is {settings.batch_rows}; lower it, or give the pool more rows (examples.pool_rows)"
         )
     shares = {"warmup": settings.warmup_share, "anchors": settings.anchor_share}

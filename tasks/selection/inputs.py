@@ -199,7 +199,7 @@ def read_scores(source: Path, selector: str, ids: list[str]) -> np.ndarray:
 
 
 def read_phi(source: Path, ids: list[str], examples: str) -> np.ndarray:
-    """Return phi_data of these ids, in their order; NaN where a row has none: one that validates, or was left out.
+    """Return phi_data of these ids, in their order; NaN where a row has none: it asks what a target row asks.
 
     Args:
         source: `phi_data.parquet`.

@@ -162,8 +162,8 @@ def choose_scored(scores: np.ndarray, budget: Budget) -> ChosenRows:
     if budget.limit > room:
         raise SelectionError(
             f"selection.budget.{budget.kind} allows {budget.limit} {unit}, but only {len(there)} of {len(scores)} rows "
-            f"of the pool have phi_data and may be chosen ({room} {unit}): the others validate, or are left out; lower "
-            f"the budget to {room} {unit}, set examples.target, or lower gradients.validation_share"
+            f"of the pool have phi_data and may be chosen ({room} {unit}): the others ask what a row of the target "
+            f"task asks; lower the budget to {room} {unit}, or name other rows by examples.target"
         )
     order = rank(narrow(budget, there), order_scores(scores[there]))
     return ChosenRows(there[order], scores=scores)

@@ -22,6 +22,7 @@ KERNELS = {
         "utility": {"kernel": "landmarks", "landmarks": 8, "landmark_targets": 12},
         "finetuning": {"method": "masked", "epochs": 3, "batch_rows": 2, "arms": {"chosen": [0, 1]}},
         "mask": {"selector": "dualsft", "budget": {"fraction": 0.1}, "update_steps": 2},
+        "examples": {"validation_every": 5},
     },
     "ifd": {
         "selection": {"selector": "ifd"},

@@ -13,6 +13,7 @@ from flows.cli import app
 from flows.stage_calls import folder, language
 
 MASKED = (
+    Change("params.yaml", "validation_every: null", "validation_every: 5", ()),
     Change("params.yaml", "selector: none", "selector: dualsft", ()),
     Change("params.yaml", "method: lora", "method: masked", ()),
 )

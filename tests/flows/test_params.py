@@ -131,14 +131,6 @@ def test_what_is_left_out_has_its_default(tmp_path):
         ),
         ({"mask__layer_share": -0.1}, "mask.layer_share is -0.1; it must be at least 0"),
         ({"mask__module_share": 1.1}, "mask.module_share is 1.1; it must be at most 1"),
-        (
-            {"selection__selector": "dualsft", "gradients__validation_share": 0},
-            "gradients.validation_share is 0 and examples.target is null, so there is no validation row to steer by",
-        ),
-        (
-            {"selection__selector": "dualsft", "selection__budget": {"fraction": 0.95}},
-            "selection.budget is fraction: 0.95 and gradients.validation_share 0.1: dualsft scores the pool without",
-        ),
         ({"gradients__temperature": 0}, "gradients.temperature is 0; it must be above 0"),
         ({"gradients__anchor_share": 1}, "gradients.anchor_share is 1; it must be below 1"),
         ({"gradients__fisher_rows": 0}, "gradients.fisher_rows is 0; it must be at least 1"),

@@ -33,7 +33,7 @@ def world(tmp_path_factory, toy_folder) -> Path:
     """What the stages read: examples, and two worlds in which arms are trained, one with a mask."""
     folder = tmp_path_factory.mktemp("edited")
     shutil.copytree(toy_folder, folder / "toy")
-    write_examples(folder / "examples", pool=12, held_out=3)
+    write_examples(folder / "examples", pool=12, held_out=3, validation=2)
     for name in ("lora", "masked"):
         make_world(folder / name)
     write_mask(folder / "masked", ModelChoice(str(folder / "toy"), device="cpu", max_tokens=256), by="dualsft")

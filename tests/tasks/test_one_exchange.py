@@ -17,6 +17,7 @@ from tasks.finetuning.settings import FinetuningSettings
 
 FIGURES = json.loads((Path(__file__).parent / "one_exchange_figures.json").read_text())
 DRAWN = "{:032x}"  # ids that rows had then: seeded draws go by them
+VALIDATES = 2  # place of the row that was drawn to validate
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +56,9 @@ def test_held_out_losses_are_as_before(template, toy, tmp_path):
 
 @pytest.mark.parametrize("template", ["chat", "delift"])
 def test_gradient_scores_are_as_before(template, toy, tmp_path):
-    toy_corpus.write_examples(tmp_path / "examples", pool=12, held_out=2)
+    splits = ["validation" if place == VALIDATES else "pool" if place < 12 else "held_out" for place in range(14)]
+    rows = [toy_corpus.row(place, split) for place, split in enumerate(splits)]
+    toy_corpus.write_rows(tmp_path / "examples", rows)
     toy_gradients.run(tmp_path, replace(toy, template=template))
     assert toy_gradients.scored(tmp_path / "out") == pytest.approx(FIGURES[template]["phi_data"], rel=1e-3)
 

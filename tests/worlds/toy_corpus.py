@@ -13,17 +13,26 @@ TOPICS = ("sums", "letters", "greetings")
 
 
 def write_examples(
-    folder: Path, pool: int = 6, held_out: int = 2, *, target: int = 0, learnt: int = 0, general: int = 0
+    folder: Path,
+    pool: int = 6,
+    held_out: int = 2,
+    *,
+    target: int = 0,
+    learnt: int = 0,
+    general: int = 0,
+    validation: int = 0,
 ) -> list[str]:
     """Write `examples.parquet` with short rows of three topics and return the used pool's ids in order.
 
     After the pool and the held-out rows come `target` rows of the target task, then `learnt` rows of the pool that an
-    earlier version chose and that are not used, then `general` rows of what must not be forgotten.
+    earlier version chose and that are not used, then `general` rows of what must not be forgotten, then `validation`
+    rows.
     """
     splits = ["pool"] * pool + ["held_out"] * held_out + ["target"] * target
     rows = [row(place, split) for place, split in enumerate(splits)]
     rows += [learn(row(len(rows) + place, "pool", used=False)) for place in range(learnt)]
     rows += [row(len(rows) + place, "general") for place in range(general)]
+    rows += [row(len(rows) + place, "validation") for place in range(validation)]
     return write_rows(folder, rows)
 
 

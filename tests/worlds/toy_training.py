@@ -33,8 +33,9 @@ SMALL_RUNTIME = RuntimeSettings(pack_tokens=120)
 
 
 def make_world(folder: Path) -> Path:
-    """Write upstream artifacts: twelve rows of the pool, five of them chosen, held-out rows, and no version before."""
-    ids = write_examples(folder / "examples", pool=ROWS, held_out=HELD_OUT)
+    """Write upstream artifacts: twelve rows of the pool, five of them chosen, held-out and validation rows, and no
+    version before."""
+    ids = write_examples(folder / "examples", pool=ROWS, held_out=HELD_OUT, validation=3)
     write_subset(folder / "selection", ids, CHOSEN)
     (folder / "base/arms").mkdir(parents=True)
     return folder

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -57,7 +58,7 @@ def contents(parsed: Parsed) -> list[tuple[str, str, bool]]:
 def test_every_format_is_recognised_and_gives_the_same_example(format):
     row = ROWS[format]
     assert recognise([*row], row) == format
-    expected = Parsed(make_exchange("Hi", "Hello"), "stem", None, None)
+    expected = Parsed(make_exchange("Hi", "Hello"), "stem", None, None, None)
     assert read(row) == read(row, format=format) == expected
     assert identify(read(row).conversation) == identify(make_exchange("Hi", "Hello"))
 
@@ -205,8 +206,15 @@ def test_a_part_that_is_mapped_to_nothing_is_not_read():
     assert found == read(ROWS["prompt_response"])
 
 
-def test_several_values_are_no_topic_and_no_source():
-    assert read(ROWS["prompt_response"] | {"topic": ["a"], "source": {"b": 1}}) == read(ROWS["prompt_response"])
+def test_several_values_are_no_label():
+    labels = {"topic": ["a"], "source": {"b": 1}, "planted": ["cut"]}
+    assert read(ROWS["prompt_response"] | labels) == read(ROWS["prompt_response"])
+
+
+@pytest.mark.parametrize(("value", "word"), [("cut", "cut"), (" ", None), (None, None)])
+def test_a_row_that_is_planted_says_so_in_a_word(value, word):
+    found = read(ROWS["prompt_response"] | {"planted": value})
+    assert found == replace(read(ROWS["prompt_response"]), planted=word)
 
 
 def test_half_a_mapping_is_completed_by_the_format_that_is_recognised():

@@ -11,15 +11,12 @@ from oracles import largest_remainders
 
 from tamis.examples.conversations import identify, make_exchange, split_key
 from tamis.examples.splits import (
-    Before,
     Rows,
     SplitError,
     allocate,
     assign_sides,
     find_asked_elsewhere,
-    find_withdrawn,
     is_held_out,
-    label_changes,
     link_duplicates,
     mark_used,
     number_repetitions,
@@ -27,10 +24,10 @@ from tamis.examples.splits import (
     refuse_taught,
     sample,
     set_apart,
-    share_earlier,
+    set_validation_apart,
     share_held_out,
     shorten,
-    tell_earlier,
+    validates,
 )
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -74,6 +71,41 @@ def test_about_one_prompt_in_five_is_held_out():
 def test_a_seed_gives_another_split():
     splits = [[is_held_out(f"prompt {k}", seed=seed, held_out_every=2) for k in range(64)] for seed in (0, 1)]
     assert splits[0] != splits[1]
+
+
+@given(TEXT, st.integers(0, 9), st.integers(1, 7))
+def test_validation_rows_are_drawn_by_the_documented_rule(key, seed, every):
+    digest = hashlib.sha256(f"validation{seed}{key}".encode()).hexdigest()
+    assert validates(key, seed=seed, validation_every=every) == (int(digest, 16) % every == 0)
+    assert not validates(key, seed=seed, validation_every=None)
+
+
+def test_what_validates_does_not_depend_on_what_is_held_out():
+    keys = [f"question {k}" for k in range(3000)]
+    held_out = [is_held_out(key, seed=0, held_out_every=5) for key in keys]
+    drawn = [validates(key, seed=0, validation_every=5) for key in keys]
+    both = sum(one and other for one, other in zip(held_out, drawn, strict=True))
+    assert both == pytest.approx(3000 / 25, abs=3 * (3000 / 25) ** 0.5)
+    assert sum(drawn) == pytest.approx(600, abs=70)
+
+
+def test_drawing_one_prompt_in_none_is_refused():
+    with pytest.raises(ValueError, match="validation_every is 0; one prompt in so many validates, so give 1 or more"):
+        validates("hi", seed=0, validation_every=0)
+
+
+SIDES = st.sampled_from(["pool", "pool", "pool", "held_out", "target", "general"])
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), SIDES)), st.sets(st.sampled_from("abcdef")), st.data())
+def test_a_prompt_validates_as_a_whole_or_not_at_all(rows, drawn, data):
+    keys, sides = [key for key, _ in rows], [side for _, side in rows]
+    barred, before = (data.draw(st.sets(st.sampled_from("abcdef"))) for _ in range(2))
+    found = set_validation_apart(keys, sides, [key in drawn for key in keys], barred=barred, before=before)
+    for key, side, now in zip(keys, sides, found, strict=True):
+        whole = all(other == "pool" for same, other in rows if same == key)
+        moves = whole and key not in barred and (key in drawn or key in before)
+        assert now == ("validation" if moves else side)
 
 
 def test_holding_out_one_in_none_is_refused():
@@ -128,7 +160,6 @@ def test_no_number_samples_everything():
 
 
 ROWS = st.lists(st.tuples(st.sampled_from("pqrstuvw"), st.sampled_from("yn")), max_size=30)
-VERSION = st.lists(st.tuples(st.sampled_from("pqrstu"), st.sampled_from("yno")), max_size=12)
 
 
 def id_of(pair):
@@ -194,28 +225,6 @@ def test_an_unknown_ground_set_is_refused():
         use(rows_of([("p", "y")]), ground_set="old")
 
 
-@given(VERSION, VERSION)
-def test_every_row_of_two_versions_is_kept_edited_new_or_withdrawn_as_the_slow_rule_says(old, new):
-    before = Before([id_of(pair) for pair in old], [prompt for prompt, _ in old], [False] * len(old), [])
-    ids, questions = [id_of(pair) for pair in new], [prompt for prompt, _ in new]
-    slow = [
-        "kept" if pair in old else "edited" if any(pair[0] == prompt for prompt, _ in old) else "new" for pair in new
-    ]
-    assert label_changes(ids, questions, before) == slow
-    gone = find_withdrawn(ids, questions, before)
-    assert [place for place, _ in gone] == [place for place, pair in enumerate(old) if pair not in new]
-    for place, instead in gone:
-        same = [id_of(pair) for pair in new if pair[0] == old[place][0] and pair not in old]
-        assert instead == (same[0] if same else None)
-
-
-def test_a_version_that_repeats_the_one_before_keeps_everything():
-    before = Before(["1", "2"], ["a", "b"], [True, True], [False, True])
-    assert label_changes(before.ids, before.questions, before) == ["kept", "kept"]
-    assert find_withdrawn(before.ids, before.questions, before) == []
-    assert tell_earlier(before.ids, before) == ["offered", "learnt"]
-
-
 def test_the_target_task_is_set_apart_from_the_pool_by_hash_with_its_repetitions():
     ids = [*map(str, range(6)), "0"]
     rows = Rows(
@@ -268,26 +277,7 @@ def test_a_held_out_row_that_an_earlier_version_chose_is_refused():
     refuse_taught(["hi", "bye"], ["held_out", "pool"], ["bye"])
 
 
-@given(ROWS)
-def test_the_first_row_of_a_text_is_told_what_any_of_its_repetitions_is(pairs):
-    first = link_duplicates([prompt for prompt, _ in pairs])
-    told = {"y": "learnt", "n": None}
-    shared = share_earlier(first, [told[answer] for _, answer in pairs])
-    for place, (prompt, answer) in enumerate(pairs):
-        group = [told[other] for same, other in pairs if same == prompt]
-        assert shared[place] == (("learnt" if "learnt" in group else None) if first[place] is None else told[answer])
-
-
-def test_an_offered_repetition_makes_no_learnt_row_less():
-    assert share_earlier([None, 0, None, 2], ["learnt", "offered", None, "offered"]) == [
-        "learnt",
-        "offered",
-        "offered",
-        "offered",
-    ]
-
-
-@pytest.mark.parametrize("side", ["pool", "target", "held_out"])
+@pytest.mark.parametrize("side", ["pool", "target", "validation", "held_out"])
 def test_a_general_row_with_the_prompt_of_another_row_is_refused(side):
     keys, sides = ["hi", "bye", "bye", "hi"], ["general", side, "general", "general"]
     refuse_shared(["hi", "bye", "hi"], ["general", side, "general"])

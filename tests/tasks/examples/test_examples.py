@@ -34,6 +34,7 @@ def test_rows_become_examples(make, tmp_path):
         "same_as": identify_folded(conversation),
         "topic": "sums0",
         "source": None,
+        "planted": None,
         "prompt": "what is 0 + 0?",
         "response": "it is 0",
         "messages": [
@@ -210,7 +211,7 @@ def test_what_is_not_sampled_stays_and_says_so(make, tmp_path):
         ("held_out", True): 2,
     }
     assert {row["unused_because"] for row in table if not row["used"]} == {"not sampled"}
-    assert read_metrics(tmp_path)["used"] == {"pool": 4, "target": 0, "held_out": 2, "general": 0}
+    assert read_metrics(tmp_path)["used"] == {"pool": 4, "target": 0, "validation": 0, "held_out": 2, "general": 0}
 
 
 def test_low_held_out_shares_are_named(make, tmp_path):
@@ -250,7 +251,7 @@ def test_the_sample_data_is_all_there_and_as_it_was(make, tmp_path, toy, version
     assert {topic: (rows[topic], len(texts[topic])) for topic in rows} == read_notice(version)
     assert (len(found), len({row["same_as"] for row in found})) == COUNTS[version]
     assert all(row["file"] == f"{version}/{row['topic']}.jsonl" for row in found)
-    assert read_metrics(tmp_path)["used"] == {"pool": 160, "target": 0, "held_out": 40, "general": 0}
+    assert read_metrics(tmp_path)["used"] == {"pool": 160, "target": 0, "validation": 0, "held_out": 40, "general": 0}
     assert read_metrics(tmp_path)["topics_below"] == ["greetings", "health", "humor"]
 
 

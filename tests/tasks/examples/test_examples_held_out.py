@@ -81,7 +81,7 @@ def test_a_split_of_a_saved_data_set_is_held_out(make, tmp_path):
     write_saved_splits(tmp_path / "raw/v1", CHATS[14:] + CHATS[:14], ("test", "train"))
     rows = make(held_out={"split": "test"})
     assert {(row["file"], row["split"]) for row in rows} == {("v1/toy/train", "pool"), ("v1/toy/test", "held_out")}
-    assert read_metrics(tmp_path)["used"] == {"pool": 14, "target": 0, "held_out": 10, "general": 0}
+    assert read_metrics(tmp_path)["used"] == {"pool": 14, "target": 0, "validation": 0, "held_out": 10, "general": 0}
 
 
 def test_a_data_set_with_splits_gives_its_train_split_and_names_the_others(make, put, tmp_path):

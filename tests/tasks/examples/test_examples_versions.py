@@ -223,7 +223,7 @@ def test_general_rows_are_used_and_on_no_other_side(make, tmp_path, name):
     assert [row["unused_because"] for row in general] == [None, None, None, "duplicate"]
     assert {row["prompt"] for row in rows if row["split"] != "general"} == {row["prompt"] for row in ROWS}
     found = read_metrics(tmp_path)
-    assert found["used"] == {"pool": 4, "target": 0, "held_out": 2, "general": 3}
+    assert found["used"] == {"pool": 4, "target": 0, "validation": 0, "held_out": 2, "general": 3}
     assert "facts" not in found["held_out_share"]
 
 

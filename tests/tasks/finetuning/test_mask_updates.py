@@ -27,9 +27,7 @@ pytestmark = pytest.mark.usefixtures("frozen")
 ONE = FinetuningSettings(
     arms={"chosen": [3]}, method="masked", epochs=2, learning_rate=1e-2, batch_rows=2, save_steps=2
 )  # 6 steps
-SMALL = GradientsSettings(
-    order="second", lambda_prior=0.5, anchor_share=0.3, validation_share=0.2, batch_rows=3, temperature=1.5
-)
+SMALL = GradientsSettings(order="second", lambda_prior=0.5, anchor_share=0.3, batch_rows=3, temperature=1.5)
 CUT = {"update_steps": 2, "gradients": SMALL}  # steps 2 and 4 are followed by a cut
 
 

@@ -107,7 +107,7 @@ def test_records_hold_what_determines_the_figures_and_nothing_else(choices):
     assert param["inputs"] == provenance(folder / "mixed/phi_data.parquet")["inputs"]
     assert data["model_digest"] == models.model_digest(model)
     assert data["curvature"] == "corrected"
-    unread = {"shard_rows", "pack_tokens", "block_parameters", "fisher_rows", "validation_share"}
+    unread = {"shard_rows", "pack_tokens", "block_parameters", "fisher_rows"}
     assert not unread & data.keys()
     (about,) = (folder / "cache").rglob("*.json")
     assert json.loads(about.read_text())["kind"] == "gradients"

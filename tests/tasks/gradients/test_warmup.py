@@ -21,28 +21,22 @@ def corpus(tmp_path):
     return tmp_path, write_examples(tmp_path / "examples", pool=14, target=3, held_out=2, learnt=1)
 
 
-@pytest.mark.parametrize("target", [0, 3], ids=["share of the pool", "target task"])
+@pytest.mark.parametrize("target", [0, 3], ids=["validation", "target"])
 def test_validation_rows_never_meet_the_rows_that_are_scored_or_trained_on(tmp_path, toy, target):
-    write_examples(tmp_path / "examples", pool=20, target=target)
+    write_examples(tmp_path / "examples", pool=20, target=target, validation=2)
     sets = sets_of(tmp_path, toy)
+    rows = {one["id"]: one["split"] for one in read_table(tmp_path / "examples/examples.parquet").to_pylist()}
     assert len(sets.validation) == (target or 2)
-    assert sets.steered_by == ("target" if target else "pool")
+    assert {rows[sets.ids[place]] for place in sets.validation} == {sets.steered_by}
+    assert sets.steered_by == ("target" if target else "validation")
     assert not set(sets.validation) & {*sets.pool, *sets.warmup, *sets.anchors}
-    assert len(sets.pool) + len(sets.validation) == 20 + target
+    assert len(sets.pool) == 20
+    assert (sets.left_out, len(sets.ids)) == (0, 20 + len(sets.validation))
     assert {*sets.warmup, *sets.anchors} <= set(sets.pool)
 
 
 def answer(place, split, prompt, response):
     return row(place, split) | tell(make_exchange(prompt, response))
-
-
-def test_all_rows_of_a_prompt_are_on_one_side(tmp_path, toy):
-    rows = [answer(place, "pool", f"{' ' * (place % 2)}Hi {place // 3}", str(place)) for place in range(30)]
-    ids = write_rows(tmp_path / "examples", rows)
-    sets = sets_of(tmp_path, toy, replace(SMALL, validation_share=0.3))
-    sides = [{ids.index(sets.ids[place]) // 3 for place in side} for side in (sets.validation, sets.pool)]
-    assert len(sides[0]) == 3
-    assert not sides[0] & sides[1]
 
 
 @pytest.mark.slow
@@ -137,13 +131,19 @@ def test_a_run_touches_neither_the_global_generator_nor_the_model_that_others_us
 
 def test_no_validation_row_is_refused(tmp_path, toy):
     write_examples(tmp_path / "examples", pool=9)
-    with pytest.raises(ValueError, match=r"0 validation rows: .*validation_share = 0\.05 of the pool's 9 used rows"):
-        run(tmp_path, toy, replace(SMALL, validation_share=0.05))
+    with pytest.raises(ValueError, match=r"0 of 9 rows validate, .* examples.validation_every: 10, or name the target"):
+        run(tmp_path, toy)
+
+
+def test_fisher_information_needs_no_validation_row(tmp_path, toy):
+    write_examples(tmp_path / "examples", pool=9)
+    run(tmp_path, toy, selector="delift", mask_selector="fisher")
+    assert told(tmp_path / "out")["rows"] == {"pool": 9, "fisher": 9, "left_out": 0}
 
 
 def test_anchors_fewer_than_a_batch_are_refused(tmp_path, toy):
     write_examples(tmp_path / "examples", pool=2, target=2)
-    with pytest.raises(ValueError, match=r"anchors fewer than a batch: the pool has 2 rows .*batch_rows is 3; lower"):
+    with pytest.raises(ValueError, match=r"anchors fewer than a batch: the pool has 2 rows, .*batch_rows is 3; lower"):
         run(tmp_path, toy)
 
 

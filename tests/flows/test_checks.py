@@ -1,0 +1,46 @@
+"""Settings of several stages that cannot be together are refused before anything runs, with the ways out."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows import params
+
+ROOT = Path(__file__).parents[2]
+
+
+def compose(changes: dict) -> params.Params:
+    """Return the project's parameters with some settings changed (`section.key`)."""
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for dotted, value in changes.items():
+        section, key = dotted.split(".")
+        raw[section][key] = value
+    return params.compose(raw)
+
+
+MASKED = {"mask.selector": "dualsft", "finetuning.method": "masked"}
+
+
+@pytest.mark.parametrize("asked", [{"selection.selector": "dualsft"}, MASKED], ids=["rows", "mask"])
+def test_dualsft_with_nothing_to_steer_by_is_refused(asked):
+    text = (
+        r"^dualsft needs rows that steer it, and examples.validation_every and examples.target are null; set examples"
+    )
+    with pytest.raises(params.ParamsError, match=text):
+        compose(asked)
+
+
+@pytest.mark.parametrize("rows", [{"examples.validation_every": 10}, {"examples.target": {"topic": "ai"}}])
+@pytest.mark.parametrize("asked", [{"selection.selector": "dualsft"}, MASKED], ids=["rows", "mask"])
+def test_dualsft_is_steered_by_validation_rows_or_the_target_task(asked, rows):
+    compose(asked | rows)
+
+
+def test_fisher_information_needs_no_validation_rows():
+    compose(MASKED | {"mask.selector": "fisher"})
+
+
+def test_one_validation_prompt_in_one_is_refused():
+    with pytest.raises(params.ParamsError, match=r"examples\.validation_every is 1; it must be at least 2"):
+        compose({"examples.validation_every": 1})
