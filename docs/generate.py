@@ -299,13 +299,22 @@ def write_selectors() -> str:
     text = HEADING.format("tasks/selection/selectors.py", "Selectors")
     text += (
         "The words of `selection.selector`. A selector with an objective maximises it, and says of each row that was "
-        "not chosen which chosen row covers it; the others sort the rows by a score, or draw them.\n\n"
+        "not chosen which chosen row covers it; the others sort the rows by a score, or draw them. Reference rows are "
+        "those that others are scored beside: of the target task (`examples.target`) or, without one, those that "
+        "validate (`examples.validation_every`).\n\n"
     )
     rows = [
-        [f"`{name}`", one.reads or "the examples alone", _yes(one.objective), _yes(one.draws), one.source]
+        [
+            f"`{name}`",
+            one.reads or "the examples alone",
+            *map(_yes, (one.references, one.objective, one.draws)),
+            one.source,
+        ]
         for name, one in SELECTORS.items()
     ]
-    return text + _table(["selector", "reads", "has an objective", "draws by chance", "source"], rows)
+    return text + _table(
+        ["selector", "reads", "needs reference rows", "has an objective", "draws by chance", "source"], rows
+    )
 
 
 def _yes(value: bool) -> str:

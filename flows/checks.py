@@ -27,6 +27,7 @@ def refuse_contradictions(values: "Params") -> None:
     """
     _check_sources(values)
     _check_tests(values)
+    _check_references(values)
     _check_objective(values)
     _check_mask(values)
     _check_gradients(values)
@@ -48,6 +49,17 @@ def _check_tests(values: "Params") -> None:
         raise ParamsError(
             "evaluation.task_metric is pass_at_1 but examples.fields names no tests; name the field that holds each "
             "row's tests, such as tests: test_list"
+        )
+
+
+def _check_references(values: "Params") -> None:
+    """Refuse a selector that scores rows beside others where there are none."""
+    selector, examples = values.selection.selector, values.examples
+    if SELECTORS[selector].references and examples.target is None and examples.validation_every is None:
+        raise ParamsError(
+            f"selection.selector is {selector}, which scores rows beside reference rows, and examples.target and "
+            "examples.validation_every are null; name the target task's rows, such as {topic: NAME, rows: 32}, or set "
+            "examples.validation_every: 10"
         )
 
 

@@ -45,6 +45,11 @@ class Corpus:
         """Return the places of the used rows of a split."""
         return np.flatnonzero([row["used"] and row["split"] == split for row in self.rows])
 
+    def references(self) -> np.ndarray:
+        """Return the places of the rows that others are scored beside: of the target task, or those that validate."""
+        target = self.places("target")
+        return target if len(target) else self.places("validation")
+
     def learnt(self) -> np.ndarray:
         """Return the places of the distinct rows of the pool that an earlier version chose."""
         return np.flatnonzero([row["split"] == "pool" and is_learnt(row) for row in self.rows])

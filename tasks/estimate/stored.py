@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 from tasks.estimate.pairs import count_lacking
 from tasks.estimate.work import Case, Work, scale
 
+APART = ("less", "ica", "tov")  # selectors whose figures stand by the rows that they are measured with
+
 
 def count_left(name: str, case: Case, work: Work) -> Work:
     """Return what is left of a stage's work; where the stores are not asked, all of it, as the most that it can be.
@@ -26,7 +28,7 @@ def count_left(name: str, case: Case, work: Work) -> Work:
         return replace(work, at_most=True) if left is None else left
     if name == "embedding":
         return _count_texts(case, place, work)
-    if name == "scores" and case.values.selection.selector != "less":
+    if name == "scores" and case.values.selection.selector not in APART:
         return _count_scored(case, place, work)
     return replace(work, at_most=True)
 

@@ -7,7 +7,7 @@ in how many pairs there are, so vectors at random stand in for those that are no
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -110,18 +110,37 @@ def count_scores(case: Case) -> Work:
         return Work(rows=len(pool) + len(target), backward=round(tokens), loads=1)
     some = pool[:SAMPLE] if len(pool) > SAMPLE else pool
     tokens = sum(count_packed(group_rows(asked), case.values.runtime.pack_tokens) for asked in _ask(case, some))
-    return Work(rows=len(pool), forward=round(tokens * len(pool) / max(1, len(some))), loads=1)
+    found = Work(rows=len(pool), forward=round(tokens * len(pool) / max(1, len(some))), loads=1)
+    return _add_references(found, case, selector)
+
+
+def _add_references(work: Work, case: Case, selector: str) -> Work:
+    """Return the work with what a selector does with the reference rows, and with a second pass after a tuning."""
+    reference, epochs = case.corpus.references(), case.values.scores.tov.epochs
+    tokens = case.corpus.whole(reference)
+    if selector == "tov":
+        return replace(work, forward=2 * work.forward, backward=epochs * tokens, loads=2)
+    if selector == "rds":
+        return replace(work, rows=work.rows + len(reference), forward=work.forward + tokens)
+    return work
 
 
 def _ask(case: Case, places: Sequence[int]) -> Iterable[Encoding]:
-    from tasks.scores.scores import METHODS, Row, Shard
+    from tasks.scores.scores import METHODS
+    from tasks.scores.work import Row, Shard
 
     selector, size = case.values.selection.selector, case.values.runtime.shard_rows
+
+    def read(some: Sequence[int]) -> list[Row]:
+        ours = [case.corpus.rows[place] for place in some]
+        return [Row(row["id"], read_conversation(row), row["topic"], row["split"]) for row in ours]
+
+    demos = read(case.corpus.references()[: case.values.scores.ica.demos])
     for start in range(0, len(places), size):
-        ours = [case.corpus.rows[place] for place in places[start : start + size]]
-        rows = [Row(row["id"], read_conversation(row), row["topic"], "pool") for row in ours]
-        shard = Shard(selector, Path(), case.model, case.values.scores, case.values.runtime, rows)
-        yield METHODS[selector].ask(shard)
+        rows = read(places[start : start + size])
+        yield METHODS[selector].ask(
+            Shard(selector, Path(), case.model, case.values.scores, case.values.runtime, rows, demos)
+        )
 
 
 def count_gradients(case: Case) -> Work:

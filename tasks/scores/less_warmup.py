@@ -1,33 +1,22 @@
-"""The warm-up of selector `less`: adapters trained on a few rows, kept with Adam's moments, and gradients at them.
+"""Selector `less`: adapters tuned on a few rows of the ground set, and gradients at their checkpoints."""
 
-A warm-up is one file of safetensors, a checkpoint per epoch, in the folder of the store that keeps what is measured
-with it. It depends on the rows drawn for it and on these settings alone.
-"""
-
-import json
-import re
-import warnings
-from collections.abc import Sequence
-from dataclasses import asdict
-from functools import lru_cache
+from dataclasses import asdict, replace
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
-import peft
-import safetensors.torch
 import torch
 
 from tamis.language.encoding import Encoding
-from tamis.language.packing import verify_packing
-from tamis.scores.less import Checkpoint, features, pack, pick_warmup, unpack, warm_up
+from tamis.scores.less import features, influence, pick_warmup
+from tamis.scores.scoring_prompts import ask_perplexity
 from tasks import models
-from tasks.artifacts import stores
-from tasks.artifacts.tables import ArtifactError, replacing
+from tasks.scores import tuning
 from tasks.scores.settings import ScoresSettings
+from tasks.scores.work import Prepared, Shard, ask_each, read_rows
 
-FILE = "warmup.safetensors"
 LEAST_ROWS = 8
+
+ask = ask_each(ask_perplexity)
 
 
 def draw_rows(rows: int, settings: ScoresSettings) -> list[int]:
@@ -35,55 +24,41 @@ def draw_rows(rows: int, settings: ScoresSettings) -> list[int]:
     return pick_warmup(rows, settings.less.warmup_share, LEAST_ROWS, settings.seed).tolist()
 
 
-def store_folder(folder: Path, ids: Sequence[str], settings: ScoresSettings) -> Path:
-    """Return the folder of the warm-up on these rows, beside `folder`: of one model, template and code."""
-    return stores.store_folder(folder.parent, json.dumps([folder.name, list(ids), asdict(settings)]))
+def prepare(work: Shard, source: Path) -> Prepared:
+    """Return the work with its queries and the folder of its warm-up, trained where it is not there.
 
-
-def train(model: models.ModelChoice, rows: Encoding, folder: Path, settings: ScoresSettings) -> None:
-    """Train fresh adapters on rows and keep a checkpoint per epoch: weights, Adam's moments, mean learning rate."""
-    adapt.cache_clear()
-    network, start = adapt(model, settings), perf_counter()
-    how = {"epochs": settings.less.epochs, "batch_rows": settings.less.batch_rows, "rate": settings.less.learning_rate}
-    tensors, facts = pack(warm_up(network, rows, seed=settings.seed, **how))
-    facts["seconds"] = perf_counter() - start
-    with replacing(folder / FILE) as part:
-        part.write_bytes(safetensors.torch.save(tensors, {"facts": json.dumps(facts)}))
-
-
-def read(folder: Path, device: str | torch.device = "cpu") -> tuple[list[Checkpoint], float]:
-    """Return the checkpoints of a warm-up and the seconds that it took.
-
-    Raises:
-        ArtifactError: it is damaged.
+    The warm-up depends on the rows drawn for it and the settings alone: another target task finds it again.
     """
-    try:
-        with safetensors.safe_open(folder / FILE, "pt", device=str(device)) as file:
-            facts = json.loads(file.metadata()["facts"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ArtifactError(f"{folder / FILE}, a warm-up, is damaged ({error}); delete {folder}") from error
-    return unpack(tensors, facts), facts["seconds"]
+    settings, queries = work.settings, read_rows(source, "target")
+    how = {"less": asdict(settings.less), "seed": settings.seed}
+    described = {"queries": "target" if queries else "pool", **how}
+    if not work.rows:
+        return Prepared(work, described=described)
+    drawn = [work.rows[place] for place in draw_rows(len(work.rows), settings)]
+    folder = tuning.store_folder(work.folder, [row.id for row in drawn], how)
+    work = replace(work, folder=folder, rows=[*work.rows, *queries])
+    return Prepared(work, tuning.prepare(work, drawn, settings.less, ask), described)
 
 
-def measure(
-    model: models.ModelChoice, rows: Encoding, names: Sequence[str], folder: Path, settings: ScoresSettings
-) -> np.ndarray:
+def load(work: Shard) -> torch.nn.Module:
+    """Return the model with its adapters."""
+    return tuning.adapt(work.model, work.settings.less.lora_rank, work.settings.seed)
+
+
+def measure(shard: Shard, asked: Encoding) -> np.ndarray:
     """Return each row's features, per checkpoint: as a training example, then as a query."""
-    found, network = [], adapt(model, settings)
-    for checkpoint in read(folder, models.device(model))[0]:
-        found += features(network, checkpoint, rows, names, dimensions=settings.less.dimensions, seed=settings.seed)
+    found, network, names = [], load(shard), [row.id for row in shard.rows]
+    how = {"dimensions": shard.settings.less.dimensions, "seed": shard.settings.seed}
+    for checkpoint in tuning.read(shard.folder, models.device(shard.model))[0]:
+        found += features(network, checkpoint, asked, names, **how)
     return torch.cat(found, dim=1).numpy()
 
 
-@lru_cache(maxsize=1)
-def adapt(choice: models.ModelChoice, settings: ScoresSettings) -> torch.nn.Module:
-    """Return the model with fresh adapters on all linear layers but the head; they alone are trained."""
-    base = models.language_model.__wrapped__(choice)  # past the cache: adapters change it
-    verify_packing(base)
-    rank = settings.less.lora_rank
-    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=re.escape("`is_gradient_checkpointing` is deprecated"))  # inside peft
-        torch.manual_seed(settings.seed)
-        return peft.get_peft_model(base, config).eval()
+def score(work: Shard, figures: np.ndarray) -> np.ndarray:
+    """Return the influence of the ground set on the target task, or on itself where there is none."""
+    pool = np.array([row.split == "pool" for row in work.rows])
+    asked = pool if pool.all() else ~pool
+    topics = [row.topic for row, query in zip(work.rows, asked, strict=True) if query]
+    rates = [checkpoint.rate for checkpoint in tuning.read(work.folder)[0]]
+    each = torch.from_numpy(figures).view(len(figures), len(rates), 2, -1)
+    return influence(each[pool, :, 0].unbind(1), each[asked, :, 1].unbind(1), topics, rates).numpy()

@@ -26,8 +26,31 @@ class LessSettings:
 
 
 @checked
+class IcaSettings:
+    """What selector `ica` shows before each row (in-context approximation, arXiv 2510.14459)."""
+
+    demos: Annotated[int, Field(ge=1)] = Field(
+        3, description="rows of the target task, or that validate, shown as earlier turns: drawn once for all rows"
+    )
+
+
+@checked
+class TovSettings:
+    """How selector `tov` tunes on the target task's rows, or those that validate (arXiv 2510.00386)."""
+
+    epochs: Annotated[int, Field(ge=1)] = Field(1, description="passes over these rows")
+    batch_rows: Annotated[int, Field(ge=1)] = Field(1, description="rows per optimiser step")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-4, description="its peak")
+    lora_rank: Annotated[int, Field(ge=1)] = Field(16, description="of its adapters, alpha twice that")
+
+
+@checked
 class ScoresSettings:
     """How rows are scored one by one, for the selectors that sort by a score."""
 
     less: LessSettings = Field(default_factory=LessSettings, description="of selector less")
-    seed: Seed = Field(0, description="of the warm-up's rows and their order, the adapters, the projection")
+    ica: IcaSettings = Field(default_factory=IcaSettings, description="of selector ica")
+    tov: TovSettings = Field(default_factory=TovSettings, description="of selector tov")
+    seed: Seed = Field(
+        0, description="of less and tov: the rows of a warm-up, their order, adapters, projection; of ica: the demos"
+    )

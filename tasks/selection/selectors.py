@@ -11,6 +11,7 @@ class Selector:
     objective: bool  # it maximises an objective over similarities; else it sorts or draws
     draws: bool  # it draws by chance, whatever the optimiser
     source: str  # where it is published
+    references: bool = False  # it scores rows beside those of the target task or, without one, those that validate
 
 
 SELECTORS = {
@@ -23,5 +24,8 @@ SELECTORS = {
     "selectit": Selector("scores", False, False, "arXiv 2402.16705"),
     "deft_ucs": Selector("embedding", False, True, "arXiv 2310.16776"),
     "less": Selector("scores", False, False, "arXiv 2402.04333"),
+    "ica": Selector("scores", False, False, "arXiv 2510.14459", references=True),
+    "tov": Selector("scores", False, False, "arXiv 2510.00386", references=True),
+    "rds": Selector("scores", False, False, "RDS+, arXiv 2503.01807", references=True),
     "dualsft": Selector("gradients", False, False, "DualSFT, arXiv 2605.06166"),
 }

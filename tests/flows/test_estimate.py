@@ -64,7 +64,7 @@ def ran(request, toy_folder, tmp_path_factory, frozen):
 def watch(patch: pytest.MonkeyPatch, scored: dict[str, int]) -> None:
     """Count the tokens of the packs that stages utility, scores and evaluation run; keep version and stage apart."""
     from tasks.evaluation import networks
-    from tasks.scores import scores
+    from tasks.scores import answers
     from tasks.utility import utility
 
     run, current = stage.run, []
@@ -81,7 +81,7 @@ def watch(patch: pytest.MonkeyPatch, scored: dict[str, int]) -> None:
         return plain(model, rows, pack_tokens)
 
     patch.setattr(utility, "score_responses", partial(count, utility.score_responses, list))
-    for module in (scores, networks):
+    for module in (answers, networks):
         patch.setattr(module, "score_rows", partial(count, module.score_rows, group_rows))
 
 

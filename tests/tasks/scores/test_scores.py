@@ -17,9 +17,10 @@ from tamis.scores.scoring_prompts import RATED, RATING_PROMPTS
 from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import ArtifactError, provenance, read_table
-from tasks.scores import scores
-from tasks.scores.scores import read_rows, write_scores
+from tasks.scores import answers, scores
+from tasks.scores.scores import write_scores
 from tasks.scores.settings import ScoresSettings
+from tasks.scores.work import read_rows
 from tasks.settings import RuntimeSettings
 
 SMALL = RuntimeSettings(shard_rows=2, pack_tokens=300)
@@ -276,6 +277,6 @@ def test_a_figure_that_is_not_finite_stops_the_run_and_names_the_row(corpus, wid
     with torch.no_grad():
         broken.lm_head.weight = torch.nn.Parameter(broken.lm_head.weight.clone())
         broken.get_input_embeddings().weight[digit] = float("nan")
-    monkeypatch.setattr(scores, "scoring_model", lambda choice: broken)
+    monkeypatch.setattr(answers, "scoring_model", lambda choice: broken)
     with pytest.raises(ValueError, match=rf"the {selector} figures of row {ids[3]} are not finite; set models\.dtype"):
         run(tmp_path, wide, selector)

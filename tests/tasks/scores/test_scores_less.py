@@ -21,9 +21,10 @@ from tamis.training.steps import optimise, plan_steps
 from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import ArtifactError, provenance, read_table
-from tasks.scores import less_warmup, scores
-from tasks.scores.scores import read_rows, write_scores
+from tasks.scores import scores, tuning
+from tasks.scores.scores import write_scores
 from tasks.scores.settings import LessSettings, ScoresSettings
+from tasks.scores.work import read_rows
 from tasks.settings import RuntimeSettings
 
 SMALL = ScoresSettings(
@@ -156,7 +157,7 @@ def test_rows_of_the_target_task_in_the_pool_come_first(tmp_path, toy):
 def test_a_second_run_trains_and_measures_nothing_and_gives_the_same_bytes(corpus, toy, monkeypatch):
     tmp_path, ids = corpus
     first = run(tmp_path, toy)
-    monkeypatch.setattr(less_warmup, "train", None)
+    monkeypatch.setattr(tuning, "train", None)
     again = run(tmp_path, toy, out="again")
     assert counted(first) == [len(ids) + 4, 0, 6]
     assert counted(again) == [0, len(ids) + 4, 0]
@@ -174,7 +175,7 @@ def test_the_seconds_of_the_warm_up_are_part_of_the_cost(corpus, toy):
 def test_another_target_task_costs_its_own_rows_only(corpus, toy, monkeypatch):
     tmp_path, ids = corpus
     run(tmp_path, toy)
-    monkeypatch.setattr(less_warmup, "train", None)
+    monkeypatch.setattr(tuning, "train", None)
     more = [row(40 + place, "target") for place in range(2)]
     write_rows(tmp_path / "examples", [*(row(place, "pool") for place in range(12)), *more])
     assert counted(run(tmp_path, toy)) == [2, len(ids), 1]
@@ -189,7 +190,7 @@ def test_finished_parts_and_the_warm_up_survive_a_crash(corpus, toy, monkeypatch
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, toy, map=interrupted)
-    monkeypatch.setattr(less_warmup, "train", None)
+    monkeypatch.setattr(tuning, "train", None)
     assert counted(run(tmp_path, toy)) == [10, 6, 4]
 
 
@@ -291,19 +292,19 @@ def test_a_gradient_that_is_not_finite_names_its_row(corpus, toy, monkeypatch):
     for part in (tmp_path / "store").rglob("part-*.parquet"):
         part.unlink()
 
-    whole = less_warmup.adapt
+    whole = tuning.adapt
 
-    def broken(model, settings):
-        network = whole(model, settings)
+    def broken(*asked):
+        network = whole(*asked)
         with torch.no_grad():
             network.get_input_embeddings().weight.fill_(torch.nan)
         return network
 
     with monkeypatch.context() as patch:
-        patch.setattr(less_warmup, "adapt", broken)
+        patch.setattr(tuning, "adapt", broken)
         with pytest.raises(ValueError, match=rf"3 of 3 rows have a gradient that is not finite, first \['{ids[0]}'"):
             run(tmp_path, toy)
-    less_warmup.adapt.cache_clear()
+    tuning.adapt.cache_clear()
 
 
 def test_a_version_without_news_trains_nothing(tmp_path, toy):
