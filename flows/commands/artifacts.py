@@ -35,13 +35,13 @@ def sql(
 @spoken
 def show(
     context: typer.Context,
-    id: Annotated[str, typer.Argument(help="An example's id, or how it begins.")],
+    id: Annotated[str, typer.Argument(help="An example's id, or how it begins; or a data version.")],
     as_json: Json = False,
 ) -> None:
-    """Show everything that is known about one example."""
+    """Show everything that is known about one example, or what became of a version's rows, its choice and its arms."""
     from tasks.artifacts import views
 
-    found = views.show(ROOT, id)
+    found = views.show_version(ROOT, id) or views.show(ROOT, id)
     if as_json:
         show_json([found])
     else:

@@ -52,23 +52,31 @@ def spread_caps(caps: Mapping[str, int], topics: Sequence[str]) -> dict[str, int
     return {topic: caps.get(topic, caps.get("*", 0)) for topic in topics if topic in caps or "*" in caps}
 
 
-def summarise(metrics: Mapping[str, Any], utility: Mapping[str, Any], audit: Mapping[str, Any]) -> Summary:
+def summarise(
+    metrics: Mapping[str, Any],
+    utility: Mapping[str, Any],
+    audit: Mapping[str, Any],
+    selection: Mapping[str, Any] | None = None,
+) -> Summary:
     """Return the summary of a version.
 
     Args:
         metrics: of the evaluation: `arms` (of each rows, seeds, loss, loss_low, loss_high, loss_by_seed) and
             `differences` (loss, low, high); maybe `in_context`, with `differences` and `demos`; maybe `continual`:
             `previous`, and `stability` and `plasticity` of arms (loss, low, high); maybe `general`: `rows`, and the
-            same two; maybe `task_metric` and `floor`, with `correct` (and its interval) and `cut_answers` of arms.
+            same two; maybe `task_metric` and `floor`, with `correct` (and its interval) and `cut_answers` of arms;
+            maybe of arms `faults`: per seed, `planted` (word -> rows) and `repeats`.
         utility: `pairs_scored`, and `why` where nothing was to be scored.
         audit: lists of topics: `coverage`, `held_out_share`; `changes`: kept, edited, new and withdrawn `rows`;
             `withdrawn_learnt`: rows; empty where the audit has not run.
+        selection: maybe `faults` of `pool` and `chosen`, as those of arms.
     """
     arms = [
         ArmSummary(name, arm["rows"], arm["loss"], arm["loss_low"], arm["loss_high"], arm["seeds"])
         for name, arm in sorted(metrics["arms"].items(), key=_by_rows)
     ]
-    return Summary(arms, utility["pairs_scored"], list(_note(metrics, utility, audit)))
+    notes = [*_note(metrics, utility, audit), *_tell_faults(metrics["arms"], (selection or {}).get("faults"))]
+    return Summary(arms, utility["pairs_scored"], notes)
 
 
 def _note(metrics: Mapping[str, Any], utility: Mapping[str, Any], audit: Mapping[str, Any]) -> list[str]:
@@ -90,6 +98,29 @@ def _note(metrics: Mapping[str, Any], utility: Mapping[str, Any], audit: Mapping
         topics = "1 topic" if len(found) == 1 else f"{len(found)} topics"
         notes += [f"{topics} {what}: {', '.join(found[:8])}{', ...' * (len(found) > 8)}"] if found else []
     return notes
+
+
+def _tell_faults(arms: Mapping[str, Any], faults: Mapping[str, Any] | None) -> list[str]:
+    """Return a note per kind of row that is known to be wrong, on how many the pool has and how many each choice took.
+
+    Of arm random it is the mean over its seeds.
+    """
+    if faults is None:
+        return []
+    drawn = arms.get("random", {}).get("faults", [])
+    notes = []
+    for word, there in faults["pool"]["planted"].items():
+        taken = faults["chosen"]["planted"].get(word, 0)
+        notes.append(_tell_taken(f"planted {word}", there, taken, [one["planted"].get(word, 0) for one in drawn]))
+    if faults["pool"]["repeats"]:
+        counts = faults["pool"]["repeats"], faults["chosen"]["repeats"]
+        notes.append(_tell_taken("repeats of other rows", *counts, [one["repeats"] for one in drawn]))
+    return notes
+
+
+def _tell_taken(what: str, there: int, taken: int, drawn: Sequence[int]) -> str:
+    chance = f", {sum(drawn) / len(drawn):.1f} of the random choice" if drawn else ""
+    return f"{what}: {there:,} rows of the pool, {taken:,} of the choice{chance}"
 
 
 def _tell_rows(audit: Mapping[str, Any]) -> list[str]:

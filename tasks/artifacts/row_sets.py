@@ -6,8 +6,10 @@ not, that an earlier version chose, or had in its pool without choosing them. he
 what must not be forgotten.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +21,7 @@ from tasks.artifacts.tables import read_table
 USED = {"ground": "pool"} | {name: name for name in ("target", "validation", "held_out", "general")}  # set -> split
 EARLIER = ("learnt", "offered")
 SETS = (*USED, *EARLIER)
+FAULTS = ("row", "planted", "duplicate_of", "near_duplicate_of")  # columns that `count_faults` reads
 MARKS = ("row", "split", "used", "earlier", "duplicate_of")  # columns that tell the sets, and the rows' order
 
 
@@ -54,6 +57,20 @@ def read_sets(
     members = {name: np.asarray(mark(table, name)) for name in names}
     some = np.logical_or.reduce(list(members.values()))
     return table.select(wanted).filter(some), {name: np.flatnonzero(mask[some]) for name, mask in members.items()}
+
+
+def count_faults(rows: pa.Table) -> dict[str, Any]:
+    """Return how many of some examples are planted, by their word, and how many repeat another one of them.
+
+    Of rows with one text, or with almost the same words, all but one are repeats.
+
+    >>> said = {"row": [0, 1, 2], "planted": ["cut", None, None]}
+    >>> count_faults(pa.table(said | {"duplicate_of": [None, 0, None], "near_duplicate_of": [None, None, 0]}))
+    {'planted': {'cut': 1}, 'repeats': 2}
+    """
+    first = pc.coalesce(rows["near_duplicate_of"], rows["duplicate_of"], rows["row"])
+    words = Counter(word for word in rows["planted"].to_pylist() if word is not None)
+    return {"planted": dict(sorted(words.items())), "repeats": rows.num_rows - pc.count_distinct(first).as_py()}
 
 
 def mark(table: pa.Table, name: str) -> pa.ChunkedArray:

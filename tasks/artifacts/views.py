@@ -4,6 +4,7 @@ DuckDB sees each artifact as a view that Arrow streams from Parquet, and has no 
 a question can read these views and nothing else, and write nothing.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,6 +138,17 @@ def show(root: Path, id: str) -> dict[str, Any]:
                 names = [column[0] for column in answer.description]
                 found[name] = [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
     return found
+
+
+def show_version(root: Path, version: str) -> dict[str, Any] | None:
+    """Return what is known of a version's rows, choice and arms, as its artifacts' JSON says it; None: there is none.
+
+    What is not made yet is not among it.
+    """
+    files = {"examples": "examples.json", "selection": "selection.json", "evaluation": "metrics.json"}
+    paths = {stage: Path(root) / f"data/{stage}/version={version}/{name}" for stage, name in files.items()}
+    found = {stage: json.loads(path.read_text(encoding="utf-8")) for stage, path in paths.items() if path.exists()}
+    return {"version": version, **found} if found else None
 
 
 def _complete(connection: duckdb.DuckDBPyConnection, start: str) -> str:

@@ -362,7 +362,7 @@ def summarise(root: Path, version: str) -> Summary:
     Raises:
         ArtifactError: the version was not evaluated yet.
     """
-    names = {"evaluation": "metrics", "utility": "utility", "audit": "audit"}
+    names = {"evaluation": "metrics", "utility": "utility", "audit": "audit", "selection": "selection"}
     paths = {stage: Path(root) / f"data/{stage}/version={version}/{name}.json" for stage, name in names.items()}
     for stage in ("evaluation", "utility"):
         if not paths[stage].exists():

@@ -34,6 +34,7 @@ from tasks.evaluation.inputs import (
     TRAINED,
     HeldOut,
     Run,
+    read_faults,
     read_held_out,
     read_rows,
     read_runs,
@@ -97,7 +98,10 @@ def write_evaluation(
     parameters = {**asdict(settings), "template": model.template, "model": models.model_digest(model)}
     provenance = tables.Provenance("evaluation", version, parameters, inputs, settings.seed)
     tables.write_table(table, out / "evaluation.parquet", provenance)
-    tables.write_json(summarise(table, runs, held_out, settings), out / "metrics.json")
+    found = summarise(table, runs, held_out, settings)
+    for arm, faults in read_faults(examples, runs).items():
+        found["arms"][arm]["faults"] = faults
+    tables.write_json(found, out / "metrics.json")
     return {name: round(sum(each.did[name] for each in answers), 3) for name in DID}
 
 

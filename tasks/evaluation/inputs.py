@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from tamis.evaluation.bootstrap import ORDER
 from tamis.examples.conversations import Conversation
@@ -17,7 +19,7 @@ from tamis.language.prefixes import check_demos, encode_prefix
 from tamis.language.rendering import encode_conversations, encode_question, encode_shown
 from tasks import models
 from tasks.artifacts import schemas
-from tasks.artifacts.row_sets import read_set
+from tasks.artifacts.row_sets import FAULTS, count_faults, read_set
 from tasks.artifacts.tables import ArtifactError, digest_inputs, read_table
 from tasks.conversations import open_template, read_conversation
 
@@ -160,6 +162,17 @@ def read_runs(arms: Path, previous_arms: Path | None) -> list[Run]:
             "are not there; restore them with `dvc checkout` or train the arms again with `tamis run`"
         )
     return [Run("base"), Run("previous", learner=TRAINED, folder=start), *trained]
+
+
+def read_faults(examples: Path, runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
+    """Return what is known to be wrong with the rows of each trained arm (`count_faults`), seed by seed."""
+    table = read_table(examples / "examples.parquet", schemas.EXAMPLES, ["id", *FAULTS])
+    found: dict[str, list[dict[str, Any]]] = {}
+    for run in (run for run in runs if run.learner == TRAINED and run.seed is not None):
+        ids = json.loads((run.folder / "rows.json").read_text())
+        places = pc.index_in(pa.array(ids, pa.string()), value_set=table["id"].combine_chunks())
+        found.setdefault(run.arm, []).append(count_faults(table.take(places.drop_null())))
+    return found
 
 
 def read_rows(examples: Path, ids: set[str]) -> dict[str, dict[str, Any]]:

@@ -20,7 +20,7 @@ from tamis.utility.quality import (
     weigh_demos,
 )
 from tasks.artifacts import schemas
-from tasks.artifacts.row_sets import read_sets
+from tasks.artifacts.row_sets import FAULTS, read_sets
 from tasks.artifacts.tables import provenance, read_lists, read_table
 from tasks.selection.settings import SelectionSettings
 
@@ -43,7 +43,8 @@ class Rows:
 
 def read_rows(source: Path) -> Rows:
     """Return the used rows of the pool, those of the target task, and what an earlier version chose."""
-    table, sets = read_sets(source, ("ground", "target", "learnt"), ["id", "topic", "response_tokens", "weight"])
+    columns = ["id", "topic", "response_tokens", "weight", *FAULTS]
+    table, sets = read_sets(source, ("ground", "target", "learnt"), columns)
     target, learnt = (table["id"].take(sets[name]).to_pylist() for name in ("target", "learnt"))
     return Rows(table.take(sets["ground"]), target, learnt)
 

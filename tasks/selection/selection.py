@@ -24,6 +24,7 @@ from tamis.submodular.optimisers import Map, maximise, restrict, share_of_all, s
 from tamis.utility.quality import cap_diagonal
 from tasks import models
 from tasks.artifacts import schemas
+from tasks.artifacts.row_sets import count_faults
 from tasks.artifacts.tables import Provenance, digest, digest_inputs, read_table, write_json, write_table
 from tasks.folders import Folders
 from tasks.masks.mask_tables import write_mask
@@ -285,6 +286,7 @@ def describe(rows: Rows, budget: Budget, picks: ChosenRows, settings: SelectionS
             "chosen_response_tokens_fraction": int(tokens[order].sum()) / max(1, int(tokens.sum())),
             "budget": record(budget) | {"spent": int(budget.costs[order].sum())},
             "topics": dict(zip(budget.topics, count_by_topic(budget, order.tolist()).tolist(), strict=True)),
+            "faults": {"pool": count_faults(rows.ground), "chosen": count_faults(rows.ground.take(order))},
         }
         | describe_objective(picks, settings)
         | describe_scores(picks)

@@ -151,3 +151,21 @@ def test_many_topics_are_cut_short():
         "9 topics without a chosen row: t0, t1, t2, t3, t4, t5, t6, t7, ...",
         "1 topic with a low held-out share: health: 0.000",
     ]
+
+
+def test_rows_that_are_known_to_be_wrong_are_told_beside_chance():
+    pool = {"planted": {"cut": 4, "exchanged": 10}, "repeats": 6}
+    faults = {"pool": pool, "chosen": {"planted": {"exchanged": 1}, "repeats": 0}}
+    drawn = [{"planted": {"exchanged": 3, "cut": 1}, "repeats": 2}, {"planted": {"exchanged": 2}, "repeats": 1}]
+    arms = {"chosen": ARM, "random": ARM | {"faults": drawn}}
+    assert summarise({"arms": arms}, {"pairs_scored": 0}, {}, {"faults": faults}).notes == [
+        "planted cut: 4 rows of the pool, 0 of the choice, 0.5 of the random choice",
+        "planted exchanged: 10 rows of the pool, 1 of the choice, 2.5 of the random choice",
+        "repeats of other rows: 6 rows of the pool, 0 of the choice, 1.5 of the random choice",
+    ]
+
+
+def test_without_random_rows_no_chance_is_told():
+    faults = {"pool": {"planted": {"cut": 4}, "repeats": 0}, "chosen": {"planted": {}, "repeats": 0}}
+    notes = summarise({"arms": {"chosen": ARM}}, {"pairs_scored": 0}, {}, {"faults": faults}).notes
+    assert notes[1:] == ["planted cut: 4 rows of the pool, 0 of the choice"]

@@ -1,16 +1,20 @@
 """The sets of rows that stages read, one reader for all."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from worlds.toy_corpus import learn, row, write_examples, write_rows
 
-from tasks.artifacts.row_sets import SETS, read_set, read_sets
+from tasks.artifacts.row_sets import SETS, count_faults, read_set, read_sets
 
 
 @pytest.fixture
 def source(tmp_path):
-    """Six rows of the pool, two held out, two of the target task, three learnt, one general, and three not used."""
-    write_examples(tmp_path / "plain", 6, 2, target=2, learnt=3, general=1)
+    """Six rows of the pool, two held out, two of the target task, three learnt, one general, two for validation, and
+    three not used."""
+    write_examples(tmp_path / "plain", 6, 2, target=2, learnt=3, general=1, validation=2)
     rows = read_all(tmp_path / "plain/examples.parquet")
     known = learn(row(20, "pool", used=False)) | {"earlier": "offered"}
     rows += [row(21, "held_out", used=False) | {"unused_because": "not sampled"}, known]
@@ -27,7 +31,7 @@ def read_all(path):
 
 def slow(rows, name):
     """The rows of a set, by the words of its definition."""
-    used = {"ground": "pool", "target": "target", "held_out": "held_out", "general": "general"}
+    used = {"ground": "pool"} | {each: each for each in ("target", "validation", "held_out", "general")}
     found = []
     for each in rows:
         if name in used:
@@ -65,5 +69,21 @@ def test_only_the_wanted_columns_are_read(source):
 
 
 def test_an_unknown_set_is_named(source):
-    with pytest.raises(ValueError, match=r"there is no set of rows 'pool'; known: ground, target, held_out, general"):
+    with pytest.raises(ValueError, match=r"there is no set of rows 'pool'; known: ground, target, validation, held_out"):
         read_set(source, "pool")
+
+
+@given(st.lists(st.tuples(st.sampled_from(["cut", None]), st.integers(0, 4)), max_size=12), st.data())
+def test_faults_are_counted_as_the_slow_rule_says(rows, data):
+    first = {cluster: place for place, (_, cluster) in reversed(list(enumerate(rows)))}
+    leads = [None if first[cluster] == place else first[cluster] for place, (_, cluster) in enumerate(rows)]
+    exact = [data.draw(st.booleans()) for _ in rows]
+    columns = {
+        "row": list(range(len(rows))),
+        "planted": pa.array([word for word, _ in rows], pa.string()),
+        "duplicate_of": pa.array([lead if same else None for lead, same in zip(leads, exact, strict=True)], pa.int64()),
+        "near_duplicate_of": pa.array(leads, pa.int64()),
+    }
+    found = count_faults(pa.table(columns | {"row": pa.array(columns["row"], pa.int64())}))
+    assert found["planted"].get("cut", 0) == sum(word == "cut" for word, _ in rows)
+    assert found["repeats"] == len(rows) - len({cluster for _, cluster in rows})

@@ -232,3 +232,10 @@ def test_show_tells_phi_data_where_there_is_some(masked):
     told = {"score": 0.0, "order": "second"}
     assert views.show(masked.root, ids[1])["gradients"] == [told | {"version": name} for name in ("v1", "v2")]
     assert views.show(masked.root, ids[POOL - 1])["gradients"] == []
+
+
+def test_of_a_version_it_shows_what_became_of_its_rows_its_choice_and_its_arms(world):
+    world.write()
+    assert views.show_version(world.root, "v1") is None
+    (world.folder("selection") / "selection.json").write_text('{"chosen_rows": 3}')
+    assert views.show_version(world.root, "v1") == {"version": "v1", "selection": {"chosen_rows": 3}}

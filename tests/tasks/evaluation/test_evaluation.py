@@ -27,7 +27,7 @@ from tasks.artifacts.tables import ArtifactError, read_table
 from tasks.evaluation import answers, evaluation
 from tasks.evaluation.answers import Answers
 from tasks.evaluation.evaluation import Conditions, measure, measure_losses, write_evaluation
-from tasks.evaluation.inputs import EvaluationError, HeldOut, Run, read_held_out
+from tasks.evaluation.inputs import EvaluationError, HeldOut, Run, read_faults, read_held_out, read_runs
 from tasks.evaluation.networks import generate
 from tasks.evaluation.settings import EvaluationSettings
 from tasks.finetuning.finetuning import write_finetuning
@@ -226,6 +226,18 @@ def test_metrics_are_means_over_rows_with_seeds_averaged_first(world):
         "full": (8, 1),
     }
     assert found["held_out_rows"] == HELD_OUT
+
+
+def test_faults_of_each_seeds_rows_are_counted(world, toy, copy):
+    table = read_table(copy / "examples/examples.parquet").to_pylist()
+    write_rows(copy / "examples", [row | {"planted": "cut" if row["row"] < 3 else None} for row in table])
+    runs = read_runs(copy / "finetuning", None)
+    trained = {run.label: json.loads((run.folder / "rows.json").read_text()) for run in runs if run.folder}
+    found, planted = read_faults(copy / "examples", runs), {row["id"] for row in table if row["row"] < 3}
+    assert found["full"] == [{"planted": {"cut": 3}, "repeats": 0}]
+    assert [one["planted"].get("cut", 0) for one in found["random"]] == [
+        len(planted & set(trained[f"random-{seed}"])) for seed in (0, 1)
+    ]
 
 
 def test_metrics_say_how_many_answers_were_cut(world):

@@ -87,6 +87,30 @@ def test_the_metrics_say_what_was_chosen(world):
     assert facts["topics"] == {name: sum(row["topic"] == name for row in chosen) for name in TOPICS}
 
 
+def test_rows_that_are_known_to_be_wrong_are_counted_in_pool_and_choice(world):
+    folder, _, _ = world
+    words = {0: "cut", 5: "cut", 7: "exchanged"}
+    rows = [row(place, "pool") | {"planted": words.get(place)} for place in range(12)]
+    rows[9]["near_duplicate_of"] = rows[10]["near_duplicate_of"] = 2
+    write_rows(folder / "examples", rows)
+    subset, facts = run(folder)
+    order = {one["id"]: place for place, one in enumerate(rows)}
+    chosen = [order[one["id"]] for one in subset if one["chosen"]]
+    taken = [words[place] for place in chosen if place in words]
+    assert facts["faults"]["pool"] == {"planted": {"cut": 2, "exchanged": 1}, "repeats": 2}
+    assert facts["faults"]["chosen"] == {
+        "planted": {word: taken.count(word) for word in sorted(set(taken))},
+        "repeats": max(0, len({2, 9, 10} & set(chosen)) - 1),
+    }
+
+
+def test_what_is_chosen_does_not_depend_on_what_is_planted(world):
+    folder, _, _ = world
+    plain = run(folder)[0]
+    write_rows(folder / "examples", [row(place, "pool") | {"planted": "cut"} for place in range(12)])
+    assert run(folder, out="again")[0] == plain
+
+
 def test_the_order_of_the_utility_rows_does_not_matter(world):
     folder, ids, matrix = world
     first = run(folder)
