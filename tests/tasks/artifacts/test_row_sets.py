@@ -69,7 +69,7 @@ def test_only_the_wanted_columns_are_read(source):
 
 
 def test_an_unknown_set_is_named(source):
-    with pytest.raises(ValueError, match=r"there is no set of rows 'pool'; known: ground, target, validation, held_out"):
+    with pytest.raises(ValueError, match=r"there is no set of rows 'pool'; known: ground, target, validation"):
         read_set(source, "pool")
 
 
