@@ -42,6 +42,7 @@ TASKS_MAY = {
     "peft",
     "accelerate",
     "safetensors",
+    "bm25s",
     "rouge_score",
     "matplotlib",
 }

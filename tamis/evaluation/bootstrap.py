@@ -16,7 +16,7 @@ from torch import Tensor
 
 MEASURES = ("loss", "rouge_l", "similarity")
 CORRECT = "correct"
-ORDER = ("chosen", "random", "full", "previous", "base")  # an earlier arm minus a later one
+ORDER = ("chosen", "random", "balanced", "fresh", "full", "previous", "base")  # an earlier arm minus a later one
 
 
 def bootstrap_means(

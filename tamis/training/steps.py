@@ -19,19 +19,28 @@ from tamis.language.encoding import Encoding
 from tamis.language.packing import Group, bucket_spans, group_rows, plan_packs
 
 
-def plan_steps(rows: int, batch_rows: int, epochs: int, seed: int) -> list[Int[np.ndarray, " place"]]:
-    """Return the places (0 to rows - 1) that each optimiser step takes, over all epochs.
-
-    Every epoch is its own shuffle by (seed, epoch), so the order does not depend on where a training was interrupted;
-    an epoch's last step takes what is left.
+def plan_steps(rows: int, batch_rows: int, epochs: int, seed: int) -> list[Int[np.ndarray, " _"]]:
+    """Return the places (0 to rows - 1) that each optimiser step takes, where every epoch takes all rows.
 
     >>> [step.size for step in plan_steps(rows=5, batch_rows=2, epochs=2, seed=0)]
     [2, 2, 1, 2, 2, 1]
     """
+    return plan_epochs([np.arange(rows)] * epochs, batch_rows, seed)
+
+
+def plan_epochs(taken: Sequence[Int[np.ndarray, " _"]], batch_rows: int, seed: int) -> list[Int[np.ndarray, " _"]]:
+    """Return the places that each optimiser step takes, of those that each epoch takes.
+
+    Every epoch is its own shuffle by (seed, epoch), so the order does not depend on where a training was interrupted;
+    an epoch's last step takes what is left.
+
+    >>> [sorted(step.tolist()) for step in plan_epochs([np.array([0, 2]), np.array([1, 3])], batch_rows=2, seed=0)]
+    [[0, 2], [1, 3]]
+    """
     steps = []
-    for epoch in range(epochs):
-        order = np.random.default_rng([seed, epoch]).permutation(rows)
-        steps += [order[start : start + batch_rows] for start in range(0, rows, batch_rows)]
+    for epoch, places in enumerate(taken):
+        order = places[np.random.default_rng([seed, epoch]).permutation(len(places))]
+        steps += [order[start : start + batch_rows] for start in range(0, len(order), batch_rows)]
     return steps
 
 
@@ -118,18 +127,18 @@ def final_loss(losses: Sequence[float]) -> float:
     return sum(tail) / len(tail)
 
 
-def describe(encoding: Encoding, rows: Int[np.ndarray, " pick"], losses: list[float], epochs: int) -> dict[str, Any]:
-    """Return an arm's numbers; tokens are counted over all epochs, heads left out.
+def describe(encoding: Encoding, epochs: Sequence[Int[np.ndarray, " _"]], losses: list[float]) -> dict[str, Any]:
+    """Return an arm's numbers: rows that it saw, each once, and tokens over all epochs, heads left out.
 
     Args:
         encoding: of the pool.
-        rows: of the pool that the arm was trained on.
+        epochs: rows of the pool that each epoch took.
         losses: of each step, nats per token.
-        epochs: passes over the rows.
     """
-    facts = {"rows": len(rows), "epochs": epochs, "steps": len(losses), "losses": losses}
-    facts["tokens"] = epochs * int(encoding.own_tokens[rows].sum())
-    facts["response_tokens"] = epochs * int(encoding.answer_tokens[rows].sum())
+    seen, counts = np.unique(np.concatenate(epochs), return_counts=True)
+    facts = {"rows": len(seen), "epochs": len(epochs), "steps": len(losses), "losses": losses}
+    facts["tokens"] = int((counts * encoding.own_tokens[seen]).sum())
+    facts["response_tokens"] = int((counts * encoding.answer_tokens[seen]).sum())
     return {**facts, "final_loss": final_loss(losses)}
 
 

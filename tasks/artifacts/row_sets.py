@@ -39,6 +39,23 @@ def read_set(source: Path, name: str) -> pa.Table:
     return table.filter(mark(table, name)).sort_by("row")
 
 
+def read_references(source: Path, selector: str) -> pa.Table:
+    """Return the rows that a selector scores others beside, by row: the target task's, or those that validate.
+
+    Raises:
+        ValueError: there is none, with the ways out.
+        ArtifactError: the artifact is missing or was edited.
+    """
+    table, sets = read_sets(source, ("target", "validation"))
+    places = sets["target"] if len(sets["target"]) else sets["validation"]
+    if not len(places):
+        raise ValueError(
+            f"selector {selector} scores rows beside those of the target task or those that validate, and {source} has "
+            "0 of either; set examples.target or examples.validation_every, or choose by another selector"
+        )
+    return table.take(places)
+
+
 def read_sets(
     source: Path, names: Sequence[str] = SETS, columns: Sequence[str] | None = None
 ) -> tuple[pa.Table, dict[str, np.ndarray]]:

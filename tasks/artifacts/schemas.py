@@ -158,7 +158,7 @@ TENSORS = pa.schema(  # every tensor that the mask was cut from
 
 EVALUATION = pa.schema(
     [
-        pa.field("arm", pa.string(), nullable=False),  # base | previous | chosen | random | full
+        pa.field("arm", pa.string(), nullable=False),  # base | previous | chosen | random | balanced | fresh | full
         pa.field("learner", pa.string(), nullable=False),  # finetuning | in_context; of base: none
         pa.field("seed", pa.int32()),
         pa.field("held_out_of", pa.string(), nullable=False),  # data version of this row; general: a general row

@@ -19,13 +19,14 @@ from tamis.language.chat_templates import Template, TemplateError
 from tamis.language.prefixes import encode_prefix
 from tamis.language.rendering import encode_conversations, find_faults
 from tamis.submodular.budgets import Budget, draw, resolve
+from tamis.training.chance import name_groups
 from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import read_table
 from tasks.conversations import open_template, read_conversation
 
 SAMPLE = 200  # rows that are tokenised
-KEPT = ("id", "row", "topic", "messages", "tools", "split", "used", "earlier", "duplicate_of")
+KEPT = ("id", "row", "topic", "source", "messages", "tools", "split", "used", "earlier", "duplicate_of")
 
 Where = Callable[[str, str], Path]  # stage and version -> folder of its artifacts
 
@@ -49,6 +50,11 @@ class Corpus:
         """Return the places of the rows that others are scored beside: of the target task, or those that validate."""
         target = self.places("target")
         return target if len(target) else self.places("validation")
+
+    def groups(self) -> list[str]:
+        """Return the group of each used row of the pool, which arm balanced draws from alike."""
+        ground = [self.rows[place] for place in self.places("pool")]
+        return name_groups([row["topic"] for row in ground], [row["source"] for row in ground])
 
     def learnt(self) -> np.ndarray:
         """Return the places of the distinct rows of the pool that an earlier version chose."""

@@ -18,8 +18,8 @@ from tamis.examples.conversations import join_texts, split_key
 from tamis.examples.splits import GENERAL, HELD_OUT
 from tamis.language.encoding import Encoding, TokenSequence, make_sequence
 from tamis.language.packing import Group, group_rows, plan_packs
-from tamis.training.arms import REPLAYS, pick_rows
-from tamis.training.steps import plan_steps
+from tamis.training.arms import REPLAYS, pick_epochs, pick_rows
+from tamis.training.steps import plan_epochs
 from tasks import models
 from tasks.conversations import read_conversation
 from tasks.estimate.rows import SAMPLE, Corpus, is_learnt, make_budget
@@ -196,8 +196,22 @@ def count_rows(case: Case) -> Work:
     return Work(rows=sum(row["used"] for row in case.corpus.rows))
 
 
-def plan_arms(case: Case) -> list[tuple[str, int, np.ndarray]]:
-    """Return name, seed and rows of every arm that is trained, replayed rows among them: places in the corpus."""
+@dataclass(frozen=True)
+class PlannedArm:
+    """An arm that is trained."""
+
+    name: str
+    seed: int
+    epochs: list[np.ndarray]  # rows that each epoch takes, replayed ones among them: places in the corpus
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Return all rows that it sees."""
+        return np.unique(np.concatenate(self.epochs))
+
+
+def plan_arms(case: Case) -> list[PlannedArm]:
+    """Return every arm that is trained."""
     corpus, settings = case.corpus, case.values.finetuning
     ground = corpus.places("pool")
     used = set(ground.tolist())
@@ -207,26 +221,31 @@ def plan_arms(case: Case) -> list[tuple[str, int, np.ndarray]]:
     replayed = np.flatnonzero([place in again for place in rows])
     chosen = np.array([corpus.rows[place]["id"] in corpus.chosen for place in ground])
     budget = make_budget(corpus.rows, ground, corpus.answers, case.values.selection)
+    anew = {"fresh", *(["chosen"] if case.values.selection.selector == "fresh" else [])}
     arms = []
     for name, seed in ((name, seed) for name, seeds in settings.arms.items() for seed in seeds):
-        drawn = pick_rows(name, chosen, budget=budget, replayed=replayed, seed=seed)
-        arms.append((name, seed, rows[np.union1d(drawn, replayed)]))
+        asked = {"budget": budget, "replayed": replayed, "seed": seed}
+        first = pick_rows(name, chosen, groups=corpus.groups(), **asked)
+        taken = pick_epochs(first, chosen, epochs=settings.epochs, **asked) if name in anew else []
+        taken = taken or [first] * settings.epochs
+        arms.append(PlannedArm(name, seed, [rows[np.union1d(each, replayed)] for each in taken]))
     return arms
 
 
 def count_finetuning(case: Case) -> Work:
     """Count the rows, over all epochs, and tokens that every arm is trained on; new cuts of a mask are among them."""
     settings, corpus, found = case.values.finetuning, case.corpus, Work()
-    for _, seed, rows in plan_arms(case):
-        steps = len(plan_steps(len(rows), settings.batch_rows, settings.epochs, seed))
-        tokens = settings.epochs * (corpus.whole(rows) - len(rows) * corpus.head) + steps * corpus.head
+    for arm in plan_arms(case):
+        steps = len(plan_epochs(arm.epochs, settings.batch_rows, arm.seed))
+        every = np.concatenate(arm.epochs)
+        tokens = corpus.whole(every) - len(every) * corpus.head + steps * corpus.head
         cuts = count_cuts(case, steps)
         if cuts:
             sets = draw_sets(case)
-            each = [*rows.tolist(), *sets["validation"], *sets["anchors"]]
+            each = [*arm.rows.tolist(), *sets["validation"], *sets["anchors"]]
             tokens += cuts * count_groups(case) * corpus.whole(each)
         loads = 1 if settings.method != "masked" else 2
-        found = add(found, Work(rows=settings.epochs * len(rows), arms=1, backward=tokens, loads=loads))
+        found = add(found, Work(rows=len(every), arms=1, backward=tokens, loads=loads))
     return found
 
 
@@ -264,11 +283,11 @@ def count_evaluation(case: Case) -> Work:
     return add(found, Work(texts=texts, encoded=encoded, loads=1))
 
 
-def list_shown(arms: Sequence[tuple[str, int, np.ndarray]]) -> list[tuple[str, np.ndarray]]:
+def list_shown(arms: Sequence[PlannedArm]) -> list[tuple[str, np.ndarray]]:
     """Return the arms whose rows the in-context learner is shown, once for the same rows, and these rows."""
-    lowest = min((seed for name, seed, _ in arms if name == "random"), default=None)
-    shown = [(name, rows) for name, seed, rows in arms if name == "chosen" or (name, seed) == ("random", lowest)]
-    return list({(name, tuple(rows.tolist())): (name, rows) for name, rows in shown}.values())
+    lowest = min((arm.seed for arm in arms if arm.name == "random"), default=None)
+    shown = [arm for arm in arms if arm.name == "chosen" or (arm.name, arm.seed) == ("random", lowest)]
+    return list({(arm.name, tuple(arm.rows.tolist())): (arm.name, arm.rows) for arm in shown}.values())
 
 
 def count_shown(case: Case, rows: np.ndarray) -> int:

@@ -54,7 +54,7 @@ class HeldOut:
 class Run:
     """A model that is evaluated: the base, the one that training started from, or an arm and a seed."""
 
-    arm: str  # base | previous | chosen | random | full
+    arm: str  # base | previous | chosen | random | balanced | fresh | full
     seed: int | None = None  # None: base, previous
     learner: str = "none"  # none | finetuning | in_context
     rows: int = 0  # of this version that it learns from

@@ -27,7 +27,8 @@ from tamis.language.encoding import Encoding, refuse_long
 from tamis.masks import sparse_adamw, tensor_layout, topk
 from tamis.submodular.budgets import Budget, restore
 from tamis.training import steps
-from tamis.training.arms import REPLAYS, pick_rows
+from tamis.training.arms import REPLAYS, pick_epochs, pick_rows
+from tamis.training.chance import name_groups
 from tasks import models
 from tasks.artifacts import schemas, tables
 from tasks.artifacts.row_sets import read_sets
@@ -53,7 +54,9 @@ class Pool:
 
     ids: list[str]
     chosen: np.ndarray  # bool, per row that an arm is drawn from
+    groups: list[str]  # of these rows: what arm balanced draws from alike
     budget: Budget  # what selection was allowed to spend on these
+    fresh: bool  # selection says that rows are drawn anew in every epoch; `chosen` are those of the first
     replayed: np.ndarray  # places of the rows that every arm repeats of earlier versions
     encoding: Encoding
 
@@ -122,7 +125,9 @@ def read_pool(examples: Path, subset: Path, model: models.ModelChoice, settings:
     refuse_long(encoding, [row["row"] for row in rows], model.max_tokens)
     picked = np.array([row["id"] in chosen for row in ground])
     replayed = np.flatnonzero([row["id"] in again for row in rows])
-    return Pool([row["id"] for row in rows], picked, budget, replayed, encoding)
+    groups = name_groups([row["topic"] for row in ground], [row["source"] for row in ground])
+    fresh = read_record(subset / "selection.json")["selector"] == "fresh"
+    return Pool([row["id"] for row in rows], picked, groups, budget, fresh, replayed, encoding)
 
 
 def read_chosen(examples: Path, subset: Path, ground: set[str]) -> set[str]:
@@ -138,24 +143,39 @@ def read_chosen(examples: Path, subset: Path, ground: set[str]) -> set[str]:
     return chosen
 
 
-def read_budget(record: Path, ground: list[dict[str, Any]]) -> Budget:
+def read_budget(path: Path, ground: list[dict[str, Any]]) -> Budget:
     """Return what selection resolved that may be spent on the pool's used rows, from its `selection.json`."""
-    if not record.exists():
-        raise ArtifactError(f"{record} is missing; restore it with `dvc checkout` or make it again with `tamis run`")
-    resolved = json.loads(record.read_text(encoding="utf-8"))["budget"]
     tokens = np.array([row["response_tokens"] for row in ground], np.int64)
-    return restore(resolved, topics=[row["topic"] for row in ground], response_tokens=tokens)
+    return restore(read_record(path)["budget"], topics=[row["topic"] for row in ground], response_tokens=tokens)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return what selection says of itself."""
+    if not path.exists():
+        raise ArtifactError(f"{path} is missing; restore it with `dvc checkout` or make it again with `tamis run`")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def plan_arms(pool: Pool, recipe: Recipe) -> list[Arm]:
     """Return one arm per name and seed, in the order of `settings.arms`, replayed rows added to each."""
-    arms = []
-    for name, seed in ((name, seed) for name, seeds in recipe.settings.arms.items() for seed in seeds):
-        drawn = pick_rows(name, pool.chosen, budget=pool.budget, replayed=pool.replayed, seed=seed)
-        rows = np.union1d(drawn, pool.replayed)
+    arms, settings = [], recipe.settings
+    for name, seed in ((name, seed) for name, seeds in settings.arms.items() for seed in seeds):
+        taken = draw_epochs(name, seed, pool, settings.epochs)
+        rows = np.union1d(np.concatenate(taken), pool.replayed)
         ids = tuple(pool.ids[row] for row in rows)
-        arms.append(Arm(name, seed, rows, ids, len(rows) - len(drawn), _key(name, seed, ids, recipe)))
+        epochs = tuple(np.searchsorted(rows, np.union1d(each, pool.replayed)) for each in taken)
+        replayed = len(epochs[0]) - len(taken[0])
+        arms.append(Arm(name, seed, rows, epochs, ids, replayed, _key(name, seed, ids, epochs, recipe)))
     return arms
+
+
+def draw_epochs(name: str, seed: int, pool: Pool, epochs: int) -> list[np.ndarray]:
+    """Return the rows that each epoch of an arm takes besides replayed ones, places in the pool."""
+    asked = {"budget": pool.budget, "replayed": pool.replayed, "seed": seed}
+    first = pick_rows(name, pool.chosen, groups=pool.groups, **asked)
+    if name == "fresh" or (name == "chosen" and pool.fresh):
+        return pick_epochs(first, pool.chosen, epochs=epochs, **asked)
+    return [first] * epochs
 
 
 def clear(scratch: Path, keep: set[str]) -> None:
@@ -177,7 +197,7 @@ def finish_arm(arm: Arm, pool: Pool, home: Path, recipe: Recipe) -> Path:
             with replacing_folder(finished) as part:
                 facts = trainer.save(trained, part / "weights", arm, recipe)
                 tables.write_json(arm.ids, part / "weights/rows.json")
-                record = steps.describe(pool.encoding, arm.rows, trained.losses, recipe.settings.epochs)
+                record = steps.describe(pool.encoding, [arm.rows[each] for each in arm.epochs], trained.losses)
                 tables.write_json(record | {"replayed": arm.replayed} | facts, part / "log.json")
         except Exception as error:
             error.add_note(f"arm {arm.label}; the next run goes on from what {home.parent} holds")
@@ -208,13 +228,13 @@ def publish(homes: Mapping[str, Path], out: Path, made: Mapping[str, Any]) -> No
     tables.write_json({**made, "arms": arms}, out / "finetuning.json")
 
 
-def _key(name: str, seed: int, ids: Sequence[str], recipe: Recipe) -> str:
+def _key(name: str, seed: int, ids: Sequence[str], epochs: Sequence[np.ndarray], recipe: Recipe) -> str:
     """Return a digest of all that determines an arm: rows, model, start, mask, settings, our code and the libraries."""
     model, start, restriction = recipe.model, recipe.start, recipe.restriction
     code = [CODE, *([MASKED] if restriction else []), *([warmup.CODE] if restriction and restriction.scoring else [])]
     facts = {
         **{key: value for key, value in asdict(recipe.settings).items() if key not in ("arms", "replay")},
-        "arm": (name, seed, ids),
+        "arm": (name, seed, ids, [each.tolist() for each in epochs]),
         "model": (models.model_digest(model), str(models.device(model)), model.dtype, model.template),
         "name": (model.name, model.revision),
         "start": start.digest if start else None,

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field
 
 from tasks.settings import Share, checked
 
-Arm = Literal["chosen", "random", "full"]
+Arm = Literal["chosen", "random", "balanced", "fresh", "full"]
 
 
 def refuse_arms(arms: Mapping[str, list[int]]) -> Mapping[str, list[int]]:
@@ -34,7 +34,8 @@ class FinetuningSettings:
     arms: Annotated[Mapping[Arm, list[Annotated[int, Field(ge=0)]]], AfterValidator(refuse_arms)] = Field(
         default_factory=lambda: {"chosen": [0]},
         description="arm -> seeds of training: chosen; random: as many random rows, which shows what chance does; "
-        "full: the whole pool",
+        "balanced: of every topic alike, or of every source where there is one topic; fresh: other random rows in "
+        "every epoch; full: the whole pool",
     )
     replay: Literal["none", "subset", "all"] = Field(
         "none", description="what every arm repeats of earlier versions: | chosen | offered rows"

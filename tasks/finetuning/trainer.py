@@ -65,9 +65,10 @@ class Recipe:
 class Arm:
     """One training: an arm and a seed."""
 
-    name: str  # chosen | random | full
-    seed: int  # of fresh adapters, the order of rows and, for random, the draw
-    rows: np.ndarray  # places in the pool
+    name: str  # chosen | random | balanced | fresh | full
+    seed: int  # of fresh adapters, the order of rows and, for arms of chance, the draw
+    rows: np.ndarray  # places in the pool of all that it sees, ascending
+    epochs: tuple[np.ndarray, ...]  # of these, what each epoch takes: places in `rows`
     ids: tuple[str, ...]  # of these rows
     replayed: int  # rows among them that replay has added
     key: str  # digest of all that determines the result
@@ -159,7 +160,7 @@ def train(arm: Arm, encoding: Encoding, checkpoints: Path, recipe: Recipe) -> Tr
     a restart; its own length-grouped order is drawn from the global generator and differs after one.
     """
     settings, last = recipe.settings, last_checkpoint(checkpoints)
-    steps = training_steps.plan_steps(len(arm.rows), settings.batch_rows, settings.epochs, arm.seed)
+    steps = training_steps.plan_epochs(arm.epochs, settings.batch_rows, arm.seed)
     base, network = load(arm.seed, recipe)
     device = next(base.parameters()).device
     inside, callbacks = restrict(base, arm, encoding, checkpoints, recipe)

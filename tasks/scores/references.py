@@ -27,28 +27,14 @@ from tamis.scores.references import (
 from tamis.scores.scoring_prompts import ask_perplexity
 from tasks import models
 from tasks.artifacts import stores
+from tasks.artifacts.row_sets import read_references
 from tasks.conversations import open_template
 from tasks.scores import tuning
 from tasks.scores.answers import measure_losses
-from tasks.scores.work import Prepared, Row, Shard, ask_each, read_rows
+from tasks.scores.work import Prepared, Row, Shard, ask_each, list_rows
 from tasks.scoring_model import scoring_model
 
 ask_alone = ask_each(ask_perplexity)
-
-
-def read_references(source: Path, selector: str) -> list[Row]:
-    """Return the reference rows of a version: of the target task, or those that validate.
-
-    Raises:
-        ValueError: there is none, with the ways out.
-    """
-    found = read_rows(source, "target") or read_rows(source, "validation")
-    if not found:
-        raise ValueError(
-            f"selector {selector} scores rows beside those of the target task or those that validate, and {source} has "
-            "0 of either; set examples.target or examples.validation_every, or choose by another selector"
-        )
-    return found
 
 
 def describe(rows: list[Row]) -> dict[str, str | int]:
@@ -58,7 +44,7 @@ def describe(rows: list[Row]) -> dict[str, str | int]:
 
 def prepare_ica(work: Shard, source: Path) -> Prepared:
     """Return the work with its demos, in a folder for these demos."""
-    rows = read_references(source, work.selector)
+    rows = list_rows(read_references(source, work.selector))
     demos = [rows[place] for place in draw_demos(len(rows), work.settings.ica.demos, work.settings.seed)]
     ids = [row.id for row in demos]
     folder = stores.store_folder(work.folder.parent, json.dumps([work.folder.name, ids]))
@@ -87,7 +73,7 @@ def score_after_demos(work: Shard, losses: np.ndarray) -> np.ndarray:
 
 def prepare_tov(work: Shard, source: Path) -> Prepared:
     """Return the work in the folder of its tuning on the reference rows, made where it is not there."""
-    rows, settings = read_references(source, work.selector), work.settings
+    rows, settings = list_rows(read_references(source, work.selector)), work.settings
     how = {"tov": asdict(settings.tov), "seed": settings.seed}
     described = describe(rows) | how
     if not work.rows:
@@ -119,7 +105,7 @@ def score_moves(work: Shard, losses: np.ndarray) -> np.ndarray:
 
 def prepare_rds(work: Shard, source: Path) -> Prepared:
     """Return the work with the reference rows after the others."""
-    rows = read_references(source, work.selector)
+    rows = list_rows(read_references(source, work.selector))
     return Prepared(replace(work, rows=[*work.rows, *rows], reference=rows), described=describe(rows))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from tamis.examples.conversations import Conversation
 from tamis.language.chat_templates import TemplateError
@@ -66,9 +67,12 @@ class Method:
 
 def read_rows(source: Path, name: str) -> list[Row]:
     """Return the rows of a set, by row."""
-    return [
-        Row(row["id"], read_conversation(row), row["topic"], row["split"]) for row in read_set(source, name).to_pylist()
-    ]
+    return list_rows(read_set(source, name))
+
+
+def list_rows(table: pa.Table) -> list[Row]:
+    """Return examples as rows."""
+    return [Row(row["id"], read_conversation(row), row["topic"], row["split"]) for row in table.to_pylist()]
 
 
 def ask_each(question: Callable[..., Encoding]) -> Callable[[Shard], Encoding]:

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tamis.examples.conversations import join_texts
 from tamis.submodular import cosines, objectives
 from tamis.submodular.kernels import Kernel, gather, scale_together
 from tamis.submodular.objectives import Kernels
@@ -20,8 +21,9 @@ from tamis.utility.quality import (
     weigh_demos,
 )
 from tasks.artifacts import schemas
-from tasks.artifacts.row_sets import FAULTS, read_sets
+from tasks.artifacts.row_sets import FAULTS, read_references, read_set, read_sets
 from tasks.artifacts.tables import provenance, read_lists, read_table
+from tasks.conversations import read_conversation
 from tasks.selection.settings import SelectionSettings
 
 DENSE_ROWS = 8192  # of the pool, over embeddings: above, each row's nearest alone are compared
@@ -43,10 +45,21 @@ class Rows:
 
 def read_rows(source: Path) -> Rows:
     """Return the used rows of the pool, those of the target task, and what an earlier version chose."""
-    columns = ["id", "topic", "response_tokens", "weight", *FAULTS]
+    columns = ["id", "topic", "source", "response_tokens", "weight", *FAULTS]
     table, sets = read_sets(source, ("ground", "target", "learnt"), columns)
     target, learnt = (table["id"].take(sets[name]).to_pylist() for name in ("target", "learnt"))
     return Rows(table.take(sets["ground"]), target, learnt)
+
+
+def read_texts(source: Path, selector: str) -> tuple[list[str], list[str]]:
+    """Return all that is said in each row of the pool, by row, and in each reference row.
+
+    Raises:
+        ValueError: there is no reference row.
+    """
+    tables = read_set(source, "ground"), read_references(source, selector)
+    ground, references = ([join_texts(read_conversation(row)) for row in table.to_pylist()] for table in tables)
+    return ground, references
 
 
 def wanted_rows(rows: Rows, objective: str) -> Rows:

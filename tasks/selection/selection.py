@@ -21,6 +21,7 @@ from tamis.submodular.greedy import Choice, choose, evaluate
 from tamis.submodular.kernels import SparseKernel, scale
 from tamis.submodular.objectives import Objective
 from tamis.submodular.optimisers import Map, maximise, restrict, share_of_all, share_of_random
+from tamis.training.chance import name_groups, order_balanced
 from tamis.utility.quality import cap_diagonal
 from tasks import models
 from tasks.artifacts import schemas
@@ -29,6 +30,7 @@ from tasks.artifacts.tables import Provenance, digest, digest_inputs, read_table
 from tasks.folders import Folders
 from tasks.masks.mask_tables import write_mask
 from tasks.masks.settings import MaskSettings
+from tasks.selection.bm25 import order_bm25
 from tasks.selection.inputs import (
     Rows,
     SelectionError,
@@ -40,6 +42,7 @@ from tasks.selection.inputs import (
     read_phi,
     read_rows,
     read_scores,
+    read_texts,
     read_utility,
     read_vectors,
 )
@@ -134,8 +137,13 @@ def choose_rows(
 ) -> ChosenRows:
     """Choose rows by the selector that is asked for, from the artifacts that it reads, by their names."""
     selector, ids = settings.selector, rows.ground["id"].to_pylist()
-    if selector == "random":
+    if selector in ("random", "fresh"):
         return ChosenRows(draw(budget, seed=settings.seed))
+    if selector == "balanced":
+        groups = name_groups(rows.ground["topic"].to_pylist(), rows.ground["source"].to_pylist())
+        return ChosenRows(rank(budget, order_balanced(groups, settings.seed)))
+    if selector == "bm25":
+        return ChosenRows(rank(budget, order_bm25(*read_texts(sources["examples"], selector))))
     if selector == "delift":
         similar = read_utility(sources["utility"], rows, settings, diagonal)
         return choose_similar(similar, rows, budget, settings, sources["embedding"], map=map)

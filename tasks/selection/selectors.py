@@ -17,6 +17,8 @@ class Selector:
 SELECTORS = {
     "delift": Selector("utility", True, False, "DELIFT, arXiv 2411.04425"),
     "random": Selector(None, False, True, "chance"),
+    "balanced": Selector(None, False, True, "chance, of every topic or source alike"),
+    "fresh": Selector(None, False, True, "chance, anew in every epoch: RS2, arXiv 2305.18424"),
     "longest": Selector(None, False, False, "arXiv 2402.04833"),
     "embedding": Selector("embedding", True, False, "DELIFT's model-independent form, arXiv 2411.04425"),
     "perplexity": Selector("scores", False, False, "arXiv 2309.04564"),
@@ -27,5 +29,6 @@ SELECTORS = {
     "ica": Selector("scores", False, False, "arXiv 2510.14459", references=True),
     "tov": Selector("scores", False, False, "arXiv 2510.00386", references=True),
     "rds": Selector("scores", False, False, "RDS+, arXiv 2503.01807", references=True),
+    "bm25": Selector(None, False, False, "Robertson and Zaragoza 2009", references=True),
     "dualsft": Selector("gradients", False, False, "DualSFT, arXiv 2605.06166"),
 }

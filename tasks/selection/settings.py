@@ -52,5 +52,7 @@ class SelectionSettings:
         4, description="partition: parts of the ground set, chosen from apart, then together"
     )
     seed: Seed = Field(
-        0, description="of what is drawn: selectors random and deft_ucs, optimisers stochastic, partition"
+        0,
+        description="of what is drawn: selectors random, balanced, fresh and deft_ucs, optimisers stochastic and "
+        "partition",
     )

@@ -69,8 +69,8 @@ def test_what_is_left_out_has_its_default(tmp_path):
         ({"utility__kernel": "dense"}, "utility.kernel must be exact or neighbours or landmarks, got 'dense'"),
         (
             {"selection__selector": "delft"},
-            "selection.selector must be delift or random or longest or embedding or perplexity or ifd or selectit or "
-            "deft_ucs or less or ica or tov or rds or dualsft, got 'delft' (did you mean 'delift'?)",
+            "selection.selector must be delift or random or balanced or fresh or longest or embedding or perplexity or "
+            "ifd or selectit or deft_ucs or less or ica or tov or rds or bm25 or dualsft, got 'delft' (did you mean ",
         ),
         (
             {"selection__optimiser": "greedy"},
@@ -205,7 +205,7 @@ def test_what_is_left_out_has_its_default(tmp_path):
             "finetuning.arms has random: [1, 1]; give a list of different seeds",
         ),
         ({"finetuning__arms": {"chosen": [-1]}}, "finetuning.arms.chosen.0 is -1; it must be at least 0"),
-        ({"finetuning__arms": {"best": [0]}}, "finetuning.arms has an unknown 'best'; known: chosen, random, full"),
+        ({"finetuning__arms": {"best": [0]}}, "finetuning.arms has an unknown 'best'; known: chosen, random, bal"),
         (
             {"finetuning__arms": {"chosn": [0]}},
             "finetuning.arms has an unknown 'chosn' (did you mean 'chosen'?); known",

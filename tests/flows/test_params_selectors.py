@@ -46,7 +46,7 @@ def test_selectors_are_the_same_words_wherever_they_are_told_apart():
     assert get_args(known) == tuple(SELECTORS)
     assert {name for name, one in SELECTORS.items() if one.reads == "scores"} == set(scores.METHODS)
     assert {one.reads for one in SELECTORS.values()} == {None, *selection.READ}
-    assert [name for name, one in SELECTORS.items() if one.references] == ["ica", "tov", "rds"]
+    assert [name for name, one in SELECTORS.items() if one.references] == ["ica", "tov", "rds", "bm25"]
     masks = get_args(get_type_hints(MaskSettings)["selector"])
     assert masks == compare.MASKS
     assert checks.BY_GRADIENTS == set(mask_tables.BY_GRADIENTS) < set(masks)

@@ -41,14 +41,14 @@ def make_world(folder: Path) -> Path:
     return folder
 
 
-def write_subset(folder: Path, ids: list[str], chosen: set[int], **settings) -> None:
-    """Write `subset.parquet` with the ids at these places chosen, and `selection.json` with the budget that the pool of
-    the examples beside it was chosen under: as many rows, unless told else."""
+def write_subset(folder: Path, ids: list[str], chosen: set[int], *, selector: str = "longest", **settings) -> None:
+    """Write `subset.parquet` with the ids at these places chosen, and `selection.json` with the selector and the budget
+    that the pool of the examples beside it was chosen under: as many rows, unless told else."""
     asked = {"budget": {"count": len(chosen)}} | settings
     ground = read_set(folder.parent / "examples/examples.parquet", "ground")
     tokens = ground["response_tokens"].to_numpy().astype(np.int64)
     budget = resolve(**asked, topics=ground["topic"].to_pylist(), response_tokens=tokens)
-    write_json({"budget": record(budget)}, folder / "selection.json")
+    write_json({"selector": selector, "budget": record(budget)}, folder / "selection.json")
     rows = [
         {"id": name, "topic": "t", "response_tokens": 3, "chosen": place in chosen} for place, name in enumerate(ids)
     ]

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tamis.submodular.budgets import rank, resolve
-from tamis.training.arms import pick_rows
+from tamis.training.arms import pick_epochs, pick_rows
+from tamis.training.chance import order_balanced
 
 CHOSEN = np.array([True, False, True, False, False, True])
 SIX = resolve({"count": 3}, topics=["a"] * 6, response_tokens=np.ones(6, np.int64))
@@ -124,7 +125,7 @@ def test_chosen_and_full_arms_ignore_seed_and_replay():
 
 
 def test_unknown_arm_is_refused():
-    with pytest.raises(ValueError, match=r"unknown arm 'best'; known: chosen, random, full"):
+    with pytest.raises(ValueError, match=r"unknown arm 'best'; known: chosen, random, balanced, fresh, full"):
         pick_rows("best", CHOSEN, budget=SIX, replayed=NONE, seed=0)
 
 
@@ -134,3 +135,82 @@ def test_arm_without_chosen_rows_is_refused(arm):
         ValueError, match=rf"0 of 6 rows of the pool are chosen, so arm {arm} .* raise selection.budget"
     ):
         pick_rows(arm, np.zeros(6, dtype=bool), budget=SIX, replayed=NONE, seed=0)
+
+
+def draw_balanced(budget, seed, replayed=()):
+    groups = [f"g{row // 20}" for row in range(len(budget.costs))]  # 20 rows of one, 10 of another
+    asked = {"budget": budget, "replayed": np.array(replayed, np.int64), "groups": groups, "seed": seed}
+    return pick_rows("balanced", choose(budget), **asked)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_balanced_arm_holds_as_many_rows_of_every_group(seed):
+    picked = draw_balanced(ask({"count": 12}), seed)
+    assert sorted(picked.tolist()) == picked.tolist()
+    assert np.bincount(picked // 20).tolist() == [6, 6]
+    assert np.bincount(draw_balanced(ask({"count": 25}), seed) // 20).tolist() == [15, 10]  # as far as they go
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_balanced_arm_is_the_balanced_order_cut_at_the_budget(seed):
+    groups = [f"g{row // 20}" for row in range(ROWS)]
+    assert draw_balanced(ask({"count": 9}), seed).tolist() == sorted(order_balanced(groups, seed)[:9].tolist())
+
+
+def test_balanced_arm_keeps_floors_and_takes_over_what_is_replayed():
+    budget = ask({"count": 12}, caps={"*": 5}, floors={"b": 4})
+    again = np.flatnonzero(choose(budget))[:4].tolist()
+    picked = draw_balanced(budget, 0, [*again, 29])
+    assert set(again) <= set(picked.tolist())
+    assert 29 not in picked
+    assert len(picked) == 12
+    assert count(budget, picked)[1] >= 4
+
+
+def draw_epochs(budget, seed, epochs, replayed=()):
+    asked = {"budget": budget, "replayed": np.array(replayed, np.int64), "seed": seed}
+    first = pick_rows("fresh", choose(budget), **asked)
+    return pick_epochs(first, choose(budget), epochs=epochs, **asked)
+
+
+def test_the_first_epoch_of_arm_fresh_is_arm_random():
+    budget = ask({"count": 7})
+    assert draw_epochs(budget, 3, 2)[0].tolist() == draw_random(budget, 3).tolist()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_epoch_has_as_many_rows_and_none_is_seen_twice_before_all_were_seen(seed):
+    epochs = draw_epochs(ask({"count": 10}), seed, 5)
+    assert [len(rows) for rows in epochs] == [10] * 5
+    assert sorted(np.concatenate(epochs[:3]).tolist()) == list(range(ROWS))
+    assert len(set(np.concatenate(epochs[3:]).tolist())) == 20
+
+
+@pytest.mark.parametrize("asked", [{"fraction": 0.4}, {"response_tokens": 60}])
+def test_every_epoch_keeps_the_budget_its_caps_and_its_floors(asked):
+    budget = ask(asked, caps={"*": 5}, floors={"b": 4, "c": 1})
+    for rows in draw_epochs(budget, 0, 4):
+        taken = count(budget, rows)
+        assert budget.costs[rows].sum() <= budget.limit
+        assert max(taken) <= 5
+        assert taken[1] >= 4
+
+
+def test_chosen_rows_that_are_replayed_are_in_every_epoch_and_the_others_are_drawn_beside_them():
+    budget = ask({"count": 8})
+    again = np.flatnonzero(choose(budget))[:3].tolist()
+    epochs = draw_epochs(budget, 0, 3, again)
+    assert all(set(again) <= set(rows.tolist()) for rows in epochs)
+    drawn = [set(rows.tolist()) - set(again) for rows in epochs]
+    assert [len(rows) for rows in drawn] == [5] * 3
+    assert len(set.union(*drawn)) == 15
+
+
+def test_epochs_are_fixed_by_their_seed():
+    budget = ask({"count": 6})
+    one, again, other = ([rows.tolist() for rows in draw_epochs(budget, seed, 3)] for seed in (0, 0, 1))
+    assert one == again != other
+
+
+def test_a_budget_of_all_rows_takes_them_in_every_epoch():
+    assert [rows.tolist() for rows in draw_epochs(ask({"count": 30}), 0, 2)] == [list(range(30))] * 2

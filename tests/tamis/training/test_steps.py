@@ -15,6 +15,7 @@ from tamis.training.steps import (
     describe,
     final_loss,
     optimise,
+    plan_epochs,
     plan_steps,
     response_loss,
     scale_rate,
@@ -161,7 +162,7 @@ def test_optimiser_trains_what_asks_for_it_and_lets_no_weight_decay():
 
 
 def test_numbers_of_an_arm_count_its_tokens_over_all_epochs(encoding):
-    found = describe(encoding, np.array([0, 2]), [3.0, 2.0, 1.0, 1.0], epochs=2)
+    found = describe(encoding, [np.array([0, 2])] * 2, [3.0, 2.0, 1.0, 1.0])
     pairs, head = list_pairs(encoding), len(encoding.head(0))
     answers = 2 * (len(pairs[0][1]) + len(pairs[2][1]))
     contexts = 2 * (len(pairs[0][0]) + len(pairs[2][0]) - 2 * head)
@@ -187,3 +188,25 @@ def test_curve_has_a_line_per_run_and_step():
 def test_final_loss_takes_one_step_at_least():
     assert final_loss([3.0, 2.0]) == 2.0
     assert final_loss([0.0] * 8 + [1.0, 3.0]) == 2.0
+
+
+def test_steps_of_epochs_take_the_rows_of_each_in_an_order_of_its_own():
+    taken = [np.array([0, 2, 4, 6, 8]), np.array([1, 3, 5])]
+    steps = plan_epochs(taken, batch_rows=2, seed=3)
+    assert [step.size for step in steps] == [2, 2, 1, 2, 1]
+    assert sorted(np.concatenate(steps[:3]).tolist()) == [0, 2, 4, 6, 8]
+    assert sorted(np.concatenate(steps[3:]).tolist()) == [1, 3, 5]
+    slow = [taken[1][place] for place in np.random.default_rng([3, 1]).permutation(3)]
+    assert np.concatenate(steps[3:]).tolist() == slow
+
+
+def test_epochs_of_all_rows_are_those_of_one_choice():
+    every, again = plan_epochs([np.arange(7)] * 3, 2, 5), plan_steps(7, 2, 3, 5)
+    assert [step.tolist() for step in every] == [step.tolist() for step in again]
+
+
+def test_numbers_of_an_arm_that_draws_anew_count_each_row_once_and_its_tokens_as_often_as_it_was_seen(encoding):
+    found = describe(encoding, [np.array([0, 2]), np.array([1, 2])], [3.0, 2.0])
+    tokens = encoding.own_tokens
+    assert (found["rows"], found["epochs"], found["steps"]) == (3, 2, 2)
+    assert found["tokens"] == tokens[0] + tokens[1] + 2 * tokens[2]

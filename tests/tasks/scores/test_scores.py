@@ -208,7 +208,7 @@ def test_a_damaged_part_is_named(corpus, toy):
         run(tmp_path, toy)
 
 
-@pytest.mark.parametrize("selector", ["delift", "random", "longest", "embedding", "deft_ucs"])
+@pytest.mark.parametrize("selector", ["delift", "random", "longest", "embedding", "deft_ucs", "bm25", "fresh"])
 def test_a_selector_without_scores_writes_an_empty_artifact_that_says_so(corpus, toy, selector):
     tmp_path, _ = corpus
     facts = run(tmp_path, toy, selector, wanted=False)

@@ -241,7 +241,7 @@ def test_negative_utilities_without_scaling_are_counted(world):
 
 
 def test_an_unknown_selector_is_named_with_those_known():
-    with pytest.raises(ValidationError, match=r"selector\n.*'delift', 'random', 'longest', 'embed") as caught:
+    with pytest.raises(ValidationError, match=r"selector\n.*'delift', 'random', 'balanced', 'fre") as caught:
         replace(HALF, selector="loss")
     assert all(f"'{name}'" in str(caught.value) for name in SELECTORS)
 
