@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 
 from flows import cli
 from flows.params import SECTIONS
+from tamis.gradients import row_sums
 from tasks.artifacts import schemas
 from tasks.selection.selectors import SELECTORS
 from tasks.settings import VersionSettings
@@ -155,7 +156,7 @@ def write_tables() -> str:
     )
     comments = _read_comments(Path(schemas.__file__).read_text(encoding="utf-8"))
     known = {name.lower(): value for name, value in vars(schemas).items() if isinstance(value, pa.Schema)}
-    known["embedding"] = schemas.embedding(384)
+    known |= {"embedding": schemas.embedding(384), "sketches": schemas.sketches(row_sums.WIDTH)}
     return text + "\n".join(
         _write_table(name, known[alike], comments.get(alike.upper(), {}), place)
         for name, place in _places(known)

@@ -11,8 +11,8 @@ from tasks.settings import hint
 if TYPE_CHECKING:
     from flows.params import Params
 
-BY_GRADIENTS = {"dualsft", "fisher"}
-STEERED = {"dualsft"}  # of them, those that score by validation rows
+BY_GRADIENTS = {"dualsft", "dualsft_cover", "fisher"}
+STEERED = {"dualsft", "dualsft_cover"}  # of them, those that score by validation rows
 
 
 class ParamsError(ValueError):

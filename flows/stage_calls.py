@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from flows.params import Params
 from tasks.folders import Artifacts, Folders
+from tasks.gradients.settings import follow_training
 from tasks.selection.selectors import SELECTORS
 
 DATA = Path("data")
@@ -119,8 +120,9 @@ def make_gradients(values: Params, folders: Folders, map: Map) -> Notes:
     return write_gradients(
         folders,
         model=language(values),
-        settings=values.gradients,
+        settings=follow_training(values.gradients, values.finetuning.learning_rate),
         runtime=values.runtime,
+        loss_per=values.finetuning.loss_per,
         selector=values.selection.selector,
         mask_selector=values.mask.selector,
         map=map,
@@ -151,7 +153,7 @@ def make_finetuning(values: Params, folders: Folders, map: Map) -> Notes:
         settings=values.finetuning,
         runtime=values.runtime,
         update_steps=values.mask.update_steps,
-        gradients=values.gradients,
+        gradients=follow_training(values.gradients, values.finetuning.learning_rate),
     )
 
 

@@ -69,13 +69,14 @@ def lead(similar: np.ndarray, threshold: float) -> list[int]:
     return leads
 
 
-def training_loss(model, pairs: list[tuple[list[int], list[int]]]) -> float:
-    """Mean negative log-likelihood over all answer tokens, a forward pass per row of context and answer."""
-    total, tokens = 0.0, 0
+def training_loss(model, pairs: list[tuple[list[int], list[int]]], loss_per: str) -> float:
+    """Mean negative log-likelihood over all answer tokens, or over rows of their means, a forward pass per row."""
+    total, count = 0.0, 0
     for before, response in pairs:
-        total -= sum(plain_log_probs(model, before, response))
-        tokens += len(response)
-    return total / tokens
+        row = -sum(plain_log_probs(model, before, response))
+        total += row / len(response) if loss_per == "row" else row
+        count += 1 if loss_per == "row" else len(response)
+    return total / count
 
 
 def learning_rates(steps: int, warmup: int) -> list[float]:

@@ -34,6 +34,7 @@ STANDARD = set(__import__("sys").stdlib_module_names)
 
 NUMBERS = {"numpy", "torch", "jaxtyping"}
 TASKS_MAY = {
+    "scipy",
     *NUMBERS,
     "pyarrow",
     "duckdb",

@@ -39,10 +39,12 @@ def preservation_gradient(
     confidence: str = "max_prob",
     tau: float = 2.0,
     keep: Collection[str] | None = None,
+    loss_per: str = "row",
 ) -> Preservation:
     """Return v_prior, the gradient of the confidence-weighted self-distillation loss.
 
-    L_CWSD = tau^2 * sum_n w_n KL_n / sum_n w_n, KL_n = mean_t sum_z q (log q - log p), w_n = mean_t of `weigh`.
+    L_CWSD = tau^2 * sum_n w_n KL_n / sum_n w_n, KL_n = mean_t sum_z q (log q - log p), w_n = mean_t of `weigh`; where
+    each token counts alike, w_n times the example's response tokens in place of w_n.
     **Source**: DualSFT, arXiv 2605.06166, its preservation term; tau^2 as in Hinton et al. 2015 (arXiv 1503.02531).
     Differs: exact over the whole vocabulary; anchors are summed before they are divided, so batches do not matter.
 
@@ -55,6 +57,7 @@ def preservation_gradient(
         confidence: `max_prob`, `entropy_inv` or `uniform`.
         tau: temperature, above 0.
         keep: names of parameters whose gradient is wanted; None: all trainable ones.
+        loss_per: `row` or `token`: what counts alike.
 
     Raises:
         ValueError: no anchor; unknown confidence; tau not above 0; vocabularies that differ; all confidences 0;
@@ -62,12 +65,13 @@ def preservation_gradient(
     """
     _check(model, teacher, batches, confidence, tau)
     covers = cover(model)
-    total = torch.zeros(sum(len(batch.examples) for batch in batches), dtype=torch.float64)
+    found, total = torch.zeros(2, sum(len(batch.examples) for batch in batches), dtype=torch.float64)
 
     def criterion(batch: Batch, sheet: BatchTensors) -> Criterion:
         hidden = _hidden(teacher, batch)
-        weights = _weigh_rows(teacher, hidden, sheet, confidence, tau)
-        total[batch.examples] = weights.cpu()
+        confidences = _weigh_rows(teacher, hidden, sheet, confidence, tau)
+        weights = confidences * sheet.sizes if loss_per == "token" else confidences
+        found[batch.examples], total[batch.examples] = confidences.cpu(), weights.cpu()
         return _divergence(teacher, hidden, sheet, weights, tau)
 
     G = start_sums(model, covers, keep)
@@ -77,7 +81,7 @@ def preservation_gradient(
     for tensor in G.values():
         tensor.div_(float(total.sum()))
     loss = tau**2 * float((total * divergences.cpu()).sum() / total.sum())
-    return Preservation(G, loss, total, divergences.cpu())
+    return Preservation(G, loss, found, divergences.cpu())
 
 
 def weigh(logits: Float[Tensor, "token vocabulary"], confidence: str, tau: float = 1.0) -> Float[Tensor, " token"]:

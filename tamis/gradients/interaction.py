@@ -160,7 +160,7 @@ def measure(terms: Terms, u: Mapping[str, Tensor], G: Mapping[str, Tensor]) -> d
     return found
 
 
-def diagnose(sums: Mapping[str, float], phi_data: Float[Tensor, " example"]) -> dict[str, float]:
+def diagnose(sums: Mapping[str, float], phi_data: Float[Tensor, " example"] | None) -> dict[str, float | None]:
     """Return what every run records: the law of rows and columns, zeros, norms, and the second-order share.
 
     Law: sum_n phi_data == sum_k phi_param == <u, G>; `law_residual` = the largest difference of two of these sums over
@@ -168,20 +168,24 @@ def diagnose(sums: Mapping[str, float], phi_data: Float[Tensor, " example"]) -> 
 
     Args:
         sums: of `measure`, over all parameters.
-        phi_data: by example.
+        phi_data: by example; None: rows were not scored, so the law is that of the other two sums.
 
     Returns:
         `sum_phi_data`, `sum_phi_param`, `inner_u_G`, `law_residual`; `zeros_u`, `zeros_phi_param`, `zeros_phi_data`:
-        shares of exact zeros; `second_over_first`: |second-order term| / |first-order term| in norm, 0 at first order;
-        `norm_v_new`, `norm_v_prior`, `norm_G`, `norm_u`, `norm_c` (0 at first order); `cosine_v_new_v_prior` (0 where
-        one of them is 0).
+        shares of exact zeros (the last, as the first sum, None where rows were not scored); `second_over_first`:
+        |second-order term| / |first-order term| in norm, 0 at first order; `norm_v_new`, `norm_v_prior`, `norm_G`,
+        `norm_u`, `norm_c` (0 at first order); `cosine_v_new_v_prior` (0 where one of them is 0).
     """
-    laws = float(phi_data.sum(dtype=torch.float64)), sums["phi_param"], sums["u_G"]
-    found = dict(zip(("sum_phi_data", "sum_phi_param", "inner_u_G"), laws, strict=True))
-    size = max(float(phi_data.abs().sum(dtype=torch.float64)), *map(abs, laws))
+    laws = [sums["phi_param"], sums["u_G"]]
+    known = torch.empty(0) if phi_data is None else phi_data
+    if phi_data is not None:
+        laws.append(float(phi_data.sum(dtype=torch.float64)))
+    found: dict[str, float | None] = {"sum_phi_data": laws[2] if len(laws) > 2 else None}
+    found |= {"sum_phi_param": laws[0], "inner_u_G": laws[1]}
+    size = max(float(known.abs().sum(dtype=torch.float64)), *map(abs, laws))
     found["law_residual"] = _ratio(max(laws) - min(laws), size)
     found |= {name: _ratio(sums[name], sums["entries"]) for name in ("zeros_u", "zeros_phi_param")}
-    found["zeros_phi_data"] = _ratio(float((phi_data == 0).sum()), float(len(phi_data)))
+    found["zeros_phi_data"] = None if phi_data is None else _ratio(float((known == 0).sum()), float(len(known)))
     norms = {f"norm_{name}": math.sqrt(sums[name]) for name in ("v_new", "v_prior", "G", "u", "c")}
     cosine = _ratio(sums["new_prior"], norms["norm_v_new"] * norms["norm_v_prior"])
     share = _ratio(math.sqrt(sums["second"]), math.sqrt(sums["first"]))

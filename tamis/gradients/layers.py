@@ -15,11 +15,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from tamis.language.batches import Batch, BatchTensors
 
 PROBE_ROWS = 2
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional and named arguments of a module
@@ -122,7 +124,7 @@ def _probe(model: nn.Module, owners: Mapping[nn.Module, dict[str, str]], tokens:
         for handle in handles:
             handle.remove()
     hidden = probes[base].output.last_hidden_state
-    if head not in probes or not (_same(_input(probes[head].call), hidden) and _same(probes[head].output, logits)):
+    if head not in probes or not (_same(input_of(probes[head].call), hidden) and _same(probes[head].output, logits)):
         raise ValueError(
             f"{type(model).__name__}: its logits are not its head's output (a soft cap or a factor?), which gradients "
             "here need; leave this model out"
@@ -171,7 +173,7 @@ def _tell_embedding(module: nn.Embedding, names: dict[str, str], probe: Probe, a
 def _tell_linear(module: nn.Module, names: dict[str, str], probe: Probe, axis: int) -> Layer | str:
     if type(module).forward is nn.Linear.forward:
         return Layer(module, "linear", names, axis)
-    x, weight = _input(probe.call), module.weight
+    x, weight = input_of(probe.call), module.weight
     made = torch.arange(weight.numel(), device=weight.device).sin().to(weight.dtype).view(weight.shape)
     output = _evaluate(module, probe.call, weight=made, bias=weight.new_zeros(probe.output.shape[-1]))
     for kind, form in (("linear", made), ("transposed", made.T)):
@@ -189,7 +191,7 @@ def _tell_scale(module: nn.Module, names: dict[str, str], probe: Probe, axis: in
     offset = _evaluate(module, probe.call, weight=zero, bias=zero)
     found = Layer(module, "scale", names, axis, offset=bool(offset.any()))
     shift = 0.0 if getattr(module, "bias", None) is None else made
-    expected = offset + made * _slope(found, probe.call) + shift
+    expected = offset + made * slope_of(found, probe.call) + shift
     if not _same(_evaluate(module, probe.call, weight=made, bias=made), expected):
         return "its output is not affine in its weight, element by element"
     return found
@@ -211,7 +213,7 @@ def _evaluate(module: nn.Module, call: Call, **parameters: Tensor) -> Tensor:
     return twin.forward(*args, **kwargs)
 
 
-def _input(call: Call) -> Any:
+def input_of(call: Call) -> Any:
     args, kwargs = call
     return next(iter((*args, *kwargs.values())), None)
 
@@ -219,19 +221,30 @@ def _input(call: Call) -> Any:
 def look_up(cover: Layer, call: Call) -> Int[Tensor, " token"]:
     """Return which rows of an embedding a call gathers; modules that shift or make their ids are asked by columns."""
     if type(cover.module).forward is nn.Embedding.forward:
-        return _input(call).flatten()
+        return input_of(call).flatten()
     weight = cover.module.weight
     column = torch.arange(len(weight), device=weight.device, dtype=torch.float64)[:, None]
     shown, unit = (_evaluate(cover.module, call, weight=one) for one in (column, torch.ones_like(column)))
     return (shown / unit).round().long().flatten()
 
 
-def _slope(cover: Layer, call: Call) -> Tensor:
+def slope_of(cover: Layer, call: Call) -> Tensor:
     """Return the derivative of a norm's output by its weight, element by element."""
     weight = cover.module.weight
     zero, one = torch.zeros_like(weight), torch.ones_like(weight)
     slope = _evaluate(cover.module, call, weight=one, bias=zero)
     return slope - _evaluate(cover.module, call, weight=zero, bias=zero) if cover.offset else slope
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """What gets, beside the sums, what each module gives in a backward pass."""
+
+    def open(self, batch: Batch, sheet: BatchTensors) -> None:
+        """Begin a batch."""
+
+    def add(self, cover: Layer, call: Call, dz: Tensor, owner: Int[Tensor, " token"]) -> None:
+        """Take what one module gives: its arguments, the gradient by its output, and each token's example."""
 
 
 class GradientSums:
@@ -240,18 +253,21 @@ class GradientSums:
     Args:
         u: direction by parameter name; parameters that it lacks add nothing to the scores.
         G: sums by parameter name, changed in place; others are not summed.
+        observer: gets the batches and what every module gives, too; None: nobody does.
     """
 
-    def __init__(self, u: Mapping[str, Tensor], G: Mapping[str, Tensor]) -> None:
-        self.u, self.G = u, G
+    def __init__(self, u: Mapping[str, Tensor], G: Mapping[str, Tensor], observer: Observer | None = None) -> None:
+        self.u, self.G, self.observer = u, G, observer
         self.owner = torch.empty(0, dtype=torch.long)
         self.scores = torch.empty(0, dtype=torch.float64)
         self.lowest: Layer | None = None
 
-    def open(self, examples: int, owner: Int[Tensor, " token"]) -> None:
+    def open(self, batch: Batch, sheet: BatchTensors) -> None:
         """Begin a batch: one score per example."""
-        self.owner = owner
-        self.scores = torch.zeros(examples, dtype=torch.float64, device=owner.device)
+        self.owner = sheet.owner
+        self.scores = torch.zeros(len(batch.examples), dtype=torch.float64, device=sheet.owner.device)
+        if self.observer is not None:
+            self.observer.open(batch, sheet)
 
     def wants(self, cover: Layer) -> bool:
         """Return whether a module has a parameter that is scored or summed."""
@@ -259,7 +275,9 @@ class GradientSums:
 
     def add(self, cover: Layer, call: Call, dz: Tensor, owner: Int[Tensor, " token"]) -> None:
         """Add what one module gives, once the gradient by its output is known."""
-        dz = _rows(dz, cover.axis)
+        dz = flatten_rows(dz, cover.axis)
+        if self.observer is not None:
+            self.observer.add(cover, call, dz, owner)
         found = CONTRACTIONS[cover.kind](self, cover, call, dz)
         if found is None and cover is self.lowest:  # what is not finite above comes down to here: 0 * inf is NaN
             found = (dz * 0.0).sum(1)
@@ -272,31 +290,23 @@ class GradientSums:
         return self.u.get(name), self.G.get(name)
 
 
-def _rows(tensor: Tensor, axis: int) -> Float[Tensor, "row width"]:
+def flatten_rows(tensor: Tensor, axis: int) -> Float[Tensor, "row width"]:
     """Return [row, width] with the tokens of all rows in their order, each with its heads, if any, side by side."""
     return (tensor.movedim(axis, 1) if axis > 1 else tensor).reshape(-1, tensor.shape[-1])
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    """Return operands of a product: float16 becomes float32, whose range does not lose small directions."""
-    return tensor.float() if tensor.dtype == torch.float16 else tensor
-
-
-def _sum_into(total: Tensor, one: Tensor, other: Tensor) -> None:
-    """Add one^T other to a sum, in place and without a copy where all have one dtype."""
-    if total.dtype == one.dtype:
-        total.addmm_(one.T, other)
-    else:
-        total.add_(one.T @ other)
+def widen(tensor: Tensor) -> Tensor:
+    """Return operands of a product in float32 at least: half-width sums round every batch's part of G, and u."""
+    return tensor.to(torch.promote_types(torch.float32, tensor.dtype))
 
 
 def _contract_linear(tally: GradientSums, cover: Layer, call: Call, dz: Tensor) -> Tensor | None:
-    dz, x = _wide(dz), _wide(_rows(_input(call), cover.axis))
+    dz, x = widen(dz), widen(flatten_rows(input_of(call), cover.axis))
     u, G = tally.parts(cover, "weight")
     left, right = (dz, x) if cover.kind == "linear" else (x, dz)  # w is shaped as left^T right
     found = None
     if G is not None:
-        _sum_into(G, left, right)
+        G.addmm_(left.T.to(G.dtype), right.to(G.dtype))
     if u is not None:
         u = u.to(dz.dtype)
         narrow = left.shape[1] >= right.shape[1]  # the side whose product with u is smaller
@@ -328,12 +338,12 @@ def _contract_scale(tally: GradientSums, cover: Layer, call: Call, dz: Tensor) -
     found = None
     if u is not None or G is not None:
         with torch.no_grad():
-            product = _rows(_slope(cover, call), cover.axis) * dz
+            product = flatten_rows(slope_of(cover, call), cover.axis) * widen(dz)
         if G is not None:
             G.add_(product.sum(0, dtype=G.dtype))
         if u is not None:
             found = product.to(u.dtype) @ u
-    return _contract_bias(tally, cover, _wide(dz), found)
+    return _contract_bias(tally, cover, widen(dz), found)
 
 
 CONTRACTIONS = {

@@ -12,13 +12,15 @@ without a copy and without the dense gradient of an embedding.
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tamis.gradients.layers import GradientSums, Layer, cover, watch
+from tamis.gradients.row_sums import RowSums
 from tamis.language.batches import Batch, BatchTensors, lay_out, plan_batches, split
 from tamis.language.encoding import TokenSequence, make_sequence
 from tamis.language.packing import packed_attention
@@ -57,6 +59,8 @@ def accumulate(
     *,
     keep: Collection[str] | None = None,
     G: Mapping[str, Tensor] | None = None,
+    loss_per: str = "row",
+    rows: RowSums | None = None,
 ) -> Interaction:
     """Return G = sum_n g_n and phi_data[n] = <u, g_n> of a pool by one forward-backward pass.
 
@@ -77,6 +81,8 @@ def accumulate(
         u: direction by parameter name, float32 or wider; None: no scores.
         keep: names of parameters whose G is wanted; None: all trainable ones.
         G: sums of earlier shards, to be added to in place (`keep` is then not read); None: zeros.
+        loss_per: `row`: g_n is of the mean over the example's answer tokens; `token`: of their sum.
+        rows: gets each example's squared norm and sketch, by the same pass; None: they are not wanted.
 
     Raises:
         ValueError: a model in training mode; a parameter that cannot be covered; unknown names; shapes that differ.
@@ -84,30 +90,41 @@ def accumulate(
     """
     covers = cover(model)
     sums = start_sums(model, covers, keep) if G is None else dict(G)
-    phi_data, losses = backpropagate(model, covers, batches, _likelihood, GradientSums(u or {}, sums))
+    tally = GradientSums(u or {}, sums, rows)
+    phi_data, losses = backpropagate(model, covers, batches, partial(_likelihood, loss_per=loss_per), tally)
     return Interaction(sums, phi_data, losses)
 
 
-def score_second(model: nn.Module, batches: Sequence[Batch], u: Mapping[str, Tensor]) -> Float[Tensor, " example"]:
-    """Return phi_data[n] = <u, g_n>, float64, for a u that depends on G: the second pass, without weight gradients.
+def score_second(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    u: Mapping[str, Tensor],
+    *,
+    loss_per: str = "row",
+    rows: RowSums | None = None,
+) -> Interaction:
+    """Return phi_data[n] = <u, g_n> for a u that depends on G: the second pass, without weight gradients.
 
     Args and errors as `accumulate`. Cost: two thirds of a forward-backward pass, and a third for u.
     """
-    return accumulate(model, batches, u, keep=()).phi_data
+    return accumulate(model, batches, u, keep=(), loss_per=loss_per, rows=rows)
 
 
 def validation_gradient(
-    model: nn.Module, batches: Sequence[Batch], keep: Collection[str] | None = None
+    model: nn.Module, batches: Sequence[Batch], keep: Collection[str] | None = None, loss_per: str = "row"
 ) -> dict[str, Tensor]:
-    """Return v_new = the mean over validation examples of their gradient, by parameter name.
+    """Return v_new = the gradient of the validation loss, by parameter name.
+
+    row: the mean over examples of the gradient of each one's mean; token: the mean over all their answer tokens.
 
     Args and errors as `accumulate`; no batch is an error.
     """
     if not batches:
         raise ValueError("0 validation examples, so v_new is not known; give some")
-    total = accumulate(model, batches, keep=keep)
+    total = accumulate(model, batches, keep=keep, loss_per=loss_per)
+    answers = sum(int(piece.answers.sum()) for batch in batches for row in batch.rows for piece in row)
     for tensor in total.G.values():
-        tensor.div_(len(total.losses))
+        tensor.div_(answers if loss_per == "token" else len(total.losses))
     return total.G
 
 
@@ -211,14 +228,13 @@ def _run(model: nn.Module, batch: Batch, criterion: Opener, tally: GradientSums)
     """Run one batch forward and backward; return its scores and losses by row."""
     sheet = lay_out(batch, model)
     rows = len(batch.examples)
-    tally.open(rows, sheet.owner)
+    tally.open(batch, sheet)
     with packed_attention(model):
         hidden = model.base_model(**sheet.inputs).last_hidden_state
     kept = hidden.flatten(0, 1)[sheet.places]
     losses = torch.zeros(rows, dtype=torch.float64, device=kept.device)
     judge, head, found = criterion(batch, sheet), model.get_output_embeddings(), []
-    for start in range(0, len(kept), CHUNK):
-        part = slice(start, start + CHUNK)
+    for part in _cut(sheet.answers, whole=tally.observer is not None):
         leaf = kept[part].detach()[None].requires_grad_(kept.requires_grad)
         tally.owner = sheet.answers[part]
         logits = head(leaf)
@@ -232,6 +248,21 @@ def _run(model: nn.Module, batch: Batch, criterion: Opener, tally: GradientSums)
     return tally.scores, losses
 
 
+def _cut(answers: Int[Tensor, " kept"], whole: bool) -> Iterator[slice]:
+    """Yield what the head is applied to at once: `CHUNK` answer positions, or the whole rows that fit in so many (one
+    at least), for products of a row's tokens with each other."""
+    if not whole:
+        yield from (slice(start, start + CHUNK) for start in range(0, len(answers), CHUNK))
+        return
+    start = stop = 0
+    for size in answers.bincount().tolist():
+        if stop > start and stop + size - start > CHUNK:
+            yield slice(start, stop)
+            start = stop
+        stop += size
+    yield slice(start, stop)
+
+
 def _blame(model: nn.Module, batch: Batch, criterion: Opener, tally: GradientSums) -> list[int]:
     """Return the examples of a batch that are not finite when run alone; all, where each alone is finite."""
     found = []
@@ -241,16 +272,18 @@ def _blame(model: nn.Module, batch: Batch, criterion: Opener, tally: GradientSum
     return found or batch.examples
 
 
-def _likelihood(batch: Batch, sheet: BatchTensors) -> Criterion:
-    """Open a batch for the mean negative log-likelihood of each example's answer tokens."""
+def _likelihood(batch: Batch, sheet: BatchTensors, loss_per: str) -> Criterion:
+    """Open a batch for the negative log-likelihood of each example's answer tokens: losses are their means, gradients
+    those of the means or, per token, of the sums."""
 
     def judge(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         labels = sheet.labels[part, None]
         share = 1.0 / sheet.sizes[sheet.answers[part]].to(torch.promote_types(torch.float32, logits.dtype))
         log_p = logits.to(share.dtype).log_softmax(-1)
         values = -log_p.gather(1, labels)[:, 0] * share
-        gradient = log_p.exp_().mul_(share[:, None])
-        return values, gradient.scatter_add_(1, labels, -share[:, None])
+        weight = torch.ones_like(share) if loss_per == "token" else share
+        gradient = log_p.exp_().mul_(weight[:, None])
+        return values, gradient.scatter_add_(1, labels, -weight[:, None])
 
     return judge
 

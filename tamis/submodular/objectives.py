@@ -213,7 +213,7 @@ def weigh(kernels: Kernels, weights: Float64[np.ndarray, " target"]) -> Kernels:
 
     Args:
         kernels: similarities.
-        weights: of the targets of the pool, above 0.
+        weights: of the targets of the pool, at least 0.
 
     >>> weigh(Kernels(np.float32([[1, 3], [2, 0]])), np.array([2.0, 1.0])).own.tolist()
     [[2.0, 6.0], [2.0, 0.0]]

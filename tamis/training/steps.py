@@ -86,7 +86,8 @@ def collate(rows: Encoding, device: torch.device) -> dict[str, Any]:
 
     Returns:
         `input_ids` and `position_ids` [1, token]; `pack` for packed attention; `logits_to_keep` [kept], the positions
-        that predict an answer token, and `labels` [1, kept], these tokens: nothing else enters the loss.
+        that predict an answer token, and `labels` [2, kept], these tokens and the row of each, from 0: nothing else
+        enters the loss.
     """
     return lay_groups(group_rows(rows), device)
 
@@ -96,29 +97,44 @@ def lay_groups(groups: Sequence[Group], device: torch.device) -> dict[str, Any]:
     (pack,) = plan_packs(groups, pack_tokens=sys.maxsize)
     tokens = torch.from_numpy(pack.tokens).long()
     kept = torch.from_numpy(np.concatenate(pack.predicting))
+    rows = {row: place for place, row in enumerate(dict.fromkeys(member[:2] for member in pack.members))}
+    owner = np.repeat([rows[member[:2]] for member in pack.members], [len(each) for each in pack.predicting])
     return {
         "input_ids": tokens[None],
         "position_ids": torch.from_numpy(pack.positions).long()[None],
         "pack": bucket_spans(pack.spans, device),
         "logits_to_keep": kept,
-        "labels": tokens[kept + 1][None],
+        "labels": torch.stack([tokens[kept + 1], torch.from_numpy(owner)]),
     }
 
 
-def response_loss(logits: Float[Tensor, "1 kept vocabulary"], labels: Int[Tensor, "1 kept"]) -> Float[Tensor, ""]:
-    """Return the mean negative log-likelihood over a step's answer tokens, nats, in float32.
+def response_loss(
+    logits: Float[Tensor, "1 kept vocabulary"], labels: Int[Tensor, "2 kept"], loss_per: str = "row"
+) -> Float[Tensor, ""]:
+    """Return the mean negative log-likelihood of a step's answers, nats, in float32.
 
-    loss = -(1 / sum_i T_i) * sum_i sum_t log p(y_it | x_i, y_i<t): each token counts alike, so a long answer counts
-    for more.
+    row:   loss = -(1 / n) * sum_i (1 / T_i) * sum_t log p(y_it | x_i, y_i<t)    each of n rows counts alike
+    token: loss = -(1 / sum_i T_i) * sum_i sum_t log p(y_it | x_i, y_i<t)        each token does
 
-    >>> response_loss(torch.zeros(1, 3, 4), torch.tensor([[0, 1, 2]])).isclose(torch.tensor(4.0).log()).item()
-    True
+    Args:
+        logits: at the positions that predict an answer token.
+        labels: these tokens, and the row of each.
+        loss_per: `row` or `token`.
+
+    >>> logits = torch.tensor([[[9.0, 0.0], [9.0, 0.0], [0.0, 9.0]]])
+    >>> labels = torch.tensor([[0, 0, 0], [0, 0, 1]])  # two likely tokens of one row, an unlikely one of another
+    >>> [round(float(response_loss(logits, labels, per)), 2) for per in ("row", "token")]
+    [4.5, 3.0]
     """
-    return nn.functional.cross_entropy(logits[0].float(), labels[0])
+    losses = nn.functional.cross_entropy(logits[0].float(), labels[0], reduction="none")
+    if loss_per == "token":
+        return losses.mean()
+    sizes = labels[1].bincount()
+    return (losses / sizes[labels[1]]).sum() / len(sizes)
 
 
 def final_loss(losses: Sequence[float]) -> float:
-    """Return the mean loss of the last fifth of the steps (one at least), nats per token.
+    """Return the mean loss of the last fifth of the steps (one at least), nats.
 
     >>> final_loss([9.0, 9.0, 9.0, 9.0, 1.0])
     1.0
@@ -133,7 +149,7 @@ def describe(encoding: Encoding, epochs: Sequence[Int[np.ndarray, " _"]], losses
     Args:
         encoding: of the pool.
         epochs: rows of the pool that each epoch took.
-        losses: of each step, nats per token.
+        losses: of each step, nats.
     """
     seen, counts = np.unique(np.concatenate(epochs), return_counts=True)
     facts = {"rows": len(seen), "epochs": len(epochs), "steps": len(losses), "losses": losses}

@@ -111,6 +111,9 @@ PHI_DATA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),  # a row of the score pool, by row
         pa.field("score", pa.float64(), nullable=False),  # <u / eta, g_n>; above 0: descent on it lowers the losses
+        pa.field("norm", pa.float64(), nullable=False),  # ||g_n||
+        pa.field("per_norm", pa.float64(), nullable=False),  # the score over it; 0 where it is 0
+        pa.field("loss", pa.float64(), nullable=False),  # at the warm-up's checkpoint, nats per response token
         pa.field("order", pa.string(), nullable=False),  # first | second: without | with the curvature term
     ]
 )
@@ -235,3 +238,9 @@ def embedding(dimensions: int) -> pa.Schema:
     """Return the schema of the embedding artifact for unit vectors of a width."""
     vector = pa.list_(pa.float32(), dimensions)
     return pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("embedding", vector, nullable=False)])
+
+
+def sketches(entries: int) -> pa.Schema:
+    """Return the schema of the directions of gradients, for sketches of a width; 1 where there is none."""
+    vector = pa.list_(pa.float32(), entries)
+    return pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("sketch", vector, nullable=False)])

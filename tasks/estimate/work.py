@@ -146,16 +146,18 @@ def _ask(case: Case, places: Sequence[int]) -> Iterable[Encoding]:
 def count_gradients(case: Case) -> Work:
     """Count the rows that stage `gradients` passes through, and the tokens, over all groups of parameters."""
     settings, corpus = case.values.gradients, case.corpus
-    kinds = {case.values.selection.selector, case.values.mask.selector} & {"dualsft", "fisher"}
+    by_rows = case.values.selection.selector.startswith("dualsft")
+    kinds = {case.values.mask.selector, "dualsft" if by_rows else ""} & {"dualsft", "fisher"}
     if not kinds:
         return Work()
-    sets, passes = draw_sets(case), 2 if settings.order == "second" else 1
+    sets, passes = draw_sets(case), 2 if by_rows and settings.order == "second" else 1
     groups = count_groups(case)
     found = Work()
     if "dualsft" in kinds:
         learnt = sets["warmup"]
         steps = -(-len(learnt) // settings.batch_rows)
-        warm = corpus.whole(learnt) - (len(learnt) - steps) * corpus.head
+        epochs = -(-settings.warmup_steps // steps)
+        warm = epochs * (corpus.whole(learnt) - (len(learnt) - steps) * corpus.head)
         each = sum(corpus.whole(sets[name]) for name in ("validation", "anchors"))
         tokens = warm + groups * (each + passes * corpus.whole(sets["pool"]))
         rows = groups * passes * len(sets["pool"])

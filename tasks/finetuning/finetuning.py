@@ -92,7 +92,13 @@ def write_finetuning(
     recipe = Recipe(model, settings, trainer.find_start(previous, model, settings))
     if settings.method == "masked":
         restriction = mask_updates.read_restriction(
-            source, subset, model, every=update_steps, settings=gradients, runtime=runtime
+            source,
+            subset,
+            model,
+            every=update_steps,
+            settings=gradients,
+            runtime=runtime,
+            loss_per=settings.loss_per,
         )
         recipe, files = replace(recipe, restriction=restriction), [*files, "mask.parquet"]
     pool = read_pool(examples, subset, model, settings)

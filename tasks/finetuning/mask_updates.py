@@ -51,6 +51,7 @@ class Scoring:
     model: models.ModelChoice  # the base, and the teacher
     settings: GradientsSettings
     runtime: RuntimeSettings
+    loss_per: str  # what counts alike in the training: row | token
     sets: Sets  # validation rows and anchors, those that the first mask was scored with
 
 
@@ -132,6 +133,7 @@ def read_restriction(
     every: int | None,
     settings: GradientsSettings | None,
     runtime: RuntimeSettings,
+    loss_per: str,
 ) -> Restriction:
     """Return the mask of a selection artifact and, where it is to be cut anew, what that takes.
 
@@ -142,6 +144,7 @@ def read_restriction(
         every: optimiser steps between two cuts; None: it is cut once.
         settings: of stage gradients; wanted with `every`.
         runtime: how the pool is passed through.
+        loss_per: of the training, `row` or `token`.
 
     Raises:
         ValueError: a mask of another model; a mask that gradients did not choose is to be cut anew.
@@ -156,7 +159,7 @@ def read_restriction(
             "dualsft is cut anew: set update_steps: null"
         )
     sets = warmup.read_sets(source, digest(source), model, settings)
-    return Restriction(mask, Scoring(every, plan, model, settings, runtime, sets))
+    return Restriction(mask, Scoring(every, plan, model, settings, runtime, loss_per, sets))
 
 
 def restrict_model(network: PreTrainedModel, mask: Mask, rate: float, kept: Kept | None) -> MaskedTraining:
@@ -247,17 +250,18 @@ def score(network: PreTrainedModel, scoring: Scoring, rows: Encoding, ids: Seque
     for weight in network.parameters():
         weight.requires_grad_(True)
     teacher = models.language_model(scoring.model)
-    how = {"confidence": settings.confidence, "tau": settings.temperature}
+    how = {"confidence": settings.confidence, "tau": settings.temperature, "loss_per": scoring.loss_per}
     largest = scoring.runtime.block_parameters or sum(weight.numel() for weight in network.parameters())
     for names in group_parameters(network, largest):
         with _batches(sets, sets.validation, scoring.runtime) as batches:
-            v_new = validation_gradient(network, batches, keep=names)
+            v_new = validation_gradient(network, batches, keep=names, loss_per=scoring.loss_per)
         with _batches(sets, sets.anchors, scoring.runtime) as batches:
             v_prior = preservation_gradient(network, teacher, batches, keep=names, **how).v_prior
         u = direction(Terms(v_new, v_prior, settings.lambda_new, settings.lambda_prior))
         del v_new, v_prior
         with _naming(ids):
-            G = accumulate(network, warmup.lay_out(rows, scoring.runtime.pack_tokens), keep=names).G
+            passed = warmup.lay_out(rows, scoring.runtime.pack_tokens)
+            G = accumulate(network, passed, keep=names, loss_per=scoring.loss_per).G
         phi |= {name: tensor.cpu() for name, tensor in score_parameters(u, G).items()}
     return phi
 
@@ -346,4 +350,5 @@ def _describe(scoring: Scoring) -> dict[str, Any]:
     plan = {name: value for name, value in asdict(scoring.plan).items() if name not in ("shapes", "seed")}
     rows = [[scoring.sets.ids[place] for place in getattr(scoring.sets, name)] for name in ("validation", "anchors")]
     settings = {name: getattr(scoring.settings, name) for name in names}
+    settings["loss_per"] = scoring.loss_per
     return {"every": scoring.every, "plan": plan, "rows": rows, "settings": settings, "code": warmup.CODE}

@@ -44,6 +44,11 @@ class FinetuningSettings:
     learning_rate: Annotated[float, Field(gt=0)] = Field(2e-4, description="peak of a linear schedule with warm-up")
     lr_warmup_fraction: Share = Field(0.1, description="of the optimiser steps over which the learning rate rises")
     batch_rows: Annotated[int, Field(ge=1)] = Field(8, description="examples per optimiser step")
+    loss_per: Literal["row", "token"] = Field(
+        "row",
+        description="what counts alike in a step's loss, and in every gradient that rows and parameters are scored by: "
+        "each row, whatever its length (DualSFT) | each response token, so that long responses count more",
+    )
     lora_rank: Annotated[int, Field(ge=1)] = Field(16, description="width of the adapters")
     lora_alpha: Annotated[int, Field(ge=1)] = Field(32, description="their scale times their rank")
     save_steps: Annotated[int, Field(ge=1)] = Field(20, description="optimiser steps between checkpoints")

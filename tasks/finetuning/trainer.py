@@ -174,7 +174,9 @@ def train(arm: Arm, encoding: Encoding, checkpoints: Path, recipe: Recipe) -> Tr
             args=_arguments(arm.seed, checkpoints, device, settings),
             data_collator=collate,
             train_dataset=steps,
-            compute_loss_func=lambda outputs, labels, **_: training_steps.response_loss(outputs.logits, labels),
+            compute_loss_func=lambda outputs, labels, **_: training_steps.response_loss(
+                outputs.logits, labels, settings.loss_per
+            ),
             callbacks=callbacks,
             optimizers=_optimise(network, inside, len(steps), settings),
         )

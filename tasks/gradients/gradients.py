@@ -23,24 +23,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from tamis.gradients.interaction import (
-    diagnose,
-    measure,
-    score_parameters,
-)
+from tamis.gradients.interaction import diagnose, measure, score_parameters
+from tamis.gradients.layers import cover
 from tamis.gradients.per_example import TOLERANCE, accumulate, score_second
+from tamis.gradients.row_sums import RowSums
 from tasks import models
-from tasks.artifacts import schemas, stores
+from tasks.artifacts import stores
 from tasks.artifacts.locks import locked
 from tasks.artifacts.tables import Provenance, digest, digest_inputs, write_json, write_table
 from tasks.artifacts.tensors import read, stream, write
 from tasks.folders import Folders
 from tasks.gradients import warmup
 from tasks.gradients.directions import make_direction, read_direction, read_terms
+from tasks.gradients.row_scores import (
+    RowScores,
+    add_up,
+    collect,
+    correlate,
+    keep_rows,
+    name_rows,
+    tabulate_scores,
+    tabulate_sketches,
+)
 from tasks.gradients.settings import GradientsSettings
 from tasks.gradients.warmup import (
     CODE,
@@ -60,8 +68,8 @@ from tasks.scoring_model import model_lock
 from tasks.settings import RuntimeSettings
 
 SCORERS = {"dualsft": "total", "fisher": "fisher"}  # of parameters; the file that has their shapes
+BY_ROWS = ("dualsft", "dualsft_cover")  # selectors of rows that read phi_data, the second one sketches, too
 NO_PART = ("fisher_rows",)  # of what determines phi_data and phi_param
-STORED = pa.schema([("id", pa.string()), ("score", pa.float64())])  # the parts of the store
 
 Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
@@ -73,7 +81,7 @@ class Scored:
     facts: Mapping[str, Any]  # for the JSON
     seconds: Mapping[str, float]  # that it took, when it was computed
     did: Mapping[str, int]  # in this run
-    phi_data: np.ndarray | None = None  # by row of the pool
+    rows: RowScores | None = None  # None: rows were not scored
 
 
 def write_gradients(
@@ -82,19 +90,23 @@ def write_gradients(
     model: models.ModelChoice,
     settings: GradientsSettings,
     runtime: RuntimeSettings,
+    loss_per: str,
     selector: str,
     mask_selector: str,
     map: Map = map,
 ) -> Mapping[str, Any]:
-    """Write `phi_data.parquet`, `phi_param.safetensors` and `gradients.json`; return what this run did.
+    """Write `phi_data.parquet`, `sketches.parquet`, `phi_param.safetensors` and `gradients.json`; return what this run
+    did.
 
-    phi_data has rows where `selector` or `mask_selector` is dualsft. phi_param has tensors where parameters are scored:
-    those of DualSFT or Fisher information, as `mask_selector` says, and its header's `scores` says which. What is kept
-    in scratch and store is the same for both.
+    phi_data has rows where `selector` is one of DualSFT's, sketches where it is dualsft_cover. phi_param has tensors
+    where parameters are scored: those of DualSFT or Fisher information, as `mask_selector` says, and its header's
+    `scores` says which. Where parameters alone are scored, the pass over the pool forms no score of a row.
 
     Args:
         folders: of the examples held-out rows are not read; what a run has no use for is removed from `warmup`.
+        settings: with the learning rate, which they have from finetuning where they give none.
         runtime: how the work is cut and run.
+        loss_per: of the training, `row` or `token`.
         selector: of rows.
         mask_selector: what scores parameters.
         map: runs shards.
@@ -105,16 +117,20 @@ def write_gradients(
     """
     examples, out, version = folders.here.examples, folders.here.gradients, folders.here.version
     store, scratch = folders.cache / "gradients", folders.warmup
-    source, kinds = examples / "examples.parquet", {selector, mask_selector} & {*SCORERS}
+    source, scores_rows = examples / "examples.parquet", selector in BY_ROWS
+    kinds = ({mask_selector} | ({"dualsft"} if scores_rows else set())) & {*SCORERS}
     made = partial(Provenance, "gradients", version, inputs=digest_inputs(source))
-    works, sets = open_work(source, scratch, store, model, settings=settings, runtime=runtime) if kinds else ([], None)
+    works, sets = [], None
+    if kinds:
+        how = {"settings": settings, "runtime": runtime, "loss_per": loss_per, "scores_rows": scores_rows}
+        works, sets = open_work(source, scratch, store, model, **how)
     found: dict[str, Scored] = {}
     try:
         if "dualsft" in kinds:
-            found["dualsft"] = score_pool(works, sets, map)
+            found["dualsft"] = score_pool(works, sets, selector, map)
         if "fisher" in kinds:
             found["fisher"] = score_fisher(works, sets)
-        _write(out, made, works, sets, found=found, mask_selector=mask_selector)
+        _write(out, made, works, sets, found=found, selector=selector, mask_selector=mask_selector)
     finally:
         clear_caches()
     did = dict.fromkeys(("rows_summed", "rows_scored", "rows_squared", "shards"), 0)
@@ -131,15 +147,17 @@ def open_work(
     *,
     settings: GradientsSettings,
     runtime: RuntimeSettings,
+    loss_per: str,
+    scores_rows: bool,
 ) -> tuple[list[Work], Sets]:
     """Draw the rows, name the files and stored parts of each group, and clear the scratch folder of all other files."""
     _refuse(model)
     known = digest(source)
     sets, works = read_sets(source, known, model, settings), []
     for names in warmup.group(model, runtime.block_parameters):
-        files = plan_files(scratch, sets, model, settings, names=names)
+        files = plan_files(scratch, sets, model, settings, loss_per=loss_per, names=names)
         folder = stores.store_folder(store, *_name_terms(files, settings))
-        works.append(Work(source, known, files, folder, model, settings, runtime, names))
+        works.append(Work(source, known, files, folder, model, settings, runtime, loss_per, scores_rows, names))
     kept = {path for work in works for path in work.files}
     for path in Path(scratch).glob("*"):
         if path not in kept:
@@ -162,28 +180,35 @@ def _refuse(model: models.ModelChoice) -> None:
         )
 
 
-def score_pool(works: Sequence[Work], sets: Sets, map: Map) -> Scored:
-    """Return phi_data of the pool, a group of parameters after the other, and what is recorded of DualSFT.
+def score_pool(works: Sequence[Work], sets: Sets, selector: str, map: Map) -> Scored:
+    """Return the scores of the pool's rows, where they are wanted, and what is recorded of DualSFT, a group of
+    parameters after the other.
 
     Raises:
         ValueError: no validation row; the law of rows and columns is broken.
     """
     refuse_unsteered(sets)
-    phi_data, spent, did = np.zeros(len(sets.pool)), 0.0, dict.fromkeys(("rows_summed", "rows_scored", "shards"), 0)
+    groups, spent, did = [], 0.0, dict.fromkeys(("rows_summed", "rows_scored", "shards"), 0)
     for work in works:
         made = {"model": work.model.name, "model_digest": models.model_digest(work.model)}
         told = {"template": work.model.template, "order": work.settings.order}
         stores.describe(work.folder, kind="gradients", code=CODE, **made, **told)
         prepare(work, sets)
-        for each in (sum_gradients(work, sets, map), score_missing(work, sets, map)):
+        steps = [sum_gradients, score_missing] if work.scores_rows else [sum_gradients]
+        for each in (step(work, sets, map) for step in steps):
             did = {name: count + each.get(name, 0) for name, count in did.items()}
-        scores, seconds = collect(work, sets)
-        phi_data, spent = phi_data + scores, spent + seconds
+        if work.scores_rows:
+            scores, seconds = collect(work, sets)
+            groups, spent = [*groups, scores], spent + seconds
         read_direction.cache_clear()  # that of the next group takes its place
     warmup.load_trained.cache_clear()  # what follows needs memory and no model
     facts, seconds = describe_warmup(works)
     seconds |= {"first_pass": sum_seconds(works, "total"), "second_pass": round(spent, 3)}
-    return Scored(check_row_column_law(works, phi_data) | facts, seconds, did, phi_data)
+    rows = add_up(groups) if groups else None
+    facts = check_row_column_law(works, rows.phi_data if rows else None) | facts
+    if rows:
+        facts |= correlate(rows, sets.encoding.answer_tokens[sets.pool], selector)
+    return Scored(facts, seconds, did, rows)
 
 
 def score_fisher(works: Sequence[Work], sets: Sets) -> Scored:
@@ -216,16 +241,22 @@ def add_shard(work: Work) -> int:
     with locked(path.with_suffix(".lock")), model_lock:
         kept, known = read(path) if path.exists() else ({}, {"rows": 0, "seconds": 0.0})
         places = sets.pool[known["rows"] :][: work.runtime.shard_rows]
-        u = read_direction(work) if work.settings.order == "first" else None
+        u = read_direction(work) if work.scores_rows and work.settings.order == "first" else None
         G = {name: tensor.to(models.device(work.model), copy=True) for name, tensor in kept.items()}
         del kept  # one G is in memory during the pass
         with warmup.timed(work, sets, places) as (network, batches, facts):
-            found = accumulate(network, batches, u, keep=work.names, G=G or None)
-        if u is not None:
-            _keep(work, [sets.ids[place] for place in places], found.phi_data, seconds=0.0)  # those of G
+            rows = None if u is None else watch_rows(work, network, len(places))
+            found = accumulate(network, batches, u, keep=work.names, G=G or None, loss_per=work.loss_per, rows=rows)
+        if rows is not None:
+            keep_rows(work, [sets.ids[place] for place in places], found, rows, seconds=0.0)  # those of G
         now = {"rows": known["rows"] + len(places), "seconds": known["seconds"] + facts["seconds"]}
         write(found.G, path, now)
     return len(places)
+
+
+def watch_rows(work: Work, network: PreTrainedModel, rows: int) -> RowSums:
+    """Return what gets the norms and the sketches of so many rows, by the parameters of a group."""
+    return RowSums(network, cover(network), rows, seed=work.settings.seed, names=work.names)
 
 
 def score_missing(work: Work, sets: Sets, map: Map) -> dict[str, int]:
@@ -239,41 +270,16 @@ def score_missing(work: Work, sets: Sets, map: Map) -> dict[str, int]:
     return {"rows_scored": sum(map(score_shard, shards)), "shards": len(shards)}
 
 
-def collect(work: Work, sets: Sets) -> tuple[np.ndarray, float]:
-    """Return phi_data of the pool by a group's parameters, and the seconds that it took.
-
-    Raises:
-        ValueError: parts vanished from the store meanwhile.
-    """
-    asked = name_rows(sets)
-    lost = stores.missing(work.folder, asked)["id"].to_pylist()
-    if lost:
-        raise ValueError(
-            f"{len(lost)} of {asked.num_rows} rows vanished from {work.folder} during the run, first ids {lost[:3]}; "
-            "run again"
-        )
-    return np.asarray(stores.find(work.folder, asked)["score"]), stores.cost(work.folder, asked)
-
-
-def name_rows(sets: Sets) -> pa.Table:
-    """Return the ids of the pool's rows, as the store is asked for them."""
-    return pa.table({"id": [sets.ids[place] for place in sets.pool]}, schema=pa.schema([STORED.field("id")]))
-
-
 def score_shard(shard: Work) -> int:
     """Score a shard's rows by a pass without gradients of weights, add them to the store, return their number."""
     sets = read_sets(shard.source, shard.digest, shard.model, shard.settings)
     with model_lock:
         u = read_direction(replace(shard, places=()))
         with warmup.timed(shard, sets, shard.places) as (network, batches, facts):
-            phi_data = score_second(network, batches, u)
-    _keep(shard, [sets.ids[place] for place in shard.places], phi_data, seconds=facts["seconds"])
+            rows = watch_rows(shard, network, len(shard.places))
+            found = score_second(network, batches, u, loss_per=shard.loss_per, rows=rows)
+    keep_rows(shard, [sets.ids[place] for place in shard.places], found, rows, seconds=facts["seconds"])
     return len(shard.places)
-
-
-def _keep(work: Work, ids: list[str], phi_data: Tensor, *, seconds: float) -> None:
-    part = pa.table([ids, phi_data.cpu().numpy()], schema=STORED)
-    stores.append(work.folder, part, stage="gradients", seconds=seconds)
 
 
 def clear_caches() -> None:
@@ -282,7 +288,7 @@ def clear_caches() -> None:
         kept.cache_clear()
 
 
-def check_row_column_law(works: Sequence[Work], phi_data: np.ndarray) -> dict[str, Any]:
+def check_row_column_law(works: Sequence[Work], phi_data: np.ndarray | None) -> dict[str, Any]:
     """Return the law of rows and columns and the other diagnostics, a group of parameters after the other.
 
     Raises:
@@ -293,22 +299,25 @@ def check_row_column_law(works: Sequence[Work], phi_data: np.ndarray) -> dict[st
         for work in works
     ]
     sums = {name: sum(part[name] for part in parts) for name in parts[0]}
-    found = diagnose(sums, torch.from_numpy(phi_data))
+    found = diagnose(sums, None if phi_data is None else torch.from_numpy(phi_data))
     allowed = TOLERANCE[models.DTYPES[works[0].model.dtype]]
     if not found["law_residual"] <= allowed:
         raise ValueError(
-            f"sums over rows ({found['sum_phi_data']:g}) and over parameters ({found['sum_phi_param']:g}) differ by "
+            f"sums over rows ({found['sum_phi_data']}) and over parameters ({found['sum_phi_param']:g}) differ by "
             f"{found['law_residual']:.2g} of the scores' size, allowed are {allowed:g}: a part of {works[0].folder} or "
             f"of {works[0].files.total.parent} is not of this run; delete both and run again"
         )
-    spread = {name: float(of(phi_data)) for name, of in (("min", np.min), ("median", np.median), ("max", np.max))}
+    spread = None
+    if phi_data is not None:
+        spread = {name: float(of(phi_data)) for name, of in (("min", np.min), ("median", np.median), ("max", np.max))}
     return found | {"phi_data": spread, "parameters": int(sums["entries"]), "order": works[0].settings.order}
 
 
 def _describe(kind: str, work: Work) -> dict[str, Any]:
     """Return what determines the scores; how the work was cut and run is no part of it."""
-    settings = asdict(work.settings) | {"template": work.model.template}
-    known = [name for name in settings if name not in NO_PART] if kind == "dualsft" else ["fisher_rows", "template"]
+    settings = asdict(work.settings) | {"template": work.model.template, "loss_per": work.loss_per}
+    of_fisher = ["fisher_rows", "template", "loss_per"]
+    known = [name for name in settings if name not in NO_PART] if kind == "dualsft" else of_fisher
     if kind == "dualsft" and work.settings.order == "first":
         known.remove("curvature")
     made = {"model": work.model.name, "model_digest": models.model_digest(work.model)}
@@ -322,20 +331,21 @@ def _write(
     sets: Sets | None,
     *,
     found: Mapping[str, Scored],
+    selector: str,
     mask_selector: str,
 ) -> None:
     """Write the artifact."""
     records = {None: made({"scores": None})}
     records |= {kind: made(_describe(kind, works[0]), seed=works[0].settings.seed) for kind in found}
-    of_rows, of_parameters = (kind if kind in found else None for kind in ("dualsft", mask_selector))
+    rows = found["dualsft"].rows if "dualsft" in found else None
+    of_rows, of_parameters = ("dualsft" if rows else None), (mask_selector if mask_selector in found else None)
     sources = [getattr(work.files, SCORERS[of_parameters]) for work in works] if of_parameters else []
     stream(read_scores(of_parameters, works), sources, out / "phi_param.safetensors", asdict(records[of_parameters]))
-    table = schemas.PHI_DATA.empty_table()
-    if of_rows:
-        scores, ids = found["dualsft"].phi_data, [sets.ids[place] for place in sets.pool]
-        table = pa.table([ids, scores, [works[0].settings.order] * len(ids)], schemas.PHI_DATA)
-    write_table(table, out / "phi_data.parquet", records[of_rows])
-    facts: dict[str, Any] = {"scores": {"rows": of_rows, "parameters": of_parameters}}
+    covering = rows if selector == "dualsft_cover" else None
+    order = works[0].settings.order if works else "first"
+    write_table(tabulate_scores(rows, sets, order), out / "phi_data.parquet", records[of_rows])
+    write_table(tabulate_sketches(covering, sets), out / "sketches.parquet", records[of_rows if covering else None])
+    facts: dict[str, Any] = {"scores": {"rows": selector if rows else None, "parameters": of_parameters}}
     if found:
         facts |= describe_sets(sets, found) | {"groups": len(works), "seconds": {}}
     else:

@@ -1,5 +1,6 @@
 """Settings of the stage `gradients` (DualSFT, arXiv 2605.06166v1)."""
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -24,13 +25,19 @@ class GradientsSettings:
     lambda_prior: Annotated[float, Field(ge=0)] = Field(
         0.2, description="weight of the gradient of what is preserved in the direction"
     )
-    learning_rate: Annotated[float, Field(gt=0)] = Field(
-        2e-5, description="eta: peak of the warm-up's, and in the curvature term"
+    learning_rate: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="eta: peak of the warm-up's, and in the curvature term; null: finetuning.learning_rate"
     )
     curvature: Literal["raw", "corrected"] = Field(
         "raw", description="AdamW's second moments as they are | without their bias"
     )
-    warmup_share: Share = Field(0.1, description="of the pool's rows, that the warm-up trains on; a batch at least")
+    warmup_share: Share = Field(
+        0.1,
+        description="of the pool's rows, that the warm-up trains on; at least what gradients.warmup_steps takes",
+    )
+    warmup_steps: Annotated[int, Field(ge=1)] = Field(
+        20, description="optimiser steps of the warm-up, at least; it goes through a smaller pool more than once"
+    )
     anchor_share: Share = Field(
         0.02, description="of the pool's rows, whose answers are to be preserved; a batch at least"
     )
@@ -38,4 +45,9 @@ class GradientsSettings:
     fisher_rows: Annotated[int, Field(ge=1)] = Field(
         64, description="rows of the pool that Fisher information is averaged over"
     )
-    seed: Seed = Field(0, description="of the draws and of the warm-up's order")
+    seed: Seed = Field(0, description="of the draws, of the warm-up's order and of the sketches")
+
+
+def follow_training(settings: GradientsSettings, learning_rate: float) -> GradientsSettings:
+    """Return the settings with the learning rate of the training that the warm-up stands for, where they give none."""
+    return settings if settings.learning_rate else replace(settings, learning_rate=learning_rate)

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from tamis.examples.conversations import split_key
 from tamis.examples.splits import sample
-from tamis.gradients import distillation, fisher, interaction, layers, per_example
+from tamis.gradients import distillation, fisher, interaction, layers, per_example, row_sums
 from tamis.gradients.distillation import preservation_gradient
 from tamis.gradients.fisher import fisher_information
 from tamis.gradients.per_example import GradientError, group_parameters, validation_gradient, verify_coverage
@@ -50,6 +50,7 @@ LEAST_MOVED = 0.5  # share of entries that the checkpoint of a warm-up moves; be
 SOURCES = (
     batches,
     layers,
+    row_sums,
     distillation,
     training_steps,
     fisher,
@@ -100,6 +101,8 @@ class Work:
     model: models.ModelChoice
     settings: GradientsSettings
     runtime: RuntimeSettings
+    loss_per: str = "row"  # what counts alike in the training, and so in gradients: row | token
+    scores_rows: bool = True  # phi_data is wanted; else the sum of gradients alone
     names: tuple[str, ...] | None = None  # of the group's parameters; None: all
     places: tuple[int, ...] = ()  # of the second pass
 
@@ -155,8 +158,8 @@ def refuse_unsteered(sets: Sets) -> None:
 
 
 def draw(rows: Sequence[Mapping], pool: Sequence[int], name: str, settings: GradientsSettings) -> list[int]:
-    """Return the places of the warm-up's rows or of the anchors, a share of the pool and a batch at least, or of the
-    rows of Fisher information, so many or all.
+    """Return the places of the warm-up's rows or of the anchors, a share of the pool and enough for the warm-up's steps
+    or a batch at least, or of the rows of Fisher information; all, where the pool has fewer.
 
     Raises:
         ValueError: the pool has fewer rows than a batch.
@@ -167,7 +170,8 @@ def draw(rows: Sequence[Mapping], pool: Sequence[int], name: str, settings: Grad
             f"gradients.batch_rows is {settings.batch_rows}; lower it, or give the pool more rows (examples.pool_rows)"
         )
     shares = {"warmup": settings.warmup_share, "anchors": settings.anchor_share}
-    count = max(settings.batch_rows, round(shares[name] * len(pool))) if name in shares else settings.fisher_rows
+    least = settings.batch_rows * (settings.warmup_steps if name == "warmup" else 1)
+    count = max(least, round(shares[name] * len(pool))) if name in shares else settings.fisher_rows
     topics = {rows[place]["id"]: rows[place]["topic"] for place in pool}
     drawn = sample(topics, count, salt(settings.seed, name))
     return [place for place in pool if rows[place]["id"] in drawn]
@@ -191,16 +195,18 @@ def plan_files(
     model: models.ModelChoice,
     settings: GradientsSettings,
     *,
+    loss_per: str = "row",
     names: Sequence[str] | None = None,
 ) -> Files:
     """Return where each file of tensors lies; how the rows are cut into shards is no part of its name."""
-    made = [models.model_digest(model), str(models.device(model)), model.template, CODE]
+    made = [models.model_digest(model), str(models.device(model)), model.template, CODE, loss_per]
 
     def name(kind: str, places: Sequence[int], *facts: Any) -> Path:
         ids = [sets.ids[place] for place in places]
         return Path(scratch) / f"{kind}-{digest_facts([*made, ids, *facts])}.safetensors"
 
-    how, part = (settings.learning_rate, settings.batch_rows, settings.seed), () if names is None else (list(names),)
+    how = (settings.learning_rate, settings.batch_rows, settings.warmup_steps, settings.seed)
+    part = () if names is None else (list(names),)
     start = name("weights", sets.warmup, *how)
     return Files(
         weights=start,
@@ -225,10 +231,11 @@ def prepare(work: Work, sets: Sets) -> None:
             train(work, sets)
         if not files.v_new.exists():
             with timed(work, sets, sets.validation) as (network, batches, facts):
-                v_new = validation_gradient(network, batches, work.names)
+                v_new = validation_gradient(network, batches, work.names, work.loss_per)
             write(v_new, files.v_new, facts)
         if not files.v_prior.exists():
-            teacher, how = load(work.model), {"confidence": work.settings.confidence, "tau": work.settings.temperature}
+            teacher = load(work.model)
+            how = {"confidence": work.settings.confidence, "tau": work.settings.temperature, "loss_per": work.loss_per}
             with timed(work, sets, sets.anchors) as (network, batches, facts):
                 found = preservation_gradient(network, teacher, batches, **how, keep=work.names)
             told = {"preservation_loss": found.loss, "mean_confidence": float(found.weights.mean())}
@@ -241,13 +248,13 @@ def compute_fisher(work: Work, sets: Sets) -> int:
     if work.files.fisher.exists():
         return 0
     with model_lock, timed(work, sets, sets.fisher, warm=False) as (network, batches, facts):
-        found = fisher_information(network, batches, work.names)
+        found = fisher_information(network, batches, work.names, work.loss_per)
     write(found, work.files.fisher, facts)
     return len(sets.fisher)
 
 
 def train(work: Work, sets: Sets) -> None:
-    """Train all weights of the base model on the warm-up's rows, once each; keep them and the second moments.
+    """Train all weights of the base model on the warm-up's rows; keep them and the second moments.
 
     bfloat16 weights are trained, and their moments kept, in float32: in bfloat16 steps and decay are rounded away.
 
@@ -257,7 +264,7 @@ def train(work: Work, sets: Sets) -> None:
     network = load(replace(work.model, dtype="float32"))
     verify_coverage(network, largest=work.runtime.block_parameters)  # now, too: a warm-up may take hours
     start = perf_counter()
-    optimizer, losses = run_epoch(network, sets.encoding.pick(sets.warmup), work.settings)
+    optimizer, losses = run_steps(network, sets.encoding.pick(sets.warmup), work)
     facts = {"seconds": perf_counter() - start, "steps": len(losses), "loss": final_loss(losses)}
     facts["beta2"] = float(optimizer.param_groups[0]["betas"][1])
     named, dtype = dict(network.named_parameters()), models.DTYPES[work.model.dtype]
@@ -282,11 +289,12 @@ def measure_moved(weights: Mapping[str, Tensor], model: models.ModelChoice) -> f
     return share
 
 
-def run_epoch(
-    network: PreTrainedModel, rows: Encoding, settings: GradientsSettings
-) -> tuple[torch.optim.Optimizer, list[float]]:
-    """Train on each row once, with the order, loss and schedule of finetuning; return the loss of every step."""
-    steps = plan_steps(len(rows), settings.batch_rows, 1, settings.seed)
+def run_steps(network: PreTrainedModel, rows: Encoding, work: Work) -> tuple[torch.optim.Optimizer, list[float]]:
+    """Train on the rows as often as the steps ask for, with the order, loss and schedule of finetuning; return the
+    loss of every step."""
+    settings = work.settings
+    epochs = -(-settings.warmup_steps // -(-len(rows) // settings.batch_rows))
+    steps = plan_steps(len(rows), settings.batch_rows, epochs, settings.seed)
     optimizer, schedule = optimise(network, len(steps), settings.learning_rate, WARMUP_FRACTION)
     device, losses = next(network.parameters()).device, []
     with packed_attention(network):
@@ -294,7 +302,7 @@ def run_epoch(
             inputs = collate(rows.pick(places), device)
             inputs = {name: one.to(device) if isinstance(one, Tensor) else one for name, one in inputs.items()}
             labels = inputs.pop("labels")
-            loss = response_loss(network(**inputs, use_cache=False).logits, labels)
+            loss = response_loss(network(**inputs, use_cache=False).logits, labels, work.loss_per)
             if not torch.isfinite(loss):
                 raise ValueError(
                     f"the warm-up's loss is {float(loss.detach())} at step {number} of {len(steps)}; lower "

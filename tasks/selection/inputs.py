@@ -1,6 +1,6 @@
 """What other stages found, as what selection chooses by: pairs and embeddings as similarities, scores as vectors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from tamis.examples.conversations import join_texts
 from tamis.submodular import cosines, objectives
-from tamis.submodular.kernels import Kernel, gather, scale_together
+from tamis.submodular.kernels import Kernel, SparseKernel, gather, scale_together
 from tamis.submodular.objectives import Kernels
 from tamis.utility.neighbours import find_neighbours
 from tamis.utility.quality import (
@@ -212,26 +212,77 @@ def read_scores(source: Path, selector: str, ids: list[str]) -> np.ndarray:
     return table["score"].to_numpy()[look_up(table["id"], ids, source)]
 
 
-def read_phi(source: Path, ids: list[str], examples: str) -> np.ndarray:
+def compare_directions(phi_data: Path, sketches: Path, rows: Rows, examples: str) -> Similar:
+    """Return how alike the gradients of rows are, weighted by what each row is worth: that of selector dualsft_cover.
+
+    s_ij = w_i max(cos(g_i, g_j), 0), w_i = max(phi_i / ||g_i||, 0), cosines between sketches
+
+    Facility location on it asks that each row that serves the target be like a chosen one, so that what is chosen is
+    no heap of rows with large gradients, which are short ones. **Differs** from DualSFT (arXiv 2605.06166), which sorts
+    by phi.
+
+    Args:
+        phi_data, sketches: `phi_data.parquet`, `sketches.parquet`; rows that they lack are neither covered nor chosen.
+        rows: of the version.
+        examples: digest of the examples there are.
+
+    Raises:
+        SelectionError: there is none, or it is of other examples, of two runs, or not finite.
+    """
+    ids = rows.ground["id"].to_pylist()
+    worth = read_phi(phi_data, ids, examples, "per_norm")
+    demos = np.flatnonzero(~np.isnan(worth))
+    there = read_table(sketches, columns=["id"])["id"]
+    vectors = read_lists(sketches, "sketch")[look_up(there, [ids[demo] for demo in demos], sketches)]
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    own = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+    if len(demos) <= DENSE_ROWS:
+        kernel, recall = cosines.compare(own, own), None
+    else:
+        near = find_neighbours(own, NEAREST)
+        kernel, recall = cosines.compare_nearest(own, near.indices), near.recall
+    weighed = objectives.weigh(Kernels(kernel), np.maximum(worth[demos], 0.0))
+    return Similar(Kernels(spread_targets(weighed.own, demos, len(ids))), demos, recall, quality=worth[demos])
+
+
+def spread_targets(kernel: Kernel, places: np.ndarray, rows: int) -> Kernel:
+    """Return a kernel whose targets stand at these ascending places among `rows` targets; the others are similar to
+    nothing.
+
+    >>> spread_targets(np.float32([[1.0, 2.0]]), np.array([1]), 2).tolist()
+    [[0.0, 0.0], [1.0, 2.0]]
+    """
+    if isinstance(kernel, SparseKernel):
+        counts = np.zeros(rows, np.int64)
+        counts[places] = np.diff(kernel.indptr)
+        indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+        return replace(kernel, indptr=indptr, shape=(rows, kernel.shape[1]))
+    found = np.zeros((rows, kernel.shape[1]), np.float32)
+    found[places] = kernel
+    return found
+
+
+def read_phi(source: Path, ids: list[str], examples: str, column: str = "score") -> np.ndarray:
     """Return phi_data of these ids, in their order; NaN where a row has none: it asks what a target row asks.
 
     Args:
         source: `phi_data.parquet`.
         examples: digest of the examples there are.
+        column: `score`, or `per_norm`.
 
     Raises:
         SelectionError: there is none, or it is of other examples, of two runs, or not finite.
     """
     table, again = read_table(source, schemas.PHI_DATA), "make them again: `tamis run`"
     if not table.num_rows:
-        raise SelectionError(f"{source} holds no row; set selection.selector: dualsft and {again}")
+        raise SelectionError(f"{source} holds no row; set selection.selector to one of DualSFT's and {again}")
     if examples not in provenance(source)["inputs"].values():
         raise SelectionError(f"{source} was made from other examples than those there are; {again}")
     orders = pc.unique(table["order"]).to_pylist()
     if len(orders) > 1:
         raise SelectionError(f"{source} holds scores of {len(orders)} orders, {orders}, so of two runs; {again}")
     places = pc.index_in(table["id"], value_set=pa.array(ids, pa.string()))
-    scores, there = np.full(len(ids), np.nan), table["score"].to_numpy()
+    scores, there = np.full(len(ids), np.nan), table[column].to_numpy()
     odd = np.flatnonzero(~np.isfinite(there) | places.is_null().to_numpy())
     if len(odd) or pc.count_distinct(places).as_py() < table.num_rows:
         first = table.take(odd[:3]).select(["id", "score"]).to_pylist()

@@ -6,7 +6,7 @@ and mask are chosen apart: each is written, and says what it was made from, what
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from tasks.selection.inputs import (
     Rows,
     SelectionError,
     Similar,
+    compare_directions,
     compare_vectors,
     cut,
     find_places,
@@ -55,6 +56,7 @@ READ = {  # stage whose artifact a selector reads -> what its selectors read, by
     "scores": {"scores.parquet": "scores"},
     "gradients": {"phi_data.parquet": "gradients"},
 }
+READ_ALSO = {"dualsft_cover": {"sketches.parquet": "gradients"}}  # selector -> what it reads besides
 DRAWS = 5  # random choices that a choice is checked against
 
 
@@ -94,10 +96,13 @@ def write_selection(
         SelectionError, BudgetError, KernelError, MaskError: what is asked for cannot be chosen; `subset.parquet` is
             written only once all is known.
     """
+    if settings.selector == "dualsft_cover":
+        settings = replace(settings, objective="facility_location")
     here = folders.here
     gradients, out, version = here.gradients, here.selection, here.version
     table, reads = here.examples / "examples.parquet", SELECTORS[settings.selector].reads
-    sources = {name.partition(".")[0]: getattr(here, stage) / name for name, stage in READ.get(reads, {}).items()}
+    read = READ.get(reads, {}) | READ_ALSO.get(settings.selector, {})
+    sources = {name.partition(".")[0]: getattr(here, stage) / name for name, stage in read.items()}
     rows = read_rows(table)
     budget = resolve_budget(rows.ground, settings)
 
@@ -156,6 +161,11 @@ def choose_rows(
         return ChosenRows(rank(budget, order_deft_ucs(*read_vectors(sources["embedding"], ids), None, settings.seed)))
     if selector == "dualsft":
         return choose_scored(read_phi(sources["phi_data"], ids, digest(sources["examples"])), budget)
+    if selector == "dualsft_cover":
+        known = digest(sources["examples"])
+        similar = compare_directions(sources["phi_data"], sources["sketches"], rows, known)
+        refuse_small(budget, similar.demos)
+        return choose_similar(similar, rows, budget, settings, None, map=map)
     scores = read_scores(sources["scores"], selector, ids)
     return ChosenRows(rank(budget, order_scores(scores)), scores=scores)
 
@@ -167,15 +177,20 @@ def choose_scored(scores: np.ndarray, budget: Budget) -> ChosenRows:
         SelectionError: the budget is larger than all of these.
     """
     there = np.flatnonzero(~np.isnan(scores))
+    refuse_small(budget, there)
+    order = rank(narrow(budget, there), order_scores(scores[there]))
+    return ChosenRows(there[order], scores=scores)
+
+
+def refuse_small(budget: Budget, there: np.ndarray) -> None:
+    """Raise SelectionError where a budget is larger than all rows that have phi_data."""
     room, unit = measure_room(budget, there)
     if budget.limit > room:
         raise SelectionError(
-            f"selection.budget.{budget.kind} allows {budget.limit} {unit}, but only {len(there)} of {len(scores)} rows "
-            f"of the pool have phi_data and may be chosen ({room} {unit}): the others ask what a row of the target "
-            f"task asks; lower the budget to {room} {unit}, or name other rows by examples.target"
+            f"selection.budget.{budget.kind} allows {budget.limit} {unit}, but only {len(there)} of "
+            f"{len(budget.costs)} rows of the pool have phi_data and may be chosen ({room} {unit}): the others ask "
+            f"what a target row asks; lower the budget to {room} {unit}, or name other rows by examples.target"
         )
-    order = rank(narrow(budget, there), order_scores(scores[there]))
-    return ChosenRows(there[order], scores=scores)
 
 
 def choose_similar(
@@ -228,7 +243,7 @@ def order_rest(kept: np.ndarray, similar: Similar, ids: list[str], vectors: Path
     worth = np.zeros(len(ids)) if similar.quality is None else similar.quality
     covered = np.zeros(len(ids))
     if vectors is None:
-        covered = objectives.cover(similar.kernels.own, kept)[1]
+        covered = objectives.cover(similar.kernels.own, kept)[1][similar.demos]
     elif len(kept) and read_table(vectors, columns=["id"]).num_rows:
         (own,) = read_vectors(vectors, ids)
         covered = cosines.compare_best(own, own[kept])
@@ -292,6 +307,7 @@ def describe(rows: Rows, budget: Budget, picks: ChosenRows, settings: SelectionS
             "chosen_fraction": len(order) / len(tokens),
             "chosen_response_tokens": int(tokens[order].sum()),
             "chosen_response_tokens_fraction": int(tokens[order].sum()) / max(1, int(tokens.sum())),
+            "mean_response_tokens": {"chosen": float(tokens[order].mean()), "pool": float(tokens.mean())},
             "budget": record(budget) | {"spent": int(budget.costs[order].sum())},
             "topics": dict(zip(budget.topics, count_by_topic(budget, order.tolist()).tolist(), strict=True)),
             "faults": {"pool": count_faults(rows.ground), "chosen": count_faults(rows.ground.take(order))},

@@ -31,4 +31,5 @@ SELECTORS = {
     "rds": Selector("scores", False, False, "RDS+, arXiv 2503.01807", references=True),
     "bm25": Selector(None, False, False, "Robertson and Zaragoza 2009", references=True),
     "dualsft": Selector("gradients", False, False, "DualSFT, arXiv 2605.06166"),
+    "dualsft_cover": Selector("gradients", True, False, "ours, on the gradients of DualSFT, arXiv 2605.06166"),
 }

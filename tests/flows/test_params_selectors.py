@@ -38,6 +38,7 @@ def test_a_selector_that_scores_rows_beside_others_is_refused_where_there_are_no
 
 
 def test_selectors_are_the_same_words_wherever_they_are_told_apart():
+    from tasks.gradients import gradients
     from tasks.masks import mask_tables
     from tasks.scores import scores
     from tasks.selection import selection
@@ -49,4 +50,7 @@ def test_selectors_are_the_same_words_wherever_they_are_told_apart():
     assert [name for name, one in SELECTORS.items() if one.references] == ["ica", "tov", "rds", "bm25"]
     masks = get_args(get_type_hints(MaskSettings)["selector"])
     assert masks == compare.MASKS
-    assert checks.BY_GRADIENTS == set(mask_tables.BY_GRADIENTS) < set(masks)
+    by_rows = {name for name, one in SELECTORS.items() if one.reads == "gradients"}
+    assert by_rows == set(gradients.BY_ROWS)
+    assert by_rows | set(mask_tables.BY_GRADIENTS) == checks.BY_GRADIENTS
+    assert set(mask_tables.BY_GRADIENTS) < set(masks)

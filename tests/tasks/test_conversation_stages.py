@@ -132,7 +132,7 @@ def slow_warm_up(network, turns: list, settings) -> None:
     for number, places in enumerate(steps):
         optimizer.param_groups[0]["lr"] = settings.learning_rate * scale_rate(number, len(steps), 0.1)
         optimizer.zero_grad()
-        measure_loss(network, [turn for place in places for turn in turns[place]]).backward()
+        torch.stack([measure_loss(network, turns[place]) for place in places]).mean().backward()
         optimizer.step()
 
 
@@ -187,7 +187,7 @@ def slow_training(world: World, settings: FinetuningSettings) -> list[float]:
     for rate, places in zip(rates, steps, strict=True):
         optimizer.param_groups[0]["lr"] = settings.learning_rate * rate
         optimizer.zero_grad()
-        loss = measure_loss(network, [turn for place in places for turn in world.turns(names[place])])
+        loss = torch.stack([measure_loss(network, world.turns(names[place])) for place in places]).mean()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))

@@ -1,6 +1,7 @@
 """Rows of one exchange: their figures are those that were computed when an example was a prompt and a response.
 
-`one_exchange_figures.json` was written by the code of that time (commit c012454), from the same rows and the toy model.
+`one_exchange_figures.json` was written by the code of that time (commit c012454; scores of gradients at e91c863), from
+the same rows and the toy model. Losses were means over a step's tokens then: gradients are of steps of one row.
 """
 
 import json
@@ -59,13 +60,14 @@ def test_gradient_scores_are_as_before(template, toy, tmp_path):
     splits = ["validation" if place == VALIDATES else "pool" if place < 12 else "held_out" for place in range(14)]
     rows = [toy_corpus.row(place, split) for place, split in enumerate(splits)]
     toy_corpus.write_rows(tmp_path / "examples", rows)
-    toy_gradients.run(tmp_path, replace(toy, template=template))
+    settings = replace(toy_gradients.SMALL, batch_rows=1)
+    toy_gradients.run(tmp_path, replace(toy, template=template), settings)
     assert toy_gradients.scored(tmp_path / "out") == pytest.approx(FIGURES[template]["phi_data"], rel=1e-3)
 
 
 @pytest.mark.parametrize("template", ["chat", "delift"])
 def test_training_is_as_before(template, toy, tmp_path):
-    settings = FinetuningSettings(arms={"chosen": [0]}, batch_rows=2)
+    settings = FinetuningSettings(arms={"chosen": [0]}, batch_rows=2, loss_per="token")
     out = toy_training.run(toy_training.make_world(tmp_path), replace(toy, template=template), settings)
     told, wanted = json.loads((out / "finetuning.json").read_text())["arms"]["chosen-0"], FIGURES[template]["training"]
     if template == "delift":  # they were counted without the instruction, a token per character

@@ -36,7 +36,7 @@ from worlds.places import find_folders
 RUNTIME = RuntimeSettings(shard_pairs=64, shard_rows=4)
 ONE_ARM = FinetuningSettings(arms={"chosen": [0]}, epochs=1, batch_rows=4)
 MASKED = FinetuningSettings(method="masked", arms={"chosen": [0]}, epochs=2, batch_rows=2)
-GRADIENTS = GradientsSettings(warmup_share=0.5, anchor_share=0.5, batch_rows=4)
+GRADIENTS = GradientsSettings(warmup_share=0.5, warmup_steps=1, anchor_share=0.5, batch_rows=4, learning_rate=2e-5)
 
 
 def plan(world: Path, model: ModelChoice) -> dict[str, tuple[Callable[[], object], Path]]:
@@ -69,6 +69,7 @@ def plan(world: Path, model: ModelChoice) -> dict[str, tuple[Callable[[], object
             "gradients",
             "gradients",
             settings=GRADIENTS,
+            loss_per="row",
             selector="dualsft",
             mask_selector="fisher",
         ),

@@ -20,6 +20,7 @@ SMALL = GradientsSettings(
     curvature="corrected",
     lambda_prior=0.5,
     warmup_share=0.5,
+    warmup_steps=1,
     anchor_share=0.3,
     batch_rows=3,
 )
@@ -36,7 +37,7 @@ def run(
         settings=settings,
         runtime=runtime,
         map=map,
-        **{"selector": "dualsft", "mask_selector": "dualsft"} | by,
+        **{"loss_per": "row", "selector": "dualsft", "mask_selector": "dualsft"} | by,
     )
 
 

@@ -164,7 +164,10 @@ def make_world(root: Path) -> World:
     ]
     embedding = [{"id": name, "embedding": [1.0, 0.0]} for name in ids]
     scores = [{"id": name, "score": float(place)} for place, name in enumerate(ids[:POOL])]
-    phi_data = [{"id": name, "score": 1.0 - place, "order": "second"} for place, name in enumerate(ids[: POOL - 1])]
+    phi_data = [
+        {"id": name, "score": 1.0 - place, "norm": 2.0, "per_norm": 0.5 - place / 2, "loss": 1.0, "order": "second"}
+        for place, name in enumerate(ids[: POOL - 1])
+    ]
     return World(root, examples, embedding, utility, scores, subset, evaluation, [], [], phi_data)
 
 

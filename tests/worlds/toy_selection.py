@@ -50,11 +50,27 @@ def write_scores(folder: Path, ids: list[str], score: list[float], selector: str
     write_table(table, folder / "scores.parquet", Provenance("scores", "v1", {"selector": selector}))
 
 
-def write_phi_data(folder: Path, ids: list[str], score: list[float], order: str | list[str] = "second"):
-    """Write phi_data of ids, made from the examples beside it."""
+def write_phi_data(
+    folder: Path,
+    ids: list[str],
+    score: list[float],
+    order: str | list[str] = "second",
+    *,
+    sketches: np.ndarray | None = None,
+    norm: np.ndarray | float = 2.0,
+):
+    """Write phi_data of ids and sketches of their gradients, made from the examples beside it."""
     orders = [order] * len(ids) if isinstance(order, str) else order
-    table = pa.table([pa.array(ids, pa.string()), pa.array(score, pa.float64()), orders], schema=schemas.PHI_DATA)
-    write_table(table, folder / "gradients/phi_data.parquet", Provenance("gradients", "v1", {}, _made_from(folder)))
+    found = np.asarray(score, np.float64)
+    columns = [pa.array(ids, pa.string()), found, np.full(len(ids), norm), found / norm, np.ones(len(ids)), orders]
+    made = Provenance("gradients", "v1", {}, _made_from(folder))
+    write_table(pa.table(columns, schema=schemas.PHI_DATA), folder / "gradients/phi_data.parquet", made)
+    told = schemas.sketches(1).empty_table()
+    if sketches is not None:
+        entries = sketches.shape[1]
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(sketches.ravel(), pa.float32()), entries)
+        told = pa.table([pa.array(ids, pa.string()), vectors], schema=schemas.sketches(entries))
+    write_table(told, folder / "gradients/sketches.parquet", made)
 
 
 def write_phi_param(folder: Path, tensors: dict[str, torch.Tensor], scores: str | None = "dualsft", **known):

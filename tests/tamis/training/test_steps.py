@@ -36,11 +36,11 @@ def encoding(toy_folder):
     return encode_pairs(AutoTokenizer.from_pretrained(toy_folder), "chat", prompts, responses)
 
 
-def packed_loss(network, encoding):
+def packed_loss(network, encoding, loss_per="row"):
     batch = collate(encoding, CPU)
     labels = batch.pop("labels")
     with packed_attention(network):
-        return response_loss(network(**batch).logits, labels)
+        return response_loss(network(**batch).logits, labels, loss_per)
 
 
 def padded_gradient(network, encoding):
@@ -57,17 +57,29 @@ def padded_gradient(network, encoding):
     return [weight.grad.clone() for weight in network.parameters()]
 
 
-def test_loss_of_a_packed_step_is_that_of_whole_rows_run_one_by_one(network, encoding):
-    expected = oracles.training_loss(network, list_pairs(encoding))
+@pytest.mark.parametrize("loss_per", ["row", "token"])
+def test_loss_of_a_packed_step_is_that_of_whole_rows_run_one_by_one(network, encoding, loss_per):
+    expected = oracles.training_loss(network, list_pairs(encoding), loss_per)
     # the loss itself is taken in float32
-    found = float(packed_loss(network, encoding).detach())
+    found = float(packed_loss(network, encoding, loss_per).detach())
     assert found == pytest.approx(expected, rel=1e-6)
 
 
-def test_gradient_of_a_packed_step_is_that_of_padded_rows(network, encoding):
+def test_gradient_of_a_packed_step_per_token_is_that_of_padded_rows(network, encoding):
     expected = padded_gradient(network, encoding)
     network.zero_grad()
-    packed_loss(network, encoding).backward()
+    packed_loss(network, encoding, "token").backward()
+    for weight, gradient in zip(network.parameters(), expected, strict=True):
+        torch.testing.assert_close(weight.grad, gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_gradient_of_a_packed_step_per_row_is_the_mean_of_those_of_single_rows(network, encoding):
+    expected = [torch.zeros_like(weight) for weight in network.parameters()]
+    for place in range(len(encoding)):
+        for total, gradient in zip(expected, padded_gradient(network, encoding.pick([place])), strict=True):
+            total += gradient / len(encoding)
+    network.zero_grad()
+    packed_loss(network, encoding, "row").backward()
     for weight, gradient in zip(network.parameters(), expected, strict=True):
         torch.testing.assert_close(weight.grad, gradient, rtol=1e-5, atol=1e-7)
 
@@ -90,6 +102,7 @@ def test_labels_are_the_response_tokens_and_no_others(encoding):
     assert batch["labels"][0].tolist() == tokens[kept + 1].tolist()
     assert labelled == sorted(encoding.tokens[encoding.answers].tolist())
     assert len(set(kept.tolist())) == len(kept)
+    assert sorted(batch["labels"][1].bincount().tolist()) == sorted(encoding.answer_tokens.tolist())
 
 
 def test_every_row_is_trained_to_end_its_turn(encoding):

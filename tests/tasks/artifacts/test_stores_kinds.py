@@ -8,14 +8,14 @@ from tasks.artifacts import schemas, stores
 from tasks.artifacts.tables import ArtifactError, stack
 from tasks.embedding import embedding
 from tasks.evaluation import answers, texts
-from tasks.gradients import gradients
+from tasks.gradients import row_scores
 from tasks.scores import scores
 
 COLUMNS = {
     "pairs": (schemas.PAIRS, ("target_id", "demo_id")),
     "embeddings": (embedding.STORED, ("id",)),
     "scores": (scores.STORED, ("id",)),
-    "gradients": (gradients.STORED, ("id",)),
+    "gradients": (row_scores.STORED, ("id",)),
     "losses": (answers.NAMED.append(answers.VALUES.field("loss")), answers.KEYS),
     "answers": (pa.schema([*answers.NAMED, answers.VALUES.field("text"), answers.VALUES.field("cut")]), answers.KEYS),
     "texts": (texts.STORED, ("id",)),

@@ -180,7 +180,7 @@ def test_a_version_trains_on_from_the_delta_of_the_version_before(after, model, 
     (arm,) = plan_arms(pool, Recipe(model, ONE))
     taken = arm.rows[plan_steps(len(arm.rows), 2, 2, 3)[0]]
     network = AutoModelForCausalLM.from_pretrained(before / "out/arms/chosen-3/model", dtype=torch.float64).eval()
-    wanted = oracles.training_loss(network, list_pairs(pool.encoding.pick(taken)))
+    wanted = oracles.training_loss(network, list_pairs(pool.encoding.pick(taken)), "row")
     first = (out / "curve.csv").read_text().splitlines()[1]
     assert float(first.rpartition(",")[2]) == pytest.approx(wanted, rel=1e-4)
     assert json.loads((out / "finetuning.json").read_text())["continues_from"] == "chosen-3"

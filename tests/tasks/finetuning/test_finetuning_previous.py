@@ -77,7 +77,7 @@ def test_every_arm_starts_from_the_first_chosen_model_of_the_version_before(worl
         taken = arm.rows[plan_steps(len(arm.rows), 2, 1, arm.seed)[0]]
         pairs = list_pairs(pool.encoding.pick(taken))
         (first,) = [float(line[4]) for line in lines if line[:3] == [arm.name, str(arm.seed), "1"]]
-        assert first == pytest.approx(oracles.training_loss(network, pairs), rel=1e-4)
+        assert first == pytest.approx(oracles.training_loss(network, pairs, "row"), rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

@@ -58,7 +58,7 @@ def trained(source, model, tmp_path_factory) -> Path:
 def read(world: Path, model: ModelChoice):
     """What `score` reads: how the mask is cut anew, and the rows of an arm."""
     source = world / "examples/examples.parquet"
-    how = {"every": 2, "settings": SMALL, "runtime": SMALL_RUNTIME}
+    how = {"every": 2, "settings": SMALL, "runtime": SMALL_RUNTIME, "loss_per": "row"}
     scoring = mask_updates.read_restriction(source, world / "selection", model, **how).scoring
     places = scoring.sets.pool[:5]
     return scoring, scoring.sets.encoding.pick(places), [scoring.sets.ids[place] for place in places]

@@ -61,9 +61,8 @@ def slow_warm_up(network, sets, settings):
     for number, places in enumerate(steps):
         optimizer.param_groups[0]["lr"] = settings.learning_rate * scale_rate(number, len(steps), 0.1)
         rows = [logits_of(network, sets, sets.warmup[place]) for place in places]
-        logits, answers = (torch.cat(side) for side in zip(*rows, strict=True))
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(logits, answers).backward()
+        torch.stack([torch.nn.functional.cross_entropy(*row) for row in rows]).mean().backward()
         optimizer.step()
     return {name: optimizer.state[weight]["exp_avg_sq"] for name, weight in network.named_parameters()}, len(steps)
 

@@ -18,7 +18,7 @@ from flows.stage_calls import name_current
 from tasks import models
 from tasks.artifacts import stores
 from tasks.artifacts.tables import Provenance, provenance, read_facts, read_table, write_table
-from tasks.gradients import gradients
+from tasks.gradients import row_scores
 
 STORE = "cache"
 
@@ -30,7 +30,7 @@ def choices(tmp_path_factory, toy_folder):
     write_examples(folder / "examples", pool=14, target=3, held_out=2)
     model = models.ModelChoice(name=str(toy_folder), device="cpu", max_tokens=256)
     asked = {"both": ("dualsft", "dualsft"), "rows": ("dualsft", "none"), "mask": ("delift", "dualsft")}
-    asked |= {"mixed": ("dualsft", "fisher"), "fisher": ("delift", "fisher")}
+    asked |= {"mixed": ("dualsft", "fisher"), "fisher": ("delift", "fisher"), "cover": ("dualsft_cover", "none")}
     settings = replace(SMALL, fisher_rows=5)
     did = {
         name: run(folder, model, settings, out=name, store=STORE, selector=rows, mask_selector=mask)
@@ -53,7 +53,8 @@ def test_the_words_of_both_choices_say_what_is_written(choices):
     assert written == {
         "both": (True, {"rows": "dualsft", "parameters": "dualsft"}, "dualsft"),
         "rows": (True, {"rows": "dualsft", "parameters": None}, None),
-        "mask": (True, {"rows": "dualsft", "parameters": "dualsft"}, "dualsft"),
+        "mask": (False, {"rows": None, "parameters": "dualsft"}, "dualsft"),
+        "cover": (True, {"rows": "dualsft_cover", "parameters": None}, None),
         "mixed": (True, {"rows": "dualsft", "parameters": "fisher"}, "fisher"),
         "fisher": (False, {"rows": None, "parameters": "fisher"}, "fisher"),
     }
@@ -62,8 +63,8 @@ def test_the_words_of_both_choices_say_what_is_written(choices):
 def test_choices_share_what_was_computed(choices):
     _, _, did = choices
     assert counted(did["both"]) == [14, 14, 8]
-    assert [counted(did[name]) for name in ("rows", "mask", "mixed", "fisher")] == [[0, 0, 0]] * 4
-    assert [did[name]["rows_squared"] for name in did] == [0, 0, 0, 5, 0]
+    assert [counted(did[name]) for name in ("rows", "mask", "mixed", "fisher", "cover")] == [[0, 0, 0]] * 5
+    assert [did[name]["rows_squared"] for name in did] == [0, 0, 0, 5, 0, 0]
     assert did["mixed"]["scoring_seconds"] == pytest.approx(
         did["both"]["scoring_seconds"] + did["fisher"]["scoring_seconds"], abs=2e-3
     )
@@ -72,7 +73,7 @@ def test_choices_share_what_was_computed(choices):
 def test_each_table_is_the_same_bytes_whatever_the_other_is_chosen_by(choices):
     folder, _, _ = choices
     data, param = ({name: content(folder / name)[side] for name in choices[2]} for side in (0, 1))
-    assert data["both"] == data["rows"] == data["mask"] == data["mixed"]
+    assert data["both"] == data["rows"] == data["mixed"] == data["cover"]
     assert param["both"] == param["mask"]
     assert param["mixed"] == param["fisher"]
 
@@ -101,6 +102,7 @@ def test_records_hold_what_determines_the_figures_and_nothing_else(choices):
         "scores": "fisher",
         "fisher_rows": 5,
         "template": "chat",
+        "loss_per": "row",
         "model": model.name,
         "model_digest": models.model_digest(model),
     }
@@ -146,8 +148,8 @@ def again(folder, model):
 def test_a_part_of_another_run_breaks_the_law_and_is_refused(copied):
     folder, model = copied
     part = next((folder / "cache").rglob("part-*.parquet"))
-    ids = read_table(part)["id"]
-    false = pa.table([ids, [-9.0] * len(ids)], schema=gradients.STORED)
+    table = read_table(part)
+    false = table.set_column(1, "score", pa.array([-9.0] * table.num_rows)).cast(row_scores.STORED)
     write_table(false, part.parent / "part-0.parquet", Provenance("gradients", "store", {"seconds": 0.0}))
     with pytest.raises(ValueError, match=rf"allowed are 0\.001: a part of {part.parent} or of .* is not of this run"):
         again(folder, model)

@@ -146,7 +146,7 @@ def test_phi_data_of_another_run_is_refused(world):
     write_phi_data(folder, ids, PHI, order=["first"] * 6 + ["second"] * 6)
     refuse(folder, r"phi_data.parquet holds scores of 2 orders, \['first', 'second'\], so of two runs")
     write_phi_data(folder, [], [])
-    refuse(folder, r"phi_data.parquet holds no row; set selection.selector: dualsft and make them again")
+    refuse(folder, r"phi_data.parquet holds no row; set selection.selector to one of DualSFT's and make them again")
 
 
 def test_phi_data_of_other_examples_is_refused(world):
