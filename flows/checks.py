@@ -28,6 +28,7 @@ def refuse_contradictions(values: "Params") -> None:
     _check_sources(values)
     _check_tests(values)
     _check_references(values)
+    _check_gate(values)
     _check_objective(values)
     _check_mask(values)
     _check_gradients(values)
@@ -60,6 +61,28 @@ def _check_references(values: "Params") -> None:
             f"selection.selector is {selector}, which scores rows beside reference rows, and examples.target and "
             "examples.validation_every are null; name the target task's rows, such as {topic: NAME, rows: 32}, or set "
             "examples.validation_every: 10"
+        )
+
+
+def _check_gate(values: "Params") -> None:
+    """Refuse a gate that leaves too few rows, or knows too few of them."""
+    gate, fraction = values.selection.gate, values.selection.budget.get("fraction", 0)
+    if gate is None:
+        return
+    if fraction > 1 - gate["drop"]:
+        raise ParamsError(
+            f"selection.budget is fraction: {fraction} of the used pool, of which selection.gate takes "
+            f"{gate['drop']} out before; lower one of them, together they are at most 1"
+        )
+    if values.selection.selector == "fresh":
+        raise ParamsError(
+            "selection.selector is fresh, which draws other rows of the whole pool in every epoch, and knows nothing of "
+            "selection.gate; set selection.gate: null or selection.selector: random"
+        )
+    if gate["by"] == "help" and values.utility.kernel == "landmarks":
+        raise ParamsError(
+            "selection.gate is by help and utility.kernel is landmarks, which scores some rows as demos and no others; "
+            "set utility.kernel: neighbours, or selection.gate by ifd or agreement"
         )
 
 

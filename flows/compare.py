@@ -20,7 +20,7 @@ from flows.stage import fingerprint, refuse_edited, say, sources
 from flows.stage_calls import CACHE, STAGES, folder, language
 from flows.trials import Trial, attempt, conclude, digest
 from tasks.masks.settings import MaskSettings
-from tasks.selection.selectors import SELECTORS
+from tasks.selection.selectors import CHANCE, SELECTORS
 
 MASKS = get_args(get_type_hints(MaskSettings)["selector"])
 ALL, RANDOM, NONE = "all", "random", "none"  # every row of the pool; chance; every parameter
@@ -212,6 +212,7 @@ def ask(cell: Cell, seed: int, values: Params, masked: bool) -> Params:
     budget = read_budget(cell.budget)
     everything = {"selector": RANDOM, "budget": {"fraction": 1.0}, "caps": {}, "floors": {}}
     rows = everything if cell.selector == ALL else {"selector": cell.selector, "budget": budget}
+    rows |= {"gate": None} if rows["selector"] in CHANCE else {}  # chance knows nothing of the rows
     asked = replace(values.selection, **rows, seed=seed)
     cut = {"budget": budget} if cell.mask != NONE and "fraction" in budget else {}
     cut |= {"update_steps": None} if cell.mask != "dualsft" else {}

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from flows.params import Params
 from tasks.folders import Artifacts, Folders
 from tasks.gradients.settings import follow_training
-from tasks.selection.selectors import SELECTORS
+from tasks.selection.selectors import GATES, list_read, reads_vectors
 
 DATA = Path("data")
 RAW = DATA / "raw"
@@ -73,14 +73,21 @@ def make_embedding(values: Params, folders: Folders, map: Map) -> Notes:
     """Encode texts."""
     from tasks.embedding.embedding import write_embedding
 
-    reads = SELECTORS[values.selection.selector].reads
+    chosen = values.selection
     return write_embedding(
         folders,
         model=encoder(values),
         settings=values.embedding,
         runtime=values.runtime,
-        wanted=reads == "embedding" or (reads == "utility" and values.utility.kernel != "exact"),
+        wanted=reads_vectors(chosen.selector, chosen.gate, values.utility.kernel),
+        agreement=gates_by(values, "embedding"),
     )
+
+
+def gates_by(values: Params, stage: str) -> bool:
+    """Return whether a gate asks a stage for scores of rows."""
+    gate = values.selection.gate
+    return gate is not None and GATES[gate["by"]] == stage
 
 
 def make_utility(values: Params, folders: Folders, map: Map) -> Notes:
@@ -92,7 +99,7 @@ def make_utility(values: Params, folders: Folders, map: Map) -> Notes:
         model=language(values),
         settings=values.utility,
         runtime=values.runtime,
-        wanted=SELECTORS[values.selection.selector].reads == "utility",
+        wanted="utility" in list_read(values.selection.selector, values.selection.gate),
         map=map,
     )
 
@@ -108,7 +115,8 @@ def make_scores(values: Params, folders: Folders, map: Map) -> Notes:
         settings=values.scores,
         runtime=values.runtime,
         selector=selector,
-        wanted=SELECTORS[selector].reads == "scores",
+        wanted="scores" in list_read(selector, None),
+        gate=gates_by(values, "scores"),
         map=map,
     )
 

@@ -69,13 +69,15 @@ def summarise(
         utility: `pairs_scored`, and `why` where nothing was to be scored.
         audit: lists of topics: `coverage`, `held_out_share`; `changes`: kept, edited, new and withdrawn `rows`;
             `withdrawn_learnt`: rows; empty where the audit has not run.
-        selection: maybe `faults` of `pool` and `chosen`, as those of arms.
+        selection: maybe `faults` of `pool` and `chosen`, as those of arms; maybe `gate`: `by`, `gated_rows`, `faults`.
     """
     arms = [
         ArmSummary(name, arm["rows"], arm["loss"], arm["loss_low"], arm["loss_high"], arm["seeds"])
         for name, arm in sorted(metrics["arms"].items(), key=_by_rows)
     ]
-    notes = [*_note(metrics, utility, audit), *_tell_faults(metrics["arms"], (selection or {}).get("faults"))]
+    chosen = selection or {}
+    notes = [*_note(metrics, utility, audit), *_tell_gate(chosen.get("gate"))]
+    notes += _tell_faults(metrics["arms"], chosen.get("faults"))
     return Summary(arms, utility["pairs_scored"], notes)
 
 
@@ -98,6 +100,16 @@ def _note(metrics: Mapping[str, Any], utility: Mapping[str, Any], audit: Mapping
         topics = "1 topic" if len(found) == 1 else f"{len(found)} topics"
         notes += [f"{topics} {what}: {', '.join(found[:8])}{', ...' * (len(found) > 8)}"] if found else []
     return notes
+
+
+def _tell_gate(gate: Mapping[str, Any] | None) -> list[str]:
+    """Return a note on how many rows left before the choice, and what is known to be wrong with some of them."""
+    if gate is None:
+        return []
+    wrong = ", ".join(f"{count:,} planted {word}" for word, count in gate["faults"]["planted"].items())
+    return [
+        f"gate by {gate['by']}: {gate['gated_rows']:,} rows of the pool left before the choice{wrong and f' ({wrong})'}"
+    ]
 
 
 def _tell_faults(arms: Mapping[str, Any], faults: Mapping[str, Any] | None) -> list[str]:

@@ -58,10 +58,31 @@ def score_ifd(conditioned: Float[np.ndarray, " row"], alone: Float[np.ndarray, "
         alone: L(y), nats per token, above 0.
 
     Raises:
-        ValueError: a response whose loss alone is 0: the model knows it by heart, and no prompt can help.
+        ValueError: as `measure_ifd`.
 
     >>> score_ifd(np.array([1.0, 1.5, 3.0]), np.array([2.0, 2.0, 2.0]))
     array([ 0.5 ,  0.75, -1.5 ])
+    """
+    difficulty = measure_ifd(conditioned, alone)
+    return np.where(difficulty < 1, difficulty, -difficulty)
+
+
+def measure_ifd(
+    conditioned: Float[np.ndarray, " row"], alone: Float[np.ndarray, " row"]
+) -> Float64[np.ndarray, " row"]:
+    """Return the instruction-following difficulty of each row, IFD = L(y|x) / L(y): below 1 where its prompt helps.
+
+    **Source**: as `score_ifd`.
+
+    Args:
+        conditioned: L(y|x), nats per token.
+        alone: L(y), nats per token, above 0.
+
+    Raises:
+        ValueError: a response whose loss alone is 0: the model knows it by heart, and no prompt can help.
+
+    >>> measure_ifd(np.array([1.0, 3.0]), np.array([2.0, 2.0]))
+    array([0.5, 1.5])
     """
     certain = np.flatnonzero(~(alone > 0))
     if len(certain):
@@ -69,8 +90,7 @@ def score_ifd(conditioned: Float[np.ndarray, " row"], alone: Float[np.ndarray, "
             f"{len(certain)} of {len(alone)} responses have a loss of 0 without their prompt, first places "
             f"{certain[:3].tolist()}; they have no difficulty: take these rows out or choose by another selector"
         )
-    difficulty = conditioned.astype(np.float64) / alone
-    return np.where(difficulty < 1, difficulty, -difficulty)
+    return conditioned.astype(np.float64) / alone
 
 
 def score_selectit(

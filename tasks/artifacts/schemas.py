@@ -129,6 +129,8 @@ SUBSET = pa.schema(
         pa.field("objective", pa.float64()),  # after the pick
         pa.field("covered_by", pa.string()),  # the chosen example that covers this one best; null where none does
         pa.field("cover", pa.float32()),  # how well, in units of the scaled kernel
+        pa.field("gated", pa.bool_(), nullable=False),  # it left before the choice; chosen by chance alone
+        pa.field("gate_score", pa.float64()),  # by which it left or stayed, in the gate's own unit; null: none is known
     ]
 )
 

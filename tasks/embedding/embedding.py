@@ -18,6 +18,7 @@ from tasks.artifacts import schemas, stores
 from tasks.artifacts.row_sets import USED, read_sets
 from tasks.artifacts.tables import Provenance, digest_code, digest_inputs, stack, write_table
 from tasks.conversations import read_conversation
+from tasks.embedding.agreement import measure_rows
 from tasks.embedding.settings import EmbeddingSettings
 from tasks.folders import Folders
 from tasks.settings import RuntimeSettings
@@ -34,11 +35,13 @@ def write_embedding(
     settings: EmbeddingSettings,
     runtime: RuntimeSettings,
     wanted: bool = True,
+    agreement: bool = False,
 ) -> Mapping[str, Any]:
     """Encode examples (prompt and response) and write `embedding.parquet`, in the order of their rows.
 
     They are the used ones, and those of the pool that an earlier version chose, used or not. Where `wanted` is false
-    (no stage needs vectors) the table is empty and its record says so.
+    (no stage needs vectors) the table is empty and its record says so. Beside it: `agreement.parquet`, how alike prompt
+    and response of each used row of the pool are, without rows where `agreement` is false.
 
     Returns:
         How many texts this run encoded, how many of those were cut at `max_tokens`, how many were known, and the
@@ -48,10 +51,16 @@ def write_embedding(
     version = folders.here.version
     source = examples / "examples.parquet"
     inputs = digest_inputs(source)
+    parameters = {"model": model.name, "max_tokens": settings.max_tokens}
+    parameters |= {"model_digest": models.model_digest(model)} if wanted or agreement else {}
+    made, nothing = (Provenance("embedding", version, facts, inputs) for facts in (parameters, {"wanted": False}))
+    alike, did = schemas.SCORES.empty_table(), {}
+    if agreement:
+        alike, did = measure_rows(source, store, model, runtime, settings.max_tokens)
+    write_table(alike, out / "agreement.parquet", made if agreement else nothing)
     if not wanted:
-        nothing = Provenance("embedding", version, {"wanted": False}, inputs)
         write_table(schemas.embedding(1).empty_table(), out / "embedding.parquet", nothing)
-        return {"wanted": False, "scoring_seconds": 0.0}
+        return {"wanted": False, **did, "scoring_seconds": round(did.get("scoring_seconds", 0.0), 3)}
     rows = read_texts(source)
     asked = rows.select(["id"]).cast(pa.schema([STORED.field("id")]))
     folder = store_folder(store, model, settings.max_tokens)
@@ -60,11 +69,10 @@ def write_embedding(
 
     cut = encode_missing(fresh, folder, model, runtime.embedding_rows, settings.max_tokens)
 
-    parameters = {"model": model.name, "max_tokens": settings.max_tokens, "model_digest": models.model_digest(model)}
-    vectors = _table(stores.find(folder, asked))
-    write_table(vectors, out / "embedding.parquet", Provenance("embedding", version, parameters, inputs))
+    write_table(_table(stores.find(folder, asked)), out / "embedding.parquet", made)
     counts = {"texts_encoded": fresh.num_rows, "texts_cut": cut, "texts_known": rows.num_rows - fresh.num_rows}
-    return counts | {"scoring_seconds": round(stores.cost(folder, asked), 3)}
+    counts["scoring_seconds"] = round(stores.cost(folder, asked), 3)
+    return {name: value + did.get(name, 0) for name, value in counts.items()}
 
 
 def read_texts(source: Path) -> pa.Table:

@@ -17,7 +17,7 @@ from tasks import models
 from tasks.artifacts.tables import read_table, stack
 from tasks.estimate.rows import Corpus
 from tasks.estimate.work import Case, Work, blank_group, count_packed
-from tasks.selection.selectors import SELECTORS
+from tasks.selection.selectors import list_read
 
 LARGE = 250  # rows of a ground set whose pairs are planned one by one
 
@@ -26,7 +26,7 @@ Sets = Mapping[str, np.ndarray]  # ground, task, learnt: places in the corpus
 
 def count_utility(case: Case) -> Work:
     """Count the pairs, the targets that are scored alone (`rows`), and the tokens of the packs that they are run in."""
-    if SELECTORS[case.values.selection.selector].reads != "utility":
+    if "utility" not in list_read(case.values.selection.selector, case.values.selection.gate):
         return Work()
     sets = read_sets(case.corpus)
     targets = len(np.union1d(sets["ground"], sets["task"]))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from tasks.estimate.pairs import count_lacking
-from tasks.estimate.work import Case, Work, scale
+from tasks.estimate.work import Case, Work, is_gated_by, scale
 
 APART = ("less", "ica", "tov")  # selectors whose figures stand by the rows that they are measured with
 
@@ -26,9 +26,9 @@ def count_left(name: str, case: Case, work: Work) -> Work:
     if name == "utility":
         left = count_lacking(case)
         return replace(work, at_most=True) if left is None else left
-    if name == "embedding":
+    if name == "embedding" and not is_gated_by(case, "agreement"):
         return _count_texts(case, place, work)
-    if name == "scores" and case.values.selection.selector not in APART:
+    if name == "scores" and not is_gated_by(case, "ifd") and case.values.selection.selector not in APART:
         return _count_scored(case, place, work)
     return replace(work, at_most=True)
 

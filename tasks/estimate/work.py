@@ -8,13 +8,13 @@ in how many pairs there are, so vectors at random stand in for those that are no
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tamis.examples.conversations import join_texts, split_key
+from tamis.examples.conversations import join_texts, split_key, transcribe
 from tamis.examples.splits import GENERAL, HELD_OUT
 from tamis.language.encoding import Encoding, TokenSequence, make_sequence
 from tamis.language.packing import Group, group_rows, plan_packs
@@ -23,7 +23,7 @@ from tamis.training.steps import plan_epochs
 from tasks import models
 from tasks.conversations import read_conversation
 from tasks.estimate.rows import SAMPLE, Corpus, is_learnt, make_budget
-from tasks.selection.selectors import SELECTORS
+from tasks.selection.selectors import SELECTORS, reads_vectors
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,21 @@ def count_examples(case: Case) -> Work:
 
 
 def count_embedding(case: Case) -> Work:
-    """Count the texts that stage `embedding` encodes; none where nothing reads vectors."""
-    reads = SELECTORS[case.values.selection.selector].reads
-    if not (reads == "embedding" or (reads == "utility" and case.values.utility.kernel != "exact")):
-        return Work()
-    rows = [row for row in case.corpus.rows if row["used"] or (row["split"] == "pool" and is_learnt(row))]
-    texts = [join_texts(read_conversation(row)) for row in rows]
-    return Work(texts=len(rows), encoded=count_encoded(texts, case))
+    """Count the texts that stage `embedding` encodes; none where nothing reads vectors, and no gate needs them."""
+    chosen, texts = case.values.selection, []
+    if reads_vectors(chosen.selector, chosen.gate, case.values.utility.kernel):
+        rows = [row for row in case.corpus.rows if row["used"] or (row["split"] == "pool" and is_learnt(row))]
+        texts += [join_texts(read_conversation(row)) for row in rows]
+    if is_gated_by(case, "agreement"):
+        pool = [case.corpus.rows[place] for place in case.corpus.places("pool")]
+        texts += [text for row in pool for text in transcribe(read_conversation(row))]
+    return Work(texts=len(texts), encoded=count_encoded(texts, case))
+
+
+def is_gated_by(case: Case, by: str) -> bool:
+    """Return whether rows leave the pool by a score before they are chosen."""
+    gate = case.values.selection.gate
+    return gate is not None and gate["by"] == by
 
 
 def count_encoded(texts: Sequence[str], case: Case) -> int:
@@ -96,10 +104,14 @@ def count_encoded(texts: Sequence[str], case: Case) -> int:
 
 
 def count_scores(case: Case) -> Work:
-    """Count the rows that stage `scores` asks the model about, and the tokens that its selector asks with."""
+    """Count the rows that stage `scores` asks the model about, and the tokens that selector and gate ask with."""
     selector = case.values.selection.selector
-    if SELECTORS[selector].reads != "scores":
-        return Work()
+    asked = {selector} if SELECTORS[selector].reads == "scores" else set()
+    asked |= {"ifd"} if is_gated_by(case, "ifd") else set()
+    return reduce(add, (_count_scored(case, one) for one in sorted(asked)), Work())
+
+
+def _count_scored(case: Case, selector: str) -> Work:
     pool, target = case.corpus.places("pool"), case.corpus.places("target")
     if selector == "less":
         from tasks.scores.less_warmup import draw_rows
@@ -109,7 +121,9 @@ def count_scores(case: Case) -> Work:
         tokens = epochs * (drawn * each + case.corpus.whole(pool) + case.corpus.whole(target))
         return Work(rows=len(pool) + len(target), backward=round(tokens), loads=1)
     some = pool[:SAMPLE] if len(pool) > SAMPLE else pool
-    tokens = sum(count_packed(group_rows(asked), case.values.runtime.pack_tokens) for asked in _ask(case, some))
+    tokens = sum(
+        count_packed(group_rows(asked), case.values.runtime.pack_tokens) for asked in _ask(case, some, selector)
+    )
     found = Work(rows=len(pool), forward=round(tokens * len(pool) / max(1, len(some))), loads=1)
     return _add_references(found, case, selector)
 
@@ -125,11 +139,11 @@ def _add_references(work: Work, case: Case, selector: str) -> Work:
     return work
 
 
-def _ask(case: Case, places: Sequence[int]) -> Iterable[Encoding]:
+def _ask(case: Case, places: Sequence[int], selector: str) -> Iterable[Encoding]:
     from tasks.scores.scores import METHODS
     from tasks.scores.work import Row, Shard
 
-    selector, size = case.values.selection.selector, case.values.runtime.shard_rows
+    size = case.values.runtime.shard_rows
 
     def read(some: Sequence[int]) -> list[Row]:
         ours = [case.corpus.rows[place] for place in some]

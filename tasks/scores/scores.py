@@ -19,7 +19,7 @@ import tamis.scores.less
 import tamis.scores.references
 import tamis.scores.scoring_prompts
 import tamis.training.steps
-from tamis.scores.baselines import score_ifd, score_perplexity, score_selectit
+from tamis.scores.baselines import measure_ifd, score_ifd, score_perplexity, score_selectit
 from tamis.scores.scoring_prompts import RATING_PROMPTS, RATINGS, ask_ifd, ask_perplexity, ask_selectit
 from tasks import models
 from tasks.artifacts import schemas, stores
@@ -52,19 +52,29 @@ def write_scores(
     runtime: RuntimeSettings,
     selector: str,
     wanted: bool = True,
+    gate: bool = False,
     map: Map = map,
 ) -> Mapping[str, Any]:
     """Write `scores.parquet`, a score per row of the ground set by row, and `scores.json`; return what this run scored.
 
-    Where `wanted` is false (the selector sorts by no score of these) the table is empty and the JSON says so.
+    Where `wanted` is false (the selector sorts by no score of these) the table is empty and the JSON says so. Beside
+    it: `ifd.parquet`, the instruction-following difficulty of each row for the gate of that name, without rows where
+    `gate` is false.
     """
     examples, out, version = folders.here.examples, folders.here.scores, folders.here.version
     store = folders.cache / "scores"
     source = examples / "examples.parquet"
     inputs = digest_inputs(source)
+    nothing = Provenance("scores", version, {"wanted": False}, inputs)
+    rows = read_rows(source, "ground") if wanted or gate else []
+    table, made, did = schemas.SCORES.empty_table(), nothing, {}
+    if gate:
+        asked = Shard("ifd", store_folder(store, model, "ifd"), model, settings, runtime, rows)
+        table, did = measure_difficulty(asked, map)
+        made = replace(nothing, parameters=_describe(asked))
+    write_table(table, out / "ifd.parquet", made)
     if not wanted:
-        return _write_nothing(out, Provenance("scores", version, {"wanted": False}, inputs), selector)
-    rows = read_rows(source, "ground")
+        return {**_write_nothing(out, nothing, selector), **did}
     work = Shard(selector, store_folder(store, model, selector), model, settings, runtime, rows)
     described, method = _describe(work), METHODS[selector]
     prepared = method.prepare(work, source)
@@ -73,7 +83,15 @@ def write_scores(
 
     made = Provenance("scores", version, described | dict(prepared.described or {}), inputs)
     _write(out, made, [row.id for row in rows], score)
-    return {**facts, "scoring_seconds": round(facts["scoring_seconds"] + prepared.seconds, 3)}
+    facts = {**facts, "scoring_seconds": round(facts["scoring_seconds"] + prepared.seconds, 3)}
+    return facts if selector == "ifd" else {name: value + did.get(name, 0) for name, value in facts.items()}
+
+
+def measure_difficulty(work: Shard, map: Map) -> tuple[pa.Table, Mapping[str, Any]]:
+    """Return the instruction-following difficulty of rows, and what was done to know it; selector `ifd` shares it."""
+    losses, did = measure_missing(work, map)
+    ratio = measure_ifd(*losses.T) if work.rows else np.empty(0)
+    return pa.table([[row.id for row in work.rows], ratio], schema=schemas.SCORES), did
 
 
 def store_folder(store: Path, model: models.ModelChoice, selector: str) -> Path:

@@ -1,6 +1,6 @@
 """What other stages found, as what selection chooses by: pairs and embeddings as similarities, scores as vectors."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,7 @@ class Rows:
     ground: pa.Table  # the used pool, by row: what may be chosen, and what is to be covered
     target: list[str]  # ids of the target task
     learnt: list[str]  # ids of what an earlier version chose, whether they may be chosen again or not
+    gated: list[str] = field(default_factory=list)  # ids of the used pool that left before the choice
 
 
 def read_rows(source: Path) -> Rows:
@@ -51,13 +52,14 @@ def read_rows(source: Path) -> Rows:
     return Rows(table.take(sets["ground"]), target, learnt)
 
 
-def read_texts(source: Path, selector: str) -> tuple[list[str], list[str]]:
-    """Return all that is said in each row of the pool, by row, and in each reference row.
+def read_texts(source: Path, selector: str, ids: list[str]) -> tuple[list[str], list[str]]:
+    """Return all that is said in each of some rows of the pool, by row, and in each reference row.
 
     Raises:
         ValueError: there is no reference row.
     """
-    tables = read_set(source, "ground"), read_references(source, selector)
+    pool = read_set(source, "ground")
+    tables = pool.filter(pc.is_in(pool["id"], pa.array(ids, pa.string()))), read_references(source, selector)
     ground, references = ([join_texts(read_conversation(row)) for row in table.to_pylist()] for table in tables)
     return ground, references
 
@@ -73,7 +75,7 @@ def wanted_rows(rows: Rows, objective: str) -> Rows:
             "selection.objective is mutual_information but no row is of the target task; set examples.target"
         )
     learnt = rows.learnt if objective == "conditional_gain" else []
-    return Rows(rows.ground, rows.target if objective == "mutual_information" else [], learnt)
+    return Rows(rows.ground, rows.target if objective == "mutual_information" else [], learnt, rows.gated)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,14 +145,15 @@ def read_pairs(source: Path, rows: Rows) -> pa.Table:
     table = read_table(source, schemas.UTILITY)
     for place, name in enumerate(("target_id", "demo_id")):
         table = table.set_column(place, name, table[name].dictionary_encode())
-    targets = [*rows.ground["id"].to_pylist(), *rows.target]
+    targets = [*rows.ground["id"].to_pylist(), *rows.gated, *rows.target]
     odd = (find(table["target_id"], targets) < 0) | (find(table["demo_id"], [*targets, *rows.learnt]) < 0)
     if odd.any():
         first = [(pair["target_id"], pair["demo_id"]) for pair in table.take(np.flatnonzero(odd)[:3]).to_pylist()]
         raise SelectionError(
-            f"{odd.sum()} of {table.num_rows} pairs in {source} are not of the pool's {rows.ground.num_rows} used "
-            f"rows, {len(rows.learnt)} learnt ones and {len(rows.target)} of the target task, first pairs (target, "
-            f"demo) {first}; examples and utility are of two runs, make both: `tamis run`"
+            f"{odd.sum()} of {table.num_rows} pairs in {source} are not of the pool's "
+            f"{len(targets) - len(rows.target)} used rows, {len(rows.learnt)} learnt ones and {len(rows.target)} of "
+            f"the target task, first pairs (target, demo) {first}; examples and utility are of two runs, make both: "
+            "`tamis run`"
         )
     return table
 
@@ -230,7 +233,7 @@ def compare_directions(phi_data: Path, sketches: Path, rows: Rows, examples: str
         SelectionError: there is none, or it is of other examples, of two runs, or not finite.
     """
     ids = rows.ground["id"].to_pylist()
-    worth = read_phi(phi_data, ids, examples, "per_norm")
+    worth = read_phi(phi_data, [*ids, *rows.gated], examples, "per_norm")[: len(ids)]
     demos = np.flatnonzero(~np.isnan(worth))
     there = read_table(sketches, columns=["id"])["id"]
     vectors = read_lists(sketches, "sketch")[look_up(there, [ids[demo] for demo in demos], sketches)]

@@ -31,6 +31,7 @@ from tasks.folders import Folders
 from tasks.masks.mask_tables import write_mask
 from tasks.masks.settings import MaskSettings
 from tasks.selection.bm25 import order_bm25
+from tasks.selection.gates import FILES, Gated, describe_gate, pass_gate, read_gate
 from tasks.selection.inputs import (
     Rows,
     SelectionError,
@@ -104,16 +105,23 @@ def write_selection(
     read = READ.get(reads, {}) | READ_ALSO.get(settings.selector, {})
     sources = {name.partition(".")[0]: getattr(here, stage) / name for name, stage in read.items()}
     rows = read_rows(table)
-    budget = resolve_budget(rows.ground, settings)
+    budget, gate = resolve_budget(rows.ground, settings), None
+    if settings.gate is not None:
+        stage, name = FILES[settings.gate["by"]]
+        sources["gate"] = getattr(here, stage) / name
+        gate = read_gate(settings.gate, rows, sources["gate"])
 
-    picks = choose_rows(rows, budget, sources | {"examples": table}, settings, diagonal=diagonal, map=map)
-    checked = check(rows, budget, picks, sources["checked"]) if settings.selector == "delift" else None
+    ours, narrowed = pass_gate(rows, budget, gate)
+    picks = choose_rows(ours, narrowed, sources | {"examples": table}, settings, diagonal=diagonal, map=map)
+    checked = check(ours, narrowed, picks, sources["checked"]) if settings.selector == "delift" else None
+    reached = describe_objective(picks, settings) | describe_scores(picks)
+    picks = widen(picks, gate)
 
     cut = write_mask(mask, examples=table, gradients=gradients, out=out, version=version, model=model)
     asked = asdict(settings) | ({"diagonal": diagonal} if settings.selector == "delift" else {})
     made = Provenance("selection", version, asked, digest_inputs(table, *sources.values()), find_seed(settings))
-    write_table(tabulate(rows.ground, picks), out / "subset.parquet", made)
-    found = describe(rows, budget, picks, settings)
+    write_table(tabulate(rows.ground, picks, gate), out / "subset.parquet", made)
+    found = describe(rows, budget, picks, settings) | reached | {"gate": describe_gate(rows, gate)}
     write_json(found | {"checked": checked, "mask": cut}, out / "selection.json")
 
 
@@ -148,7 +156,7 @@ def choose_rows(
         groups = name_groups(rows.ground["topic"].to_pylist(), rows.ground["source"].to_pylist())
         return ChosenRows(rank(budget, order_balanced(groups, settings.seed)))
     if selector == "bm25":
-        return ChosenRows(rank(budget, order_bm25(*read_texts(sources["examples"], selector))))
+        return ChosenRows(rank(budget, order_bm25(*read_texts(sources["examples"], selector, ids))))
     if selector == "delift":
         similar = read_utility(sources["utility"], rows, settings, diagonal)
         return choose_similar(similar, rows, budget, settings, sources["embedding"], map=map)
@@ -160,7 +168,8 @@ def choose_rows(
     if selector == "deft_ucs":
         return ChosenRows(rank(budget, order_deft_ucs(*read_vectors(sources["embedding"], ids), None, settings.seed)))
     if selector == "dualsft":
-        return choose_scored(read_phi(sources["phi_data"], ids, digest(sources["examples"])), budget)
+        phi = read_phi(sources["phi_data"], [*ids, *rows.gated], digest(sources["examples"]))
+        return choose_scored(phi[: len(ids)], budget)
     if selector == "dualsft_cover":
         known = digest(sources["examples"])
         similar = compare_directions(sources["phi_data"], sources["sketches"], rows, known)
@@ -256,11 +265,12 @@ def check(rows: Rows, budget: Budget, picks: ChosenRows, source: Path) -> Mappin
     Each share is of what is attainable, what all rows of the pool cover, in [0, 1]. That a target covers itself, which
     measures copying, is left out.
     """
-    pairs = read_pairs(source, rows)
-    if not pairs.num_rows:
+    pairs, ids = read_pairs(source, rows), rows.ground["id"].to_pylist()
+    there = set(pc.unique(pairs["target_id"].cast(pa.string())).to_pylist()) - set(rows.gated)
+    if not there:
         return None
-    targets = pc.unique(pairs["target_id"].cast(pa.string())).to_pylist()
-    names = targets, rows.ground["id"].to_pylist()
+    targets = [each for each in ids if each in there]
+    names = targets, ids
     kernel = scale(cut(pairs, names, source), "relu", names)
     kernel = cap_diagonal(kernel, find_places(names[1], targets), np.zeros(len(targets), np.float32))
     return {
@@ -270,7 +280,19 @@ def check(rows: Rows, budget: Budget, picks: ChosenRows, source: Path) -> Mappin
     }
 
 
-def tabulate(ground: pa.Table, picks: ChosenRows) -> pa.Table:
+def widen(picks: ChosenRows, gate: Gated | None) -> ChosenRows:
+    """Return what was chosen among the rows that a gate let pass by the places of all; what left has no cover."""
+    if gate is None:
+        return picks
+    order, covered_by, cover = gate.kept[picks.order], None, None
+    if picks.covered_by is not None:
+        covered_by, cover = np.full(len(gate.gated), -1), np.full(len(gate.gated), np.nan, np.float32)
+        covered_by[gate.kept] = np.where(picks.covered_by < 0, -1, gate.kept[picks.covered_by])
+        cover[gate.kept] = picks.cover
+    return replace(picks, order=order, covered_by=covered_by, cover=cover, scores=None)
+
+
+def tabulate(ground: pa.Table, picks: ChosenRows, gate: Gated | None = None) -> pa.Table:
     """Return a row for every row of the pool: the chosen ones by rank, then the others as they stand."""
     rows, order, choice = ground.num_rows, picks.order, picks.choice
     rank = np.full(rows, rows)
@@ -281,7 +303,9 @@ def tabulate(ground: pa.Table, picks: ChosenRows) -> pa.Table:
     )
     if choice is not None:
         gain, objective = (_spread(values, order, rows) for values in (choice.gain, choice.objective))
-        covered_by, cover = pa.array(picks.covered_by, mask=picks.covered_by < 0), pa.array(picks.cover)
+        covered_by = pa.array(picks.covered_by, mask=picks.covered_by < 0)
+        cover = pa.array(picks.cover, mask=np.isnan(picks.cover))
+    known = np.full(rows, np.nan) if gate is None else gate.scores
     columns = {
         **{name: ground[name] for name in ("id", "topic", "response_tokens")},
         "chosen": pa.array(chosen),
@@ -290,35 +314,33 @@ def tabulate(ground: pa.Table, picks: ChosenRows) -> pa.Table:
         "objective": objective,
         "covered_by": ground["id"].combine_chunks().take(covered_by),
         "cover": cover,
+        "gated": pa.array(np.zeros(rows, bool) if gate is None else gate.gated),
+        "gate_score": pa.array(known, mask=np.isnan(known)),
     }
     return pa.table(list(columns.values()), schema=schemas.SUBSET).take(np.argsort(rank, kind="stable"))
 
 
 def describe(rows: Rows, budget: Budget, picks: ChosenRows, settings: SelectionSettings) -> dict[str, Any]:
-    """Return what was chosen, in numbers; what needs similarities is null where there are none."""
+    """Return what was chosen, in numbers."""
     tokens, order = rows.ground["response_tokens"].to_numpy(), picks.order
-    return (
-        {
-            "selector": settings.selector,
-            "learnt_rows": len(rows.learnt),
-            "target_rows": len(rows.target),
-            "pool_rows": len(tokens),
-            "chosen_rows": len(order),
-            "chosen_fraction": len(order) / len(tokens),
-            "chosen_response_tokens": int(tokens[order].sum()),
-            "chosen_response_tokens_fraction": int(tokens[order].sum()) / max(1, int(tokens.sum())),
-            "mean_response_tokens": {"chosen": float(tokens[order].mean()), "pool": float(tokens.mean())},
-            "budget": record(budget) | {"spent": int(budget.costs[order].sum())},
-            "topics": dict(zip(budget.topics, count_by_topic(budget, order.tolist()).tolist(), strict=True)),
-            "faults": {"pool": count_faults(rows.ground), "chosen": count_faults(rows.ground.take(order))},
-        }
-        | describe_objective(picks, settings)
-        | describe_scores(picks)
-    )
+    return {
+        "selector": settings.selector,
+        "learnt_rows": len(rows.learnt),
+        "target_rows": len(rows.target),
+        "pool_rows": len(tokens),
+        "chosen_rows": len(order),
+        "chosen_fraction": len(order) / len(tokens),
+        "chosen_response_tokens": int(tokens[order].sum()),
+        "chosen_response_tokens_fraction": int(tokens[order].sum()) / max(1, int(tokens.sum())),
+        "mean_response_tokens": {"chosen": float(tokens[order].mean()), "pool": float(tokens.mean())},
+        "budget": record(budget) | {"spent": int(budget.costs[order].sum())},
+        "topics": dict(zip(budget.topics, count_by_topic(budget, order.tolist()).tolist(), strict=True)),
+        "faults": {"pool": count_faults(rows.ground), "chosen": count_faults(rows.ground.take(order))},
+    }
 
 
 def describe_objective(picks: ChosenRows, settings: SelectionSettings) -> dict[str, Any]:
-    """Return what the objective reached."""
+    """Return what the objective reached; null where there are no similarities."""
     choice, objective = picks.choice, picks.objective
     if choice is None or objective is None or picks.similar is None:
         names = (

@@ -1,6 +1,8 @@
 """The selectors, once: what each reads, whether it has an objective, whether it draws, and where it is published."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -13,6 +15,9 @@ class Selector:
     source: str  # where it is published
     references: bool = False  # it scores rows beside those of the target task or, without one, those that validate
 
+
+CHANCE = ("random", "balanced", "fresh")  # selectors that know nothing of the rows
+GATES = {"ifd": "scores", "help": "utility", "agreement": "embedding"}  # gate -> the stage that scores rows for it
 
 SELECTORS = {
     "delift": Selector("utility", True, False, "DELIFT, arXiv 2411.04425"),
@@ -33,3 +38,19 @@ SELECTORS = {
     "dualsft": Selector("gradients", False, False, "DualSFT, arXiv 2605.06166"),
     "dualsft_cover": Selector("gradients", True, False, "ours, on the gradients of DualSFT, arXiv 2605.06166"),
 }
+
+
+def list_read(selector: str, gate: Mapping[str, Any] | None) -> set[str]:
+    """Return the stages whose scores, pairs or vectors a selector and the gate before it read.
+
+    >>> sorted(list_read("perplexity", {"by": "help", "drop": 0.2})), list_read("random", None)
+    (['scores', 'utility'], set())
+    """
+    read = {SELECTORS[selector].reads, GATES[gate["by"]] if gate else None}
+    return {stage for stage in read if stage is not None}
+
+
+def reads_vectors(selector: str, gate: Mapping[str, Any] | None, kernel: str) -> bool:
+    """Return whether rows are compared by their embeddings, to choose them or to find the pairs that are scored."""
+    pairs = "utility" in list_read(selector, gate) and kernel != "exact"
+    return SELECTORS[selector].reads == "embedding" or pairs

@@ -1,14 +1,36 @@
 """Settings of the stage `selection`."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from tasks.selection.selectors import SELECTORS
-from tasks.settings import RowBudget, Seed, checked
+from tasks.selection.selectors import GATES, SELECTORS
+from tasks.settings import RowBudget, Seed, checked, hint
 
 Rows = Annotated[int, Field(ge=0)]
+
+
+def refuse_gate(gate: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return what leaves the pool before anything is chosen, where that is said.
+
+    Raises:
+        ValueError: saying what is wrong with it, after the setting's name.
+    """
+    if gate is None:
+        return None
+    for key in gate:
+        if key not in ("by", "drop"):
+            raise ValueError(f"has an unknown {key!r}{hint(key, ('by', 'drop'))}; known: by, drop")
+    found = {"drop": 0.2, **gate}
+    if found.get("by") not in GATES:
+        near = hint(found.get("by"), GATES)
+        raise ValueError(
+            f"is {dict(gate)}{near}; give by: {' or '.join(GATES)} and, if not 0.2, drop: a share, or null"
+        )
+    if isinstance(found["drop"], bool) or not isinstance(found["drop"], float | int) or not 0 < found["drop"] < 1:
+        raise ValueError(f"has drop: {found['drop']!r}; it is a share of the pool, above 0 and below 1")
+    return found
 
 
 @checked
@@ -39,6 +61,11 @@ class SelectionSettings:
     budget: RowBudget = Field(
         default_factory=lambda: {"fraction": 0.3},
         description="one of count: rows | fraction: of the used pool | response_tokens: tokens",
+    )
+    gate: Annotated[Mapping[str, str | float] | None, AfterValidator(refuse_gate)] = Field(
+        None,
+        description="{by: ifd | help | agreement, drop: 0.2}: before all else so many of the used pool leave, those of "
+        "the highest IFD | of the lowest mean utility as demo | whose prompt and response are least alike; null: none",
     )
     caps: Mapping[str, Rows] = Field(
         default_factory=dict, description='topic -> at most so many rows; "*": every topic not named'

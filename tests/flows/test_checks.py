@@ -41,6 +41,32 @@ def test_fisher_information_needs_no_validation_rows():
     compose(MASKED | {"mask.selector": "fisher"})
 
 
+GATE = {"selection.gate": {"by": "help", "drop": 0.8}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ({}, "selection.budget is fraction: 0.3 of the used pool, of which selection.gate takes 0.8 out before; lower"),
+        (
+            {"selection.gate": {"by": "idf"}},
+            r"selection.gate is \{'by': 'idf'\} \(did you mean 'ifd'\?\); give by: ifd",
+        ),
+        (
+            {"selection.budget": {"count": 9}, "selection.selector": "fresh"},
+            "selection.selector is fresh, which draws other rows of the whole pool in every epoch, and knows nothing",
+        ),
+        (
+            {"selection.budget": {"count": 9}, "utility.kernel": "landmarks"},
+            "selection.gate is by help and utility.kernel is landmarks, which scores some rows as demos and no others",
+        ),
+    ],
+)
+def test_a_gate_that_leaves_or_knows_too_few_rows_is_refused(asked, text):
+    with pytest.raises(params.ParamsError, match=text):
+        compose(GATE | asked)
+
+
 def test_one_validation_prompt_in_one_is_refused():
     with pytest.raises(params.ParamsError, match=r"examples\.validation_every is 1; it must be at least 2"):
         compose({"examples.validation_every": 1})

@@ -17,12 +17,16 @@ from tamis.language.packing import group_rows, plan_packs
 
 KERNELS = {
     "exact": {"utility": {"kernel": "exact"}},
-    "neighbours": {"examples": {"target": {"topic": "sums", "rows": 3}}},
+    "neighbours": {
+        "examples": {"target": {"topic": "sums", "rows": 3}},
+        "selection": {"gate": {"by": "ifd", "drop": 0.2}},
+    },
     "landmarks": {
         "utility": {"kernel": "landmarks", "landmarks": 8, "landmark_targets": 12},
         "finetuning": {"method": "masked", "epochs": 3, "batch_rows": 2, "arms": {"chosen": [0, 1]}},
         "mask": {"selector": "dualsft", "budget": {"fraction": 0.1}, "update_steps": 2},
         "examples": {"validation_every": 5},
+        "selection": {"gate": {"by": "agreement", "drop": 0.2}},
     },
     "ifd": {
         "selection": {"selector": "ifd"},

@@ -50,7 +50,8 @@ def write_subset(folder: Path, ids: list[str], chosen: set[int], *, selector: st
     budget = resolve(**asked, topics=ground["topic"].to_pylist(), response_tokens=tokens)
     write_json({"selector": selector, "budget": record(budget)}, folder / "selection.json")
     rows = [
-        {"id": name, "topic": "t", "response_tokens": 3, "chosen": place in chosen} for place, name in enumerate(ids)
+        {"id": name, "topic": "t", "response_tokens": 3, "chosen": place in chosen, "gated": False}
+        for place, name in enumerate(ids)
     ]
     table = pa.Table.from_pylist(rows, schema=schemas.SUBSET)
     write_table(table, folder / "subset.parquet", Provenance("selection", "v1"))

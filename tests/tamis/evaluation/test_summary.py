@@ -169,3 +169,12 @@ def test_without_random_rows_no_chance_is_told():
     faults = {"pool": {"planted": {"cut": 4}, "repeats": 0}, "chosen": {"planted": {}, "repeats": 0}}
     notes = summarise({"arms": {"chosen": ARM}}, {"pairs_scored": 0}, {}, {"faults": faults}).notes
     assert notes[1:] == ["planted cut: 4 rows of the pool, 0 of the choice"]
+
+
+@pytest.mark.parametrize(
+    ("planted", "wrong"), [({}, ""), ({"cut": 2, "exchanged": 1}, " (2 planted cut, 1 planted exchanged)")]
+)
+def test_a_gate_says_how_many_rows_left(planted, wrong):
+    gate = {"by": "ifd", "gated_rows": 1200, "faults": {"planted": planted, "repeats": 0}}
+    notes = summarise({"arms": {"chosen": ARM, "random": ARM}}, {"pairs_scored": 0}, {}, {"gate": gate}).notes
+    assert notes == [f"gate by ifd: 1,200 rows of the pool left before the choice{wrong}"]

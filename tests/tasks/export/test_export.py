@@ -55,6 +55,7 @@ def choose(here: Artifacts) -> None:
     pool = [row for row in pq.read_table(table).to_pylist() if row["used"] and row["split"] == "pool"]
     rows = [
         {"id": row["id"], "topic": row["topic"], "response_tokens": row["response_tokens"], "chosen": place % 2 == 0}
+        | {"gated": False}
         | ({"rank": (len(pool) - 1 - place) // 2} if place % 2 == 0 else {})
         for place, row in enumerate(pool)
     ]

@@ -219,6 +219,24 @@ def test_a_selector_without_scores_writes_an_empty_artifact_that_says_so(corpus,
     assert facts["why"] == f"selection.selector: {selector} needs no score of a row by itself"
 
 
+@pytest.mark.parametrize("selector", ["delift", "perplexity", "ifd"])
+def test_the_gates_difficulty_is_the_ratio_of_both_losses_whatever_the_selector(corpus, toy, selector):
+    tmp_path, ids = corpus
+    facts = run(tmp_path, toy, selector, wanted=selector != "delift", gate=True)
+    table = read_table(tmp_path / "out/ifd.parquet", schemas.SCORES)
+    whole, alone = losses(tmp_path, toy)
+    assert table["id"].to_pylist() == ids
+    assert table["score"].to_numpy() == pytest.approx(whole / alone)
+    assert facts["rows_scored"] + facts["rows_known"] == len(ids) * (2 if selector == "perplexity" else 1)
+    assert facts["scoring_seconds"] > 0
+
+
+def test_without_a_gate_its_table_is_empty(corpus, toy):
+    tmp_path, _ = corpus
+    run(tmp_path, toy)
+    assert read_table(tmp_path / "out/ifd.parquet", schemas.SCORES).num_rows == 0
+
+
 def test_the_json_tells_how_scores_are_spread(corpus, toy):
     tmp_path, ids = corpus
     run(tmp_path, toy, "ifd")

@@ -1,0 +1,102 @@
+"""The gate before selection: the rows of the pool whose score is worst leave, and the others are chosen from.
+
+Rows that leave are no demos, and they need no cover: wrong rows would only draw the choice to what resembles them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tamis.scores.gates import HIGHEST_LEAVE, find_gated
+from tamis.submodular.budgets import Budget, BudgetError, narrow
+from tamis.utility.quality import measure_help, measure_nearby_help
+from tasks.artifacts import schemas
+from tasks.artifacts.row_sets import count_faults
+from tasks.artifacts.tables import provenance, read_table
+from tasks.selection.inputs import Rows, cut, find, look_up, read_pairs
+
+FILES = {"ifd": ("scores", "ifd.parquet"), "help": ("utility", "utility.parquet")}
+FILES |= {"agreement": ("embedding", "agreement.parquet")}  # gate -> stage and table of its scores
+
+
+@dataclass(frozen=True, eq=False)
+class Gated:
+    """What a gate found of each row of the pool."""
+
+    by: str
+    drop: float
+    scores: np.ndarray  # NaN: none is known
+    gated: np.ndarray  # bool
+
+    @property
+    def kept(self) -> np.ndarray:
+        """The places of the rows that are chosen from."""
+        return np.flatnonzero(~self.gated)
+
+
+def read_gate(gate: Mapping[str, Any] | None, rows: Rows, source: Path | None) -> Gated | None:
+    """Return which rows of the pool leave; None without a gate.
+
+    Args:
+        gate: `selection.gate`.
+        rows: of the version.
+        source: the table of `FILES`.
+    """
+    if gate is None:
+        return None
+    scores = _read_help(source, rows) if gate["by"] == "help" else _read_scores(source, rows)
+    return Gated(gate["by"], gate["drop"], scores, find_gated(scores, gate["by"], gate["drop"]))
+
+
+def _read_scores(source: Path, rows: Rows) -> np.ndarray:
+    table = read_table(source, schemas.SCORES)
+    return table["score"].to_numpy()[look_up(table["id"], rows.ground["id"].to_pylist(), source)]
+
+
+def _read_help(source: Path, rows: Rows) -> np.ndarray:
+    """Return how much each row helps those that it was shown to; under kernel `neighbours` those near it, both ways."""
+    pairs, ids = read_pairs(source, rows), rows.ground["id"].to_pylist()
+    inside = (find(pairs["target_id"], ids) >= 0) & (find(pairs["demo_id"], ids) >= 0)
+    demos = np.unique(find(pairs["demo_id"], ids)[inside])
+    utility = cut(pairs, (ids, [ids[demo] for demo in demos]), source)
+    near = provenance(source)["parameters"].get("kernel") == "neighbours"
+    scores = np.full(len(ids), np.nan)
+    scores[demos] = (measure_nearby_help if near else measure_help)(utility, demos)
+    return scores
+
+
+def pass_gate(rows: Rows, budget: Budget, gate: Gated | None) -> tuple[Rows, Budget]:
+    """Return the rows that are chosen from, and the budget for these alone; it is as large as for all of them.
+
+    Raises:
+        BudgetError: the rows that stay cannot keep it.
+    """
+    if gate is None:
+        return rows, budget
+    left = rows.ground["id"].take(np.flatnonzero(gate.gated)).to_pylist()
+    try:
+        return replace(rows, ground=rows.ground.take(gate.kept), gated=left), narrow(budget, gate.kept)
+    except BudgetError as error:
+        raise BudgetError(
+            f"selection.gate takes {len(left)} of the pool's {rows.ground.num_rows} rows out, and of the others: "
+            f"{error}; or lower selection.gate.drop"
+        ) from error
+
+
+def describe_gate(rows: Rows, gate: Gated | None) -> dict[str, Any] | None:
+    """Return what left and why, in numbers."""
+    if gate is None:
+        return None
+    worst_kept = gate.scores[gate.kept][~np.isnan(gate.scores[gate.kept])]
+    edge = np.max if gate.by in HIGHEST_LEAVE else np.min
+    return {
+        "by": gate.by,
+        "drop": gate.drop,
+        "gated_rows": int(gate.gated.sum()),
+        "unscored": int(np.isnan(gate.scores).sum()),
+        "worst_kept": float(edge(worst_kept)) if len(worst_kept) else None,
+        "faults": count_faults(rows.ground.take(np.flatnonzero(gate.gated))),
+    }

@@ -1,0 +1,54 @@
+"""Gates: the worst rows leave, as many as asked for; what is not known stays."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tamis.scores.baselines import measure_ifd
+from tamis.scores.gates import GATES, find_gated, measure_agreement
+
+SCORES = st.lists(st.one_of(st.integers(-3, 3).map(float), st.just(float("nan"))), min_size=1, max_size=15)
+
+
+@given(SCORES, st.sampled_from(GATES), st.integers(1, 9))
+def test_the_worst_rows_leave_as_the_slow_rule_says(scores, by, tenths):
+    left, allowed = set(), len(scores) * tenths // 10
+    while len(left) < allowed:
+        there = [place for place, score in enumerate(scores) if score == score and place not in left]
+        if not there:
+            break
+        worst = (max if by == "ifd" else min)(scores[place] for place in there)
+        left.add(max(place for place in there if scores[place] == worst))
+    found = find_gated(np.array(scores), by, tenths / 10)
+    assert set(np.flatnonzero(found)) == left
+
+
+@given(SCORES, st.sampled_from(GATES))
+def test_a_larger_share_takes_the_rows_of_a_smaller_one_and_more(scores, by):
+    few, many = (find_gated(np.array(scores), by, drop) for drop in (0.2, 0.6))
+    assert not (few & ~many).any()
+
+
+def test_an_unknown_gate_is_refused():
+    with pytest.raises(ValueError, match="there is no gate 'loss'; known: ifd, help, agreement"):
+        find_gated(np.zeros(3), "loss", 0.2)
+
+
+def test_agreement_is_the_cosine_of_each_pair():
+    asked, said = np.random.default_rng(0).normal(size=(2, 7, 5)).astype(np.float32)
+    asked, said = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in (asked, said))
+    slow = [
+        sum(float(a) * float(b) for a, b in zip(one, other, strict=True))
+        for one, other in zip(asked, said, strict=True)
+    ]
+    assert measure_agreement(asked, said) == pytest.approx(slow, abs=1e-6)
+    assert measure_agreement(asked, said) == pytest.approx(measure_agreement(said, asked))
+    assert measure_agreement(asked, asked) == pytest.approx(np.ones(7), abs=1e-6)
+
+
+def test_a_prompt_that_does_not_help_has_a_difficulty_of_one():
+    losses = np.array([0.5, 2.0])
+    assert measure_ifd(losses, losses).tolist() == [1.0, 1.0]
+    with pytest.raises(ValueError, match=r"1 of 2 responses have a loss of 0 without their prompt, first places \[1\]"):
+        measure_ifd(losses, np.array([1.0, 0.0]))
