@@ -76,8 +76,8 @@ def _check_gate(values: "Params") -> None:
         )
     if values.selection.selector == "fresh":
         raise ParamsError(
-            "selection.selector is fresh, which draws other rows of the whole pool in every epoch, and knows nothing of "
-            "selection.gate; set selection.gate: null or selection.selector: random"
+            "selection.selector is fresh, which draws other rows of the whole pool in every epoch, and knows nothing "
+            "of selection.gate; set selection.gate: null or selection.selector: random"
         )
     if gate["by"] == "help" and values.utility.kernel == "landmarks":
         raise ParamsError(
