@@ -369,7 +369,9 @@ def summarise(root: Path, version: str) -> Summary:
             raise tables.ArtifactError(f"{paths[stage]} is missing; run `tamis run` (or `dvc repro`) to make it")
     found = [json.loads(path.read_text(encoding="utf-8")) if path.exists() else {} for path in paths.values()]
     summary, counts = summarise_metrics(*found), Path(root) / f"data/examples/version={version}/examples.json"
+    gradients = Path(root) / f"data/gradients/version={version}/gradients.json"
+    scores = json.loads(gradients.read_text(encoding="utf-8")).get("notes", []) if gradients.exists() else []
     left_out = json.loads(counts.read_text(encoding="utf-8"))["rejects"] if counts.exists() else 0
     asked = f"tamis sql \"SELECT reason, count(*) FROM rejects WHERE version = '{version}' GROUP BY ALL\""
     told = [f"{left_out} raw rows were left out, each with its reason: {asked}"] if left_out else []
-    return replace(summary, notes=[*summary.notes, *told])
+    return replace(summary, notes=[*summary.notes, *scores, *told])

@@ -292,6 +292,13 @@ def test_a_summary_reads_metrics_and_notes(world):
     ]
 
 
+def test_a_summary_tells_what_a_score_of_rows_mostly_is(world):
+    write_json({"arms": {}}, world.folder("evaluation") / "metrics.json")
+    write_json({"pairs_scored": 0}, world.folder("utility") / "utility.json")
+    write_json({"notes": ["dualsft: this score is mostly length"]}, world.folder("gradients") / "gradients.json")
+    assert "dualsft: this score is mostly length" in audit.summarise(world.root, "v1").notes
+
+
 @pytest.mark.parametrize("rejects", [0, 9])
 def test_a_summary_tells_how_many_raw_rows_were_left_out(world, rejects):
     write_json({"arms": {}}, world.folder("evaluation") / "metrics.json")
