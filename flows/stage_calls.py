@@ -72,6 +72,7 @@ def make_examples(values: Params, folders: Folders, map: Map) -> Notes:
 def make_embedding(values: Params, folders: Folders, map: Map) -> Notes:
     """Encode texts."""
     from tasks.embedding.embedding import write_embedding
+    from tasks.utility.settings import name_kernel
 
     chosen = values.selection
     return write_embedding(
@@ -79,7 +80,7 @@ def make_embedding(values: Params, folders: Folders, map: Map) -> Notes:
         model=encoder(values),
         settings=values.embedding,
         runtime=values.runtime,
-        wanted=reads_vectors(chosen.selector, chosen.gate, values.utility.kernel),
+        wanted=reads_vectors(chosen.selector, chosen.gate, name_kernel(chosen.selector, values.utility)),
         agreement=gates_by(values, "embedding"),
     )
 
@@ -92,14 +93,17 @@ def gates_by(values: Params, stage: str) -> bool:
 
 def make_utility(values: Params, folders: Folders, map: Map) -> Notes:
     """Score pairs."""
+    from tasks.utility.settings import name_kernel
     from tasks.utility.utility import write_utility
 
+    selector = values.selection.selector
     return write_utility(
         folders,
         model=language(values),
         settings=values.utility,
         runtime=values.runtime,
-        wanted="utility" in list_read(values.selection.selector, values.selection.gate),
+        wanted="utility" in list_read(selector, values.selection.gate),
+        kernel=name_kernel(selector, values.utility),
         map=map,
     )
 

@@ -5,7 +5,7 @@ number follows from the sizes of the sets, and tokens per pair from `LARGE` of i
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from tamis.utility import pairs as planning
 from tamis.utility.pairs import pair_all, pairs_of_all, pairs_of_landmarks, pairs_of_neighbours, unite
+from tamis.utility.probes import pairs_of_probes
 from tasks import models
 from tasks.artifacts.tables import read_table, stack
 from tasks.estimate.rows import Corpus
@@ -34,7 +35,8 @@ def count_utility(case: Case) -> Work:
     found = count_tokens(case, plan_pairs(case, some))
     if len(sets["ground"]) <= LARGE and len(sets["learnt"]) <= LARGE and len(sets["task"]) <= LARGE:
         return found
-    whole = count_pairs({name: len(places) for name, places in sets.items()}, case.values.utility)
+    sizes = {name: len(places) for name, places in sets.items()}
+    whole = count_pairs(sizes, case.values.utility, case.kernel)
     each = found.forward / max(1, found.pairs + found.rows)
     return replace(found, pairs=whole, rows=targets, forward=round(each * (whole + targets)))
 
@@ -52,7 +54,7 @@ def plan_pairs(case: Case, sets: Sets) -> list[np.ndarray]:
     from tasks.utility.utility import draw_check
 
     settings, corpus = case.values.utility, case.corpus
-    check = draw_check(sets["ground"], settings)
+    check = draw_check(sets["ground"], settings, case.kernel)
     lengths = corpus.contexts + corpus.answers
     *tried, kernel = _of_kernel(case, sets)
     targets = np.union1d(sets["ground"], sets["task"])
@@ -69,11 +71,14 @@ def plan_pairs(case: Case, sets: Sets) -> list[np.ndarray]:
 def _of_kernel(case: Case, sets: Sets) -> list[np.ndarray]:
     """Return the pairs of the kernel, last, after those that are tried to find them, a round after the other."""
     settings = case.values.utility
-    if settings.kernel == "exact":
+    if case.kernel == "exact":
         return [pairs_of_all(sets)]
     vectors = read_vectors(case)
-    if settings.kernel == "neighbours":
+    if case.kernel == "neighbours":
         return [pairs_of_neighbours(sets, vectors, settings.neighbours)[0]]
+    if case.kernel == "probes":
+        ground, how = sets["ground"], asdict(settings.probes) | {"seed": settings.seed}
+        return [pairs_of_probes(ground, vectors[ground], np.zeros(len(ground)), **how)[0]]
     return _of_landmarks(settings, sets, vectors)
 
 
@@ -105,18 +110,21 @@ def read_vectors(case: Case) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
 
 
-def count_pairs(sizes: Mapping[str, int], settings: Any) -> int:
+def count_pairs(sizes: Mapping[str, int], settings: Any, kernel: str) -> int:
     """Return how many pairs large sets have, none of whose rows stands in two of them; an upper bound else.
 
     Args:
         sizes: rows of ground, task and learnt.
         settings: of stage `utility`.
+        kernel: which pairs are scored.
     """
     ground, task, learnt = (sizes[name] for name in ("ground", "task", "learnt"))
-    if settings.kernel == "exact":
+    if kernel == "exact":
         return ground * (ground + 2 * task + learnt)
+    if kernel == "probes":
+        return ground * min(settings.probes.probes, settings.probes.nearest, ground - 1)
     near, checked = settings.neighbours, min(settings.check_targets, ground)
-    if settings.kernel == "neighbours":
+    if kernel == "neighbours":
         own = min(near, ground - 1) + 1
         others = ground * (min(near, learnt) + min(near, task)) + task * min(near, ground)
         return ground * own + others + checked * (ground - own)
@@ -162,8 +170,8 @@ def count_lacking(case: Case) -> Work | None:
     from tasks.artifacts import stores
     from tasks.utility.utility import CODE
 
-    sets, settings = read_sets(case.corpus), case.values.utility
-    known = settings.kernel == "exact" or (settings.kernel == "neighbours" and case.vectors is not None)
+    sets = read_sets(case.corpus)
+    known = case.kernel == "exact" or (case.kernel == "neighbours" and case.vectors is not None)
     if not known or any(len(places) > LARGE for places in sets.values()):
         return None
     digest = models.model_digest(case.model)

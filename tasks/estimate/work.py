@@ -24,6 +24,7 @@ from tasks import models
 from tasks.conversations import read_conversation
 from tasks.estimate.rows import SAMPLE, Corpus, is_learnt, make_budget
 from tasks.selection.selectors import SELECTORS, reads_vectors
+from tasks.utility.settings import name_kernel
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Case:
     cache: Path  # the root of the stores
     vectors: Path | None  # the embedding artifact, where it is of the current inputs
 
+    @property
+    def kernel(self) -> str:
+        """Return which pairs stage `utility` scores."""
+        return name_kernel(self.values.selection.selector, self.values.utility)
+
 
 def add(one: Work, other: Work) -> Work:
     """Return the work of both."""
@@ -76,7 +82,7 @@ def count_examples(case: Case) -> Work:
 def count_embedding(case: Case) -> Work:
     """Count the texts that stage `embedding` encodes; none where nothing reads vectors, and no gate needs them."""
     chosen, texts = case.values.selection, []
-    if reads_vectors(chosen.selector, chosen.gate, case.values.utility.kernel):
+    if reads_vectors(chosen.selector, chosen.gate, case.kernel):
         rows = [row for row in case.corpus.rows if row["used"] or (row["split"] == "pool" and is_learnt(row))]
         texts += [join_texts(read_conversation(row)) for row in rows]
     if is_gated_by(case, "agreement"):

@@ -134,6 +134,20 @@ def read_utility(source: Path, rows: Rows, settings: SelectionSettings, diagonal
     return Similar(Kernels(**similar), demos, quality=quality, unscored=int(unscored.sum()))
 
 
+def read_probes(source: Path, rows: Rows) -> np.ndarray:
+    """Return how much each row of the pool helps its probes on average; the median of its topic where no pair says it.
+
+    Raises:
+        SelectionError: the pairs are not those of probes.
+    """
+    made = provenance(source)["parameters"].get("kernel")
+    if made != "probes":
+        raise SelectionError(f"{source} holds pairs of kernel {made}, not of probes; make it again: `tamis run`")
+    ids, topics = rows.ground["id"].to_pylist(), rows.ground["topic"].to_pylist()
+    utility = cut(read_pairs(source, rows), (ids, ids), source)
+    return fill_by_topic(measure_help(utility, np.arange(len(ids))), topics)[0]
+
+
 def find_places(ids: list[str], among: list[str] | pa.Array) -> np.ndarray:
     """Return the place of each id among others; -1 where it is none of them."""
     places = pc.index_in(pa.array(ids, pa.string()), value_set=pa.array(among, pa.string()))

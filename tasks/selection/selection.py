@@ -42,6 +42,7 @@ from tasks.selection.inputs import (
     find_places,
     read_pairs,
     read_phi,
+    read_probes,
     read_rows,
     read_scores,
     read_texts,
@@ -175,7 +176,9 @@ def choose_rows(
         similar = compare_directions(sources["phi_data"], sources["sketches"], rows, known)
         refuse_small(budget, similar.demos)
         return choose_similar(similar, rows, budget, settings, None, map=map)
-    scores = read_scores(sources["scores"], selector, ids)
+    scores = (
+        read_probes(sources["utility"], rows) if selector == "probes" else read_scores(sources["scores"], selector, ids)
+    )
     return ChosenRows(rank(budget, order_scores(scores)), scores=scores)
 
 

@@ -35,6 +35,7 @@ SELECTORS = {
     "tov": Selector("scores", False, False, "arXiv 2510.00386", references=True),
     "rds": Selector("scores", False, False, "RDS+, arXiv 2503.01807", references=True),
     "bm25": Selector(None, False, False, "Robertson and Zaragoza 2009", references=True),
+    "probes": Selector("utility", False, False, "arXiv 2604.25132, on DELIFT's utility"),
     "dualsft": Selector("gradients", False, False, "DualSFT, arXiv 2605.06166"),
     "dualsft_cover": Selector("gradients", True, False, "ours, on the gradients of DualSFT, arXiv 2605.06166"),
 }

@@ -8,6 +8,15 @@ from tasks.settings import Seed, checked
 
 
 @checked
+class ProbesSettings:
+    """Which rows selector `probes` measures the help of each row on (arXiv 2604.25132)."""
+
+    nearest: Annotated[int, Field(ge=1)] = Field(32, description="rows by embedding that they are picked from")
+    clusters: Annotated[int, Field(ge=1)] = Field(5, description="of these; of each the hardest are picked, in turn")
+    probes: Annotated[int, Field(ge=1)] = Field(16, description="rows that each row is shown before")
+
+
+@checked
 class UtilitySettings:
     """How pairs are chosen and scored."""
 
@@ -32,4 +41,14 @@ class UtilitySettings:
         description="what a row shown before itself counts for in selection: no more than the best other demo | as it "
         "is scored, which measures copying (DELIFT) | nothing",
     )
-    seed: Seed = Field(0, description="of the targets drawn for landmarks and for the check")
+    probes: ProbesSettings = Field(default_factory=ProbesSettings, description="of selector probes, in place of kernel")
+    seed: Seed = Field(0, description="of the targets drawn for landmarks and for the check, and of clusters of probes")
+
+
+def name_kernel(selector: str, settings: UtilitySettings) -> str:
+    """Return which pairs are scored: those of the kernel, or of selector `probes`.
+
+    >>> name_kernel("delift", UtilitySettings()), name_kernel("probes", UtilitySettings())
+    ('neighbours', 'probes')
+    """
+    return "probes" if selector == "probes" else settings.kernel

@@ -25,6 +25,7 @@ from tamis.utility.pairs import (
     top_demos,
     unite,
 )
+from tamis.utility.probes import pairs_of_probes
 from tamis.utility.utility import Missed, approximation_error, gain, measure
 from tasks import models
 from tasks.artifacts import schemas, stores
@@ -81,9 +82,12 @@ def write_utility(
     settings: UtilitySettings,
     runtime: RuntimeSettings,
     wanted: bool,
+    kernel: str | None = None,
     map: Map = map,
 ) -> Mapping[str, Any]:
     """Write `utility.parquet` and what belongs to it; return what this run scored.
+
+    The pairs are those of `kernel`: `probes`, or that of the settings, where it is None.
 
     Beside it: `distances.parquet` (each target alone), `checked.parquet` (some targets with every demo of the pool),
     `skipped.parquet` (pairs too long for the context) and `utility.json`. Where `wanted` is false (the rows are chosen
@@ -100,12 +104,14 @@ def write_utility(
     folder = open_store(store, model)
     work = Shard(source, known, folder, model, settings, runtime, np.empty((0, 2), np.int32))
 
-    chosen = choose_pairs(work, pool, vectors, map)
-    wanted_for = {"kernel": chosen.kernel, "tried": chosen.tried, "check": draw_check(pool.sets["ground"], settings)}
+    kernel = kernel or settings.kernel
+    chosen = choose_pairs(work, pool, vectors, kernel, map=map)
+    checked = draw_check(pool.sets["ground"], settings, kernel)
+    wanted_for = {"kernel": chosen.kernel, "tried": chosen.tried, "check": checked}
     asked, skipped = ask(pool, wanted_for, model.max_tokens)
     scores, done = score_missing(work, asked, map)
 
-    record = Provenance("utility", version, _describe(model, settings), inputs, settings.seed)
+    record = Provenance("utility", version, _describe(model, settings, kernel), inputs, settings.seed)
     _write(out, record, scores, skipped, settings, recall=chosen.recall)
     return count_pairs(asked, chosen.scored + done) | {"scoring_seconds": cost_of_kernel(folder, asked)}
 
@@ -157,23 +163,35 @@ def cost_of_kernel(folder: Path, asked: pa.Table) -> float:
     return round(stores.cost(folder, asked.filter(needed)), 3)
 
 
-def _describe(model: models.ModelChoice, settings: UtilitySettings) -> dict[str, Any]:
+def _describe(model: models.ModelChoice, settings: UtilitySettings, kernel: str) -> dict[str, Any]:
     """Return what determines the table; how the work was cut and run is no part of it."""
-    described = asdict(settings) | {"template": model.template}
+    described = asdict(settings) | {"template": model.template, "kernel": kernel}
     return described | {"model": model.name, "model_digest": models.model_digest(model)}
 
 
-def choose_pairs(work: Shard, pool: Pool, vectors: Path, map: Map) -> ChosenPairs:
-    """Return the pairs that the kernel asks for; to find landmarks, pairs are scored."""
+def choose_pairs(work: Shard, pool: Pool, vectors: Path, kernel: str, *, map: Map) -> ChosenPairs:
+    """Return the pairs that the kernel asks for; to find landmarks, pairs are scored, to find probes, targets alone."""
     settings, none = work.settings, np.empty((0, 2), np.int64)
-    if settings.kernel == "exact":
+    if kernel == "exact":
         return ChosenPairs(pairs_of_all(pool.sets), none, Counter())
     place = {name: row for row, name in enumerate(read_table(vectors, columns=["id"])["id"].to_pylist())}
     found = read_lists(vectors, "embedding")[[place[name] for name in pool.ids]]
-    if settings.kernel == "neighbours":
-        kernel, recall = pairs_of_neighbours(pool.sets, found, settings.neighbours)
-        return ChosenPairs(kernel, none, Counter(), recall)
-    return find_landmarks(work, pool, found, map)
+    if kernel == "neighbours":
+        pairs, recall = pairs_of_neighbours(pool.sets, found, settings.neighbours)
+        return ChosenPairs(pairs, none, Counter(), recall)
+    return (find_probes if kernel == "probes" else find_landmarks)(work, pool, found, map)
+
+
+def find_probes(work: Shard, pool: Pool, vectors: np.ndarray, map: Map) -> ChosenPairs:
+    """Score every target alone, which tells the hard ones; return each row of the pool as demo of its probes."""
+    settings, ground, none = work.settings, pool.sets["ground"], np.empty((0, 2), np.int64)
+    scores, done = score_missing(work, ask(pool, {"tried": none}, work.model.max_tokens)[0], map)
+    far = {"probability": scores["distance"], "log_likelihood": pc.negate(scores["log_likelihood"])}[settings.distance]
+    difficulty = np.full(len(pool.ids), np.nan)
+    difficulty[np.asarray(scores["target"])] = np.asarray(far)
+    how = asdict(settings.probes) | {"seed": settings.seed}
+    pairs, recall = pairs_of_probes(ground, vectors[ground], difficulty[ground], **how)
+    return ChosenPairs(pairs, none, done, recall)
 
 
 def find_landmarks(work: Shard, pool: Pool, vectors: np.ndarray, map: Map) -> ChosenPairs:
@@ -206,9 +224,9 @@ def _similar(scores: pa.Table, demos: np.ndarray, settings: UtilitySettings) -> 
     return table
 
 
-def draw_check(ground: np.ndarray, settings: UtilitySettings) -> np.ndarray:
-    """Return the pairs of a few drawn rows of the pool with all of them; none where the kernel is exact."""
-    count = 0 if settings.kernel == "exact" else min(settings.check_targets, len(ground))
+def draw_check(ground: np.ndarray, settings: UtilitySettings, kernel: str) -> np.ndarray:
+    """Return the pairs of a few drawn rows of the pool with all of them; none where no pair is left out of a kernel."""
+    count = 0 if kernel in ("exact", "probes") else min(settings.check_targets, len(ground))
     drawn = np.random.default_rng(settings.seed).choice(ground, count, replace=False)
     return unite([pair_all(drawn, ground)])
 
@@ -321,7 +339,7 @@ def _write(
     utility = np.asarray(kernel["utility"])
     facts = {
         "wanted": True,
-        "kernel": settings.kernel,
+        "kernel": provenance.parameters["kernel"],
         "neighbour_recall": recall,
         "targets": alone.num_rows,
         "pairs_scored": kernel.num_rows,

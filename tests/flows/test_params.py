@@ -70,8 +70,7 @@ def test_what_is_left_out_has_its_default(tmp_path):
         (
             {"selection__selector": "delft"},
             "selection.selector must be delift or random or balanced or fresh or longest or embedding or perplexity or "
-            "ifd or selectit or deft_ucs or less or ica or tov or rds or bm25 or dualsft or "
-            "dualsft_cover, got 'delft' (did",
+            "ifd or selectit or deft_ucs or less or ica or tov or rds or bm25 or probes or dualsft or dualsft_cover, ",
         ),
         (
             {"selection__optimiser": "greedy"},

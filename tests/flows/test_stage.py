@@ -167,6 +167,7 @@ def test_stages_take_what_the_flow_hands_them(asked, name):
         ("embedding", "exact", True),
         ("deft_ucs", "exact", True),
         ("less", "neighbours", False),
+        ("probes", "exact", True),
         ("dualsft", "neighbours", False),
     ],
 )
@@ -175,7 +176,8 @@ def test_embeddings_are_wanted_where_neighbours_are_looked_for(asked, selector, 
 
 
 @pytest.mark.parametrize(
-    ("selector", "wanted"), [("delift", {"utility"}), ("ifd", {"scores"}), ("dualsft", set()), ("random", set())]
+    ("selector", "wanted"),
+    [("delift", {"utility"}), ("probes", {"utility"}), ("ifd", {"scores"}), ("dualsft", set()), ("random", set())],
 )
 def test_pairs_and_scores_are_wanted_by_the_selectors_that_read_them(asked, selector, wanted):
     found = {name: asked(name, selection={"selector": selector})["wanted"] for name in ("utility", "scores")}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tamis.utility.pairs import pair_all, pairs_of_all, pairs_of_neighbours, unite
+from tamis.utility.probes import pairs_of_probes
 from tasks.estimate import calibration, plan, rates
 from tasks.estimate.pairs import count_pairs
 from tasks.estimate.plan import Planned
@@ -110,15 +111,21 @@ def test_rates_are_of_a_model_a_device_a_dtype_and_threads(toy, monkeypatch):
     assert rates.name_entry("utility", toy) == f"utility | {toy.name} | cpu | float32 | 3 threads"
 
 
-@pytest.mark.parametrize("kernel", ["exact", "neighbours"])
+@pytest.mark.parametrize("kernel", ["exact", "neighbours", "probes"])
 def test_pairs_of_large_sets_are_counted_without_listing_them(kernel):
     sets = {"ground": np.arange(40), "task": np.arange(40, 46), "learnt": np.arange(46, 57)}
-    settings = UtilitySettings(kernel=kernel, neighbours=7, check_targets=3)
+    settings = UtilitySettings(neighbours=7, check_targets=3)
     vectors = np.random.default_rng(0).standard_normal((57, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     check = pair_all(np.arange(3), sets["ground"])
-    listed = pairs_of_all(sets) if kernel == "exact" else unite([pairs_of_neighbours(sets, vectors, 7)[0], check])
-    assert count_pairs({name: len(places) for name, places in sets.items()}, settings) == len(listed)
+    listed = {
+        "exact": lambda: pairs_of_all(sets),
+        "neighbours": lambda: unite([pairs_of_neighbours(sets, vectors, 7)[0], check]),
+        "probes": lambda: pairs_of_probes(
+            sets["ground"], vectors[:40], np.arange(40.0), nearest=32, clusters=5, probes=16, seed=0
+        )[0],
+    }[kernel]()
+    assert count_pairs({name: len(places) for name, places in sets.items()}, settings, kernel) == len(listed)
 
 
 def test_nothing_left_loads_no_weights():

@@ -31,6 +31,7 @@ def run(
     out: str = "out",
     store: str = ".",
     wanted: bool = True,
+    kernel: str | None = None,
     map: Callable = map,
 ) -> Mapping[str, Any]:
     """Write the utility of `root/examples` and return what was scored."""
@@ -40,6 +41,7 @@ def run(
         settings=settings,
         runtime=runtime,
         wanted=wanted,
+        kernel=kernel,
         map=map,
     )
 
