@@ -20,9 +20,9 @@ def slow_confidence(q, confidence):
     return 1.0 + sum(word * math.log(word) for word in q) / math.log(len(q))
 
 
-def slow_loss(model, teacher, confidence, tau):
-    """L_CWSD as a graph, an example and a token at a time, and the weights w_n."""
-    total, weights = 0.0, []
+def slow_loss(model, teacher, confidence, tau, loss_per="row"):
+    """L_CWSD as a graph, an example and a token at a time, and the confidences w_n."""
+    total, size, weights = 0.0, 0.0, []
     for query, response in zip(QUERIES, RESPONSES, strict=True):
         tokens = torch.tensor([query + response])
         with torch.no_grad():
@@ -33,18 +33,19 @@ def slow_loss(model, teacher, confidence, tau):
             q, p = (told[place] / tau).softmax(-1), (logits[place] / tau).softmax(-1)
             divergence = divergence + sum(q[z] * (q[z].log() - p[z].log()) for z in range(len(q))) / len(response)
             weight += slow_confidence(q.tolist(), confidence) / len(response)
-        total = total + weight * divergence
+        tokens = len(response) if loss_per == "token" else 1
+        total, size = total + tokens * weight * divergence, size + tokens * weight
         weights.append(weight)
-    return tau**2 * total / sum(weights), weights
+    return tau**2 * total / size, weights
 
 
-@pytest.mark.parametrize("confidence", CONFIDENCES)
-def test_the_gradient_is_that_of_the_slow_loop(confidence):
+@pytest.mark.parametrize(("confidence", "loss_per"), [*((name, "row") for name in CONFIDENCES), ("max_prob", "token")])
+def test_the_gradient_is_that_of_the_slow_loop(confidence, loss_per):
     model, teacher = small_model("gpt2", seed=0), small_model("gpt2", seed=3)
-    loss, weights = slow_loss(model, teacher, confidence, tau=2.0)
+    loss, weights = slow_loss(model, teacher, confidence, tau=2.0, loss_per=loss_per)
     names = [name for name, _ in model.named_parameters()]
     wanted = dict(zip(names, torch.autograd.grad(loss, list(model.parameters())), strict=True))
-    found = preservation_gradient(model, teacher, ANCHORS, confidence=confidence, tau=2.0)
+    found = preservation_gradient(model, teacher, ANCHORS, confidence=confidence, tau=2.0, loss_per=loss_per)
     assert found.loss == pytest.approx(loss.item(), rel=1e-10)
     assert found.weights.tolist() == pytest.approx(weights, rel=1e-10)
     assert max(distance(found.v_prior[name], wanted[name]) for name in names) <= 1e-8

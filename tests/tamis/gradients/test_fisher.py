@@ -10,20 +10,21 @@ QUERIES, RESPONSES = small_pool()
 PACKED = batch_rows(QUERIES, RESPONSES, tokens=24)
 
 
-def slow(model):
+def slow(model, loss_per):
     """The mean square of every example's own gradient, by autograd."""
     found = {}
-    for one in each_gradient(model, QUERIES, RESPONSES):
+    for one, response in zip(each_gradient(model, QUERIES, RESPONSES), RESPONSES, strict=True):
+        tokens = len(response) if loss_per == "token" else 1
         for name, gradient in one.items():
-            found[name] = found.get(name, 0.0) + gradient**2 / len(QUERIES)
+            found[name] = found.get(name, 0.0) + (tokens * gradient) ** 2 / len(QUERIES)
     return found
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_it_is_the_mean_square_of_each_examples_own_gradient(family, monkeypatch):
+@pytest.mark.parametrize(("family", "loss_per"), [*((name, "row") for name in FAMILIES), ("gpt2", "token")])
+def test_it_is_the_mean_square_of_each_examples_own_gradient(family, loss_per, monkeypatch):
     widen(monkeypatch)
     model = small_model(family)
-    found, wanted = fisher_information(model, PACKED), slow(model)
+    found, wanted = fisher_information(model, PACKED, loss_per=loss_per), slow(model, loss_per)
     least = 1e-12 * max(float(tensor.max()) for tensor in wanted.values())  # key biases: 0 but for rounding
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():

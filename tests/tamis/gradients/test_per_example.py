@@ -147,6 +147,26 @@ def test_the_validation_gradient_is_the_mean():
     assert_same_sums(validation_gradient(model, PACKED), wanted)
 
 
+def test_per_token_gradients_are_of_the_sums_over_tokens():
+    model = small_model("gpt2")
+    u, sizes = random_direction(model), torch.tensor([len(response) for response in RESPONSES])
+    gradients = each_gradient(model, QUERIES, RESPONSES)
+    total = {name: sum(size * one[name] for size, one in zip(sizes, gradients, strict=True)) for name in u}
+    found, rows = accumulate(model, PACKED, u, loss_per="token"), accumulate(model, PACKED, u)
+    assert_same_sums(found.G, total)
+    assert distance(found.phi_data, rows.phi_data * sizes) <= 1e-6
+    assert torch.allclose(found.losses, rows.losses)
+    mean = {name: tensor / sizes.sum() for name, tensor in total.items()}
+    assert_same_sums(validation_gradient(model, PACKED, loss_per="token"), mean)
+
+
+def test_sums_of_bfloat16_weights_do_not_depend_on_how_rows_are_batched():
+    model = small_model("llama", dtype=torch.bfloat16)
+    together, alone = (accumulate(model, batch_rows(QUERIES, RESPONSES, tokens=size)).G for size in (10_000, 1))
+    for name, tensor in together.items():  # each product is of float32: no batch's part of the sum is rounded
+        assert (tensor - alone[name]).abs().max() <= 0.05 * alone[name].abs().max(), name
+
+
 def test_first_order_along_the_validation_gradient_finds_the_row_that_is_the_validation():
     model = small_model("llama")
     v_new = validation_gradient(model, batch_rows(QUERIES[3:4], RESPONSES[3:4], tokens=24))

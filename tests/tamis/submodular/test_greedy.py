@@ -179,19 +179,6 @@ def test_a_token_budget_is_not_wasted_on_a_cheap_row_where_one_dear_row_is_worth
     assert choose(kernel, budget).order.tolist() == [1]
 
 
-@pytest.mark.filterwarnings("ignore")  # scipy's old names in submodlib
-@pytest.mark.parametrize("seed", range(3))
-def test_submodlib_chooses_the_same_rows(seed):
-    from submodlib import FacilityLocationFunction
-
-    kernel = random_kernel(60, 60, seed)
-    theirs = FacilityLocationFunction(n=60, mode="dense", sijs=kernel, separate_rep=False)
-    picks = theirs.maximize(budget=12, optimizer="LazyGreedy", show_progress=False)
-    ours = choose(kernel, counted(60, 12))
-    assert ours.order.tolist() == [row for row, _ in picks]
-    assert ours.objective[-1] == pytest.approx(sum(gain for _, gain in picks), rel=1e-6)
-
-
 @pytest.mark.parametrize("form", [np.asarray, thin])
 @pytest.mark.parametrize(("value", "text"), [(-2, "similarities are negative"), (math.nan, "utilities are not finite")])
 def test_a_value_that_is_no_similarity_is_named(form, value, text):

@@ -143,40 +143,6 @@ def test_bad_weights_forms_and_shapes_are_refused():
         objectives.conditional_gain(kernel, kernel[:2], nu=1.0)
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", [*FORMS[:1], "queries", "conditional"])
-def test_the_choice_is_that_of_submodlib(name):
-    import submodlib
-
-    generator = np.random.default_rng(7)
-    points = generator.random((30, 4))
-    pool, task = points[:24], points[24:]
-
-    def similar(ones, others):
-        return np.exp(-((ones[:, None] - others[None]) ** 2).sum(-1)).astype(np.float32)
-
-    own, asked = similar(pool, pool), similar(pool, task)
-    if name == "conditional":
-        theirs = submodlib.FacilityLocationConditionalGainFunction(
-            n=24, num_privates=6, data_sijs=own, private_sijs=asked, privacyHardness=0.9
-        )
-        made = objectives.conditional_gain(own, asked, nu=0.9)
-    elif name == "saturated":
-        theirs = submodlib.FacilityLocationMutualInformationFunction(
-            n=24, num_queries=6, data_sijs=own, query_sijs=asked, magnificationEta=0.9
-        )
-        made = objectives.mutual_information(own, asked.T, asked, eta=0.9, form="saturated")
-    else:
-        theirs = submodlib.FacilityLocationVariantMutualInformationFunction(
-            n=24, num_queries=6, query_sijs=asked, queryDiversityEta=0.9
-        )
-        made = objectives.mutual_information(own, asked.T, asked, eta=0.9, form="queries")
-    found = theirs.maximize(budget=6, optimizer="NaiveGreedy", stopIfZeroGain=False, stopIfNegativeGain=False)
-    choice = choose(made.kernel, counted(24, 6), made.bonus)
-    assert choice.objective[-1] == pytest.approx(sum(gain for _, gain in found), rel=1e-5)
-    assert value(made, [demo for demo, _ in found]) == pytest.approx(choice.objective[-1], rel=1e-5)
-
-
 def test_one_scale_for_two_kernels_where_two_scales_change_the_choice():
     """What is learnt helps little: on one scale it covers almost nothing, on its own scale all of a target."""
     pool = np.float32([[0.9, 0.0], [0.0, 0.8]])
