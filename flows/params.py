@@ -107,15 +107,20 @@ def read_versions(path: Path = Path("params.yaml")) -> dict[str, VersionSettings
     return _versions(_at(load(path), "versions"))
 
 
-def needs(address: str, root: Path = Path(".")) -> tuple[list[str], dict[str, Any]]:
+def needs(
+    address: str, root: Path = Path("."), versions: Mapping[str, VersionSettings] | None = None
+) -> tuple[list[str], dict[str, Any]]:
     """Return the files that a stage depends on and the values of its parameters, by dvc.yaml's own lists.
 
     Args:
         address: name and version, `utility@v1`.
         root: the folder that holds dvc.yaml and params.yaml.
+        versions: data versions; None: those of params.yaml.
     """
     name, _, key = address.partition("@")
     raw = load(root / "params.yaml")
+    if versions is not None:
+        raw["versions"] = {name: vars(version) for name, version in versions.items()}
     stages = load(root / "dvc.yaml")["stages"]
     if name not in stages or key not in raw["versions"]:
         known = [f"{stage}@{version}" for version in raw["versions"] for stage in stages]

@@ -98,15 +98,22 @@ def last_run(address: str) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def fingerprint(address: str) -> dict[str, str]:
-    """Return the digest of every file and the value of every parameter that dvc.yaml lists for a stage."""
-    files, values = params.needs(address)
+def fingerprint(address: str, versions: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Return the digest of every file and the value of every parameter that dvc.yaml lists for a stage.
+
+    Args:
+        address: name and version, `utility@v1`.
+        versions: data versions; None: those of params.yaml.
+    """
+    files, values = params.needs(address, versions=versions)
     return {path: _digest(Path(path)) for path in files} | {key: repr(value) for key, value in values.items()}
 
 
 def sources(addresses: Iterable[str]) -> dict[str, str]:
     """Return the digest of every module that dvc.yaml lists for some stages, by its path."""
-    modules = {path for address in addresses for path in params.needs(address)[0] if path.endswith(".py")}
+    stages = params.load(Path("dvc.yaml"))["stages"]
+    named = (stages[address.partition("@")[0]]["do"].get("deps", []) for address in addresses)
+    modules = {path for files in named for path in files if path.endswith(".py")}
     return {path: _digest(Path(path)) for path in sorted(modules)}
 
 

@@ -37,7 +37,15 @@ class Trial:
     notes: Mapping[str, Any]  # what the stage said
 
 
-def attempt(name: str, version: str, values: Params, upstream: Mapping[str, Trial], loaded: Mapping[str, str]) -> Trial:
+def attempt(
+    name: str,
+    version: str,
+    values: Params,
+    upstream: Mapping[str, Trial],
+    loaded: Mapping[str, str],
+    *,
+    before: Mapping[str, Trial] | None = None,
+) -> Trial:
     """Run a stage apart, unless that is done already.
 
     Args:
@@ -46,18 +54,22 @@ def attempt(name: str, version: str, values: Params, upstream: Mapping[str, Tria
         values: the parameters, which may differ from params.yaml.
         upstream: trials by stage; what is not among them is read from the project's artifacts.
         loaded: the stages' sources when the process could first import them, of stage.sources.
+        before: likewise, of the version that this one continues from.
 
     Raises:
         InputsChanged: a module was edited since, or something that the stage reads while it ran.
     """
-    facts = describe(name, version, values, upstream)
+    facts = describe(name, version, values, upstream, before)
     key = digest(facts)
     home = TRIALS / name / key
 
     made = {name: home} | {stage: trial.folder for stage, trial in upstream.items()}
     here = find_artifacts(version, made)
-    kept = {"scratch": home / "scratch", "warmup": find_warmup(here.examples)}
-    folders = replace(find_folders(values, version), here=here, **kept)
+    kept: dict[str, Any] = {"scratch": home / "scratch", "warmup": find_warmup(here.examples)}
+    earlier = find_artifacts(
+        values.versions[version].previous, {each: one.folder for each, one in (before or {}).items()}
+    )
+    folders = replace(find_folders(values, version), here=here, before=earlier, **kept)
 
     if not (home / DONE).exists():
         address = f"{name}@{version}"
@@ -71,7 +83,7 @@ def attempt(name: str, version: str, values: Params, upstream: Mapping[str, Tria
             notes = STAGES[name](values, folders, partial(in_order, label=address)) or {}
             seconds = time.monotonic() - start
         refuse_edited(address, loaded)
-        refuse_moved(address, facts, describe(name, version, values, upstream))
+        refuse_moved(address, facts, describe(name, version, values, upstream, before))
         shutil.rmtree(home / "scratch", ignore_errors=True)
         conclude(home / DONE, {"seconds": seconds, "resumed": resumed, "notes": dict(notes)})
     return Trial(key, home, **json.loads((home / DONE).read_text(encoding="utf-8")))
@@ -84,17 +96,24 @@ def conclude(path: Path, record: Mapping[str, Any]) -> None:
     write_json(record, path)
 
 
-def describe(name: str, version: str, values: Params, upstream: Mapping[str, Trial]) -> dict[str, Any]:
+def describe(
+    name: str,
+    version: str,
+    values: Params,
+    upstream: Mapping[str, Trial],
+    before: Mapping[str, Trial] | None = None,
+) -> dict[str, Any]:
     """Return all that a trial depends on, by name."""
     address, previous = f"{name}@{version}", values.versions[version].previous
-    files, keys = params.needs(address)
-    found, written = fingerprint(address), params.read_versions()[version].previous
+    files, keys = params.needs(address, versions=values.versions)
+    found = fingerprint(address, values.versions)
     facts: dict[str, Any] = {"stage": name, "version": version, "previous": previous}
     for path in files:
         made = re.match(r"data/(\w+)/version=([^/]+)/", path)
-        if made and made[2] == version and made[1] in upstream:
-            facts[made[1]] = upstream[made[1]].key
-        elif not (made and made[2] == written != previous):  # what another version before made is not read
+        stage, trials = (made[1], {version: upstream, previous: before or {}}.get(made[2], {})) if made else ("", {})
+        if stage in trials:
+            facts[stage if made[2] == version else f"{stage} before"] = trials[stage].key
+        else:
             facts[path] = found[path]
     return facts | {key: _value(values, key) for key in keys}
 

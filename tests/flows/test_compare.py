@@ -14,6 +14,7 @@ from flows import compare, params, stage, trials
 from flows.cli import app
 from flows.graph import versions
 
+READ = (("examples", "examples.parquet"), ("selection", "subset.parquet"))  # of the version before, by stage examples
 ASKED = {"selectors": ["longest", "delift"], "budgets": ["4"], "seeds": 2}
 
 
@@ -205,8 +206,23 @@ def test_without_the_version_before_a_trial_depends_on_none_of_its_artifacts(con
     alone = replace(values, versions={"v2": replace(values.versions["v2"], previous="base")})
     after, apart = (trials.describe("examples", "v2", each, {}) for each in (values, alone))
     assert (after.pop("previous"), apart.pop("previous")) == ("v1", "base")
-    gone = {"data/examples/version=v1/examples.parquet", "data/selection/version=v1/subset.parquet"}
-    assert apart == {name: value for name, value in after.items() if name not in gone}
+    read = [{f"data/{name}/version={v}/{file}" for name, file in READ} for v in ("v1", "base")]
+    assert [each - other for each, other in ((after.keys(), apart.keys()), (apart.keys(), after.keys()))] == read
+    assert all(apart[name] == value for name, value in after.items() if name not in read[0])
+
+
+def test_a_trial_depends_on_those_of_the_version_before_where_these_are_trials(continued, monkeypatch, tmp_path):
+    monkeypatch.chdir(continued.root)
+    values, made = (
+        params.read(),
+        {name: trials.Trial(f"key of {name}", tmp_path / name, 1.0, False, {}) for name, _ in READ},
+    )
+    found = trials.describe("examples", "v2", values, {}, made)
+    assert {name: found[name] for name in found if name.endswith(" before")} == {
+        "examples before": "key of examples",
+        "selection before": "key of selection",
+    }
+    assert not {f"data/{name}/version=v1/{file}" for name, file in READ} & found.keys()
 
 
 @pytest.mark.parametrize("run", [lambda: compare.compare("v1", **ASKED), lambda: compare.repeat("v1")])
