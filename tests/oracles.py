@@ -244,3 +244,40 @@ def greedy_of(value, demos: int, count: int) -> list[int]:
         left = [demo for demo in range(demos) if demo not in chosen]
         chosen.append(max(left, key=lambda demo: (value([*chosen, demo]), -demo)))
     return chosen
+
+
+def holm_rejects(p: list[float], level: float) -> list[bool]:
+    """Holm's procedure a step at a time: the smallest p left against level / (how many are left), until one fails."""
+    rejected, left = [False] * len(p), list(range(len(p)))
+    while left:
+        smallest = min(left, key=lambda place: p[place])
+        if p[smallest] > level / len(left):
+            break
+        rejected[smallest] = True
+        left.remove(smallest)
+    return rejected
+
+
+def bootstrap_p(means: list[float]) -> float:
+    """Twice the share of resamples on the rarer side of 0, the sample itself counted as one of them."""
+    below = above = 1
+    for mean in means:
+        below += mean <= 0
+        above += mean >= 0
+    return min(1.0, 2 * min(below, above) / (len(means) + 1))
+
+
+def crossed_means(differences: np.ndarray, resamples: int, seed: int) -> list[float]:
+    """Mean of a table over rows drawn with replacement, then seeds drawn with replacement, a number at a time."""
+    generator = np.random.default_rng(seed)
+    seeds, rows = differences.shape
+    drawn_rows = [generator.integers(rows, size=rows) for _ in range(resamples)]
+    drawn_seeds = [[0]] * resamples if seeds == 1 else generator.integers(seeds, size=(resamples, seeds))
+    found = []
+    for some, several in zip(drawn_rows, drawn_seeds, strict=True):
+        total = 0.0
+        for seed_drawn in several:
+            for row in some:
+                total += float(differences[seed_drawn, row])
+        found.append(total / (len(several) * rows))
+    return found
