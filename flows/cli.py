@@ -23,6 +23,7 @@ COMMANDS = {
     "show": artifacts.show,
     "compare": comparing.compare,
     "repeats": comparing.repeats,
+    "study": comparing.study,
     "export": raw_data.export,
     "merge": artifacts.merge,
     "store": artifacts.store,

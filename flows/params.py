@@ -91,7 +91,7 @@ def compose(raw: Mapping[str, Any], place: str = "params.yaml", *, bare: bool = 
     missing = [name for name in ("versions", *SECTIONS) if name not in raw]
     if missing:
         raise ParamsError(f"{place} lacks {_add(missing)} (an empty section is written {{}})")
-    sections = {name: _settings(kind, raw[name], name) for name, kind in SECTIONS.items()}
+    sections = {name: check_section(kind, raw[name], name) for name, kind in SECTIONS.items()}
     values = Params(versions=_versions(raw["versions"], bare=bare), **sections)
     refuse_contradictions(values)
     return values
@@ -325,7 +325,7 @@ def _versions(raw: Any, *, bare: bool = False) -> dict[str, VersionSettings]:
     named = {} if raw is None else _mapping(raw, "versions")
     for name in named:
         _check_name(name)
-    versions = {name: _settings(VersionSettings, values, f"versions.{name}") for name, values in named.items()}
+    versions = {name: check_section(VersionSettings, values, f"versions.{name}") for name, values in named.items()}
     if not versions and not bare:
         raise ParamsError(
             "versions is empty; add one with `tamis add`, or write it, such as v1: {raw: data/raw/v1, previous: base}"
@@ -371,7 +371,7 @@ def _check_previous(name: str, previous: str, versions: Mapping[str, VersionSett
         previous = versions[previous].previous
 
 
-def _settings(kind: type, raw: Any, name: str) -> Any:
+def check_section(kind: type, raw: Any, name: str) -> Any:
     """Return a section as its settings; a section inside it likewise."""
     values, kinds = _mapping(raw, name), get_type_hints(kind)
     _refuse_unknown(values, kinds, name)
@@ -381,7 +381,7 @@ def _settings(kind: type, raw: Any, name: str) -> Any:
         raise ParamsError(f"{name} lacks {_add(missing)}")
     for key, value in values.items():
         if is_dataclass(kinds[key]):
-            values[key] = _settings(kinds[key], value, f"{name}.{key}")
+            values[key] = check_section(kinds[key], value, f"{name}.{key}")
     try:
         return kind(**values)
     except ValidationError as error:

@@ -33,7 +33,7 @@ RARE = "docker"  # the command that is a target task
 BOILERPLATE = re.compile(r"(--help|--version| -h| -V| help)$")  # of a response that any command has
 LONGEST = {"tldr": 160, "dialogues": 240, "svamp": 240, "gsm8k": 380, "mbpp": 300}  # characters of prompt and response
 ROWS, USED = 184, 168  # of a pool; about so many are left of it where one clean prompt in ten validates
-HELD_OUT, TARGET = 128, 32
+HELD_OUT, TARGET = 96, 32
 TRIES = 2000  # at an exchange
 OPERATORS = {"+": "addition", "-": "subtraction", "*": "multiplication", "/": "division"}
 DIALOGUES = Path(__file__).parents[1] / "data/raw/v1"
@@ -203,9 +203,9 @@ def list_boilerplate(data: Path, version: str = "v2.3") -> list[Row]:
     ]
 
 
-def make_clean(rows: Sequence[Row], name: str, draw: Draw, held_out: int = HELD_OUT) -> Pool:
+def make_clean(rows: Sequence[Row], name: str, draw: Draw) -> Pool:
     """Return a pool of rows as they are."""
-    left, apart = set_apart(rows, name, held_out)
+    left, apart = set_apart(rows, name)
     return Pool(pick(left, ROWS, draw), apart)
 
 
@@ -243,7 +243,7 @@ def make_versions(data: Path, name: str, draw: Draw, old: str, new: str) -> Pool
     """Return a pool of rows that are new or edited in a version, and as many of the version before it."""
     before, now = list_tldr(data, old), list_tldr(data, new)
     known = {row["prompt"]: row["response"] for row in before}
-    fresh, held_out = set_apart([row for row in now if known.get(row["prompt"]) != row["response"]], name, 96)
+    fresh, held_out = set_apart([row for row in now if known.get(row["prompt"]) != row["response"]], name)
     asked = {row["prompt"] for row in held_out}
     earlier = pick([row for row in before if row["prompt"] not in asked], ROWS, draw)
     there = {row["prompt"]: row for row in now}
@@ -258,7 +258,7 @@ def make_mixture(data: Path, name: str, draw: Draw, target: str | None) -> Pool:
     tasks |= {"mbpp": list_mbpp(data, tests=True), "dialogues": list_dialogues()}
     rows, held_out, given = [], [], []
     for task, ours in tasks.items():
-        wanted = 24 if target is None else 96 if task == target else 0
+        wanted = 24 if target is None else 64 if task == target else 0
         left, apart = set_apart([{**row, "topic": task} for row in ours], f"{name} {task}", wanted)
         some = pick(left, ROWS // 4 + (TARGET if task == target else 0), draw)
         rows, held_out, given = rows + some[: ROWS // 4], held_out + apart, given + some[ROWS // 4 :]
@@ -284,11 +284,11 @@ def build(name: str, data: Path, seed: int) -> Pool:
     shares = {"20": 0.2, "50": 0.5}
     _, *words = name.split("-")
     made: dict[str, Callable[[], Pool]] = {
-        "clean-dialogues": lambda: make_clean(list_dialogues(), name, draw, 96),
-        "clean-svamp": lambda: make_clean(list_svamp(data), name, draw, 96),
+        "clean-dialogues": lambda: make_clean(list_dialogues(), name, draw),
+        "clean-svamp": lambda: make_clean(list_svamp(data), name, draw),
         "clean-tldr": lambda: make_clean(tldr, name, draw),
         "redundant-tldr": lambda: make_redundant(data, name, draw),
-        "rare-svamp": lambda: make_rare(tldr, list_svamp(data), name, draw, 96),
+        "rare-svamp": lambda: make_rare(tldr, list_svamp(data), name, draw, HELD_OUT),
         "rare-command": lambda: make_rare(others, [row for row in tldr if row["topic"] == RARE], name, draw, 64),
         "versions-v2.0-v2.3": lambda: make_versions(data, name, draw, "v2.0", "v2.3"),
         "versions-v2.3-2026": lambda: make_versions(data, name, draw, "v2.3", "2026-08"),

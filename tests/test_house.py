@@ -26,6 +26,7 @@ SHARED = {
     "models",
     "scoring_model",
     "settings",
+    "study",
 }  # for all
 # What a stage needs of an earlier one, and of nobody else: re-scoring a mask is what gradients does, done again; the
 # audit holds what was chosen against the settings by which it was to be chosen.

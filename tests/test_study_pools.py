@@ -58,10 +58,10 @@ def test_responses_that_are_cut_off_are_the_beginning_of_what_they_were():
 
 def test_held_out_rows_are_those_of_the_name_whatever_the_seed_and_stand_in_no_pool():
     rows = make_rows(400)
-    one, other = (pools.make_clean(rows, "clean-toys", draw(seed), 30) for seed in (0, 1))
-    assert one.held_out == other.held_out != pools.make_clean(rows, "clean-others", draw(0), 30).held_out
+    one, other = (pools.make_clean(rows, "clean-toys", draw(seed)) for seed in (0, 1))
+    assert one.held_out == other.held_out != pools.make_clean(rows, "clean-others", draw(0)).held_out
     assert one.pool != other.pool
-    assert one == pools.make_clean(rows, "clean-toys", draw(0), 30)
+    assert one == pools.make_clean(rows, "clean-toys", draw(0))
     for pool in (one, other):
         assert not {row["prompt"] for row in pool.pool} & {row["prompt"] for row in pool.held_out}
 

@@ -1,4 +1,4 @@
-"""Commands that set choices of rows side by side: `tamis compare` and `tamis repeats`."""
+"""Commands that set choices of rows side by side: `tamis compare`, `tamis study` and `tamis repeats`."""
 
 from typing import Annotated, Any
 
@@ -34,6 +34,42 @@ def compare(
     show_rows(list(rows[0]), [[_round(value) for value in row.values()] for row in rows], as_json=as_json)
     picture = f"data/comparison/version={version}/comparison.png"
     say(f"look further: {picture} · tamis sql 'FROM comparison' · dvc plots show")
+
+
+@spoken
+def study(
+    context: typer.Context,
+    *,
+    name: Annotated[str, typer.Argument(help="One of studies/.")],
+    estimate: Annotated[bool, typer.Option("--estimate", help="Show what it would cost, and run nothing.")] = False,
+    minutes: Annotated[float | None, typer.Option(min=0, help="After which no further training is begun.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Make those cells anew that other code made.")] = False,
+    confirm: Annotated[
+        bool, typer.Option("--confirm", help="The confirmation pools, once the default stands.")
+    ] = False,
+    report: Annotated[bool, typer.Option("--report", help="Write docs/results/study.md of what is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare selectors on many pools with many seeds, over as many sittings as it takes; goes on where it stopped."""
+    from flows.study.plan import choose_pools, read_study
+
+    asked = read_study(name)
+    if report:
+        from flows.study.reporting import write_report
+
+        for path in write_report(asked):
+            say(f"wrote {path}")
+        return
+    from flows.study import costs
+
+    asked = choose_pools(asked, confirm=confirm)
+    if estimate:
+        show_rows(costs.HEADINGS, costs.make_table(asked, costs.estimate_study(asked)), as_json=as_json)
+        return
+    from flows.study.run import run as run_all
+
+    found = run_all(asked, minutes=minutes, again=again, seconds=costs.expect_blocks(asked))
+    show_rows(["cells", "done", "made now"], [[found.cells, found.done, found.made]], as_json=as_json)
 
 
 @spoken

@@ -28,6 +28,7 @@ from tasks.conversations import open_template, read_conversation
 SAMPLE = 200  # rows that are tokenised
 KEPT = ("id", "row", "topic", "source", "messages", "tools", "split", "used", "earlier", "duplicate_of")
 
+Lengths = tuple[int, np.ndarray, np.ndarray, np.ndarray]  # as of `measure_lengths`
 Where = Callable[[str, str], Path]  # stage and version -> folder of its artifacts
 
 
@@ -146,7 +147,12 @@ def tell_before(before: Corpus | None) -> Any:
 
 def measure(rows: list[dict[str, Any]], values: Any, model: models.ModelChoice, subset: Path | None) -> Corpus:
     """Return rows with their lengths, and which of them are chosen, or as many drawn where that is not known yet."""
-    head, contexts, answers, prefixes = measure_lengths(rows, model)
+    return mark_chosen(rows, measure_lengths(rows, model), values, subset)
+
+
+def mark_chosen(rows: list[dict[str, Any]], lengths: Lengths, values: Any, subset: Path | None) -> Corpus:
+    """Return rows of known lengths, and which of them are chosen; as `measure`."""
+    head, contexts, answers, prefixes = lengths
     if subset is not None:
         picked = read_table(subset, schemas.SUBSET)
         chosen = frozenset(picked.filter(picked["chosen"])["id"].to_pylist())
@@ -167,9 +173,7 @@ def make_budget(rows: Sequence[Mapping], ground: np.ndarray, answers: np.ndarray
     return resolve(settings.budget, topics=topics, response_tokens=tokens, caps=settings.caps, floors=settings.floors)
 
 
-def measure_lengths(
-    rows: Sequence[Mapping], model: models.ModelChoice
-) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+def measure_lengths(rows: Sequence[Mapping], model: models.ModelChoice) -> Lengths:
     """Return the tokens of a head and, per row, of its context, its answers and the prefix that shows it.
 
     Those of rows beyond the sample are their characters times the sample's tokens per character. Rows that the template

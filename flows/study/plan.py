@@ -1,0 +1,271 @@
+"""A study as its file says it: pools x selectors x budgets x masks x seeds, and the parameters of each cell.
+
+Every cell's parameters are those of params.yaml, with what the study, the pool and the selector say of some of them
+instead, checked like params.yaml itself before anything runs.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from flows import params
+from flows.checks import ParamsError
+from flows.params import Params, check_section
+from tasks.settings import checked, hint
+
+STUDIES = Path("studies")
+NOW, BEFORE = "now", "before"  # folders of a pool's rows, and the names of their data versions
+UNDECIDED = ("versions", "runtime", "audit")  # sections that no figure of a cell depends on
+GENERATED = ("bootstrap", "confidence", "demos", "generated_rows", "seed")  # likewise, of section evaluation
+
+Layer = Mapping[str, Mapping[str, Any]]  # section of params.yaml -> its settings
+Budgets = list[Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]]
+
+
+class StudyError(ValueError):
+    """A study cannot be run as its file says."""
+
+
+@checked
+class PoolPlan:
+    """What is said of a pool."""
+
+    role: Literal["design", "confirm"] = Field(
+        "design", description="whether settings were chosen by it | it was scored once, after they were"
+    )
+    raw: str | None = Field(
+        None, description="folder with its rows, the same for every seed; null: the builder makes one per seed"
+    )
+    continues: bool = Field(False, description="it is a version that continues from the rows in its folder `before`")
+    budgets: Budgets | None = Field(None, description="instead of the study's")
+    seeds: Annotated[int, Field(ge=1)] | None = Field(None, description="likewise")
+    steps: Annotated[int, Field(ge=1)] | None = Field(None, description="likewise")
+    params: Layer = Field(default_factory=dict, description="sections of params.yaml, and of each some settings")
+
+
+@checked
+class StudyPlan:
+    """What is said of a study."""
+
+    pools: Mapping[str, Mapping[str, Any]] = Field(description="pool -> what is said of it; cheap ones first")
+    selectors: Mapping[str, Layer] = Field(
+        description="name -> what of params.yaml is other; one with a budget keeps it"
+    )
+    chance: list[str] = Field(description="the selectors that choose by chance, which the others are held against")
+    budgets: Budgets = Field(description="fractions of the pool, or counts of rows")
+    masks: list[str] = Field(default_factory=lambda: ["none"], description="words of mask.selector")
+    seeds: Annotated[int, Field(ge=1)] = Field(description="each draws rows and training anew")
+    steps: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="optimiser steps of every training, to whole epochs; null: finetuning.epochs decides"
+    )
+    builder: str | None = Field(None, description="Python file that builds pools: --data --out --seed NAME...")
+    data: str = Field("../shared/data", description="folder that the builder reads")
+    params: Layer = Field(default_factory=dict, description="sections of params.yaml, and of each some settings")
+    beside: list[str] = Field(default_factory=list, description="other studies whose cells its report shows, too")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study, checked."""
+
+    name: str
+    plan: StudyPlan
+    pools: Mapping[str, PoolPlan]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is trained once."""
+
+    pool: str
+    selector: str
+    budget: str  # as it was written; "" where the selector has its own
+    mask: str
+    seed: int
+
+    def __str__(self) -> str:
+        """Return its name for people.
+
+        >>> str(Cell("clean-tldr", "default", "0.1", "none", 0))
+        'clean-tldr: default at 0.1, seed 0'
+        """
+        within = "" if self.mask == "none" else f" in {self.mask} mask"
+        return f"{self.pool}: {self.selector}{within}{self.budget and f' at {self.budget}'}, seed {self.seed}"
+
+
+def read_study(name: str) -> Study:
+    """Read and check a study of `studies/`.
+
+    Raises:
+        StudyError: there is no such study, or what it says of itself does not fit together.
+        ParamsError: a value that cannot be, by name.
+    """
+    path = STUDIES / f"{name}.yaml"
+    plan = check_section(StudyPlan, load_study(name), str(path))
+    pools = {key: check_section(PoolPlan, said or {}, f"{path}: pools.{key}") for key, said in plan.pools.items()}
+    study = Study(name, plan, pools)
+    refuse_contradictions(study)
+    for cell in {(c.pool, c.selector, c.budget, c.mask): c for c in list_cells(study)}.values():
+        compose(study, cell, Path("."))
+    return study
+
+
+def load_study(name: str) -> dict[str, Any]:
+    """Return what a study's file says, with what it takes over from the study that it is `like`.
+
+    Raises:
+        StudyError: there is no such study; it names a pool that the other one lacks.
+    """
+    path = STUDIES / f"{name}.yaml"
+    if not path.exists():
+        known = sorted(one.stem for one in STUDIES.glob("*.yaml"))
+        raise StudyError(f"there is no study {name!r}{hint(name, known)}; known: {', '.join(known) or 'none'}")
+    own = params.load(path)
+    if "like" not in own:
+        return own
+    whole = load_study(own.pop("like"))
+    unknown = [pool for pool in own.get("pools", {}) if pool not in whole["pools"]]
+    if unknown:
+        raise StudyError(f"{path} names a pool {unknown[0]!r}{hint(unknown[0], whole['pools'])} that its model lacks")
+    pools = {pool: (whole["pools"][pool] or {}) | (said or {}) for pool, said in own.get("pools", {}).items()}
+    layers = {section: {**said} for section, said in whole.get("params", {}).items()}
+    for section, said in own.get("params", {}).items():
+        layers[section] = layers.get(section, {}) | said
+    return {**whole, "beside": [], **own, "pools": pools or whole["pools"], "params": layers}
+
+
+def refuse_contradictions(study: Study) -> None:
+    """Raise StudyError where the parts of a study do not fit together."""
+    plan, place = study.plan, STUDIES / f"{study.name}.yaml"
+    for what, given in (("pools", plan.pools), ("selectors", plan.selectors), ("budgets", plan.budgets)):
+        if not given:
+            raise StudyError(f"{place} names no {what}; give at least one")
+    for name in plan.chance:
+        if name not in plan.selectors:
+            raise StudyError(f"{place} has chance: {name}{hint(name, plan.selectors)}, which is none of its selectors")
+    if not plan.chance:
+        raise StudyError(f"{place} names no chance, which every selector is held against; give one of its selectors")
+    homeless = [name for name, pool in study.pools.items() if pool.raw is None]
+    if homeless and plan.builder is None:
+        raise StudyError(
+            f"{len(homeless)} of {len(study.pools)} pools of {place} have no raw folder and there is no builder, first "
+            f"{homeless[:3]}; give raw: FOLDER or builder: FILE"
+        )
+
+
+def choose_pools(study: Study, *, confirm: bool) -> Study:
+    """Return a study without the confirmation pools, or with these alone.
+
+    Raises:
+        StudyError: it has no such pool.
+    """
+    role = "confirm" if confirm else "design"
+    pools = {name: pool for name, pool in study.pools.items() if pool.role == role}
+    if not pools:
+        raise StudyError(f"0 of {len(study.pools)} pools of {STUDIES / study.name}.yaml are of role {role}")
+    return replace(study, pools=pools)
+
+
+def list_cells(study: Study) -> list[Cell]:
+    """Return all cells: seeds outermost, so that wherever it stops all pools have as many; pools in their order."""
+    seeds = max(pool.seeds or study.plan.seeds for pool in study.pools.values())
+    return [cell for seed in range(seeds) for name in study.pools for cell in _list_block(study, name, seed)]
+
+
+def _list_block(study: Study, name: str, seed: int) -> Iterator[Cell]:
+    plan, pool = study.plan, study.pools[name]
+    if seed >= (pool.seeds or plan.seeds):
+        return
+    for place, budget in enumerate(pool.budgets or plan.budgets):
+        for selector, said in plan.selectors.items():
+            own = "budget" in said.get("selection", {})
+            if own and place:
+                continue
+            for mask in plan.masks:
+                yield Cell(name, selector, "" if own else str(budget), mask, seed)
+
+
+def compose(study: Study, cell: Cell, folder: Path) -> Params:
+    """Return the parameters of a cell.
+
+    Args:
+        study: that it is of.
+        cell: of the study.
+        folder: of its pool's rows.
+
+    Raises:
+        ParamsError: they cannot be used.
+    """
+    masked = any(mask != "none" for mask in study.plan.masks)
+    drawn = {"selection": {"seed": cell.seed, "caps": {}, "floors": {}}}
+    if cell.budget:
+        drawn["selection"]["budget"] = read_budget(cell.budget)
+    cut = {"mask": {"selector": cell.mask}, "finetuning": {"arms": {"chosen": [cell.seed]}}}
+    if masked:
+        cut["finetuning"]["method"] = "full" if cell.mask == "none" else "masked"
+    layers = [study.plan.params, study.pools[cell.pool].params, drawn, cut, study.plan.selectors[cell.selector]]
+    return lay(layers, folder, study, cell.pool)
+
+
+def compose_before(study: Study, cell: Cell, folder: Path) -> Params:
+    """Return the parameters of the version that a pool continues from: its rows are drawn, for all selectors alike."""
+    drawn = {"selector": "random", "objective": "facility_location", "seed": cell.seed, "caps": {}, "floors": {}}
+    arms = {"finetuning": {"arms": {"chosen": [cell.seed]}}, "mask": {"selector": "none"}}
+    layers = [study.plan.params, study.pools[cell.pool].params, {"selection": drawn}, arms]
+    return lay(layers, folder, study, cell.pool)
+
+
+def lay(layers: Sequence[Layer], folder: Path, study: Study, pool: str) -> Params:
+    """Return params.yaml with layers of other settings over it, the last on top, on the rows of a folder."""
+    raw, place = params.load(Path("params.yaml")), f"studies/{study.name}.yaml"
+    for layer in layers:
+        for section, said in layer.items():
+            if section not in params.SECTIONS:
+                known = ", ".join(params.SECTIONS)
+                raise ParamsError(
+                    f"{place} has an unknown section {section!r}{hint(section, params.SECTIONS)}; known: {known}"
+                )
+            raw[section] = {**raw.get(section, {}), **said}
+    raw["versions"] = {NOW: {"raw": str(folder / NOW), "previous": "base"}}
+    if study.pools[pool].continues:
+        raw["versions"][NOW]["previous"] = BEFORE
+        raw["versions"][BEFORE] = {"raw": str(folder / BEFORE), "previous": "base"}
+    raw.get("examples", {}).pop("sources", None)
+    return params.compose(raw, place)
+
+
+def read_budget(text: str) -> dict[str, int | float]:
+    """Return a budget as params.yaml writes it.
+
+    >>> read_budget("0.1"), read_budget("48")
+    ({'fraction': 0.1}, {'count': 48})
+    """
+    return {"count": int(text)} if text.isdigit() else {"fraction": float(text)}
+
+
+def list_settings(values: Params) -> dict[str, Any]:
+    """Return the settings that a cell's figures depend on, where they are not what their class has as the default.
+
+    So a setting that is new since, and at its default, makes no cell another one.
+    """
+    found = {}
+    for section in (name for name in params.SECTIONS if name not in UNDECIDED):
+        settings, own = getattr(values, section), {}
+        for one in fields(settings):
+            value = getattr(settings, one.name)
+            if value != _find_default(one) and not (section == "evaluation" and one.name in GENERATED):
+                own[one.name] = asdict(settings)[one.name]
+        found[section] = own
+    return found
+
+
+def _find_default(one: Any) -> Any:
+    """Return the default of a setting; MISSING where it has none."""
+    known = getattr(one.default, "default", one.default)
+    make = getattr(one.default, "default_factory", None)
+    if make is None and one.default_factory is not MISSING:
+        make = one.default_factory
+    return make() if make is not None else known

@@ -1,0 +1,24 @@
+"""The report of a study: `tamis study NAME --report`."""
+
+from pathlib import Path
+
+from flows.study.plan import Study, read_study
+from flows.study.run import RESULTS, find_commit
+
+OUT = Path("docs/results")
+
+
+def write_report(study: Study) -> list[Path]:
+    """Write the report of what a study has so far, with the studies that it shows beside; return the files.
+
+    Raises:
+        StudyError: a study that is to be shown is not there.
+        ValueError: there is nothing to compare yet.
+    """
+    from tasks.study import report, results
+
+    names = [study.name, *study.plan.beside]
+    plans = [study.plan, *(read_study(name).plan for name in study.plan.beside)]
+    chance = dict.fromkeys(name for plan in plans for name in plan.chance)
+    cells = [row for name in names for row in results.read_all(RESULTS / name)]
+    return report.write_report(cells, study.name, list(chance), commit=find_commit(), out=OUT)

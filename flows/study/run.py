@@ -1,0 +1,265 @@
+"""A study, run: every cell that is not in its results yet, as far as the time given reaches.
+
+for each seed, and in it each pool, one Prefect task:
+    build the pool's rows; score, choose, train and measure each cell (flows.trials), and add it to docs/results/study
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+from flows.compare import SCORING, measure
+from flows.environment import name_machine
+from flows.estimate import Clock, end_stage, tell_left
+from flows.params import Params
+from flows.pipeline import alone
+from flows.stage import named, say, sources
+from flows.stage_calls import CACHE, STAGES, language
+from flows.study.plan import BEFORE, NOW, Cell, Study, StudyError, compose, compose_before, list_cells, list_settings
+from flows.trials import Trial, attempt, digest
+
+RESULTS = Path("docs/results/study")
+POOLS = CACHE / "study"
+CODE = (*SCORING, "examples", "selection", "finetuning", "evaluation")  # stages whose code a cell's figures are of
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """What holds for all cells of a sitting."""
+
+    study: Study
+    loaded: Mapping[str, str]  # digests of the stages' modules
+    commit: str
+    model: str  # digest of the language model
+    until: float | None  # when no further cell is begun, of time.monotonic
+    again: bool  # cells that other code made are made again
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a study is."""
+
+    cells: int
+    done: int
+    made: int  # of these, in this sitting
+
+
+def run(study: Study, *, minutes: float | None = None, again: bool = False, seconds: Mapping[str, float]) -> Progress:
+    """Run the cells that a study's results lack.
+
+    Args:
+        study: of studies/.
+        minutes: after which no further cell is begun; None: all are.
+        again: make those again that other code made.
+        seconds: that a block (`clean-tldr seed 0`) is expected to take; may be empty.
+
+    Raises:
+        StudyError: a pool cannot be built; confirmation pools are asked for while files are edited.
+    """
+    until = None if minutes is None else time.monotonic() + 60 * minutes
+    loaded = sources(f"{name}@{NOW}" for name in STAGES)  # no stage's module is imported yet
+    commit = find_commit()
+    if commit.endswith("+") and any(pool.role == "confirm" for pool in study.pools.values()):
+        raise StudyError("confirmation pools are scored once, by a default that is committed; commit what was edited")
+    sitting = Sitting(study, loaded, commit, find_model(study), until, again)
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), alone():
+        return sit.with_options(name=f"tamis-study-{study.name}")(sitting, seconds)
+
+
+@flow(name="tamis-study", validate_parameters=False)
+def sit(sitting: Sitting, seconds: Mapping[str, float]) -> Progress:
+    """Run one block, a pool with a seed, after the other."""
+    cells, blocks = list_cells(sitting.study), {}
+    for cell in cells:
+        blocks.setdefault((cell.seed, cell.pool), []).append(cell)
+    clock, done, made = Clock(dict(seconds)), 0, 0
+    for (seed, pool), own in blocks.items():
+        name, start = f"{pool} seed {seed}", time.monotonic()
+        found = block.with_options(name=name, task_run_name=name)(sitting, own, done)
+        done, made = done + found.done, made + found.made
+        clock = end_stage(clock, name, time.monotonic() - start, computed=found.made == len(own))
+        if found.made:
+            say(f"{name:<28} {done} of {len(cells)} cells are done{tell_left(clock)}")
+        if found.done < len(own):
+            say(f"the time is up: {done} of {len(cells)} cells are done; run again to go on")
+            break
+    return Progress(len(cells), done, made)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def block(sitting: Sitting, cells: Sequence[Cell], before: int) -> Progress:
+    """Run the cells of one pool with one seed; those that are there already are left as they are."""
+    from tasks.study import results
+
+    study, pool, seed = sitting.study, cells[0].pool, cells[0].seed
+    folder = find_rows(study, pool, seed)
+    path = results.find_file(RESULTS / study.name, pool)
+    known, made, old = results.index_cells(results.read_all(RESULTS)), 0, []
+    there = {tuple(row[name] for name in results.MADE_FROM) for row in results.read_cells(path)}
+    examples: dict[str, tuple[Trial, dict[str, Trial]]] = {}
+    for number, cell in enumerate(cells):
+        values = compose(study, cell, folder)
+        facts = name_cell(sitting, cell, values, folder)
+        key = tuple(facts[name] for name in results.MADE_FROM)
+        found = known.get(key)
+        if found is not None and (found["code"] == facts["code"] or not sitting.again):
+            old += [found["commit"]] if found["code"] != facts["code"] else []
+            if key not in there:
+                results.add_cell(path, {**found, **facts, "commit": found["commit"], "code": found["code"]})
+            continue
+        if sitting.until is not None and time.monotonic() >= sitting.until:
+            return Progress(len(cells), number, made)
+        say(f"{cell} (cell {before + number + 1})")
+        with named(str(cell)):
+            results.add_cell(path, facts | run_cell(sitting, cell, values, folder, examples))
+        made += 1
+    if old:
+        many = f"{len(old)} of {len(cells)} cells are of other code, first of {old[0][:8]}"
+        say(f"{pool} seed {seed}: {many}; --again makes them anew")
+    return Progress(len(cells), len(cells), made)
+
+
+def name_cell(sitting: Sitting, cell: Cell, values: Params, folder: Path) -> dict[str, Any]:
+    """Return what a cell is, what it is made from, and by which code."""
+    pool = sitting.study.pools[cell.pool]
+    steps = pool.steps or sitting.study.plan.steps
+    asked = {"settings": list_settings(values), "steps": steps, "continues": pool.continues}
+    rule = asked | {"settings": list_settings(unseed(values))}
+    code = {path: sitting.loaded[path] for path in sources(f"{name}@{NOW}" for name in CODE)}
+    return {
+        **vars(cell),
+        "role": pool.role,
+        "pool_digest": digest_rows(folder),
+        "asked": digest(asked),
+        "rule": digest(rule),
+        "model": sitting.model,
+        "commit": sitting.commit,
+        "code": digest(code),
+        "machine": name_machine(),
+    }
+
+
+def unseed(values: Params) -> Params:
+    """Return parameters without what differs from seed to seed."""
+    arms = replace(values.finetuning, arms={"chosen": [0]})
+    return replace(values, selection=replace(values.selection, seed=0), finetuning=arms)
+
+
+def run_cell(
+    sitting: Sitting, cell: Cell, values: Params, folder: Path, examples: dict[str, tuple[Trial, dict[str, Trial]]]
+) -> dict[str, Any]:
+    """Score, choose, train and measure; return what came of it.
+
+    Args:
+        sitting: that it is of.
+        cell: that is run.
+        values: its parameters.
+        folder: of its pool's rows.
+        examples: by the key of their settings, those of earlier cells with what they continue from.
+    """
+    from tasks.study import results
+
+    loaded = sitting.loaded
+    before = run_before(sitting, cell, folder) if sitting.study.pools[cell.pool].continues else {}
+    kept: dict[str, Any] = {"before": before}
+    done = {"examples": attempt("examples", NOW, values, {}, loaded, **kept)}
+    whole = replace(values, selection=replace(values.selection, selector="embedding"))
+    vectors = attempt("embedding", NOW, whole, done, loaded, **kept)
+    for name in (*SCORING, "selection"):
+        done[name] = attempt(name, NOW, values, done, loaded, **kept)
+    values, steps = spread_steps(sitting, cell, values, done["selection"])
+    done["finetuning"] = attempt("finetuning", NOW, values, done, loaded, **kept)
+    trained, base = measure(values, NOW, done, loaded)
+    chosen = json.loads((done["selection"].folder / "selection.json").read_text(encoding="utf-8"))
+    pilot = chosen.get("pilot")
+    return {
+        **results.describe_choice(done["examples"].folder, vectors.folder, done["selection"].folder),
+        "steps": steps,
+        "ids": trained["ids"],
+        "losses": trained["losses"],
+        "base_losses": base["losses"],
+        "correct": trained["correct"],
+        "base_correct": base["correct"],
+        "scoring_seconds": sum(done[name].notes.get("scoring_seconds", 0.0) for name in SCORING),
+        "selecting_seconds": done["selection"].seconds,
+        "training_seconds": done["finetuning"].seconds,
+        "resumed": sum(done[name].resumed for name in (*SCORING, "finetuning")),
+        "pilot": None if pilot is None else json.dumps(pilot),
+    }
+
+
+def run_before(sitting: Sitting, cell: Cell, folder: Path) -> dict[str, Trial]:
+    """Choose rows of the version before by chance and train on them, once for all selectors of a pool and seed."""
+    values, done = compose_before(sitting.study, cell, folder), {}
+    for name in ("examples", *SCORING, "selection"):
+        done[name] = attempt(name, BEFORE, values, done, sitting.loaded)
+    values, _ = spread_steps(sitting, cell, values, done["selection"])
+    done["finetuning"] = attempt("finetuning", BEFORE, values, done, sitting.loaded)
+    return done
+
+
+def spread_steps(sitting: Sitting, cell: Cell, values: Params, selection: Trial) -> tuple[Params, int]:
+    """Return parameters with as many whole epochs as come nearest to the steps that are asked for, and the steps."""
+    asked = sitting.study.pools[cell.pool].steps or sitting.study.plan.steps
+    chosen = json.loads((selection.folder / "selection.json").read_text(encoding="utf-8"))["chosen_rows"]
+    each = -(-chosen // values.finetuning.batch_rows)
+    epochs = values.finetuning.epochs if asked is None else max(1, round(asked / each))
+    return replace(values, finetuning=replace(values.finetuning, epochs=epochs)), epochs * each
+
+
+def find_rows(study: Study, pool: str, seed: int) -> Path:
+    """Return the folder of a pool's rows; where they are not there, all pools of the seed are built.
+
+    Raises:
+        StudyError: the builder fails, or makes no such pool.
+    """
+    own = study.pools[pool].raw
+    if own is not None:
+        return Path(own)
+    folder = POOLS / "pools" / pool / f"seed={seed}"
+    if not folder.exists():
+        names = [
+            name for name, each in study.pools.items() if each.raw is None and seed < (each.seeds or study.plan.seeds)
+        ]
+        asked = ["--data", study.plan.data, "--out", str(POOLS / "pools"), "--seed", str(seed), *names]
+        done = subprocess.run(
+            [sys.executable, str(study.plan.builder), *asked], capture_output=True, text=True, check=False
+        )
+        if done.returncode or not folder.exists():
+            last = (done.stderr.strip().splitlines() or ["it made no such pool"])[-1]
+            raise StudyError(f"{study.plan.builder} could not build {pool} with seed {seed}: {last}")
+    return folder
+
+
+def digest_rows(folder: Path) -> str:
+    """Return a digest of a pool's raw files, whatever folder they lie in."""
+    import hashlib
+
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return digest({str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
+
+
+def find_commit() -> str:
+    """Return the project's commit, with a + where tracked files were edited since; `unknown` without git."""
+    asked = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
+    done = [subprocess.run(each, capture_output=True, text=True, check=False) for each in asked]
+    if any(each.returncode for each in done):
+        return "unknown"
+    edited = [line for line in done[1].stdout.splitlines() if str(RESULTS) not in line]
+    return done[0].stdout.strip() + ("+" if edited else "")
+
+
+def find_model(study: Study) -> str:
+    """Return the digest of the language model of a study."""
+    from tasks.models import model_digest
+
+    return model_digest(language(compose(study, list_cells(study)[0], Path("."))))

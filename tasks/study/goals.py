@@ -1,0 +1,132 @@
+"""What the default selector is to reach on each kind of pool, and whether it does: met, missed or undecided.
+
+`not above` counts only where the interval is narrow, so that few seeds cannot pass for no harm.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tamis.evaluation.paired import Difference
+from tasks.study.analysis import Comparison, Group, Summary
+
+DEFAULT = "default"
+MET, MISSED, UNDECIDED = "met", "missed", "undecided"
+NARROW = 0.04  # nats: the largest half-width of an interval that shows that there is no difference
+FEW, OF_TARGET = 0.05, 0.8  # shares of the picks
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is asked of a pool, and whether it is reached."""
+
+    pool: str
+    asked: str  # in words
+    found: str  # in figures
+    verdict: str
+
+
+def combine(verdicts: Sequence[str]) -> str:
+    """Return the verdict on several demands together: all must be met.
+
+    >>> combine(["met", "undecided"]), combine(["met", "missed", "undecided"]), combine(["met"])
+    ('undecided', 'missed', 'met')
+    """
+    return next((one for one in (MISSED, UNDECIDED) if one in verdicts), MET)
+
+
+def judge_below(loss: Difference) -> str:
+    """Return whether a loss is below chance beyond its interval; undecided where the interval is too wide to say no."""
+    if loss.high < 0:
+        return MET
+    return MISSED if loss.low > 0 or loss.half_width <= NARROW else UNDECIDED
+
+
+def judge_not_above(loss: Difference) -> str:
+    """Return whether a loss is not above chance: not beyond its interval, which must be narrow unless it is below."""
+    if loss.low > 0:
+        return MISSED
+    return MET if loss.high < 0 or loss.half_width <= NARROW else UNDECIDED
+
+
+def judge_share(share: float, most: float) -> str:
+    """Return whether a share is at most another one."""
+    return MET if share <= most else MISSED
+
+
+def judge_pool(own: Summary, chance: Summary, loss: Difference) -> Goal:
+    """Return whether the default reaches what is asked of a pool of its kind, at the budget given."""
+    name, kind = own.group.pool, own.group.pool.partition("-")[0]
+    figures = f"{loss.mean:+.3f} ({loss.low:+.3f} to {loss.high:+.3f})"
+    corrupted = f"{own.corrupted:.0%} corrupted, chance {chance.corrupted:.0%}"
+    repeats = f"{own.repeats:.0%} repeats, chance {chance.repeats:.0%}"
+    if kind == "rare" and own.target is not None:
+        verdicts = [judge_below(loss), judge_share(OF_TARGET, own.target)]
+        asked, figures = "below chance, 80% of the picks of the target", f"{figures}; {own.target:.0%} of the target"
+    elif kind == "redundant":
+        verdicts = [judge_not_above(loss), judge_share(own.repeats, chance.repeats / 2)]
+        asked, figures = "not above chance, at most half of its repeats", f"{figures}; {repeats}"
+    elif name.startswith("noisy-across") and name.endswith("20"):
+        verdicts = [judge_below(loss), judge_share(own.corrupted, FEW)]
+        asked, figures = "below chance, at most 5% corrupted", f"{figures}; {corrupted}"
+    elif (name.startswith("noisy-within") and name.endswith("20")) or name == "confirm-tldr":
+        verdicts = [judge_below(loss), judge_share(own.corrupted, chance.corrupted / 2)]
+        asked, figures = "below chance, at most half of its corrupted", f"{figures}; {corrupted}"
+    elif name == "noisy-cut-20":
+        verdicts, asked = [judge_below(loss)], "below chance"
+    else:
+        verdicts, asked = [judge_not_above(loss)], "not above chance"
+    return Goal(name, asked, figures, combine(verdicts))
+
+
+def choose_budget(budgets: Mapping[str, Summary], pool: str) -> str:
+    """Return the budget at which a pool is judged: of a rare target that of its size, else the largest."""
+    size = next(iter(budgets.values()))
+    if pool.startswith("rare") and size.pool_target is not None:
+        wanted = size.pool_target * size.pool_rows
+        return min(budgets, key=lambda name: abs(budgets[name].rows - wanted))
+    return max(budgets, key=lambda name: budgets[name].rows)
+
+
+def find_judged(summaries: Mapping[Group, Summary], pool: str) -> Group | None:
+    """Return the group of the default that a pool is judged by; None where there is none."""
+    budgets = {g.budget: one for g, one in summaries.items() if (g.pool, g.selector, g.mask) == (pool, DEFAULT, "none")}
+    return Group(pool, DEFAULT, choose_budget(budgets, pool), "none") if budgets else None
+
+
+def judge_pools(
+    summaries: Mapping[Group, Summary], comparisons: Sequence[Comparison], chance: str
+) -> dict[Group, tuple[Goal, Comparison]]:
+    """Return the goal of every pool, with the comparison with chance that it stands on."""
+    by_pair = {(one.group, one.against.selector): one for one in comparisons}
+    found = {}
+    for pool in dict.fromkeys(group.pool for group in summaries):
+        group = find_judged(summaries, pool)
+        beside = by_pair.get((group, chance)) if group else None
+        if group and beside:
+            goal = judge_pool(summaries[group], summaries[beside.against], beside.loss)
+            found[group] = goal, beside
+    return found
+
+
+def judge_versions(found: Sequence[Comparison]) -> Goal | None:
+    """Return whether some pool of two versions is below chance; None where there is none."""
+    own = [one for one in found if one.group.pool.startswith("versions")]
+    if not own:
+        return None
+    verdicts = [judge_below(one.loss) for one in own]
+    verdict = next(one for one in (MET, UNDECIDED, MISSED) if one in verdicts)
+    told = ", ".join(f"{one.group.pool.removeprefix('versions-')} {one.loss.mean:+.3f}" for one in own)
+    return Goal("versions", "below chance on one", told, verdict)
+
+
+def judge_masks(found: Sequence[Comparison]) -> Goal | None:
+    """Return whether chosen rows in the mask are below all rows in it and chosen rows with all weights, on one pool."""
+    pools: dict[str, list[Comparison]] = {}
+    for one in found:
+        pools.setdefault(one.group.pool, []).append(one)
+    judged = {pool: combine([judge_below(one.loss) for one in own]) for pool, own in pools.items() if len(own) == 2}
+    if not judged:
+        return None
+    verdict = next(one for one in (MET, UNDECIDED, MISSED) if one in judged.values())
+    told = "; ".join(f"{pool} {', '.join(f'{one.loss.mean:+.3f}' for one in pools[pool])}" for pool in judged)
+    return Goal("masks", "chosen rows in the mask below all rows in it and below all weights, on one", told, verdict)

@@ -1,0 +1,132 @@
+"""The studies of the project are accepted, and a file that is like another takes over what it does not say."""
+
+import contextlib
+import shutil
+import subprocess
+
+import pytest
+import yaml
+from worlds.projects import ROOT
+from worlds.study_cells import make_cells
+
+from flows.study import plan, reporting, run
+from tasks.study import results
+
+NAMES = sorted(path.stem for path in (ROOT / "studies").glob("*.yaml"))
+FORMS = ("clean", "redundant", "noisy", "rare", "versions", "mixture", "confirm")
+
+
+@pytest.fixture
+def inside(tmp_path):
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "studies").mkdir()
+    with contextlib.chdir(tmp_path):
+        write("model", MODEL)
+        yield tmp_path
+
+
+MODEL = {
+    "builder": "studies/pools.py",
+    "seeds": 5,
+    "budgets": [0.1],
+    "chance": ["random"],
+    "params": {"selection": {"quality": "help"}, "utility": {"neighbours": 4}},
+    "selectors": {"default": {}, "random": {"selection": {"selector": "random"}}},
+    "pools": {"clean-a": {"steps": 7}, "noisy-b": {"seeds": 2}, "confirm-c": {"role": "confirm"}},
+}
+
+
+def write(name, said):
+    plan.STUDIES.joinpath(f"{name}.yaml").write_text(yaml.safe_dump(said, sort_keys=False))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_studies_of_the_project_are_accepted_and_say_what_they_are_for(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    study = plan.read_study(name)
+    assert (ROOT / f"studies/{name}.yaml").read_text().startswith("# ")
+    assert {pool.partition("-")[0] for pool in study.pools} <= set(FORMS)
+    assert all(pool.startswith("confirm") == (said.role == "confirm") for pool, said in study.pools.items())
+
+
+def test_the_core_grid_has_every_pool_that_the_builder_makes_five_seeds_and_two_budgets(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    study = plan.read_study("core")
+    assert study.plan.seeds == 5
+    assert {"default", "random", "embedding", "capped", "dualsft_cover"} <= set(study.plan.selectors)
+    for pool in study.pools.values():
+        assert {0.1, 0.3} <= set(pool.budgets or study.plan.budgets)
+        assert pool.seeds is None
+    assert {name.partition("-")[0] for name in study.pools} == set(FORMS)
+
+
+def test_seeds_are_outermost_and_pools_stand_as_the_file_has_them(inside):
+    cells = plan.list_cells(plan.read_study("model"))
+    assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
+    assert list(dict.fromkeys(cell.pool for cell in cells if cell.seed == 0)) == ["clean-a", "noisy-b", "confirm-c"]
+    assert {cell.seed for cell in cells if cell.pool == "noisy-b"} == {0, 1}
+
+
+def test_a_study_like_another_takes_over_what_it_does_not_say(inside):
+    write(
+        "more", {"like": "model", "seeds": 3, "params": {"selection": {"seed": 1}}, "pools": {"clean-a": {"seeds": 4}}}
+    )
+    found = plan.read_study("more")
+    assert (found.plan.seeds, found.plan.budgets, list(found.pools)) == (3, [0.1], ["clean-a"])
+    assert (found.pools["clean-a"].steps, found.pools["clean-a"].seeds) == (7, 4)
+    assert found.plan.params == {"selection": {"quality": "help", "seed": 1}, "utility": {"neighbours": 4}}
+    assert plan.read_study("model").plan.params == MODEL["params"]
+
+
+def test_a_pool_that_the_other_study_lacks_is_refused(inside):
+    write("more", {"like": "model", "pools": {"clean-b": {}}})
+    with pytest.raises(plan.StudyError, match=r"names a pool 'clean-b' \(did you mean 'clean-a'\?\) that its"):
+        plan.read_study("more")
+
+
+def test_confirmation_pools_are_run_apart(inside):
+    study = plan.read_study("model")
+    assert set(plan.choose_pools(study, confirm=False).pools) == {"clean-a", "noisy-b"}
+    assert set(plan.choose_pools(study, confirm=True).pools) == {"confirm-c"}
+    write("more", {"like": "model", "pools": {"clean-a": {}}})
+    with pytest.raises(plan.StudyError, match=r"0 of 1 pools of studies/more.yaml are of role confirm"):
+        plan.choose_pools(plan.read_study("more"), confirm=True)
+
+
+def test_confirmation_waits_until_what_was_edited_is_committed(inside, monkeypatch):
+    monkeypatch.setattr(run, "find_commit", lambda: "abc+")
+    study = plan.choose_pools(plan.read_study("model"), confirm=True)
+    with pytest.raises(plan.StudyError, match="confirmation pools are scored once, by a default that is committed"):
+        run.run(study, seconds={})
+
+
+def test_a_commit_is_marked_where_files_were_edited_but_for_results(inside):
+    def git(*arguments):
+        named = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *named, *arguments], check=True, capture_output=True)
+
+    assert run.find_commit() == "unknown"
+    git("init", "-q")
+    path = results.find_file(run.RESULTS / "model", "clean-a")
+    path.parent.mkdir(parents=True)
+    path.write_text("one")
+    git("add", ".")
+    git("commit", "-qm", "all")
+    commit = run.find_commit()
+    path.write_text("two")
+    assert run.find_commit() == commit != "unknown"
+    (inside / "params.yaml").write_text("edited")
+    assert run.find_commit() == f"{commit}+"
+
+
+def test_a_report_shows_the_cells_of_studies_beside_it(inside):
+    write("more", {"like": "model", "pools": {"clean-a": {}}, "chance": ["random"]})
+    write("whole", {"like": "model", "beside": ["more"]})
+    for name, pool in (("whole", "noisy-across-20"), ("more", "clean-a")):
+        for cell in make_cells(pool, seeds=1):
+            results.add_cell(results.find_file(run.RESULTS / name, pool), cell)
+    paths = reporting.write_report(plan.read_study("whole"))
+    page = paths[0].read_text()
+    assert "noisy-across-20" in page
+    assert "clean-a" in page

@@ -1,0 +1,95 @@
+"""Goals are met, missed or undecided by the interval and the picks, and a wide interval shows nothing."""
+
+from dataclasses import replace
+
+import pytest
+from worlds.study_cells import make_cell
+
+from tamis.evaluation.paired import Difference
+from tasks.study import goals
+from tasks.study.analysis import Comparison, Group, summarise
+
+OWN = summarise(Group("p", "default", "0.3", "none"), {0: make_cell()})
+
+
+def difference(low, high):
+    return Difference((low + high) / 2, low, high, 0.01, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "below", "not_above"),
+    [
+        (-0.2, -0.1, "met", "met"),
+        (-0.03, 0.02, "missed", "met"),
+        (-0.2, 0.1, "undecided", "undecided"),
+        (0.01, 0.2, "missed", "missed"),
+        (-0.04, 0.04, "missed", "met"),
+        (-0.05, 0.05, "undecided", "undecided"),
+    ],
+)
+def test_no_difference_counts_only_where_the_interval_is_narrow(low, high, below, not_above):
+    assert goals.judge_below(difference(low, high)) == below
+    assert goals.judge_not_above(difference(low, high)) == not_above
+
+
+def judge(pool, own=None, chance=None, low=-0.2, high=-0.1):
+    one = replace(OWN, group=Group(pool, "default", "0.3", "none"), **(own or {}))
+    return goals.judge_pool(one, replace(one, **(chance or {})), difference(low, high)).verdict
+
+
+@pytest.mark.parametrize(
+    ("pool", "own", "chance", "verdict"),
+    [
+        ("noisy-across-20", {"corrupted": 0.05}, {}, "met"),
+        ("noisy-across-20", {"corrupted": 0.06}, {}, "missed"),
+        ("noisy-within-20", {"corrupted": 0.1}, {"corrupted": 0.2}, "met"),
+        ("noisy-within-20", {"corrupted": 0.11}, {"corrupted": 0.2}, "missed"),
+        ("confirm-tldr", {"corrupted": 0.2}, {"corrupted": 0.3}, "missed"),
+        ("redundant-tldr", {"repeats": 0.1}, {"repeats": 0.3}, "met"),
+        ("redundant-tldr", {"repeats": 0.2}, {"repeats": 0.3}, "missed"),
+        ("rare-svamp", {"target": 0.8}, {}, "met"),
+        ("rare-svamp", {"target": 0.79}, {}, "missed"),
+        ("clean-tldr", {}, {}, "met"),
+        ("noisy-cut-20", {"corrupted": 0.9}, {}, "met"),
+        ("noisy-across-50", {"corrupted": 0.9}, {}, "met"),
+    ],
+)
+def test_picks_are_held_to_what_is_asked_of_the_kind_of_pool(pool, own, chance, verdict):
+    assert judge(pool, own, chance) == verdict
+
+
+@pytest.mark.parametrize(
+    ("pool", "verdict"),
+    [("noisy-cut-20", "missed"), ("redundant-tldr", "met"), ("clean-tldr", "met"), ("versions-a-b", "met")],
+)
+def test_equal_to_chance_is_enough_but_where_below_is_asked(pool, verdict):
+    assert judge(pool, low=-0.03, high=0.03) == verdict
+
+
+def test_a_rare_target_is_judged_at_the_budget_of_its_size_and_others_at_the_largest():
+    budgets = {name: replace(OWN, rows=rows, pool_rows=640.0, pool_target=0.05) for name, rows in SIZES.items()}
+    assert goals.choose_budget(budgets, "rare-svamp") == "0.05"
+    assert goals.choose_budget(budgets, "clean-tldr") == "0.3"
+
+
+SIZES = {"0.05": 32.0, "0.1": 64.0, "0.3": 192.0}
+
+
+def comparison(pool, low, high, against="random"):
+    group = Group(pool, "default", "0.3", "none")
+    return Comparison(group, group._replace(selector=against), "design", 5, difference(low, high), 0.1, None)
+
+
+def test_of_two_versions_one_must_be_below_chance():
+    two = [comparison("versions-a", -0.1, 0.2), comparison("versions-b", -0.2, -0.1)]
+    assert goals.judge_versions(two).verdict == "met"
+    assert goals.judge_versions(two[:1]).verdict == "undecided"
+    assert goals.judge_versions([comparison("clean-a", -0.2, -0.1)]) is None
+
+
+def test_a_mask_must_be_below_both_on_one_pool():
+    both = [comparison("a", -0.2, -0.1, "everything"), comparison("a", -0.2, 0.2)]
+    other = [comparison("b", -0.2, -0.1, "everything"), comparison("b", -0.3, -0.2)]
+    assert goals.judge_masks(both).verdict == "undecided"
+    assert goals.judge_masks([*both, *other]).verdict == "met"
+    assert goals.judge_masks(both[:1]) is None

@@ -1,0 +1,86 @@
+"""The report tells every figure of the tables, worst cases first, and is the same for the same cells."""
+
+import json
+
+import pytest
+from worlds.study_cells import make_cell, make_cells
+
+from tasks.study import analysis, report
+
+
+@pytest.fixture(autouse=True)
+def fewer(monkeypatch):
+    monkeypatch.setattr(analysis, "RESAMPLES", 200)
+
+
+@pytest.fixture(scope="module")
+def cells():
+    masks = [
+        make_cell("clean-tldr", name, budget, mask, seed)
+        for seed in range(3)
+        for name, budget, mask in (("default", "0.25", "none"), ("default", "0.25", "dualsft"))
+    ]
+    rare = [{**cell, "of_target": 40, "pool_target": 8} for cell in make_cells("rare-svamp", seeds=3)]
+    return [*make_cells(), *make_cells("confirm-tldr", seeds=3, role="confirm"), *rare, *masks]
+
+
+def write(cells, folder):
+    return report.write_report(cells, "toys", ["random"], commit="abc", out=folder)
+
+
+def test_page_record_and_pictures_are_written_the_same_twice(cells, tmp_path):
+    one, other = (write(cells, tmp_path / name) for name in "ab")
+    assert [path.name for path in one] == ["study.md", "study.json", "study-differences.png", "study-picks.png"]
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
+
+
+def test_the_record_holds_the_default_beside_chance_of_every_pool(cells, tmp_path):
+    write(cells, tmp_path)
+    found = json.loads((tmp_path / "study.json").read_text())
+    assert found["commit"] == "abc"
+    assert set(found["pools"]) == {"noisy-across-20", "confirm-tldr", "rare-svamp"}
+    one = found["pools"]["noisy-across-20"]
+    assert (one["role"], one["rows"], one["budget"], one["seeds"], one["goal"]) == ("design", 160, 0.3, 5, "met")
+    assert one["low"] < one["default_minus_chance"] < one["high"] < 0
+    assert one["corrupted"] == pytest.approx(2 / 48, abs=1e-4)
+    assert found["pools"]["rare-svamp"]["target_share"] == pytest.approx(40 / 48, abs=1e-4)
+    assert found["pools"]["confirm-tldr"]["role"] == "confirm"
+
+
+def test_the_table_of_advice_begins_with_the_worst_case(cells, tmp_path):
+    write(cells, tmp_path)
+    page = (tmp_path / "study.md").read_text()
+    advice = page.partition("## Which selector when\n")[2].partition("\n!")[0].strip().splitlines()[2:]
+    means = [float(line.split("|")[4].split()[0]) for line in advice]
+    assert means == sorted(means, reverse=True)
+    assert "embedding" in advice[0]
+    assert advice[0].split("|")[6].strip() == "default"
+
+
+def test_the_page_names_roles_masks_goals_and_what_it_is_made_from(cells, tmp_path):
+    write(cells, tmp_path)
+    page = (tmp_path / "study.md").read_text()
+    assert f"from {len(cells)} trainings" in page
+    assert "confirmation pools (confirm-tldr) were scored after that" in page
+    for heading in (
+        "What was to be reached",
+        "Masks",
+        "What was picked",
+        "What it cost",
+        "Loss, less that of `random`",
+    ):
+        assert f"## {heading}\n" in page
+    assert "## Right answers" not in page
+    assert "default in dualsft mask" in page
+    assert "hold cells of several settings" not in page
+
+
+def test_cells_of_several_settings_are_told(cells, tmp_path):
+    mixed = [{**cell, "rule": "older"} if cell["seed"] == 0 else cell for cell in cells]
+    write(mixed, tmp_path)
+    assert "groups hold cells of several settings**" in (tmp_path / "study.md").read_text()
+
+
+def test_nothing_beside_chance_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"none of 1 cells of toys stands beside chance yet; run `tamis study toys`"):
+        write([make_cell()], tmp_path)
