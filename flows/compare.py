@@ -295,7 +295,7 @@ def repeat(version: str, seeds: int = 5) -> list[dict[str, Any]]:
     from tasks.comparison import count_repeats, has_repeats
 
     alone = {version: replace(values.versions[version], previous=params.BASE)}
-    everything = {"distinct": False, "ground_set": "all", "target": None, "pool_rows": None}
+    everything = {"deduplicate": False, "ground_set": "all", "target": None, "pool_rows": None}
     values = replace(values, versions=alone, examples=replace(values.examples, **everything))
     examples = attempt("examples", version, values, {}, loaded)
     if not has_repeats(examples.folder):

@@ -309,7 +309,7 @@ def mark_used(
     rows: Rows,
     *,
     ground_set: str,
-    distinct: bool,
+    deduplicate: bool,
     seed: int,
     pool_rows: int | None,
     held_out_rows: int | None,
@@ -318,13 +318,14 @@ def mark_used(
 ) -> list[str | None]:
     """Return for each row why later stages do not use it, None where they do.
 
-    Repetitions are not used unless `distinct` is false, nor are barred rows, nor, with ground set `new`, rows of the
-    pool `kept` from the version before; of what is left of a cluster of the pool's near-duplicates the first row is;
-    then `pool_rows` of the pool and `held_out_rows` are sampled. All rows of other sides are used.
+    Repetitions are not used, but for those of the pool where `deduplicate` is false, nor are barred rows, nor, with
+    ground set `new`, rows of the pool `kept` from the version before; of what is left of a cluster of the pool's
+    near-duplicates the first row is; then `pool_rows` of the pool and `held_out_rows` are sampled. All rows of other
+    sides are used.
 
     Args:
         ground_set: new | all.
-        distinct: false leaves repetitions in use.
+        deduplicate: false leaves repetitions in the pool in use, each a row of its own.
         barred: why some rows must not be used; None: there are none.
         clusters: the cluster of near-duplicates of each row, of which one is to be used; None: all may be.
 
@@ -334,7 +335,11 @@ def mark_used(
     if ground_set not in GROUND_SETS:
         raise SplitError(f"examples.ground_set is {ground_set!r}; it must be one of {', '.join(GROUND_SETS)}")
     places, seen = range(len(rows.ids)), set()
-    because: list[str | None] = ["duplicate" if distinct and link is not None else None for link in rows.first]
+    names = rows.ids if deduplicate else number_repetitions(rows.ids)
+    because: list[str | None] = [
+        "duplicate" if link is not None and (deduplicate or side != POOL) else None
+        for link, side in zip(rows.first, rows.sides, strict=True)
+    ]
     for k in places:
         if barred is not None and barred[k]:
             because[k] = barred[k]
@@ -344,10 +349,10 @@ def mark_used(
             because[k] = "near duplicate" if clusters[k] in seen else None
             seen.add(clusters[k])
     for side, count in ((POOL, pool_rows), (HELD_OUT, held_out_rows)):
-        ours = {rows.ids[k]: rows.topics[k] for k in places if because[k] is None and rows.sides[k] == side}
+        ours = {names[k]: rows.topics[k] for k in places if because[k] is None and rows.sides[k] == side}
         chosen = sample(ours, count, seed)
         for k in places:
-            if because[k] is None and rows.sides[k] == side and rows.ids[k] not in chosen:
+            if because[k] is None and rows.sides[k] == side and names[k] not in chosen:
                 because[k] = "not sampled"
     return because
 

@@ -163,14 +163,14 @@ def divide(
     because = splits.mark_used(
         rows,
         ground_set=settings.ground_set,
-        distinct=settings.distinct,
+        deduplicate=settings.deduplicate,
         seed=settings.seed,
         pool_rows=settings.pool_rows,
         held_out_rows=settings.held_out_rows,
         barred=bar_rows(barred, likeness, settings, planted=mark_planted(facts, sides)),
         clusters=name_clusters(likeness, settings),
     )
-    named = ids if settings.distinct else splits.number_repetitions(ids)
+    named = ids if settings.deduplicate else splits.number_repetitions(ids)
     told = versions.share_earlier(first, versions.tell_earlier(ids, before))
     used = [reason is None for reason in because]
     weights = weigh_rows(likeness, sides, used, settings) if likeness else [1.0] * len(ids)

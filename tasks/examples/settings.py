@@ -162,7 +162,9 @@ class ExamplesSettings:
     drop_near_held_out: bool = Field(
         False, description="keep near-duplicates of held-out and of validation rows out of the pool"
     )
-    distinct: bool = Field(True, description="false leaves duplicates in use, each under an id of its own")
+    deduplicate: bool = Field(
+        True, description="false leaves rows of the pool that repeat a text in use, each under an id of its own"
+    )
     ground_set: Literal["new", "all"] = Field(
         "new", description="choose among new and edited rows | among those of the version before, too"
     )

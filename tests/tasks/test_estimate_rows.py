@@ -30,7 +30,7 @@ def settle(**changes) -> ExamplesSettings:
     ("content", "changes"),
     [
         ([*ROWS, TWIN, ROWS[5]], {}),
-        ([*ROWS, TWIN, ROWS[5]], {"distinct": False}),
+        ([*ROWS, TWIN, ROWS[5]], {"deduplicate": False}),
         ([*CHATS, LEFT], {"learn": "last", "system": "drop"}),
         (CHATS, {"fields": {"topic": "topic"}, "target": {"topic": "sums1", "rows": 2}, "pool_rows": 5}),
         ([*ROWS, {"prompt": "a", "response": ""}], {"on_bad_row": "reject", "held_out": {"path": "own.jsonl"}}),
@@ -55,9 +55,9 @@ def test_a_field_that_no_row_has_is_refused_as_by_the_stage(tmp_path):
         read_raw(tmp_path, None, settle(keep=["key"]), "v1")
 
 
-@pytest.mark.parametrize("distinct", [True, False])
-def test_versions_that_follow_each_other_are_those_that_the_stage_writes(tmp_path, toy, distinct):
-    asked = {"ground_set": "all", "distinct": distinct}
+@pytest.mark.parametrize("deduplicate", [True, False])
+def test_versions_that_follow_each_other_are_those_that_the_stage_writes(tmp_path, toy, deduplicate):
+    asked = {"ground_set": "all", "deduplicate": deduplicate}
     values = SimpleNamespace(
         versions={
             "v1": SimpleNamespace(raw=tmp_path / "one", previous="base"),

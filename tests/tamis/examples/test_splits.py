@@ -177,7 +177,7 @@ def rows_of(pairs, seed=0, changes=None):
 
 def use(rows, **changes):
     """Return why rows are not used."""
-    asked = {"ground_set": "new", "distinct": True, "seed": 0, "pool_rows": None, "held_out_rows": None}
+    asked = {"ground_set": "new", "deduplicate": True, "seed": 0, "pool_rows": None, "held_out_rows": None}
     return mark_used(rows, **asked | changes)
 
 
@@ -205,8 +205,20 @@ def test_more_rows_change_nothing_for_those_there_were(pairs, seed):
 def test_repetitions_may_be_left_in_use_under_ids_of_their_own():
     rows = Rows(["1", "2", "1"], [None, None, 0], ["pool"] * 3, ["a"] * 3, ["new"] * 3)
     assert use(rows) == [None, None, "duplicate"]
-    assert use(rows, distinct=False) == [None] * 3
+    assert use(rows, deduplicate=False) == [None] * 3
     assert number_repetitions(rows.ids) == ["1", "2", "1-1"]
+
+
+def test_repetitions_outside_the_pool_are_never_used():
+    rows = Rows(["1", "1", "2", "2"], [None, 0, None, 2], ["held_out"] * 2 + ["validation"] * 2, ["a"] * 4, ["new"] * 4)
+    assert use(rows, deduplicate=False) == [None, "duplicate"] * 2
+
+
+def test_a_sample_of_a_pool_with_repetitions_is_of_rows_and_not_of_texts():
+    rows = Rows(["1"] * 30 + ["2"], [None, *[0] * 29, None], ["pool"] * 31, ["a"] * 31, ["new"] * 31)
+    found = use(rows, deduplicate=False, pool_rows=10)
+    assert found.count(None) == 10
+    assert found == use(rows, deduplicate=False, pool_rows=10)
 
 
 def test_kept_rows_of_the_pool_are_used_with_the_whole_ground_set_only():

@@ -193,13 +193,13 @@ def test_duplicates_are_kept_and_linked_to_rows(make, tmp_path):
 
 def test_rows_that_differ_in_leading_blanks_are_two_examples_on_one_side(make, tmp_path):
     twins = [{"prompt": f"  {row['prompt']}", "response": f"    {row['response']}"} for row in ROWS]
-    table = make([*ROWS, *twins], distinct=False).to_pylist()
+    table = make([*ROWS, *twins], deduplicate=False).to_pylist()
     for one, other in zip(table[:24], table[24:], strict=True):
         assert one["id"] != other["id"]
         assert (one["same_as"], one["split"]) == (other["same_as"], other["split"])
         assert other["tokens"] == one["tokens"] + 6
         assert other["response"] == f"    {one['response']}"
-        assert (one["used"], other["used"]) == (True, True)
+        assert (one["used"], other["used"]) == (True, one["split"] == "pool")
     once = make([*ROWS, *twins]).to_pylist()
     assert [row["unused_because"] for row in once] == [None] * 24 + ["duplicate"] * 24
 
@@ -231,7 +231,7 @@ def read_notice(version: str) -> dict[str, tuple[int, int]]:
     return {topic: (int(rows), int(distinct)) for topic, rows, distinct in counts}
 
 
-COUNTS = {"v1": (566, 564), "v2": (2026, 898)}  # one row stands in two files
+COUNTS = {"v1": (566, 564), "v2": (2026, 994)}  # one row stands in two files
 
 
 @pytest.mark.parametrize("version", COUNTS)

@@ -26,7 +26,7 @@ def follow(make, tmp_path):
     """Write a first version in which rows were chosen, then one that continues from it; returns the second's rows."""
 
     def write(first, second, chosen=2, **changes):
-        table = make(first, out=tmp_path / "one", distinct=changes.get("distinct", True))
+        table = make(first, out=tmp_path / "one", deduplicate=changes.get("deduplicate", True))
         pool = [row["id"] for row in table.to_pylist() if row["used"] and row["split"] == "pool"]
         write_subset(tmp_path / "subset", pool, chosen)
         before = {"previous_examples": tmp_path / "one", "previous_subset": tmp_path / "subset"}
@@ -59,7 +59,7 @@ def test_rows_are_kept_edited_or_new_and_those_gone_are_listed(follow, tmp_path)
 
 def test_of_the_version_before_no_text_stays_in_memory(follow, tmp_path, monkeypatch):
     def compare():
-        follow([*ROWS, ROWS[1], ROWS[4]], [edit(POOL[0]), POOL[2], *ROWS[12:]], distinct=False, ground_set="all")
+        follow([*ROWS, ROWS[1], ROWS[4]], [edit(POOL[0]), POOL[2], *ROWS[12:]], deduplicate=False, ground_set="all")
         return read_table(tmp_path / "out/withdrawn.parquet", schemas.WITHDRAWN)
 
     whole = compare()
@@ -112,7 +112,7 @@ def test_a_repetition_that_nobody_used_is_not_withdrawn(follow, tmp_path):
 
 def test_repetitions_with_other_blanks_that_were_left_in_use_are_remembered_each(follow, tmp_path):
     twin = {"prompt": f" {POOL[0]['prompt']}", "response": POOL[0]["response"]}
-    rows = follow([twin, POOL[0], *ROWS[4:]], [POOL[0], *ROWS[4:]], ground_set="all", distinct=False)
+    rows = follow([twin, POOL[0], *ROWS[4:]], [POOL[0], *ROWS[4:]], ground_set="all", deduplicate=False)
     assert (rows[0]["change"], rows[0]["earlier"]) == ("kept", "learnt")
     gone = read_table(tmp_path / "out/withdrawn.parquet", schemas.WITHDRAWN).to_pylist()
     assert [(row["prompt"], row["earlier"]) for row in gone] == [(twin["prompt"], "learnt")]
@@ -270,7 +270,7 @@ def test_an_empty_or_doubtful_general_set_is_refused(make, tmp_path, asked, text
 
 
 def test_repetitions_left_in_have_ids_of_their_own(make, tmp_path):
-    rows = make([*ROWS, POOL[0], POOL[0]], distinct=False).to_pylist()
+    rows = make([*ROWS, POOL[0], POOL[0]], deduplicate=False).to_pylist()
     same = [row for row in rows if row["prompt"] == POOL[0]["prompt"]]
     assert [row["id"] for row in same] == [same[0]["id"], f"{same[0]['id']}-1", f"{same[0]['id']}-2"]
     assert all(row["used"] for row in same)
