@@ -118,7 +118,7 @@ def main(
 def prepare(values: Params, model: str, embedding: str) -> Params:
     """Return the parameters with which rows are chosen: those of the project, on all rows of a pool as they are."""
     named = {"language": model or values.models.language, "embedding": embedding or values.models.embedding}
-    examples = ExamplesSettings(distinct=False, held_out={"path": "held_out.jsonl"}, on_special_tokens="as_text")
+    examples = ExamplesSettings(deduplicate=False, held_out={"path": "held_out.jsonl"}, on_special_tokens="as_text")
     return replace(
         values,
         models=replace(values.models, **named),

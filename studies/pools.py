@@ -102,9 +102,9 @@ def list_mbpp(data: Path, *, tests: bool) -> list[Row]:
 
 
 def list_dialogues() -> list[Row]:
-    """Return the short dialogues of the project's own sample data."""
+    """Return the short dialogues of the project's own sample data, without those that are planted there."""
     lines = (line for path in sorted(DIALOGUES.glob("*.jsonl")) for line in path.open(encoding="utf-8"))
-    return keep_short(map(json.loads, lines), "dialogues")
+    return keep_short((row for row in map(json.loads, lines) if "planted" not in row), "dialogues")
 
 
 def fix(name: str) -> Draw:
