@@ -32,7 +32,7 @@ APART = ("pio", "pueue", "hg", "choco", "dvc", "apt", "ansible", "go", "odps", "
 RARE = "docker"  # the command that is a target task
 BOILERPLATE = re.compile(r"(--help|--version| -h| -V| help)$")  # of a response that any command has
 LONGEST = {"tldr": 160, "dialogues": 240, "svamp": 240, "gsm8k": 380, "mbpp": 300}  # characters of prompt and response
-ROWS, USED = 184, 168  # of a pool; about so many are left of it where one clean prompt in ten validates
+ROWS = 192  # of a pool; some 170 are left where one prompt in ten validates, of wrong rows as large a share
 HELD_OUT, TARGET = 96, 32
 TRIES = 2000  # at an exchange
 OPERATORS = {"+": "addition", "-": "subtraction", "*": "multiplication", "/": "division"}
@@ -212,7 +212,7 @@ def make_clean(rows: Sequence[Row], name: str, draw: Draw) -> Pool:
 def make_noisy(rows: Sequence[Row], name: str, draw: Draw, share: float, how: str) -> Pool:
     """Return a pool in which a share of the responses is exchanged, across or within topics, or cut off."""
     left, apart = set_apart(rows, name)
-    chosen, count = pick(left, ROWS, draw), round(share * USED)
+    chosen, count = pick(left, ROWS, draw), round(share * ROWS)
     if how == "cut":
         return Pool(cut_off(chosen, count, draw), apart)
     return Pool(exchange(chosen, count, draw, within=how == "within"), apart)
@@ -267,12 +267,12 @@ def make_mixture(data: Path, name: str, draw: Draw, target: str | None) -> Pool:
 
 def make_confirmation(data: Path, name: str, draw: Draw) -> Pool:
     """Return a pool of mathematics and programs: a fifth has another's response, and a fifth repeats a good row."""
-    kinds = list_gsm8k(data, "train"), list_mbpp(data, tests=False)
+    kinds, fifth = (list_gsm8k(data, "train"), list_mbpp(data, tests=False)), round(0.2 * ROWS)
     parts = [set_apart(rows, f"{name} {place}", 48) for place, rows in enumerate(kinds)]
-    rows = [row for left, _ in parts for row in pick(left, 75, draw)]
-    mixed = [{**row, "group": row["prompt"]} for row in exchange(rows, 34, draw, within=None)]
-    copies = [{**row, "planted": "repeat"} for row in pick([row for row in mixed if "planted" not in row], 34, draw)]
-    whole = mixed + copies
+    rows = [row for left, _ in parts for row in pick(left, (ROWS - fifth) // 2, draw)]
+    mixed = [{**row, "group": row["prompt"]} for row in exchange(rows, fifth, draw, within=None)]
+    good = [row for row in mixed if "planted" not in row]
+    whole = mixed + [{**row, "planted": "repeat"} for row in pick(good, fifth, draw)]
     return Pool([whole[place] for place in draw.permutation(len(whole))], [row for _, apart in parts for row in apart])
 
 
