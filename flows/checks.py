@@ -5,7 +5,7 @@ What a setting may be by itself stands with it, in `tasks/<stage>/settings.py`.
 
 from typing import TYPE_CHECKING
 
-from tasks.selection.selectors import SELECTORS
+from tasks.selection.selectors import CHANCE, SELECTORS
 from tasks.settings import hint
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def refuse_contradictions(values: "Params") -> None:
     _check_tests(values)
     _check_references(values)
     _check_gate(values)
+    _check_pilot(values)
     _check_objective(values)
     _check_mask(values)
     _check_gradients(values)
@@ -83,6 +84,28 @@ def _check_gate(values: "Params") -> None:
         raise ParamsError(
             "selection.gate is by help and utility.kernel is landmarks, which scores some rows as demos and no others; "
             "set utility.kernel: neighbours, or selection.gate by ifd or agreement"
+        )
+
+
+def _check_pilot(values: "Params") -> None:
+    """Refuse a pilot that has nothing to measure on, or nothing to compare with chance."""
+    chosen, examples = values.selection, values.examples
+    if chosen.pilot is None:
+        return
+    if examples.target is None and examples.validation_every is None:
+        raise ParamsError(
+            "selection.pilot measures on validation rows, and examples.validation_every and examples.target are null; "
+            "set examples.validation_every: 10, or name the target task's rows"
+        )
+    if chosen.selector in CHANCE:
+        raise ParamsError(
+            f"selection.pilot compares the choice with chance, and selection.selector is {chosen.selector}, which is "
+            "chance; set selection.pilot: null or another selector"
+        )
+    if values.finetuning.method != "lora" and values.models.dtype == "float16":
+        raise ParamsError(
+            f"selection.pilot trains by finetuning.method {values.finetuning.method}, in which float16 weights "
+            "underflow; set models.dtype: bfloat16, or selection.pilot: null"
         )
 
 

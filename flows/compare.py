@@ -212,7 +212,7 @@ def ask(cell: Cell, seed: int, values: Params, masked: bool) -> Params:
     budget = read_budget(cell.budget)
     everything = {"selector": RANDOM, "budget": {"fraction": 1.0}, "caps": {}, "floors": {}}
     rows = everything if cell.selector == ALL else {"selector": cell.selector, "budget": budget}
-    rows |= {"gate": None} if rows["selector"] in CHANCE else {}  # chance knows nothing of the rows
+    rows |= {"gate": None, "pilot": None} if rows["selector"] in CHANCE else {}  # chance knows nothing of the rows
     asked = replace(values.selection, **rows, seed=seed)
     cut = {"budget": budget} if cell.mask != NONE and "fraction" in budget else {}
     cut |= {"update_steps": None} if cell.mask != "dualsft" else {}

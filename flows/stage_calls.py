@@ -5,6 +5,7 @@ Modules are imported when they are called: a process that runs one stage loads n
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -145,6 +146,12 @@ def make_selection(values: Params, folders: Folders, map: Map) -> Notes:
     """Choose rows and parameters."""
     from tasks.selection.selection import write_selection
 
+    piloted = {}
+    if values.selection.pilot is not None:
+        from tasks.selection.pilot import Training
+
+        how = {field.name: getattr(values.finetuning, field.name) for field in fields(Training)}
+        piloted = {"training": Training(**how), "runtime": values.runtime}
     return write_selection(
         folders,
         model=language(values),
@@ -152,6 +159,7 @@ def make_selection(values: Params, folders: Folders, map: Map) -> Notes:
         diagonal=values.utility.diagonal,
         mask=values.mask,
         map=map,
+        **piloted,
     )
 
 

@@ -69,7 +69,8 @@ def summarise(
         utility: `pairs_scored`, and `why` where nothing was to be scored.
         audit: lists of topics: `coverage`, `held_out_share`; `changes`: kept, edited, new and withdrawn `rows`;
             `withdrawn_learnt`: rows; empty where the audit has not run.
-        selection: maybe `faults` of `pool` and `chosen`, as those of arms; maybe `gate`: `by`, `gated_rows`, `faults`.
+        selection: maybe `faults` of `pool` and `chosen`, as those of arms; maybe `gate`: `by`, `gated_rows`, `faults`;
+            maybe `pilot`: `why`, `validation` (rows, of), `seconds`.
     """
     arms = [
         ArmSummary(name, arm["rows"], arm["loss"], arm["loss_low"], arm["loss_high"], arm["seeds"])
@@ -77,6 +78,7 @@ def summarise(
     ]
     chosen = selection or {}
     notes = [*_note(metrics, utility, audit), *_tell_gate(chosen.get("gate"))]
+    notes += _tell_pilot(chosen.get("pilot"))
     notes += _tell_faults(metrics["arms"], chosen.get("faults"))
     return Summary(arms, utility["pairs_scored"], notes)
 
@@ -110,6 +112,14 @@ def _tell_gate(gate: Mapping[str, Any] | None) -> list[str]:
     return [
         f"gate by {gate['by']}: {gate['gated_rows']:,} rows of the pool left before the choice{wrong and f' ({wrong})'}"
     ]
+
+
+def _tell_pilot(pilot: Mapping[str, Any] | None) -> list[str]:
+    """Return a note on what brief trainings found before the choice was trained on, and what became of it."""
+    if pilot is None:
+        return []
+    measured = pilot["validation"]
+    return [f"pilot on {measured['rows']:,} {measured['of']} rows, {pilot['seconds']:.1f} s: {pilot['why']}"]
 
 
 def _tell_faults(arms: Mapping[str, Any], faults: Mapping[str, Any] | None) -> list[str]:

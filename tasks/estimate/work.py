@@ -19,6 +19,7 @@ from tamis.examples.splits import GENERAL, HELD_OUT
 from tamis.language.encoding import Encoding, TokenSequence, make_sequence
 from tamis.language.packing import Group, group_rows, plan_packs
 from tamis.training.arms import REPLAYS, pick_epochs, pick_rows
+from tamis.training.pilot import ARMS as PILOT_ARMS
 from tamis.training.steps import plan_epochs
 from tasks import models
 from tasks.conversations import read_conversation
@@ -232,6 +233,18 @@ class PlannedArm:
         return np.unique(np.concatenate(self.epochs))
 
 
+def count_selection(case: Case) -> Work:
+    """Count the used rows and, of a pilot, the tokens of brief trainings and of the rows that they are measured on."""
+    asked, corpus, found = case.values.selection.pilot, case.corpus, count_rows(case)
+    if asked is None:
+        return found
+    pool, trainings = corpus.places("pool"), len(PILOT_ARMS) * asked["seeds"]
+    rows = min(asked["steps"] * case.values.finetuning.batch_rows, asked["steps"] * len(corpus.chosen))
+    each = rows * corpus.whole(pool) / max(1, len(pool))
+    measured = trainings * corpus.whole(corpus.references())
+    return replace(found, forward=measured, backward=round(trainings * each), loads=trainings)
+
+
 def plan_arms(case: Case) -> list[PlannedArm]:
     """Return every arm that is trained."""
     corpus, settings = case.corpus, case.values.finetuning
@@ -370,7 +383,7 @@ def count_stage(name: str, case: Case) -> Work:
         "utility": count_utility,
         "scores": count_scores,
         "gradients": count_gradients,
-        "selection": count_rows,
+        "selection": count_selection,
         "finetuning": count_finetuning,
         "evaluation": count_evaluation,
         "audit": count_rows,

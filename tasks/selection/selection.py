@@ -6,9 +6,9 @@ and mask are chosen apart: each is written, and says what it was made from, what
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,22 +16,19 @@ import pyarrow.compute as pc
 
 from tamis.scores.baselines import order_deft_ucs, order_longest, order_scores
 from tamis.submodular import cosines, objectives
-from tamis.submodular.budgets import Budget, count_by_topic, draw, measure_room, narrow, rank, record, resolve
-from tamis.submodular.greedy import Choice, choose, evaluate
-from tamis.submodular.kernels import SparseKernel, scale
-from tamis.submodular.objectives import Objective
+from tamis.submodular.budgets import Budget, draw, measure_room, narrow, rank, resolve
+from tamis.submodular.greedy import choose
+from tamis.submodular.kernels import scale
 from tamis.submodular.optimisers import Map, maximise, restrict, share_of_all, share_of_random
 from tamis.training.chance import name_groups, order_balanced
 from tamis.utility.quality import cap_diagonal
 from tasks import models
-from tasks.artifacts import schemas
-from tasks.artifacts.row_sets import count_faults
 from tasks.artifacts.tables import Provenance, digest, digest_inputs, read_table, write_json, write_table
-from tasks.folders import Folders
-from tasks.masks.mask_tables import write_mask
+from tasks.folders import Artifacts, Folders
+from tasks.masks.mask_tables import read_mask, write_mask
 from tasks.masks.settings import MaskSettings
 from tasks.selection.bm25 import order_bm25
-from tasks.selection.gates import FILES, Gated, describe_gate, pass_gate, read_gate
+from tasks.selection.gates import FILES, describe_gate, pass_gate, read_gate
 from tasks.selection.inputs import (
     Rows,
     SelectionError,
@@ -49,8 +46,13 @@ from tasks.selection.inputs import (
     read_utility,
     read_vectors,
 )
+from tasks.selection.outcome import ChosenRows, describe, describe_objective, describe_scores, tabulate, widen
 from tasks.selection.selectors import SELECTORS
 from tasks.selection.settings import SelectionSettings
+from tasks.settings import RuntimeSettings
+
+if TYPE_CHECKING:
+    from tasks.selection.pilot import Training
 
 READ = {  # stage whose artifact a selector reads -> what its selectors read, by the stage that writes it
     "utility": {"utility.parquet": "utility", "checked.parquet": "utility", "embedding.parquet": "embedding"},
@@ -62,19 +64,6 @@ READ_ALSO = {"dualsft_cover": {"sketches.parquet": "gradients"}}  # selector -> 
 DRAWS = 5  # random choices that a choice is checked against
 
 
-@dataclass(frozen=True)
-class ChosenRows:
-    """The chosen rows of the pool in their order; without similarities nothing else is known."""
-
-    order: np.ndarray
-    choice: Choice | None = None
-    objective: Objective | None = None
-    covered_by: np.ndarray | None = None  # for each row of the pool the chosen row most similar to it; -1: none
-    cover: np.ndarray | None = None  # that similarity
-    scores: np.ndarray | None = None  # of each row of the pool, where the largest come first; NaN: not to be chosen
-    similar: Similar | None = None  # what it was chosen by
-
-
 def write_selection(
     folders: Folders,
     *,
@@ -82,6 +71,8 @@ def write_selection(
     settings: SelectionSettings,
     diagonal: str,
     mask: MaskSettings,
+    training: "Training | None" = None,
+    runtime: RuntimeSettings | None = None,
     map: Map = map,
 ) -> None:
     """Choose rows and parameters; write `subset.parquet`, a row for each of the pool, the mask and `selection.json`.
@@ -92,6 +83,8 @@ def write_selection(
         settings: of the rows.
         diagonal: what a row that covers itself counts for under selector `delift` (`utility.diagonal`).
         mask: of the parameters.
+        training: how rows are trained on afterwards, which a pilot does briefly; wanted with one.
+        runtime: how a pilot's losses are computed; likewise.
         map: runs the parts of the optimiser `partition`.
 
     Raises:
@@ -101,35 +94,46 @@ def write_selection(
     if settings.selector == "dualsft_cover":
         settings = replace(settings, objective="facility_location")
     here = folders.here
-    gradients, out, version = here.gradients, here.selection, here.version
-    table, reads = here.examples / "examples.parquet", SELECTORS[settings.selector].reads
-    read = READ.get(reads, {}) | READ_ALSO.get(settings.selector, {})
-    sources = {name.partition(".")[0]: getattr(here, stage) / name for name, stage in read.items()}
-    rows = read_rows(table)
-    budget, gate = resolve_budget(rows.ground, settings), None
-    if settings.gate is not None:
-        stage, name = FILES[settings.gate["by"]]
-        sources["gate"] = getattr(here, stage) / name
-        gate = read_gate(settings.gate, rows, sources["gate"])
+    out, table = here.selection, here.examples / "examples.parquet"
+    sources, rows = name_sources(here, settings), read_rows(table)
+    budget, gate = resolve_budget(rows.ground, settings), read_gate(settings.gate, rows, sources.get("gate"))
 
     ours, narrowed = pass_gate(rows, budget, gate)
     picks = choose_rows(ours, narrowed, sources | {"examples": table}, settings, diagonal=diagonal, map=map)
     checked = check(ours, narrowed, picks, sources["checked"]) if settings.selector == "delift" else None
-    reached = describe_objective(picks, settings) | describe_scores(picks)
-    picks = widen(picks, gate)
+    cut = write_mask(mask, examples=table, gradients=here.gradients, out=out, version=here.version, model=model)
+    proposed, piloted = widen(picks, gate), None
+    if settings.pilot is not None:
+        from tasks.selection.pilot import Place, run_pilot  # seconds to import
 
-    cut = write_mask(mask, examples=table, gradients=gradients, out=out, version=version, model=model)
+        inside = read_mask(out, model) if training.method == "masked" else None
+        place = Place(table, folders.cache / "pilots", model, training, runtime, inside)
+        order, piloted = run_pilot(place, settings.pilot, proposed.order, budget, settings.seed)
+        if piloted["decision"] != "choice":
+            picks = proposed = ChosenRows(order)
+            checked = None
+    reached = describe_objective(picks, settings) | describe_scores(picks)
     asked = asdict(settings) | ({"diagonal": diagonal} if settings.selector == "delift" else {})
-    made = Provenance("selection", version, asked, digest_inputs(table, *sources.values()), find_seed(settings))
-    write_table(tabulate(rows.ground, picks, gate), out / "subset.parquet", made)
-    found = describe(rows, budget, picks, settings) | reached | {"gate": describe_gate(rows, gate)}
-    write_json(found | {"checked": checked, "mask": cut}, out / "selection.json")
+    made = Provenance("selection", here.version, asked, digest_inputs(table, *sources.values()), find_seed(settings))
+    write_table(tabulate(rows.ground, proposed, gate), out / "subset.parquet", made)
+    found = describe(rows, budget, proposed, settings) | reached | {"gate": describe_gate(rows, gate)}
+    write_json(found | {"pilot": piloted, "checked": checked, "mask": cut}, out / "selection.json")
+
+
+def name_sources(here: Artifacts, settings: SelectionSettings) -> dict[str, Path]:
+    """Return the tables that selector and gate read besides the examples, by their names; that of the gate by `gate`."""
+    read = READ.get(SELECTORS[settings.selector].reads, {}) | READ_ALSO.get(settings.selector, {})
+    sources = {name.partition(".")[0]: getattr(here, stage) / name for name, stage in read.items()}
+    if settings.gate is not None:
+        stage, name = FILES[settings.gate["by"]]
+        sources["gate"] = getattr(here, stage) / name
+    return sources
 
 
 def find_seed(settings: SelectionSettings) -> int | None:
     """Return the seed of what is left to chance; None where nothing is."""
     selector = SELECTORS[settings.selector]
-    drawn = selector.draws or (selector.objective and settings.optimiser != "lazy")
+    drawn = selector.draws or (selector.objective and settings.optimiser != "lazy") or settings.pilot is not None
     return settings.seed if drawn else None
 
 
@@ -281,112 +285,3 @@ def check(rows: Rows, budget: Budget, picks: ChosenRows, source: Path) -> Mappin
         "facility_location_share": share_of_all(kernel, picks.order),
         "random_share": share_of_random(kernel, budget, draws=DRAWS),
     }
-
-
-def widen(picks: ChosenRows, gate: Gated | None) -> ChosenRows:
-    """Return what was chosen among the rows that a gate let pass by the places of all; what left has no cover."""
-    if gate is None:
-        return picks
-    order, covered_by, cover = gate.kept[picks.order], None, None
-    if picks.covered_by is not None:
-        covered_by, cover = np.full(len(gate.gated), -1), np.full(len(gate.gated), np.nan, np.float32)
-        covered_by[gate.kept] = np.where(picks.covered_by < 0, -1, gate.kept[picks.covered_by])
-        cover[gate.kept] = picks.cover
-    return replace(picks, order=order, covered_by=covered_by, cover=cover, scores=None)
-
-
-def tabulate(ground: pa.Table, picks: ChosenRows, gate: Gated | None = None) -> pa.Table:
-    """Return a row for every row of the pool: the chosen ones by rank, then the others as they stand."""
-    rows, order, choice = ground.num_rows, picks.order, picks.choice
-    rank = np.full(rows, rows)
-    rank[order] = np.arange(len(order))
-    chosen = rank < rows
-    gain, objective, covered_by, cover = (
-        pa.nulls(rows, kind) for kind in (pa.float64(),) * 2 + (pa.int64(), pa.float32())
-    )
-    if choice is not None:
-        gain, objective = (_spread(values, order, rows) for values in (choice.gain, choice.objective))
-        covered_by = pa.array(picks.covered_by, mask=picks.covered_by < 0)
-        cover = pa.array(picks.cover, mask=np.isnan(picks.cover))
-    known = np.full(rows, np.nan) if gate is None else gate.scores
-    columns = {
-        **{name: ground[name] for name in ("id", "topic", "response_tokens")},
-        "chosen": pa.array(chosen),
-        "rank": pa.array(rank, pa.int32(), mask=~chosen),
-        "gain": gain,
-        "objective": objective,
-        "covered_by": ground["id"].combine_chunks().take(covered_by),
-        "cover": cover,
-        "gated": pa.array(np.zeros(rows, bool) if gate is None else gate.gated),
-        "gate_score": pa.array(known, mask=np.isnan(known)),
-    }
-    return pa.table(list(columns.values()), schema=schemas.SUBSET).take(np.argsort(rank, kind="stable"))
-
-
-def describe(rows: Rows, budget: Budget, picks: ChosenRows, settings: SelectionSettings) -> dict[str, Any]:
-    """Return what was chosen, in numbers."""
-    tokens, order = rows.ground["response_tokens"].to_numpy(), picks.order
-    return {
-        "selector": settings.selector,
-        "learnt_rows": len(rows.learnt),
-        "target_rows": len(rows.target),
-        "pool_rows": len(tokens),
-        "chosen_rows": len(order),
-        "chosen_fraction": len(order) / len(tokens),
-        "chosen_response_tokens": int(tokens[order].sum()),
-        "chosen_response_tokens_fraction": int(tokens[order].sum()) / max(1, int(tokens.sum())),
-        "mean_response_tokens": {"chosen": float(tokens[order].mean()), "pool": float(tokens.mean())},
-        "budget": record(budget) | {"spent": int(budget.costs[order].sum())},
-        "topics": dict(zip(budget.topics, count_by_topic(budget, order.tolist()).tolist(), strict=True)),
-        "faults": {"pool": count_faults(rows.ground), "chosen": count_faults(rows.ground.take(order))},
-    }
-
-
-def describe_objective(picks: ChosenRows, settings: SelectionSettings) -> dict[str, Any]:
-    """Return what the objective reached; null where there are no similarities."""
-    choice, objective = picks.choice, picks.objective
-    if choice is None or objective is None or picks.similar is None:
-        names = (
-            "kernel",
-            "neighbour_recall",
-            "objective_name",
-            "optimiser",
-            "objective",
-            "objective_of_none",
-            "objective_of_all",
-            "objective_share",
-            "zero_gain_picks",
-            "rows_covered_by_none",
-            "rows_without_quality",
-        )
-        return dict.fromkeys(names)
-    full, reached = evaluate(objective.kernel) + float(objective.bonus.sum()), float(choice.objective[-1])
-    return {
-        "kernel": "sparse" if isinstance(objective.kernel, SparseKernel) else "dense",
-        "neighbour_recall": picks.similar.recall,
-        "objective_name": settings.objective,
-        "optimiser": settings.optimiser,
-        "objective": reached,
-        "objective_of_none": 0.0,
-        "objective_of_all": full,
-        "objective_share": reached / full if full else None,
-        "zero_gain_picks": int((choice.gain == 0).sum()),
-        "rows_covered_by_none": int((picks.covered_by < 0).sum()),
-        "rows_without_quality": None if picks.similar.quality is None else picks.similar.unscored,
-    }
-
-
-def describe_scores(picks: ChosenRows) -> dict[str, int | None]:
-    """Return how many rows have no score, and how many are left out with the score of the last chosen one."""
-    scores, order = picks.scores, picks.order
-    if scores is None:
-        return {"not_scored": None, "ties_left": None}
-    ties = int((scores == scores[order[-1]]).sum() - (scores[order] == scores[order[-1]]).sum())
-    return {"not_scored": int(np.isnan(scores).sum()), "ties_left": ties}
-
-
-def _spread(values: np.ndarray, order: np.ndarray, rows: int) -> pa.Array:
-    """Return a value for each chosen row at its place, null elsewhere."""
-    spread, empty = np.zeros(rows), np.ones(rows, bool)
-    spread[order], empty[order] = values, False
-    return pa.array(spread, mask=empty)

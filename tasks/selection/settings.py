@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field
 from tasks.selection.selectors import GATES, SELECTORS
 from tasks.settings import RowBudget, Seed, checked, hint
 
+PILOT = {"steps": 8, "seeds": 3, "rows": 0.1}  # optimiser steps and seeds of each arm; share of the choice
 Rows = Annotated[int, Field(ge=0)]
 
 
@@ -30,6 +31,26 @@ def refuse_gate(gate: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
         )
     if isinstance(found["drop"], bool) or not isinstance(found["drop"], float | int) or not 0 < found["drop"] < 1:
         raise ValueError(f"has drop: {found['drop']!r}; it is a share of the pool, above 0 and below 1")
+    return found
+
+
+def refuse_pilot(pilot: Mapping[str, int | float] | None) -> Mapping[str, int | float] | None:
+    """Return how a choice is tried before it is trained on, where that is said.
+
+    Raises:
+        ValueError: saying what is wrong with it, after the setting's name.
+    """
+    if pilot is None:
+        return None
+    found = {**PILOT, **pilot}
+    for key, value in found.items():
+        if key not in PILOT:
+            raise ValueError(f"has an unknown {key!r}{hint(key, PILOT)}; known: {', '.join(PILOT)}")
+        if key == "rows":
+            if isinstance(value, bool) or not 0 < value <= 1:
+                raise ValueError(f"has rows: {value!r}; it is a share of the choice, above 0 and at most 1")
+        elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"has {key}: {value!r}; it must be a whole number, at least 1")
     return found
 
 
@@ -66,6 +87,11 @@ class SelectionSettings:
         None,
         description="{by: ifd | help | agreement, drop: 0.2}: before all else so many of the used pool leave, those of "
         "the highest IFD | of the lowest mean utility as demo | whose prompt and response are least alike; null: none",
+    )
+    pilot: Annotated[Mapping[str, int | float] | None, AfterValidator(refuse_pilot)] = Field(
+        None,
+        description="{steps: 8, seeds: 3, rows: 0.1}: train briefly on a share of the choice, of random rows and of a "
+        "mixture, as finetuning would, and take what serves validation rows; null: the choice as it is",
     )
     caps: Mapping[str, Rows] = Field(
         default_factory=dict, description='topic -> at most so many rows; "*": every topic not named'

@@ -67,6 +67,29 @@ def test_a_gate_that_leaves_or_knows_too_few_rows_is_refused(asked, text):
         compose(GATE | asked)
 
 
+PILOT = {"selection.pilot": {"steps": 2}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ({}, "selection.pilot measures on validation rows, and examples.validation_every and examples.target are null"),
+        (
+            {"examples.validation_every": 10, "selection.selector": "random"},
+            "selection.pilot compares the choice with chance, and selection.selector is random, which is chance; set",
+        ),
+        (
+            {"examples.validation_every": 10, "finetuning.method": "full", "models.dtype": "float16"},
+            "selection.pilot trains by finetuning.method full, in which float16 weights underflow; set models.dtype",
+        ),
+        ({"selection.pilot": {"step": 2}}, r"selection.pilot has an unknown 'step' \(did you mean 'steps'\?\)"),
+    ],
+)
+def test_a_pilot_that_has_nothing_to_measure_on_or_to_compare_is_refused(asked, text):
+    with pytest.raises(params.ParamsError, match=text):
+        compose(PILOT | asked)
+
+
 def test_one_validation_prompt_in_one_is_refused():
     with pytest.raises(params.ParamsError, match=r"examples\.validation_every is 1; it must be at least 2"):
         compose({"examples.validation_every": 1})

@@ -26,7 +26,10 @@ KERNELS = {
         "finetuning": {"method": "masked", "epochs": 3, "batch_rows": 2, "arms": {"chosen": [0, 1]}},
         "mask": {"selector": "dualsft", "budget": {"fraction": 0.1}, "update_steps": 2},
         "examples": {"validation_every": 5},
-        "selection": {"gate": {"by": "agreement", "drop": 0.2}},
+        "selection": {
+            "gate": {"by": "agreement", "drop": 0.2},
+            "pilot": {"steps": 1, "seeds": 1, "rows": 0.5},
+        },
     },
     "ifd": {
         "selection": {"selector": "ifd"},
@@ -118,6 +121,15 @@ def test_estimated_tokens_are_those_of_the_packs_that_are_run(ran):
         assert expected[f"{name}@v1"].work.forward == pytest.approx(scored.get(f"{name}@v1", 0), rel=0.05)
     asked = expected["evaluation@v1"].work
     assert scored["evaluation@v1"] < asked.forward < 3 * scored["evaluation@v1"]  # prompts are run again to go on
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_estimated_trainings_of_a_pilot_are_those_that_are_run(ran, version):
+    expected, _ = ran
+    work, piloted = expected[f"selection@{version}"].work, known_metrics("selection", version)["pilot"]
+    trainings = sum(map(len, piloted["losses"].values())) if piloted else 0
+    assert work.loads == trainings
+    assert (work.backward > 0, work.forward > 0) == (trainings > 0, trainings > 0)
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])

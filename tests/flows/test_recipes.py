@@ -27,7 +27,7 @@ def strip_blanks(text):
 
 
 def test_there_are_the_recipes_that_the_tutorial_names():
-    assert NAMES == ["demo", "full", "masked", "target-task", "word-problems"]
+    assert NAMES == ["demo", "full", "masked", "scheduled", "target-task", "word-problems"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -178,3 +178,9 @@ def test_a_gate_says_how_many_rows_left(planted, wrong):
     gate = {"by": "ifd", "gated_rows": 1200, "faults": {"planted": planted, "repeats": 0}}
     notes = summarise({"arms": {"chosen": ARM, "random": ARM}}, {"pairs_scored": 0}, {}, {"gate": gate}).notes
     assert notes == [f"gate by ifd: 1,200 rows of the pool left before the choice{wrong}"]
+
+
+def test_a_pilot_says_what_it_found_and_what_became_of_the_choice():
+    pilot = {"why": "it is worse", "validation": {"rows": 1200, "of": "target"}, "seconds": 12.34}
+    notes = summarise({"arms": {"chosen": ARM, "random": ARM}}, {"pairs_scored": 0}, {}, {"pilot": pilot}).notes
+    assert notes == ["pilot on 1,200 target rows, 12.3 s: it is worse"]

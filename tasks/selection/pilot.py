@@ -1,0 +1,208 @@
+"""The pilot of a choice: brief trainings on part of it, measured on validation rows before the choice is trained on.
+
+Each training starts from the base model and is one of section `finetuning`, but for its length. What it gave is kept in
+the cache by all that determines it, so that another run finds it, and says the same seconds.
+"""
+
+import gc
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import peft
+import torch
+from transformers import PreTrainedModel
+
+import tamis.masks.sparse_adamw
+import tamis.training.steps
+from tamis.language import packing
+from tamis.language.encoding import Encoding, refuse_long
+from tamis.language.packing import NonFiniteError, packed_attention, score_rows, verify_packing
+from tamis.masks.sparse_adamw import RestrictedAdamW, freeze, indices, mask_gradients
+from tamis.submodular.budgets import Budget
+from tamis.training import pilot
+from tamis.training.steps import collate, optimise, plan_steps, response_loss, scale_rate
+from tasks import models
+from tasks.artifacts.row_sets import read_set, read_sets
+from tasks.artifacts.tables import digest_code, write_json
+from tasks.conversations import WRITERS, encode_rows
+from tasks.masks.sparse_deltas import quiet_peft
+from tasks.scoring_model import model_lock
+from tasks.selection.inputs import SelectionError
+from tasks.settings import RuntimeSettings
+
+LONGEST = 1.0  # norm of a step's gradient, as the Trainer cuts it
+WAY_OUT = "lower finetuning.learning_rate, set models.dtype: float32, or selection.pilot: null"
+CODE = digest_code(tamis.training.steps, tamis.masks.sparse_adamw, packing, *WRITERS, sys.modules[__name__])
+
+
+@dataclass(frozen=True)
+class Training:
+    """How an arm is trained: what section `finetuning` says of it."""
+
+    method: str  # lora | full | masked
+    learning_rate: float
+    lr_warmup_fraction: float
+    batch_rows: int
+    loss_per: str
+    lora_rank: int
+    lora_alpha: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a pilot finds what it needs."""
+
+    source: Path  # examples.parquet
+    cache: Path  # of what trainings gave
+    model: models.ModelChoice
+    training: Training
+    runtime: RuntimeSettings
+    mask: Mapping[str, np.ndarray] | None = None  # flat indices, where method masked trains inside one
+
+
+@dataclass(frozen=True, eq=False)
+class Brief:
+    """A brief training and what it is measured on."""
+
+    rows: Encoding
+    ids: list[str]
+    seed: int
+    steps: int
+    measured: Encoding
+    measured_ids: list[str]
+
+
+def run_pilot(
+    place: Place, asked: Mapping[str, Any], order: np.ndarray, budget: Budget, seed: int
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the rows to train on, in their order, and what the pilot did and why.
+
+    Args:
+        place: where all is found.
+        asked: `selection.pilot`.
+        order: the choice, by rank, as places in the used pool.
+        budget: of the used pool.
+        seed: of what is drawn.
+
+    Raises:
+        ValueError: no validation row; a row that is too long; a loss that is not finite.
+    """
+    ground = read_set(place.source, "ground").to_pylist()
+    table, sets = read_sets(place.source, ("target", "validation"))
+    references = table.take(sets["target"] if len(sets["target"]) else sets["validation"]).to_pylist()
+    if not references:
+        raise SelectionError(
+            f"selection.pilot measures on validation rows, and {place.source} has none; set "
+            "examples.validation_every: 10 or examples.target, or selection.pilot: null"
+        )
+    pool, measured = (encode_rows(rows, place.model) for rows in (ground, references))
+    for encoding, rows in ((pool, ground), (measured, references)):
+        refuse_long(encoding, [row["row"] for row in rows], place.model.max_tokens)
+    count = min(len(order), max(place.training.batch_rows, round(asked["rows"] * len(order))))
+    losses: dict[str, list[list[float]]] = {name: [] for name in pilot.ARMS}
+    seconds: dict[str, float] = {}  # of trainings that differ
+    for number in range(asked["seeds"]):
+        for name, rows in pilot.draw_arms(order, budget, count, seed=seed + number).items():
+            ids = [ground[row]["id"] for row in rows]
+            known = [row["id"] for row in references]
+            brief = Brief(pool.pick(rows), ids, seed + number, asked["steps"], measured, known)
+            found = measure(place, brief, f"{name}-{number}")
+            losses[name].append(found["losses"])
+            seconds[digest(place, brief)] = found["seconds"]
+    arrays = {name: np.array(found) for name, found in losses.items()}
+    verdict = pilot.decide(arrays, generator=np.random.default_rng(seed))
+    told = {"steps": asked["steps"], "rows": count, "seconds": round(sum(seconds.values()), 3)}
+    told["validation"] = {"rows": len(references), "of": references[0]["split"]}
+    return pilot.take_rows(verdict.decision, order, budget, seed=seed), pilot.record(verdict, arrays) | told
+
+
+def measure(place: Place, brief: Brief, label: str) -> dict[str, Any]:
+    """Return the loss of each validation row after a brief training, and the seconds of both, now or earlier."""
+    path = place.cache / f"{digest(place, brief)}.json"
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    with model_lock:
+        start = perf_counter()
+        network = train(place, brief, label)
+        try:
+            scored = score_rows(network, brief.measured, place.runtime.pack_tokens)
+        except NonFiniteError as error:
+            raise SelectionError(f"the pilot's loss of {label} on a validation row is not finite; {WAY_OUT}") from error
+        found = {"losses": [-float(row.double().mean()) for row in scored], "seconds": perf_counter() - start}
+        del network
+        gc.collect()  # adapters and hooks hold each other
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(found, path)
+    return found
+
+
+def train(place: Place, brief: Brief, label: str) -> PreTrainedModel:
+    """Return a base model after a brief training, in eval mode and with its own attention.
+
+    Raises:
+        SelectionError: a loss that is not finite.
+    """
+    how, base = place.training, models.language_model.__wrapped__(place.model)  # past the cache: training changes it
+    verify_packing(base)
+    epoch = -(-len(brief.rows) // how.batch_rows)  # steps
+    steps = plan_steps(len(brief.rows), how.batch_rows, -(-brief.steps // epoch), brief.seed)[: brief.steps]
+    network, optimizer, schedule = restrict(base, place, len(steps), brief.seed)
+    device = next(base.parameters()).device
+    network.train()
+    with packed_attention(base):
+        for number, places in enumerate(steps, start=1):
+            inputs = collate(brief.rows.pick(places), device)
+            inputs = {name: one.to(device) if isinstance(one, torch.Tensor) else one for name, one in inputs.items()}
+            labels = inputs.pop("labels")
+            loss = response_loss(network(**inputs, use_cache=False).logits, labels, how.loss_per)
+            if not torch.isfinite(loss):
+                raise SelectionError(
+                    f"the pilot's loss of {label} is {float(loss.detach())} at step {number} of {len(steps)}; {WAY_OUT}"
+                )
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), LONGEST)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+    network.eval()
+    return base
+
+
+def restrict(base: PreTrainedModel, place: Place, steps: int, seed: int) -> tuple[torch.nn.Module, Any, Any]:
+    """Return what is trained of a base, its optimiser and the schedule of the learning rate, by the method."""
+    how = place.training
+    if how.method == "masked":
+        chosen = indices(dict(base.named_parameters()), place.mask)
+        freeze(base, chosen)
+        mask_gradients(base, chosen)
+        optimizer = RestrictedAdamW(base.named_parameters(), chosen, lr=how.learning_rate)
+        scale = partial(scale_rate, steps=steps, warmup_fraction=how.lr_warmup_fraction)
+        return base, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+    network: torch.nn.Module = base
+    if how.method == "lora":
+        config = peft.LoraConfig(
+            r=how.lora_rank, lora_alpha=how.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        with torch.random.fork_rng(devices=[]), quiet_peft():
+            torch.manual_seed(seed)
+            network = peft.get_peft_model(base, config)
+    return network, *optimise(network, steps, how.learning_rate, how.lr_warmup_fraction)
+
+
+def digest(place: Place, brief: Brief) -> str:
+    """Return the digest of all that determines what a brief training gives."""
+    total = hashlib.sha256()
+    for name in sorted(place.mask or {}):
+        total.update(name.encode() + place.mask[name].astype("<i8").tobytes())
+    model = place.model
+    facts = [models.model_digest(model), str(models.device(model)), model.dtype, model.template, CODE]
+    facts += [asdict(place.training), brief.ids, brief.seed, brief.steps, brief.measured_ids, total.hexdigest()]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
