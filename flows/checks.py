@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tasks.selection.selectors import CHANCE, SELECTORS
 from tasks.settings import hint
+from tasks.utility.settings import name_kernel
 
 if TYPE_CHECKING:
     from flows.params import Params
@@ -80,7 +81,7 @@ def _check_gate(values: "Params") -> None:
             "selection.selector is fresh, which draws other rows of the whole pool in every epoch, and knows nothing "
             "of selection.gate; set selection.gate: null or selection.selector: random"
         )
-    if gate["by"] == "help" and values.utility.kernel == "landmarks":
+    if gate["by"] == "help" and name_kernel(values.selection.selector, values.utility) == "landmarks":
         raise ParamsError(
             "selection.gate is by help and utility.kernel is landmarks, which scores some rows as demos and no others; "
             "set utility.kernel: neighbours, or selection.gate by ifd or agreement"

@@ -121,7 +121,7 @@ def write_selection(
 
 
 def name_sources(here: Artifacts, settings: SelectionSettings) -> dict[str, Path]:
-    """Return the tables that selector and gate read besides the examples, by their names; that of the gate by `gate`."""
+    """Return the tables that selector and gate read besides the examples, by their names; the gate's by `gate`."""
     read = READ.get(SELECTORS[settings.selector].reads, {}) | READ_ALSO.get(settings.selector, {})
     sources = {name.partition(".")[0]: getattr(here, stage) / name for name, stage in read.items()}
     if settings.gate is not None:
