@@ -39,7 +39,8 @@ class RowSums:
     sketch_n  = sum over a bucket's parameters of sum_t (P left_t)(Q right_t)^T / SIDE, P and Q random signs
 
     A weight that is embedding and head is one parameter: twice the product of its two parts is added to the norm. The
-    mean of <sketch_n, sketch_m> over signs is <g_n, g_m>; its error is about 1% of ||g_n|| ||g_m||.
+    mean of <sketch_n, sketch_m> over signs is <g_n, g_m>; cosines of SmolLM2-135M's gradients are off by 0.03 in root
+    mean square (a slow test holds it below 0.05).
 
     **Source**: products of tokens as in ghost clipping (Li et al. 2021, arXiv 2110.05679), where norms are for
     clipping; random signs as in Achlioptas 2003 (Journal of Computer and System Sciences 66). Differs: the sketches of

