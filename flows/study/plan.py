@@ -7,13 +7,14 @@ instead, checked like params.yaml itself before anything runs.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import Field
 
 from flows import params
 from flows.checks import ParamsError
 from flows.params import Params, check_section
+from tasks.selection.settings import SelectionSettings
 from tasks.settings import checked, hint
 
 STUDIES = Path("studies")
@@ -206,6 +207,8 @@ def compose(study: Study, cell: Cell, folder: Path) -> Params:
     cut = {"mask": {"selector": cell.mask}, "finetuning": {"arms": {"chosen": [cell.seed]}}}
     if masked:
         cut["finetuning"]["method"] = "full" if cell.mask == "none" else "masked"
+    if cell.selector in study.plan.chance:  # it knows nothing of the rows
+        cut["selection"] = {name: None for name in ("gate", "pilot") if name in get_type_hints(SelectionSettings)}
     layers = [study.plan.params, study.pools[cell.pool].params, drawn, cut, study.plan.selectors[cell.selector]]
     return lay(layers, folder, study, cell.pool)
 

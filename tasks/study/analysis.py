@@ -55,6 +55,14 @@ class Summary:
     training: float
     scoring_flops: float | None
     training_flops: float | None
+    full_flops: float | None
+
+    @property
+    def break_even_flops(self) -> float | None:
+        """Return the same by operations, which no other work on the machine changes; None where they are not known."""
+        if self.scoring_flops is None or self.full_flops is None or self.full_flops <= self.training_flops:
+            return None
+        return self.scoring_flops / (self.full_flops - self.training_flops)
 
     @property
     def break_even(self) -> float | None:
@@ -128,6 +136,7 @@ def summarise(group: Group, cells: Mapping[int, Mapping[str, Any]]) -> Summary:
         training=mean("training_seconds"),
         scoring_flops=mean("scoring_flops"),
         training_flops=mean("training_flops"),
+        full_flops=mean("full_flops"),
     )
 
 

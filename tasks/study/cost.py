@@ -57,6 +57,7 @@ def estimate_pool(raw: Path, cells: Sequence[Asked], models: Models, known: Rate
         for name, shared in ((name, name_scoring(name, cell.values)) for name in SCORING):
             if shared not in works:
                 works[shared] = plan.name_kind(name, cell.values), count_stage(name, case)
+        works[f"choosing {number}"] = plan.name_kind("selection", cell.values), count_stage("selection", case)
         works[f"training {number}"] = plan.name_kind("finetuning", cell.values), count_training(case, cell.steps)
         works[f"measuring {number}"] = "evaluation", count_measuring(case)
     counted = [(kind, work) for kind, work in works.values() if work != Work()]

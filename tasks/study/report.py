@@ -20,12 +20,23 @@ from tasks.study.analysis import (
 )
 from tasks.study.goals import DEFAULT, NARROW, Goal, judge_masks, judge_pools, judge_versions
 from tasks.study.pictures import draw_differences, draw_picks, name_line
+from tasks.study.pilots import Piloted, judge_pilots
 
 ALL = "everything"  # the selector that takes every row
 RESULTS = (
     ("pool", "selector", "budget", "seeds", "loss", "minus", "p, Holm", "seen from", "verdict"),
     ("pool", "selector", "budget", "corrupted", "repeats", "of target", "coverage", "Jaccard of seeds"),
-    ("pool", "selector", "budget", "scoring, s", "training, s", "scoring, FLOPs", "training, FLOPs", "break-even"),
+    (
+        "pool",
+        "selector",
+        "budget",
+        "scoring, s",
+        "training, s",
+        "scoring, FLOPs",
+        "training, FLOPs",
+        "pays",
+        "by FLOPs",
+    ),
 )
 
 
@@ -40,6 +51,7 @@ class Findings:
     beside: Sequence[Comparison]  # every selector less each form of chance
     masked: Sequence[Comparison]  # chosen rows in a mask less all rows in it, and less chosen rows with all weights
     judged: Mapping[Group, tuple[Goal, Comparison]]
+    piloted: Sequence[Piloted]
 
 
 def write_report(
@@ -86,7 +98,8 @@ def find(cells: Sequence[Mapping[str, Any]], name: str, chance: Sequence[str]) -
     ]
     masked = compare_groups(groups, pairs)
     judged = judge_pools(summaries, beside, chance[0])
-    return Findings(name, tuple(chance), cells, summaries, beside, masked, judged)
+    piloted = judge_pilots(groups, chance[0])
+    return Findings(name, tuple(chance), cells, summaries, beside, masked, judged, piloted)
 
 
 def list_goals(found: Findings) -> list[Goal]:
@@ -108,6 +121,8 @@ def write_page(found: Findings, pictures: Sequence[str]) -> str:
         parts += ["## Right answers\n", write_correct(found)]
     if found.masked:
         parts += ["## Masks\n", write_masks(found)]
+    if found.piloted:
+        parts += ["## The pilot\n", write_pilots(found)]
     parts += ["## What was picked\n", write_picks(found), "## What it cost\n", write_costs(found)]
     return "\n".join(parts)
 
@@ -195,6 +210,26 @@ def write_masks(found: Findings) -> str:
     return tabulate(("pool", "rows and parameters", "budget", "less", "seeds", "difference"), rows)
 
 
+def write_pilots(found: Findings) -> str:
+    """Return the table of pilots."""
+    rows = [
+        (
+            one.group.pool,
+            one.group.budget,
+            f"{one.truth:+.3f}",
+            one.pilots,
+            one.decided,
+            one.right,
+            f"{one.seconds:.0f}",
+        )
+        for one in found.piloted
+    ]
+    totals = [sum(getattr(one, name) for one in found.piloted) for name in ("pilots", "decided", "right")]
+    line = "\n{1} of {0} pilots decided, {2} of them rightly, by the sign of the choice's difference to chance.\n"
+    headings = ("pool", "budget", "choice minus chance", "pilots", "decided", "rightly", "seconds each")
+    return tabulate(headings, rows) + line.format(*totals)
+
+
 def write_picks(found: Findings) -> str:
     """Return the table of what was picked."""
     rows = []
@@ -210,10 +245,11 @@ def write_costs(found: Findings) -> str:
     rows = []
     for one in found.summaries.values():
         seconds = f"{one.scoring + one.selecting:.0f}", f"{one.training:.0f}"
-        pays = "never" if one.break_even is None else f"{one.break_even:.1f} trainings"
-        rows.append((*name_row(one.group), *seconds, power(one.scoring_flops), power(one.training_flops), pays))
+        flops, pays = (one.scoring_flops, one.training_flops), (one.break_even, one.break_even_flops)
+        told = ("" if each is None else f"{each:.1f}" for each in pays)
+        rows.append((*name_row(one.group), *seconds, *map(power, flops), *told))
     told = (
-        "\nSeconds of different machines stand together. *Break-even*: after how many trainings on the subset choosing "
+        "\nSeconds of different machines stand together. *Pays*: after how many trainings on the subset choosing "
         "it has paid, against training as many epochs on all rows.\n"
     )
     return tabulate(RESULTS[2], rows) + told

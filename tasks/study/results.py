@@ -57,6 +57,7 @@ SCHEMA = pa.schema(
         pa.field("resumed", pa.int32(), nullable=False),  # parts of these whose interrupted attempts are left out
         pa.field("scoring_flops", pa.float64()),  # floating-point operations, counted; null where they were not
         pa.field("training_flops", pa.float64()),
+        pa.field("full_flops", pa.float64()),  # of training as many epochs on all rows of the pool
         pa.field("pilot", pa.string()),  # JSON: what selection.pilot decided; null where it was off
     ]
 )

@@ -21,7 +21,7 @@ def make_cell(pool="noisy-across-20", selector="default", budget="0.3", mask="no
     }
     cell |= {"losses": losses.tolist(), "base_losses": (losses + 1).tolist(), "correct": [], "base_correct": []}
     cell |= {"scoring_seconds": 70.0, "selecting_seconds": 0.0, "training_seconds": 30.0, "resumed": 0}
-    return cell | {"scoring_flops": None, "training_flops": None, "pilot": None} | other
+    return cell | {"scoring_flops": None, "training_flops": None, "full_flops": None, "pilot": None} | other
 
 
 def make_cells(pool="noisy-across-20", seeds=5, **other) -> list[dict]:

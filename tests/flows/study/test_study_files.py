@@ -130,3 +130,12 @@ def test_a_report_shows_the_cells_of_studies_beside_it(inside):
     page = paths[0].read_text()
     assert "noisy-across-20" in page
     assert "clean-a" in page
+
+
+def test_chance_has_neither_a_gate_nor_a_pilot(inside):
+    gate = {"by": "agreement", "drop": 0.2}
+    write("gated", {"like": "model", "params": {"selection": {"gate": gate}, "examples": {"validation_every": 10}}})
+    study = plan.read_study("gated")
+    found = {c.selector: plan.compose(study, c, inside).selection.gate for c in plan.list_cells(study)}
+    assert found["random"] is None
+    assert found["default"]["by"] == "agreement"

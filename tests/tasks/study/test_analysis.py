@@ -93,6 +93,14 @@ def test_scoring_pays_after_as_many_trainings_as_save_its_seconds():
     assert replace(found, rows=160).break_even is None
 
 
+def test_by_operations_scoring_pays_likewise_and_is_not_known_where_they_are_not_counted():
+    group = Group("p", "default", "0.3", "none")
+    counted = make_cell(scoring_flops=60.0, training_flops=30.0, full_flops=50.0)
+    assert analysis.summarise(group, {0: counted}).break_even_flops == 3
+    assert analysis.summarise(group, {0: make_cell()}).break_even_flops is None
+    assert analysis.summarise(group, {0: {**counted, "full_flops": 30.0}}).break_even_flops is None
+
+
 def test_of_two_cells_with_one_name_the_first_counts_and_several_settings_are_told():
     first, second = make_cell(), make_cell(losses=[0.0] * ROWS)
     assert analysis.group_cells([first, second])[Group("noisy-across-20", "default", "0.3", "none")] == {0: first}
