@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 from worlds.projects import GRAPHS, ROOT, Project, copy_real, run_dvc, run_stages, start_project
@@ -96,6 +97,24 @@ def test_what_trials_share_is_run_once(rows, inside):
     assert found["selection"] == 4  # two draws, and a choice of each other selector
     assert found["finetuning"] == 6
     assert found["utility"] == 3  # scored for one of the selectors, empty for the others
+
+
+def test_all_three_forms_of_chance_are_drawn_by_the_seed_of_their_training(rows, inside):
+    found = compare.compare("v1", selectors=["balanced", "fresh"], budgets=["4"], seeds=2)
+    assert {row["selector"] for row in found} == {"random", "balanced", "fresh"}
+    assert {row["rows"] for row in found} == {4}
+    seen = {}
+    for path in inside.root.glob(".cache/trials/selection/*/selection.json"):
+        selector = json.loads(path.read_text())["selector"]
+        table = pq.read_table(path.with_name("subset.parquet"))
+        seen.setdefault(selector, []).append(table.filter(table["chosen"])["id"].to_pylist())
+    assert {name: len(drawn) for name, drawn in seen.items() if name in ("random", "balanced", "fresh")} == {
+        "random": 2,
+        "balanced": 2,
+        "fresh": 2,
+    }
+    assert sorted(seen["fresh"]) == sorted(seen["random"])  # the rows of the first epoch
+    assert seen["balanced"][0] != seen["balanced"][1]
 
 
 def test_a_second_comparison_runs_nothing_and_says_the_same(rows, inside, monkeypatch):
@@ -269,7 +288,7 @@ def test_a_floor_of_zero_right_answers_is_told(capsys, metric, correct, told):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"selectors": ["longst"]}, "unknown selector 'longst'; known: delift, random, longest"),
+        ({"selectors": ["longst"]}, "unknown selector 'longst'; known: delift, random, balanced"),
         ({"masks": ["fischer"]}, "unknown mask 'fischer'; known: none, dualsft, fisher, magnitude, random"),
         ({"budgets": []}, "no budget is given"),
         ({"budgets": ["1.5"]}, "'1.5' is no budget"),
