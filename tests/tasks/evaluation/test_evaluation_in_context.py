@@ -68,10 +68,11 @@ def metrics_of(home: Path) -> dict:
 
 
 def flatten(value, path: str = "") -> dict:
-    """Return the numbers and names in nested dicts, each under its path."""
-    if not isinstance(value, dict):
+    """Return the numbers and names in nested dicts and lists, each under its path."""
+    if not isinstance(value, dict | list):
         return {path: value}
-    return {name: leaf for key, inner in value.items() for name, leaf in flatten(inner, f"{path}/{key}").items()}
+    parts = value.items() if isinstance(value, dict) else enumerate(value)
+    return {name: leaf for key, inner in parts for name, leaf in flatten(inner, f"{path}/{key}").items()}
 
 
 def prompts_of(home: Path, model, settings: EvaluationSettings = SETTINGS) -> list[Run]:
