@@ -1,6 +1,7 @@
 """`tamis check`, `add` and `export` on the toy project: what they show, what they write, what they refuse."""
 
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -74,6 +75,17 @@ def test_check_shows_formats_examples_counts_and_what_a_run_would_use(project):
     assert "<|assistant|>⟦" in done.stdout
     assert "against" not in shown
     assert project.git("status", "--porcelain") == ""
+
+
+def test_check_shows_the_rows_that_validate_and_those_that_are_planted(project):
+    path = project.root / "params.yaml"
+    path.write_text(path.read_text().replace("validation_every: null", "validation_every: 5"))
+    rows = [json.loads(line) for line in (project.root / "data/raw/v1/toys.jsonl").read_text().splitlines()]
+    wrong = [row | ({"planted": "cut"} if place % 2 else {}) for place, row in enumerate(rows)]
+    (project.root / "data/raw/v1/toys.jsonl").write_text("".join(json.dumps(row) + "\n" for row in wrong))
+    shown = " ".join(tamis("check", "v1").stdout.split())
+    assert re.search(r"a run would use: \d+ pool, \d validation, \d held out", shown)
+    assert re.search(r"planted in the pool: \d+ cut", shown)
 
 
 def test_check_shows_rejects_by_kind_with_first_lines_and_whether_a_run_would_stop(project):

@@ -15,6 +15,8 @@ from tasks.examples.settings import ExamplesSettings
 WORDS = "the quick brown fox jumps over a lazy dog near the old stone bridge by the river at dawn".split()  # noqa: SIM905
 DISTINCT = [{"prompt": f"what is {place} times {place}?", "response": f"it is {place**2}"} for place in range(30)]
 
+NONE_ALIKE = 7  # held_out_every with which none of the rows that are alike is held out
+
 
 def say(place: int, change: str) -> dict:
     """A long row, in which one word stands for another."""
@@ -60,6 +62,26 @@ def test_rows_of_the_pool_like_a_held_out_row_are_counted_and_kept_out_where_ask
     pool = [row for row in again[len(DISTINCT) :] if row["split"] == "pool"]
     assert counted == reasons["near held out"] == len(pool)
     assert {row["unused_because"] for row in pool} == {"near held out"}
+
+
+def test_rows_of_the_pool_like_a_validation_row_are_counted_and_kept_out_where_asked(make, tmp_path):
+    asked = {"held_out_every": NONE_ALIKE, "validation_every": 4}
+    alike = make(**asked).to_pylist()[len(DISTINCT) :]
+    assert [row["split"] for row in alike].count("validation") == 2
+    assert all(row["used"] for row in alike)
+    counts = read_metrics(tmp_path)
+    assert (counts["near_validation"], counts["near_held_out"]) == (4, 0)
+    again = make(**asked, drop_near_held_out=True).to_pylist()[len(DISTINCT) :]
+    assert {(row["split"], row["unused_because"]) for row in again} == {
+        ("validation", None),
+        ("pool", "near validation"),
+    }
+
+
+def test_a_validation_row_like_a_held_out_row_is_kept_out_too(make):
+    alike = make(validation_every=4, drop_near_held_out=True).to_pylist()[len(DISTINCT) :]
+    found = {(row["split"], row["unused_because"]) for row in alike}
+    assert found == {("held_out", None), ("validation", "near held out"), ("pool", "near held out")}
 
 
 def test_the_split_goes_by_the_first_question_alone(make):

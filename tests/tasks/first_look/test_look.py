@@ -96,6 +96,7 @@ def test_similar_rows_are_counted_and_those_of_the_pool_that_are_like_a_held_out
     assert type(found.near_duplicates) is int
     metrics = json.loads((tmp_path / "out/examples.json").read_text())
     assert found.near_held_out == metrics["near_held_out"]
+    assert found.near_validation == metrics["near_validation"] == 0
 
 
 def test_examples_are_of_different_files_and_as_rendered(raw, toy, tmp_path):

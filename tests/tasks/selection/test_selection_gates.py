@@ -134,6 +134,17 @@ def test_help_is_measured_over_the_pairs_that_are_scored(world, kernel):
     assert {ids.index(one["id"]) for one in subset if one["gated"]} == set(np.argsort(slow)[:3].tolist())
 
 
+def test_rows_that_help_nobody_are_those_that_leave(world):
+    folder, ids, _ = world
+    wrong = [2, 7, 9]
+    matrix = 0.1 * np.random.default_rng(1).normal(size=(12, 12)).astype(np.float32) + 0.3
+    matrix[:, wrong] -= 0.3  # shown before another row they help as much as nothing
+    np.fill_diagonal(matrix, 5)  # and are copied as well as any other
+    write_utility(folder / "utility", ids, matrix)
+    subset, _ = run(folder, replace(FOUR, gate={"by": "help", "drop": 0.25}))
+    assert sorted(ids.index(one["id"]) for one in subset if one["gated"]) == wrong
+
+
 def test_a_row_without_a_scored_pair_stays(world):
     folder, ids, matrix = world
     keep = np.ones((12, 12), bool)
