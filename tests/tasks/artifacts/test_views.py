@@ -229,7 +229,7 @@ def test_phi_data_can_be_asked_beside_what_delift_chose(masked):
 
 def test_show_tells_phi_data_where_there_is_some(masked):
     ids = [row["id"] for row in masked.examples]
-    told = {"score": 0.0, "order": "second"}
+    told = {"score": 0.0, "norm": 2.0, "per_norm": 0.0, "loss": 1.0, "order": "second"}
     assert views.show(masked.root, ids[1])["gradients"] == [told | {"version": name} for name in ("v1", "v2")]
     assert views.show(masked.root, ids[POOL - 1])["gradients"] == []
 
