@@ -2,7 +2,9 @@
 
     python benchmarks/utility.py --data FILE [--prompt FIELD --response FIELD] [--examples 24] [--template delift]
 
-All pairs of a seeded sample, and every example alone. `ratio` is CPU seconds of the plain path over ours. A fraction is
+All pairs of a seeded sample, and every example alone. `bf16_ratio` is CPU seconds of our path over those of it with
+`models.matmul: bf16`, `bf16_utility_difference` the mean |difference| of U, and `bf16_rounds` whether products were
+rounded at all. `ratio` is CPU seconds of the plain path over ours. A fraction is
 the rate of floating-point work over the machine's float32 matrix rate, measured between the passes of the same run: for
 ours only irreducible work counts (real tokens, logits at response positions), for the plain path its padding and its
 full logits count as work, too. Operations per token: 2 x parameters of the layers, 4 x keys x width per layer for
@@ -16,6 +18,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,11 +61,14 @@ def main(
     rates = [matrix_rate(network)]
     ours, *our_seconds = timed(lambda: score_responses(network, groups, pack_tokens))
     rates.append(matrix_rate(network))
+    faster, *faster_seconds = timed(partial(score_rounded, network, groups, pack_tokens, choice))
     print(f"packs: {our_seconds[1]:.1f} s; now {len(pairs)} plain pairs", file=sys.stderr)
     (plain, padded), *plain_seconds = timed(lambda: score_pairs(network, pairs, tokenizer.pad_token_id))
     rates.append(matrix_rate(network))
     apart = compare([row for group in ours for row in group], plain)
     speed = summarise(network, groups, padded, our_seconds + plain_seconds, statistics.median(rates))
+    apart |= compare_rounded(ours, faster, our_seconds[0] / faster_seconds[0])
+    apart["bf16_rounds"] = models.rounds_products(replace(choice, matmul="bf16"))
     fixed = {"pairs": len(pairs), "examples": examples, "template": template, "threads": torch.get_num_threads()}
     print(json.dumps(speed | apart | fixed))
     if apart["max_abs_diff"] > AGREEMENT:
@@ -90,6 +97,23 @@ def compare(ours: list[torch.Tensor], plain: list[torch.Tensor]) -> dict[str, fl
         "max_abs_diff": max(abs(measure(a).distance - measure(b).distance) for a, b in both),
         "max_abs_diff_log_prob": max(float((a - b).abs().max()) for a, b in both),
     }
+
+
+def score_rounded(
+    network: torch.nn.Module, groups: list[Group], pack_tokens: int, choice: models.ModelChoice
+) -> list[list[torch.Tensor]]:
+    """Return our scores with products in bfloat16, where the processor has units for that."""
+    with models.multiplying(replace(choice, matmul="bf16")):
+        return score_responses(network, groups, pack_tokens)
+
+
+def compare_rounded(
+    ours: list[list[torch.Tensor]], rounded: list[list[torch.Tensor]], ratio: float
+) -> dict[str, float]:
+    """Return how much faster rounded products were, and how far the utilities of all pairs are apart on average."""
+    one, other = (np.array([[measure(row).distance for row in group] for group in each]) for each in (ours, rounded))
+    apart = np.abs((one[0] - one[1:]) - (other[0] - other[1:])).mean()
+    return {"bf16_ratio": round(ratio, 3), "bf16_utility_difference": float(apart)}
 
 
 def summarise(

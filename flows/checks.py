@@ -26,6 +26,7 @@ def refuse_contradictions(values: "Params") -> None:
     Raises:
         ParamsError: naming both, and the ways out.
     """
+    _check_products(values)
     _check_sources(values)
     _check_tests(values)
     _check_references(values)
@@ -34,6 +35,23 @@ def refuse_contradictions(values: "Params") -> None:
     _check_objective(values)
     _check_mask(values)
     _check_gradients(values)
+
+
+def _check_products(values: "Params") -> None:
+    """Refuse a way of multiplying that does nothing."""
+    asked = values.models
+    if asked.matmul == "float32":
+        return
+    if asked.dtype != "float32":
+        raise ParamsError(
+            f"models.matmul is {asked.matmul} and models.dtype {asked.dtype}; it is of float32 weights: set "
+            "models.matmul: float32 or models.dtype: float32"
+        )
+    if asked.device == "cuda":
+        raise ParamsError(
+            f"models.matmul is {asked.matmul} and models.device cuda; it is of CPUs: set models.matmul: float32, or "
+            "models.dtype: bfloat16"
+        )
 
 
 def _check_sources(values: "Params") -> None:

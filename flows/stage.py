@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from flows import params
 from flows.environment import name_machine
 from flows.stage_calls import CACHE, STAGES, Map, find_folders, folder
-from flows.told import tell_reading
+from flows.told import tell_notes
 
 HARMLESS = "\u00a0\u3000\u200c\u200d"  # spaces and joiners that writing needs, which Python does not call printable
 
@@ -57,7 +57,7 @@ def run(name: str, version: str, *, map: Map | None = None) -> None:
         with in_use(CACHE):
             folders = find_folders(values, version)
             notes.update(STAGES[name](values, folders, map or partial(in_order, label=address)) or {})
-    for line in tell_reading(version, notes):
+    for line in tell_notes(version, notes):
         say(f"{address:<16} {line}")
 
 

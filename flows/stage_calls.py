@@ -216,6 +216,7 @@ def language(values: Params) -> Any:
         chosen.language_revision,
         chosen.device,
         dtype=chosen.dtype,
+        matmul=chosen.matmul,
         max_tokens=chosen.max_tokens,
         template=chosen.template,
         template_arguments=json.dumps(dict(chosen.template_arguments), sort_keys=True),

@@ -1,20 +1,26 @@
-"""What a stage says of the rows that it read, in a line or two, on whichever way it was run."""
+"""What a stage says of its products and of the rows that it read, in a line or two, on whichever way it was run."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 SHOWN = 3  # names in a line
+NOT_ROUNDED = (
+    "models.matmul: bf16 rounds no product here: the device has no matrix units for it that PyTorch uses; what is "
+    "computed is float32, and valid"
+)
 SPLIT = "several sequences, as the template writes turns otherwise once others follow"
 
 
-def tell_reading(version: str, notes: Mapping[str, Any]) -> Iterator[str]:
-    """Yield lines about raw rows, from what a stage said of its run; none where it read no raw rows.
+def tell_notes(version: str, notes: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines about products and raw rows, from what a stage said of its run; none where there is nothing to say.
 
-    >>> list(tell_reading("v1", {"rows_read": 35, "rows_rejected": 3, "not_read": ["a.txt", "b.md"]}))
+    >>> list(tell_notes("v1", {"rows_read": 35, "rows_rejected": 3, "not_read": ["a.txt", "b.md"]}))
     ["35 rows read, 3 rejected (tamis sql 'FROM rejects'), 2 files not read: a.txt, b.md"]
-    >>> list(tell_reading("v1", {"pairs": 7}))
+    >>> list(tell_notes("v1", {"pairs": 7, "matmul_rounds": True}))
     []
     """
+    if notes.get("matmul_rounds") is False:
+        yield NOT_ROUNDED
     if "rows_read" not in notes:
         return
     rejected, unread = notes["rows_rejected"], notes["not_read"]

@@ -48,6 +48,7 @@ class ModelChoice:
     revision: str | None = None  # commit of a hub name
     device: str = "auto"  # auto | cpu | cuda
     dtype: str = "float32"  # float32 | bfloat16 | float16
+    matmul: str = "float32"  # float32 | bf16: how products of float32 weights are computed on a CPU
     max_tokens: int = 2048  # longest sequence scored or trained
     template: str = "chat"  # chat | delift: how prompts are written
     template_arguments: str = "{}"  # JSON object: passed to the chat template
@@ -98,6 +99,35 @@ def keep_memory() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes
         library.mallopt(M_TRIM_THRESHOLD, 1 << 30)
+
+
+@contextmanager
+def multiplying(choice: ModelChoice) -> Iterator[None]:
+    """Let products of float32 matrices on a CPU be computed as `matmul` says, and afterwards as before.
+
+    bf16: factors are rounded to bfloat16 and sums are float32, where the processor has units for that; elsewhere oneDNN
+    computes the product in float32. It is a setting of the process: other threads have it, too, meanwhile.
+    """
+    products = torch.backends.mkldnn.matmul
+    before = products.fp32_precision
+    if choice.matmul == "bf16":
+        products.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        products.fp32_precision = before
+
+
+def rounds_products(choice: ModelChoice) -> bool:
+    """Return whether products of float32 matrices are rounded to bfloat16 under a choice, by trying one."""
+    factor = torch.full((256, 256), 1 + 2**-10)  # 1 in bfloat16
+    with multiplying(choice):
+        return device(choice).type == "cpu" and float((factor @ torch.ones(256, 256))[0, 0]) == 256
+
+
+def note_products(choice: ModelChoice) -> dict[str, bool]:
+    """Return what a stage says of its products: nothing, or whether those asked for in bfloat16 were rounded here."""
+    return {} if choice.matmul == "float32" else {"matmul_rounds": rounds_products(choice)}
 
 
 @lru_cache(maxsize=2)
@@ -179,9 +209,11 @@ def read_chat_template(file: str) -> str:
 
 @lru_cache(maxsize=4)
 def model_digest(choice: ModelChoice) -> str:
-    """Return a digest of the model's weights, configuration, tokenizer, the dtype that it runs in, and how its chat
-    template is filled."""
+    """Return a digest of the model's weights, configuration, tokenizer, the dtype that it runs in, how its products are
+    computed, and how its chat template is filled."""
     total = hashlib.sha256(choice.dtype.encode())
+    if choice.matmul != "float32":
+        total.update(choice.matmul.encode())
     if choice.template_arguments != "{}":
         total.update(choice.template_arguments.encode())
     if choice.chat_template is not None:

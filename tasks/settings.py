@@ -114,6 +114,11 @@ class ModelsSettings:
     embedding_revision: str | None = Field(description="commit of a hub name, which needs one")
     device: Literal["auto", "cpu", "cuda"] = Field(description="auto takes CUDA where there is one")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(description="of the weights")
+    matmul: Literal["float32", "bf16"] = Field(
+        "float32",
+        description="products of the language model's float32 weights on a CPU: as they are | of bfloat16 factors with "
+        "float32 sums, where the processor has units for that",
+    )
     max_tokens: Annotated[int, Field(ge=1)] = Field(description="longest sequence scored or trained, tokens")
     template: Literal["chat", "delift"] = Field(
         description="how prompts are written: the tokenizer's chat template, demos as earlier turns | DELIFT's wording"

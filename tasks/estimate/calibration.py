@@ -27,9 +27,10 @@ def calibrate_language(choice: models.ModelChoice) -> dict[str, float]:
     models.folder(choice)  # a GGUF file is converted once, which is no part of loading
     network, load = _timed(lambda: models.language_model(choice))
     group = make_probe(network)
-    forward = _fastest(lambda: score_responses(network, [group], 4096))
-    backward = _fastest(lambda: _train(network, group))
-    generated = _fastest(lambda: _generate(network, group))
+    with models.multiplying(choice):
+        forward = _fastest(lambda: score_responses(network, [group], 4096))
+        backward = _fastest(lambda: _train(network, group))
+        generated = _fastest(lambda: _generate(network, group))
     return {
         "load": load,
         "forward": forward / (PREFIX + TARGETS * (QUERY + RESPONSE)),

@@ -1,7 +1,8 @@
 """Seconds per unit of work on this machine: kept in one small file, from earlier runs or from a calibration.
 
-An entry is of one stage (and of what changes its cost, such as the method of finetuning), model, device, dtype and
-number of threads. A calibration's entries, `calibration` and `encoder`, stand in for stages that have not run yet.
+An entry is of one stage (and of what changes its cost, such as the method of finetuning), model, device, dtype, way of
+multiplying and number of threads. A calibration's entries, `calibration` and `encoder`, stand in for stages that have
+not run yet.
 """
 
 import json
@@ -44,7 +45,8 @@ def name_entry(stage: str, model: ModelChoice) -> str:
     """Return the name of what is kept of a stage under a model, as it is run here."""
     threads = os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))
     revision = f"@{model.revision}" if model.revision else ""
-    return f"{stage} | {model.name}{revision} | {device(model).type} | {model.dtype} | {threads} threads"
+    products = "" if model.matmul == "float32" else f" by {model.matmul}"
+    return f"{stage} | {model.name}{revision} | {device(model).type} | {model.dtype}{products} | {threads} threads"
 
 
 def read_rates(path: Path) -> Rates:

@@ -158,7 +158,7 @@ def compute(
     sizes = [len(questions[place]) for place in unsaid]
     batches = plan_batches(sizes, desk.new_tokens, ANSWER_TOKENS)
     bar = logging.tqdm(total=len(blocks) + len(batches), desc=f"evaluation of {run.label}")
-    with bar, loaded(run, base(), desk.model) as network:
+    with bar, loaded(run, base(), desk.model) as network, models.multiplying(desk.model):
         for block in blocks:
             start = perf_counter()
             losses = score(network, encoding.pick(block), [asked.rows[place] for place in block], run)

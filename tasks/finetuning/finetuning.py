@@ -110,7 +110,7 @@ def write_finetuning(
     inputs |= recipe.start.digest if recipe.start else {}
     publish(homes, out, {"version": version, "inputs": inputs} | describe_start(recipe))
     clear(scratch, keep={arm.key for arm in arms if not trainer.is_whole(arm, settings)})
-    return {"arms_trained": len(arms) - found, "arms_found": found}
+    return {"arms_trained": len(arms) - found, "arms_found": found} | models.note_products(model)
 
 
 def read_pool(examples: Path, subset: Path, model: models.ModelChoice, settings: FinetuningSettings) -> Pool:
@@ -217,6 +217,7 @@ def describe_start(recipe: Recipe) -> dict[str, Any]:
     start = recipe.start
     return {
         "method": recipe.settings.method,
+        "matmul": recipe.model.matmul,
         "replay": recipe.settings.replay,
         "continues_from": start.label if start else None,
         "continues_from_digest": start.digest if start else None,

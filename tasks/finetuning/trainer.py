@@ -182,7 +182,8 @@ def train(arm: Arm, encoding: Encoding, checkpoints: Path, recipe: Recipe) -> Tr
         )
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ArmProgress(arm.label))
-        trainer.train(resume_from_checkpoint=last and str(last))
+        with models.multiplying(recipe.model):
+            trainer.train(resume_from_checkpoint=last and str(last))
     return Trained(network, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], inside)
 
 

@@ -136,6 +136,7 @@ def write_gradients(
     did = dict.fromkeys(("rows_summed", "rows_scored", "rows_squared", "shards"), 0)
     for one in found.values():
         did |= one.did
+    did |= models.note_products(model) if found else {}
     return did | {"scoring_seconds": round(sum(sum(one.seconds.values()) for one in found.values()), 3)}
 
 
@@ -316,7 +317,8 @@ def check_row_column_law(works: Sequence[Work], phi_data: np.ndarray | None) -> 
 def _describe(kind: str, work: Work) -> dict[str, Any]:
     """Return what determines the scores; how the work was cut and run is no part of it."""
     settings = asdict(work.settings) | {"template": work.model.template, "loss_per": work.loss_per}
-    of_fisher = ["fisher_rows", "template", "loss_per"]
+    settings["matmul"] = work.model.matmul
+    of_fisher = ["fisher_rows", "template", "loss_per", "matmul"]
     known = [name for name in settings if name not in NO_PART] if kind == "dualsft" else of_fisher
     if kind == "dualsft" and work.settings.order == "first":
         known.remove("curvature")

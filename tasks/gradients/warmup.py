@@ -264,7 +264,8 @@ def train(work: Work, sets: Sets) -> None:
     network = load(replace(work.model, dtype="float32"))
     verify_coverage(network, largest=work.runtime.block_parameters)  # now, too: a warm-up may take hours
     start = perf_counter()
-    optimizer, losses = run_steps(network, sets.encoding.pick(sets.warmup), work)
+    with models.multiplying(work.model):
+        optimizer, losses = run_steps(network, sets.encoding.pick(sets.warmup), work)
     facts = {"seconds": perf_counter() - start, "steps": len(losses), "loss": final_loss(losses)}
     facts["beta2"] = float(optimizer.param_groups[0]["betas"][1])
     named, dtype = dict(network.named_parameters()), models.DTYPES[work.model.dtype]
@@ -330,7 +331,8 @@ def timed(
     network, facts = load_trained(work.model, weights, work.runtime.block_parameters), {}
     batches, start = lay_out(sets.encoding.pick(places), work.runtime.pack_tokens), perf_counter()
     try:
-        yield network, batches, facts
+        with models.multiplying(work.model):
+            yield network, batches, facts
     except GradientError as error:
         ids = [sets.ids[places[example]] for example in error.examples]
         raise ValueError(

@@ -84,7 +84,9 @@ def write_scores(
     made = Provenance("scores", version, described | dict(prepared.described or {}), inputs)
     _write(out, made, [row.id for row in rows], score)
     facts = {**facts, "scoring_seconds": round(facts["scoring_seconds"] + prepared.seconds, 3)}
-    return facts if selector == "ifd" else {name: value + did.get(name, 0) for name, value in facts.items()}
+    if selector != "ifd":
+        facts = {name: value + did.get(name, 0) for name, value in facts.items()}
+    return {**facts, **models.note_products(model)}
 
 
 def measure_difficulty(work: Shard, map: Map) -> tuple[pa.Table, Mapping[str, Any]]:
@@ -137,7 +139,8 @@ def measure_shard(shard: Shard) -> int:
     with model_lock:
         method.load(shard)
         start = perf_counter()
-        figures = method.measure(shard, method.ask(shard))
+        with models.multiplying(shard.model):
+            figures = method.measure(shard, method.ask(shard))
         seconds = perf_counter() - start
     ids = [row.id for row in shard.rows]
     part = pa.table([pa.array(ids), pa.array(list(figures.astype(np.float32)))], schema=STORED)
@@ -186,7 +189,7 @@ METHODS = {  # selector -> how it scores rows
 def _describe(work: Shard) -> dict[str, str]:
     """Return what figures are made with, but for the code."""
     made = {"model": work.model.name, "model_digest": models.model_digest(work.model)}
-    return {"selector": work.selector, "template": work.model.template, **made}
+    return {"selector": work.selector, "template": work.model.template, "matmul": work.model.matmul, **made}
 
 
 def _write(out: Path, provenance: Provenance, ids: list[str], score: np.ndarray) -> None:

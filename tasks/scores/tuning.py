@@ -58,7 +58,8 @@ def train(model: models.ModelChoice, rows: Encoding, folder: Path, how: Tuning, 
     adapt.cache_clear()
     network, start = adapt(model, how.lora_rank, seed), perf_counter()
     asked = {"epochs": how.epochs, "batch_rows": how.batch_rows, "rate": how.learning_rate}
-    tensors, facts = pack(warm_up(network, rows, seed=seed, **asked))
+    with models.multiplying(model):
+        tensors, facts = pack(warm_up(network, rows, seed=seed, **asked))
     facts["seconds"] = perf_counter() - start
     with replacing(folder / FILE) as part:
         part.write_bytes(safetensors.torch.save(tensors, {"facts": json.dumps(facts)}))

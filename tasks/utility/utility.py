@@ -113,7 +113,8 @@ def write_utility(
 
     record = Provenance("utility", version, _describe(model, settings, kernel), inputs, settings.seed)
     _write(out, record, scores, skipped, settings, recall=chosen.recall)
-    return count_pairs(asked, chosen.scored + done) | {"scoring_seconds": cost_of_kernel(folder, asked)}
+    counts = count_pairs(asked, chosen.scored + done) | models.note_products(model)
+    return counts | {"scoring_seconds": cost_of_kernel(folder, asked)}
 
 
 def open_store(store: Path, model: models.ModelChoice) -> Path:
@@ -165,7 +166,7 @@ def cost_of_kernel(folder: Path, asked: pa.Table) -> float:
 
 def _describe(model: models.ModelChoice, settings: UtilitySettings, kernel: str) -> dict[str, Any]:
     """Return what determines the table; how the work was cut and run is no part of it."""
-    described = asdict(settings) | {"template": model.template, "kernel": kernel}
+    described = asdict(settings) | {"template": model.template, "matmul": model.matmul, "kernel": kernel}
     return described | {"model": model.name, "model_digest": models.model_digest(model)}
 
 
@@ -297,7 +298,8 @@ def score_shard(shard: Shard) -> int:
     try:
         with model_lock:
             model, start = scoring_model(shard.model), time.perf_counter()
-            rows = score_responses(model, _groups(pool, members), shard.runtime.pack_tokens)
+            with models.multiplying(shard.model):
+                rows = score_responses(model, _groups(pool, members), shard.runtime.pack_tokens)
             seconds = time.perf_counter() - start
     except NonFiniteError as error:
         (_, demo), targets = list(members.items())[error.group]

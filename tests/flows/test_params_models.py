@@ -71,3 +71,23 @@ def test_what_becomes_of_control_tokens_texts_is_one_of_two(tmp_path):
     with pytest.raises(params.ParamsError, match=r"on_special_tokens must be reject or as_text, got 'keep'"):
         read(tmp_path, "  on_bad_row: stop ", "  on_special_tokens: keep\n  on_bad_row: stop ")
     assert read(tmp_path, "  on_bad_row: stop ", "  on_bad_row: stop ").examples.on_special_tokens == "reject"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "  dtype: float32  ",
+            "  dtype: bfloat16  ",
+            "models.matmul is bf16 and models.dtype bfloat16; it is of",
+        ),
+        ("  device: auto  ", "  device: cuda  ", "models.matmul is bf16 and models.device cuda; it is of CPUs: set"),
+    ],
+    ids=["dtype", "device"],
+)
+def test_a_way_of_multiplying_that_would_do_nothing_is_refused_with_the_ways_out(tmp_path, old, new, said):
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("  matmul: float32 ", "  matmul: bf16 ")
+    assert text.count(old) == 1
+    (tmp_path / "params.yaml").write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(params.ParamsError, match=said):
+        params.read(tmp_path / "params.yaml")

@@ -1,4 +1,5 @@
 import json
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -131,3 +132,42 @@ def test_the_gguf_of_the_package_becomes_a_safetensors_folder_once(tmp_path, mon
     model = models.language_model(choice)
     assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
     assert model.config.tie_word_embeddings
+
+
+ROUNDED = "bf16"
+
+
+def test_the_way_of_multiplying_lasts_as_long_as_the_context(toy):
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    with suppress(KeyError), models.multiplying(replace(toy, matmul=ROUNDED)):
+        within = torch.backends.mkldnn.matmul.fp32_precision
+        raise KeyError
+    assert within == ROUNDED
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+def test_float32_products_leave_what_is_set_as_it_is(toy):
+    with models.multiplying(replace(toy, matmul=ROUNDED)), models.multiplying(toy):
+        assert torch.backends.mkldnn.matmul.fp32_precision == ROUNDED
+    assert not models.rounds_products(toy)
+
+
+def test_a_product_asked_for_in_bfloat16_is_that_of_rounded_factors_or_of_the_factors_as_they_are(toy):
+    rounded = replace(toy, matmul=ROUNDED)
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.randn(256, 256, generator=generator), torch.randn(256, 256, generator=generator)
+    with models.multiplying(rounded):
+        found, again = one @ other, one @ other
+    factors = (one.bfloat16(), other.bfloat16()) if models.rounds_products(rounded) else (one, other)
+    assert torch.allclose(found.double(), factors[0].double() @ factors[1].double(), atol=1e-3)
+    assert torch.equal(found, again)
+
+
+def test_the_digest_follows_the_way_of_multiplying(toy):
+    assert models.model_digest(toy) != models.model_digest(replace(toy, matmul=ROUNDED))
+
+
+def test_only_rounding_that_was_asked_for_is_noted(toy):
+    rounded = replace(toy, matmul=ROUNDED)
+    assert models.note_products(toy) == {}
+    assert models.note_products(rounded) == {"matmul_rounds": models.rounds_products(rounded)}

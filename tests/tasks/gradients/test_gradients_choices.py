@@ -103,6 +103,7 @@ def test_records_hold_what_determines_the_figures_and_nothing_else(choices):
         "fisher_rows": 5,
         "template": "chat",
         "loss_per": "row",
+        "matmul": "float32",
         "model": model.name,
         "model_digest": models.model_digest(model),
     }

@@ -195,6 +195,7 @@ def test_the_store_says_what_it_holds(corpus, wide, selector):
         "model_digest": models.model_digest(wide),
         "code": scores.METHODS[selector].code,
         "template": "chat",
+        "matmul": "float32",
         "selector": selector,
     }
 
@@ -263,7 +264,13 @@ def test_the_artifact_says_where_it_comes_from(corpus, toy):
     run(tmp_path, toy, "ifd")
     record = provenance(tmp_path / "out/scores.parquet")
     digest = models.model_digest(toy)
-    assert record["parameters"] == {"selector": "ifd", "template": "chat", "model": toy.name, "model_digest": digest}
+    assert record["parameters"] == {
+        "selector": "ifd",
+        "template": "chat",
+        "matmul": "float32",
+        "model": toy.name,
+        "model_digest": digest,
+    }
     assert len(record["inputs"]) == 1
 
 

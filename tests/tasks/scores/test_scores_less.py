@@ -224,6 +224,7 @@ def test_the_store_holds_safetensors_parquet_and_what_it_says_of_them(corpus, to
         "model_digest": models.model_digest(toy),
         "code": scores.METHODS["less"].code,
         "template": "chat",
+        "matmul": "float32",
         "selector": "less",
     }
 

@@ -75,6 +75,17 @@ def test_both_distances_are_served_by_one_scoring(folders, toy):
     assert facts["pairs_scored"] == 0
 
 
+def test_pairs_of_another_way_of_multiplying_are_scored_anew_and_say_so(folders, toy):
+    tmp_path, _ = folders
+    run(tmp_path, toy)
+    rounded = replace(toy, matmul="bf16")
+    facts = run(tmp_path, rounded, out="other")
+    assert (facts["pairs_scored"], facts["pairs_known"]) == (36, 0)
+    assert facts["matmul_rounds"] == models.rounds_products(rounded)
+    for out, said in (("out", "float32"), ("other", "bf16")):
+        assert provenance(tmp_path / out / "utility.parquet")["parameters"]["matmul"] == said
+
+
 def test_neighbours_score_each_target_with_itself_and_k_demos(folders, toy):
     tmp_path, ids = folders
     facts = run(tmp_path, toy, NEIGHBOURS)
