@@ -5,7 +5,7 @@ What a setting may be by itself stands with it, in `tasks/<stage>/settings.py`.
 
 from typing import TYPE_CHECKING
 
-from tasks.selection.selectors import CHANCE, SELECTORS
+from tasks.selection.selectors import CHANCE, SELECTORS, list_read, reads_pairs
 from tasks.settings import hint
 from tasks.utility.settings import name_kernel
 
@@ -137,16 +137,37 @@ def _check_objective(values: "Params") -> None:
             "selection.objective is mutual_information but examples.target is null; name the target task's rows, such "
             "as {topic: NAME, rows: 32}"
         )
-    if chosen.selector == "delift" and chosen.quality == "neighbours" and utility.kernel != "neighbours":
+    by_pairs = reads_pairs(chosen.selector, chosen.quality)
+    if by_pairs and chosen.quality == "neighbours" and utility.kernel != "neighbours":
         raise ParamsError(
             f"selection.quality is neighbours but utility.kernel is {utility.kernel}, whose pairs do not say which "
             "rows are near; set utility.kernel: neighbours or selection.quality: help"
         )
+    _check_no_kernel(values)
     count = chosen.budget.get("count", 0)
     if chosen.selector == "delift" and utility.kernel == "landmarks" and count > utility.landmarks:
         raise ParamsError(
             f"selection.budget is count: {count}, but kernel landmarks scores {utility.landmarks} demos, and no others "
             "can be chosen; raise utility.landmarks or lower the budget"
+        )
+
+
+def _check_no_kernel(values: "Params") -> None:
+    """Refuse to choose by pairs of which none are scored."""
+    chosen, utility = values.selection, values.utility
+    read = list_read(chosen.selector, chosen.gate, chosen.quality)
+    if name_kernel(chosen.selector, utility) != "none" or "utility" not in read:
+        return
+    if chosen.selector == "delift":
+        raise ParamsError(
+            "utility.kernel is none and selection.selector delift, which chooses by a kernel of pairs; set "
+            "utility.kernel: neighbours or selection.selector: embedding"
+        )
+    if not utility.help_targets:
+        by = f"quality is {chosen.quality}" if chosen.quality != "none" else "gate is by help"
+        raise ParamsError(
+            f"selection.{by}, but utility.kernel none and utility.help_targets 0 score no pair; "
+            "set utility.help_targets: 8 or utility.kernel: neighbours"
         )
 
 

@@ -81,7 +81,9 @@ def make_embedding(values: Params, folders: Folders, map: Map) -> Notes:
         model=encoder(values),
         settings=values.embedding,
         runtime=values.runtime,
-        wanted=reads_vectors(chosen.selector, chosen.gate, name_kernel(chosen.selector, values.utility)),
+        wanted=reads_vectors(
+            chosen.selector, chosen.gate, chosen.quality, name_kernel(chosen.selector, values.utility)
+        ),
         agreement=gates_by(values, "embedding"),
     )
 
@@ -103,7 +105,7 @@ def make_utility(values: Params, folders: Folders, map: Map) -> Notes:
         model=language(values),
         settings=values.utility,
         runtime=values.runtime,
-        wanted="utility" in list_read(selector, values.selection.gate),
+        wanted="utility" in list_read(selector, values.selection.gate, values.selection.quality),
         kernel=name_kernel(selector, values.utility),
         map=map,
     )

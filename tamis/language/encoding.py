@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -275,6 +276,30 @@ def join_rows(rows: Sequence[Sequence[TokenSequence]], heads: Sequence[int]) -> 
         heads=np.repeat(np.asarray(heads, np.int32), counts),
         rows=np.cumsum([0, *counts], dtype=np.int64),
     )
+
+
+def keep_answers(encoding: Encoding, most: int) -> Encoding:
+    """Return rows of which the first so many answer tokens alone are answers; sequences left without any are dropped.
+
+    What stands after the last answer that is left is run no more (`Encoding.row`).
+
+    Args:
+        encoding: of rows whose sequences each have an answer.
+        most: answer tokens of a row, at least 1.
+
+    >>> keep_answers(join_rows([[make_sequence([1], [2, 3, 4])]], [0]), 2).row(0)[0].tokens.tolist()
+    [1, 2, 3]
+    """
+    rows = []
+    for first, last in pairwise(encoding.rows.tolist()):
+        left, pieces = most, []
+        for start, stop in pairwise(encoding.starts[first : last + 1].tolist()):
+            answers = encoding.answers[start:stop]
+            kept = answers & (np.cumsum(answers) <= left)
+            left -= int(kept.sum())
+            pieces += [TokenSequence(encoding.tokens[start:stop], kept)] if kept.any() else []
+        rows.append(pieces)
+    return join_rows(rows, encoding.head_tokens.tolist())
 
 
 def refuse_long(encoding: Encoding, rows: Sequence[int], max_tokens: int) -> None:

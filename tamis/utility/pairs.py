@@ -14,9 +14,10 @@ from tamis.submodular.cosines import compare_nearest
 from tamis.submodular.greedy import choose
 from tamis.utility.neighbours import find_neighbours, find_neighbours_among
 
-KERNELS = ("exact", "neighbours", "landmarks")
+KERNELS = ("exact", "neighbours", "landmarks", "none")
 BLOCKS = (("ground", "ground"), ("ground", "learnt"), ("ground", "task"), ("task", "ground"))  # of targets, of demos
 ROUNDS = 3  # of halving, until only the landmarks are left
+HELP = 1  # what tells the draw of help's targets from others of the same seed
 NEAR = 255  # cosines per row that spreading looks at, its own not counted
 
 Sets = Mapping[str, Int[np.ndarray, " _"]]  # `ground`, `task`, `learnt`: places of examples; sets may share places
@@ -75,6 +76,27 @@ def pairs_of_landmarks(shown: Sets, answered: Sets) -> Pairs:
     """
     own = _pair_up(shown["ground"], shown["ground"][:, None])
     return unite([own, *(pair_all(answered[targets], shown[demos]) for targets, demos in BLOCKS)])
+
+
+def pairs_of_help(targets: Int[np.ndarray, " target"], demos: Int[np.ndarray, " demo"], count: int, seed: int) -> Pairs:
+    """Return some targets drawn by chance, the same ones for all demos, each with every demo but itself.
+
+    The mean utility of a demo over them is how much it helps a row of the pool: a mean of `count` of its column.
+
+    **Source**: ours.
+
+    Args:
+        targets: to draw from.
+        demos: places of examples, each once.
+        count: targets to draw; all where there are fewer.
+        seed: of the draw, which is another one than those of landmarks and check.
+
+    >>> pairs_of_help(np.array([4]), np.array([3, 4]), 8, 0).tolist()
+    [[4, 3]]
+    """
+    drawn = np.random.default_rng([seed, HELP]).choice(targets, min(count, len(targets)), replace=False)
+    pairs = unite([pair_all(drawn, demos)])
+    return pairs[pairs[:, 0] != pairs[:, 1]]
 
 
 def plan_rounds(demos: int, landmarks: int, targets: int) -> list[tuple[int, int]]:

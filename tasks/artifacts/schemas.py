@@ -68,7 +68,7 @@ REJECTS = pa.schema(
 DISTANCES = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),  # target, scored without a demo
-        pa.field("tokens", pa.int32(), nullable=False),  # response tokens, T_i
+        pa.field("tokens", pa.int32(), nullable=False),  # scored answer tokens, T_i
         pa.field("distance", pa.float32(), nullable=False),  # in [0, 1], 0 is best
         pa.field("log_likelihood", pa.float32(), nullable=False),  # nats per response token
     ]
@@ -79,6 +79,7 @@ UTILITY = pa.schema(
         pa.field("target_id", pa.string(), nullable=False),  # the example that is answered
         pa.field("demo_id", pa.string(), nullable=False),  # the example shown in context
         pa.field("utility", pa.float32(), nullable=False),  # unscaled; > 0: the demo helps
+        pa.field("kernel", pa.bool_(), nullable=False),  # stands in the kernel; else it tells the demo's help alone
     ]
 )
 

@@ -4,6 +4,7 @@ Up to `LARGE` rows of the ground set the pairs are planned as the stage does and
 number follows from the sizes of the sets, and tokens per pair from `LARGE` of its rows.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -14,7 +15,6 @@ import numpy as np
 from tamis.utility import pairs as planning
 from tamis.utility.pairs import pair_all, pairs_of_all, pairs_of_landmarks, pairs_of_neighbours, unite
 from tamis.utility.probes import pairs_of_probes
-from tasks import models
 from tasks.artifacts.tables import read_table, stack
 from tasks.estimate.rows import Corpus
 from tasks.estimate.work import Case, Work, blank_group, count_packed
@@ -27,16 +27,18 @@ Sets = Mapping[str, np.ndarray]  # ground, task, learnt: places in the corpus
 
 def count_utility(case: Case) -> Work:
     """Count the pairs, the targets that are scored alone (`rows`), and the tokens of the packs that they are run in."""
-    if "utility" not in list_read(case.values.selection.selector, case.values.selection.gate):
+    chosen = case.values.selection
+    if "utility" not in list_read(chosen.selector, chosen.gate, chosen.quality):
         return Work()
     sets = read_sets(case.corpus)
-    targets = len(np.union1d(sets["ground"], sets["task"]))
     some = {name: places[:LARGE] for name, places in sets.items()}
     found = count_tokens(case, plan_pairs(case, some))
     if len(sets["ground"]) <= LARGE and len(sets["learnt"]) <= LARGE and len(sets["task"]) <= LARGE:
         return found
     sizes = {name: len(places) for name, places in sets.items()}
     whole = count_pairs(sizes, case.values.utility, case.kernel)
+    answered = np.union1d(sets["ground"], sets["task"])
+    targets = len(answered) if case.kernel != "none" else min(len(sets["ground"]), case.values.utility.help_targets)
     each = found.forward / max(1, found.pairs + found.rows)
     return replace(found, pairs=whole, rows=targets, forward=round(each * (whole + targets)))
 
@@ -51,13 +53,14 @@ def plan_pairs(case: Case, sets: Sets) -> list[np.ndarray]:
 
     They are places in the corpus, only those that fit in the context, and each once.
     """
-    from tasks.utility.utility import draw_check
+    from tasks.utility.utility import draw_check, draw_help
 
     settings, corpus = case.values.utility, case.corpus
-    check = draw_check(sets["ground"], settings, case.kernel)
-    lengths = corpus.contexts + corpus.answers
+    lengths = corpus.contexts + scored_tokens(case)
     *tried, kernel = _of_kernel(case, sets)
-    targets = np.union1d(sets["ground"], sets["task"])
+    checked, helped = draw_check(sets["ground"], settings, case.kernel), draw_help(sets, kernel, settings, case.kernel)
+    check = np.concatenate([checked, helped])
+    targets = np.union1d(sets["ground"], sets["task"]) if case.kernel != "none" else np.unique(helped[:, 0])
     batches, known = [], np.empty(0, np.int64)
     alone = np.column_stack([targets, np.full(len(targets), -1)])
     for batch in (*tried, unite([kernel, check])):
@@ -68,11 +71,18 @@ def plan_pairs(case: Case, sets: Sets) -> list[np.ndarray]:
     return batches
 
 
+def scored_tokens(case: Case) -> np.ndarray:
+    """Return how many answer tokens of each row of the corpus are scored."""
+    return np.minimum(case.corpus.answers, case.values.utility.answer_tokens or sys.maxsize)
+
+
 def _of_kernel(case: Case, sets: Sets) -> list[np.ndarray]:
     """Return the pairs of the kernel, last, after those that are tried to find them, a round after the other."""
     settings = case.values.utility
     if case.kernel == "exact":
         return [pairs_of_all(sets)]
+    if case.kernel == "none":
+        return [np.empty((0, 2), np.int64)]
     vectors = read_vectors(case)
     if case.kernel == "neighbours":
         return [pairs_of_neighbours(sets, vectors, settings.neighbours)[0]]
@@ -111,7 +121,8 @@ def read_vectors(case: Case) -> np.ndarray:
 
 
 def count_pairs(sizes: Mapping[str, int], settings: Any, kernel: str) -> int:
-    """Return how many pairs large sets have, none of whose rows stands in two of them; an upper bound else.
+    """Return how many pairs large sets have, none of whose rows stands in two of them; an upper bound else, and where
+    pairs that tell a demo's help are among those of the kernel.
 
     Args:
         sizes: rows of ground, task and learnt.
@@ -121,45 +132,51 @@ def count_pairs(sizes: Mapping[str, int], settings: Any, kernel: str) -> int:
     ground, task, learnt = (sizes[name] for name in ("ground", "task", "learnt"))
     if kernel == "exact":
         return ground * (ground + 2 * task + learnt)
+    helped = min(settings.help_targets, ground)
+    if kernel == "none":
+        return helped * (ground + task + learnt - 1)
     if kernel == "probes":
-        return ground * min(settings.probes.probes, settings.probes.nearest, ground - 1)
+        probed = ground * min(settings.probes.probes, settings.probes.nearest, ground - 1)
+        return probed + helped * (ground + task + learnt - 1)
     near, checked = settings.neighbours, min(settings.check_targets, ground)
     if kernel == "neighbours":
         own = min(near, ground - 1) + 1
         others = ground * (min(near, learnt) + min(near, task)) + task * min(near, ground)
-        return ground * own + others + checked * (ground - own)
+        return ground * own + others + checked * (ground - own) + helped * (ground + task + learnt - 1)
     answered = ground if settings.landmark_targets is None else min(settings.landmark_targets, ground)
     rounds, tried, before = planning.plan_rounds(ground, settings.landmarks, answered), 0, 0
     for demos, targets in rounds:
         tried, before = tried + demos * (targets - before), targets
     few = rounds[-1][0]
     blocks = answered * (min(few, learnt) + min(few, task)) + task * few
-    return tried + blocks + checked * max(0, ground - few) + (0 if answered == ground else few)
+    helped *= few + min(few, task) + min(few, learnt)
+    return tried + blocks + checked * max(0, ground - few) + (0 if answered == ground else few) + helped
 
 
 def count_tokens(case: Case, batches: Sequence[np.ndarray]) -> Work:
     """Return the work of scoring batches of pairs, in the shards and packs that the stage would make of them."""
-    corpus, runtime, tokens = case.corpus, case.values.runtime, 0
+    runtime, tokens = case.values.runtime, 0
     for batch in batches:
         order = batch[np.lexsort((batch[:, 0], batch[:, 1]))]
         for start in range(0, len(order), runtime.shard_pairs):
-            tokens += _count_shard(corpus, order[start : start + runtime.shard_pairs], runtime.pack_tokens)
+            tokens += _count_shard(case, order[start : start + runtime.shard_pairs], runtime.pack_tokens)
     pairs = np.concatenate(batches)
     alone = int((pairs[:, 1] < 0).sum())
     return Work(rows=alone, pairs=len(pairs) - alone, forward=tokens, loads=1 if len(pairs) else 0)
 
 
-def _count_shard(corpus: Corpus, pairs: np.ndarray, pack_tokens: int) -> int:
+def _count_shard(case: Case, pairs: np.ndarray, pack_tokens: int) -> int:
     members: dict[int, list[int]] = {}
     for target, demo in pairs.tolist():
         members.setdefault(demo, []).append(target)
-    groups = [_make_group(corpus, demo, targets) for demo, targets in members.items()]
+    groups = [_make_group(case, demo, targets) for demo, targets in members.items()]
     return count_packed(groups, pack_tokens)
 
 
-def _make_group(corpus: Corpus, demo: int, targets: Sequence[int]) -> Any:
+def _make_group(case: Case, demo: int, targets: Sequence[int]) -> Any:
+    corpus = case.corpus
     prefix = int(corpus.prefixes[demo]) if demo >= 0 else corpus.head
-    return blank_group(prefix, corpus.contexts[targets].tolist(), corpus.answers[targets].tolist())
+    return blank_group(prefix, corpus.contexts[targets].tolist(), scored_tokens(case)[targets].tolist())
 
 
 def count_lacking(case: Case) -> Work | None:
@@ -168,14 +185,13 @@ def count_lacking(case: Case) -> Work | None:
     It is known where the pairs are: all of them, or each target's nearest by vectors that are there.
     """
     from tasks.artifacts import stores
-    from tasks.utility.utility import CODE
+    from tasks.utility.utility import store_folder
 
-    sets = read_sets(case.corpus)
-    known = case.kernel == "exact" or (case.kernel == "neighbours" and case.vectors is not None)
+    sets, settings = read_sets(case.corpus), case.values.utility
+    known = case.kernel in ("exact", "none") or (case.kernel == "neighbours" and case.vectors is not None)
     if not known or any(len(places) > LARGE for places in sets.values()):
         return None
-    digest = models.model_digest(case.model)
-    folder = stores.store_folder(case.cache / "pairs", digest, case.model.template, CODE)
+    folder = store_folder(case.cache / "pairs", case.model, settings)
     (pairs,) = plan_pairs(case, sets)
     ids = [row["id"] for row in case.corpus.rows]
     asked = name_pairs(ids, pairs)

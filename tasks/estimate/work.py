@@ -83,7 +83,7 @@ def count_examples(case: Case) -> Work:
 def count_embedding(case: Case) -> Work:
     """Count the texts that stage `embedding` encodes; none where nothing reads vectors, and no gate needs them."""
     chosen, texts = case.values.selection, []
-    if reads_vectors(chosen.selector, chosen.gate, case.kernel):
+    if reads_vectors(chosen.selector, chosen.gate, chosen.quality, case.kernel):
         rows = [row for row in case.corpus.rows if row["used"] or (row["split"] == "pool" and is_learnt(row))]
         texts += [join_texts(read_conversation(row)) for row in rows]
     if is_gated_by(case, "agreement"):

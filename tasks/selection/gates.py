@@ -59,10 +59,11 @@ def _read_scores(source: Path, rows: Rows) -> np.ndarray:
 def _read_help(source: Path, rows: Rows) -> np.ndarray:
     """Return how much each row helps those that it was shown to; under kernel `neighbours` those near it, both ways."""
     pairs, ids = read_pairs(source, rows), rows.ground["id"].to_pylist()
+    near = provenance(source)["parameters"].get("kernel") == "neighbours"
+    pairs = pairs.filter(pairs["kernel"]) if near else pairs  # others do not say which rows are near
     inside = (find(pairs["target_id"], ids) >= 0) & (find(pairs["demo_id"], ids) >= 0)
     demos = np.unique(find(pairs["demo_id"], ids)[inside])
     utility = cut(pairs, (ids, [ids[demo] for demo in demos]), source)
-    near = provenance(source)["parameters"].get("kernel") == "neighbours"
     scores = np.full(len(ids), np.nan)
     scores[demos] = (measure_nearby_help if near else measure_help)(utility, demos)
     return scores

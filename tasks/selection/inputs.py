@@ -102,7 +102,8 @@ def read_utility(source: Path, rows: Rows, settings: SelectionSettings, diagonal
         SelectionError: there is no pair of a kind that the objective needs, or a pair is of other examples.
         KernelError: a value that no similarity can be.
     """
-    wanted, pairs = wanted_rows(rows, settings.objective), read_pairs(source, rows)
+    wanted, scored = wanted_rows(rows, settings.objective), read_pairs(source, rows)
+    pairs = scored.filter(scored["kernel"])
     ground, learnt, target = rows.ground["id"].to_pylist(), wanted.learnt, wanted.target
     demos = np.arange(len(ground))
     if provenance(source)["parameters"].get("kernel") == "landmarks":
@@ -121,14 +122,10 @@ def read_utility(source: Path, rows: Rows, settings: SelectionSettings, diagonal
         ceiling = np.zeros(len(ground), np.float32) if diagonal == "excluded" else find_ceiling(similar["own"], demos)
         for name in blocks.keys() & {"own", "learnt"}:
             similar[name] = cap_diagonal(similar[name], places[name], ceiling)
-    topics = rows.ground["topic"].to_pylist()
-    measured = measure_nearby_help if settings.quality == "neighbours" else measure_help
-    quality, unscored = fill_by_topic(measured(utilities["own"], demos), [topics[demo] for demo in demos])
+    quality, unscored = measure_quality(scored, rows, demos, settings.quality, source)
     if settings.quality != "none":
-        worth = {
-            name: fill_by_topic(measure_help(utilities[name], places[name]))[0]
-            for name in blocks.keys() & {"learnt", "asked"}
-        }
+        others = blocks.keys() & {"learnt", "asked"}
+        worth = {name: measure_others(scored, blocks[name], places[name], source) for name in others}
         worth |= {"own": quality, "queries": quality}
         similar = {name: weigh_demos(kernel, worth[name]) for name, kernel in similar.items()}
     return Similar(Kernels(**similar), demos, quality=quality, unscored=int(unscored.sum()))
@@ -144,8 +141,30 @@ def read_probes(source: Path, rows: Rows) -> np.ndarray:
     if made != "probes":
         raise SelectionError(f"{source} holds pairs of kernel {made}, not of probes; make it again: `tamis run`")
     ids, topics = rows.ground["id"].to_pylist(), rows.ground["topic"].to_pylist()
-    utility = cut(read_pairs(source, rows), (ids, ids), source)
+    pairs = read_pairs(source, rows)
+    utility = cut(pairs.filter(pairs["kernel"]), (ids, ids), source)
     return fill_by_topic(measure_help(utility, np.arange(len(ids))), topics)[0]
+
+
+def measure_quality(
+    scored: pa.Table, rows: Rows, demos: np.ndarray, quality: str, source: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the quality of demos of the pool, and which of them have the median of their topic.
+
+    Pairs that are none of the kernel tell a demo's help, too; what rows are near only the kernel's do.
+    """
+    ground, topics = (rows.ground[name].to_pylist() for name in ("id", "topic"))
+    nearby = quality == "neighbours"
+    pairs, measure = (scored.filter(scored["kernel"]), measure_nearby_help) if nearby else (scored, measure_help)
+    measured = measure(cut(pairs, (ground, [ground[demo] for demo in demos]), source), demos)
+    return fill_by_topic(measured, [topics[demo] for demo in demos])
+
+
+def measure_others(
+    scored: pa.Table, names: tuple[list[str], list[str]], places: np.ndarray, source: Path
+) -> np.ndarray:
+    """Return the help of demos that are not to be chosen for some targets; theirs of all where one has no pair."""
+    return fill_by_topic(measure_help(cut(scored, names, source), places))[0]
 
 
 def find_places(ids: list[str], among: list[str] | pa.Array) -> np.ndarray:
@@ -192,9 +211,16 @@ def cut(pairs: pa.Table, names: tuple[list[str], list[str]], source: Path) -> Ke
     return gather(target[there], demo[there], values, (len(names[0]), len(names[1])))
 
 
-def compare_vectors(source: Path, rows: Rows, objective: str) -> Similar:
-    """Return similarities of embeddings, of what was learnt only each row's best; all rows are demos."""
-    wanted = wanted_rows(rows, objective)
+def compare_vectors(source: Path, rows: Rows, settings: SelectionSettings, pairs: Path | None = None) -> Similar:
+    """Return similarities of embeddings, of what was learnt only each row's best; all rows are demos.
+
+    Args:
+        source: `embedding.parquet`.
+        rows: of the version.
+        settings: objective and quality.
+        pairs: `utility.parquet`, by which demos have a quality; None: they have none.
+    """
+    wanted = wanted_rows(rows, settings.objective)
     ground, learnt, target = rows.ground["id"].to_pylist(), wanted.learnt, wanted.target
     place = {name: row for row, name in enumerate(ground)}
     inside = np.array([place[name] for name in learnt if name in place], np.int64)
@@ -204,13 +230,42 @@ def compare_vectors(source: Path, rows: Rows, objective: str) -> Similar:
     else:
         near = find_neighbours(own, NEAREST)
         kernel, recall = cosines.compare_nearest(own, near.indices), near.recall
+    beyond = [name for name in learnt if name not in place]
+    worth = read_worth(pairs, rows, target, beyond, settings.quality) if pairs else None
+    if worth:
+        kernel, outside = weigh_demos(kernel, worth.own), outside * np.maximum(worth.learnt, 0)[:, None].astype("f4")
     kernels = Kernels(kernel)
     if learnt:
         best = np.maximum(objectives.cover(kernel, inside)[1], cosines.compare_best(own, outside))
         kernels = Kernels(kernel, learnt=best[:, None])
     elif target:
-        kernels = Kernels(kernel, queries=cosines.compare(task, own), asked=cosines.compare(own, task))
-    return Similar(kernels, np.arange(len(ground)), recall)
+        queries, asked = cosines.compare(task, own), cosines.compare(own, task)
+        if worth:
+            queries, asked = weigh_demos(queries, worth.own), weigh_demos(asked, worth.asked)
+        kernels = Kernels(kernel, queries=queries, asked=asked)
+    quality, unscored = (worth.own, worth.unscored) if worth else (None, 0)
+    return Similar(kernels, np.arange(len(ground)), recall, quality, unscored)
+
+
+@dataclass(frozen=True)
+class Worth:
+    """The quality of demos."""
+
+    own: np.ndarray  # of the pool
+    unscored: int  # of these, with the median of their topic
+    learnt: np.ndarray  # of what was learnt and is not in the pool
+    asked: np.ndarray  # of the target task
+
+
+def read_worth(source: Path, rows: Rows, target: list[str], learnt: list[str], quality: str) -> Worth:
+    """Return the quality of the demos that embeddings compare, as those of scored pairs have it."""
+    scored, ground = read_pairs(source, rows), rows.ground["id"].to_pylist()
+    own, unscored = measure_quality(scored, rows, np.arange(len(ground)), quality, source)
+    others = [
+        measure_others(scored, (ground, names), np.full(len(names), -1), source) if names else np.empty(0)
+        for names in (learnt, target)
+    ]
+    return Worth(own, int(unscored.sum()), *others)
 
 
 def read_vectors(source: Path, *groups: list[str]) -> list[np.ndarray]:

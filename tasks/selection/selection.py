@@ -47,7 +47,7 @@ from tasks.selection.inputs import (
     read_vectors,
 )
 from tasks.selection.outcome import ChosenRows, describe, describe_objective, describe_scores, tabulate, widen
-from tasks.selection.selectors import SELECTORS
+from tasks.selection.selectors import SELECTORS, reads_pairs
 from tasks.selection.settings import SelectionSettings
 from tasks.settings import RuntimeSettings
 
@@ -122,7 +122,8 @@ def write_selection(
 
 def name_sources(here: Artifacts, settings: SelectionSettings) -> dict[str, Path]:
     """Return the tables that selector and gate read besides the examples, by their names; the gate's by `gate`."""
-    read = READ.get(SELECTORS[settings.selector].reads, {}) | READ_ALSO.get(settings.selector, {})
+    reads = "utility" if reads_pairs(settings.selector, settings.quality) else SELECTORS[settings.selector].reads
+    read = READ.get(reads, {}) | READ_ALSO.get(settings.selector, {})
     sources = {name.partition(".")[0]: getattr(here, stage) / name for name, stage in read.items()}
     if settings.gate is not None:
         stage, name = FILES[settings.gate["by"]]
@@ -166,7 +167,7 @@ def choose_rows(
         similar = read_utility(sources["utility"], rows, settings, diagonal)
         return choose_similar(similar, rows, budget, settings, sources["embedding"], map=map)
     if selector == "embedding":
-        similar = compare_vectors(sources["embedding"], rows, settings.objective)
+        similar = compare_vectors(sources["embedding"], rows, settings, sources.get("utility"))
         return choose_similar(similar, rows, budget, settings, None, map=map)
     if selector == "longest":
         return ChosenRows(rank(budget, order_longest(rows.ground["response_tokens"].to_numpy())))

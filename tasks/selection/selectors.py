@@ -41,17 +41,26 @@ SELECTORS = {
 }
 
 
-def list_read(selector: str, gate: Mapping[str, Any] | None) -> set[str]:
-    """Return the stages whose scores, pairs or vectors a selector and the gate before it read.
+def reads_pairs(selector: str, quality: str) -> bool:
+    """Return whether rows are chosen by scored pairs: similarities of delift, or the quality of demos of embedding.
+
+    >>> reads_pairs("delift", "none"), reads_pairs("embedding", "help"), reads_pairs("embedding", "none")
+    (True, True, False)
+    """
+    return SELECTORS[selector].reads == "utility" or (selector == "embedding" and quality != "none")
+
+
+def list_read(selector: str, gate: Mapping[str, Any] | None, quality: str = "none") -> set[str]:
+    """Return the stages whose scores, pairs or vectors a selector, its quality of demos and the gate before it read.
 
     >>> sorted(list_read("perplexity", {"by": "help", "drop": 0.2})), list_read("random", None)
     (['scores', 'utility'], set())
     """
     read = {SELECTORS[selector].reads, GATES[gate["by"]] if gate else None}
-    return {stage for stage in read if stage is not None}
+    return {stage for stage in read if stage is not None} | ({"utility"} if reads_pairs(selector, quality) else set())
 
 
-def reads_vectors(selector: str, gate: Mapping[str, Any] | None, kernel: str) -> bool:
+def reads_vectors(selector: str, gate: Mapping[str, Any] | None, quality: str, kernel: str) -> bool:
     """Return whether rows are compared by their embeddings, to choose them or to find the pairs that are scored."""
-    pairs = "utility" in list_read(selector, gate) and kernel != "exact"
+    pairs = "utility" in list_read(selector, gate, quality) and kernel not in ("exact", "none")
     return SELECTORS[selector].reads == "embedding" or pairs

@@ -76,8 +76,8 @@ class SelectionSettings:
     )
     quality: Literal["none", "help", "neighbours"] = Field(
         "none",
-        description="of delift, by which each demo's similarities are multiplied: 1 | its mean utility for all rows "
-        "that it was scored with | for and from its nearest rows alone (utility.kernel: neighbours)",
+        description="of delift and embedding, by which each demo's similarities are multiplied: 1 | its mean utility "
+        "for all rows that it was scored with | for and from its nearest rows alone (utility.kernel: neighbours)",
     )
     budget: RowBudget = Field(
         default_factory=lambda: {"fraction": 0.3},

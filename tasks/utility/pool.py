@@ -8,7 +8,7 @@ import numpy as np
 
 from tamis.examples.conversations import Conversation
 from tamis.language.chat_templates import Template
-from tamis.language.encoding import Encoding, TokenSequence
+from tamis.language.encoding import Encoding, TokenSequence, keep_answers
 from tamis.language.prefixes import check_demos, encode_prefix
 from tamis.language.rendering import encode_conversations, encode_shown
 from tamis.utility.pairs import Sets
@@ -60,8 +60,14 @@ class Pool:
 
 
 @lru_cache(maxsize=1)
-def read_pool(source: Path, digest: str, model: models.ModelChoice) -> Pool:
+def read_pool(source: Path, digest: str, model: models.ModelChoice, answer_tokens: int | None = None) -> Pool:
     """Read the examples that stand in a pair and tokenise each once; `digest` keys the cache.
+
+    Args:
+        source: the examples.
+        digest: of them.
+        model: whose template and tokens they are.
+        answer_tokens: of a target that are scored, the first ones; None: all. A demo is shown whole.
 
     Raises:
         ValueError: fewer than two used examples in the pool: utility is about pairs.
@@ -75,4 +81,6 @@ def read_pool(source: Path, digest: str, model: models.ModelChoice) -> Pool:
     encoding = encode_conversations(template, conversations)
     check_demos(template, conversations, encoding)
     shown = encode_shown(template, conversations, encoding)
+    if answer_tokens is not None:
+        encoding, shown = keep_answers(encoding, answer_tokens), keep_answers(shown, answer_tokens)
     return Pool([row["id"] for row in rows], sets, encoding, shown, template, conversations)

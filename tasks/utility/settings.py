@@ -20,8 +20,10 @@ class ProbesSettings:
 class UtilitySettings:
     """How pairs are chosen and scored."""
 
-    kernel: Literal["exact", "neighbours", "landmarks"] = Field(
-        "neighbours", description="all pairs | each target's nearest demos by embedding | few demos"
+    kernel: Literal["exact", "neighbours", "landmarks", "none"] = Field(
+        "neighbours",
+        description="all pairs | each target's nearest demos by embedding | few demos | no pair but those of "
+        "help_targets, for selector embedding with a quality",
     )
     neighbours: Annotated[int, Field(ge=1)] = Field(32, description="demos per target, itself not counted")
     landmarks: Annotated[int, Field(ge=1)] = Field(
@@ -33,6 +35,14 @@ class UtilitySettings:
     check_targets: Annotated[int, Field(ge=0)] = Field(
         16, description="targets scored with every demo, to know the kernel's error"
     )
+    help_targets: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="random targets, the same ones for all, that each demo is scored with besides; they tell its help "
+        "(selection.quality) and are no part of the kernel",
+    )
+    answer_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="of a target that are scored, the first ones; null: all. A demo is always shown whole"
+    )
     distance: Literal["probability", "log_likelihood"] = Field(
         "probability", description="root mean square of 1 - p (DELIFT, equation 1) | mean log p (its KL form)"
     )
@@ -42,7 +52,9 @@ class UtilitySettings:
         "is scored, which measures copying (DELIFT) | nothing",
     )
     probes: ProbesSettings = Field(default_factory=ProbesSettings, description="of selector probes, in place of kernel")
-    seed: Seed = Field(0, description="of the targets drawn for landmarks and for the check, and of clusters of probes")
+    seed: Seed = Field(
+        0, description="of the targets drawn for landmarks, for the check and for help, and of clusters of probes"
+    )
 
 
 def name_kernel(selector: str, settings: UtilitySettings) -> str:

@@ -16,8 +16,10 @@ import tamis.language.packing
 import tamis.utility.utility
 from tamis.language.packing import Group, NonFiniteError, score_responses
 from tamis.utility.pairs import (
+    Sets,
     pair_all,
     pairs_of_all,
+    pairs_of_help,
     pairs_of_landmarks,
     pairs_of_neighbours,
     plan_rounds,
@@ -100,15 +102,16 @@ def write_utility(
     if not wanted:
         return _write_nothing(out, Provenance("utility", version, {"wanted": False}, inputs))
     known = digest(source)
-    pool = read_pool(source, known, model)
-    folder = open_store(store, model)
+    pool = read_pool(source, known, model, settings.answer_tokens)
+    folder = open_store(store, model, settings)
     work = Shard(source, known, folder, model, settings, runtime, np.empty((0, 2), np.int32))
 
     kernel = kernel or settings.kernel
-    chosen = choose_pairs(work, pool, vectors, kernel, map=map)
-    checked = draw_check(pool.sets["ground"], settings, kernel)
-    wanted_for = {"kernel": chosen.kernel, "tried": chosen.tried, "check": checked}
-    asked, skipped = ask(pool, wanted_for, model.max_tokens)
+    chosen, ground = choose_pairs(work, pool, vectors, kernel, map=map), pool.sets["ground"]
+    wanted_for = {"kernel": chosen.kernel, "tried": chosen.tried, "check": draw_check(ground, settings, kernel)}
+    helped = wanted_for["help"] = draw_help(pool.sets, chosen.kernel, settings, kernel)
+    targets = np.unique(helped[:, 0]) if kernel == "none" else pool.targets
+    asked, skipped = ask(pool, wanted_for, model.max_tokens, targets)
     scores, done = score_missing(work, asked, map)
 
     record = Provenance("utility", version, _describe(model, settings, kernel), inputs, settings.seed)
@@ -117,10 +120,15 @@ def write_utility(
     return counts | {"scoring_seconds": cost_of_kernel(folder, asked)}
 
 
-def open_store(store: Path, model: models.ModelChoice) -> Path:
-    """Return the folder that keeps the scores of a model under its template, after it says so itself."""
-    digest = models.model_digest(model)
-    folder = stores.store_folder(store, digest, model.template, CODE)
+def store_folder(store: Path, model: models.ModelChoice, settings: UtilitySettings) -> Path:
+    """Return the folder that keeps the scores of a model under its template, of so many answer tokens."""
+    cut = () if settings.answer_tokens is None else (settings.answer_tokens,)
+    return stores.store_folder(store, models.model_digest(model), model.template, CODE, *cut)
+
+
+def open_store(store: Path, model: models.ModelChoice, settings: UtilitySettings) -> Path:
+    """Return the folder that keeps the scores, after it says so itself."""
+    folder, digest = store_folder(store, model, settings), models.model_digest(model)
     stores.describe(folder, kind="pairs", model=model.name, model_digest=digest, code=CODE, template=model.template)
     return folder
 
@@ -160,7 +168,9 @@ def _count_alone(table: pa.Table) -> int:
 
 def cost_of_kernel(folder: Path, asked: pa.Table) -> float:
     """Return the seconds that all but the pairs of the check took when they were scored, in this run or an earlier."""
-    needed = pc.or_(pc.or_(asked["kernel"], asked["tried"]), pc.less(asked["demo"], 0))
+    needed = pc.less(asked["demo"], 0)
+    for purpose in ("kernel", "tried", "help"):
+        needed = pc.or_(needed, asked[purpose])
     return round(stores.cost(folder, asked.filter(needed)), 3)
 
 
@@ -173,6 +183,8 @@ def _describe(model: models.ModelChoice, settings: UtilitySettings, kernel: str)
 def choose_pairs(work: Shard, pool: Pool, vectors: Path, kernel: str, *, map: Map) -> ChosenPairs:
     """Return the pairs that the kernel asks for; to find landmarks, pairs are scored, to find probes, targets alone."""
     settings, none = work.settings, np.empty((0, 2), np.int64)
+    if kernel == "none":
+        return ChosenPairs(none, none, Counter())
     if kernel == "exact":
         return ChosenPairs(pairs_of_all(pool.sets), none, Counter())
     place = {name: row for row, name in enumerate(read_table(vectors, columns=["id"])["id"].to_pylist())}
@@ -227,13 +239,30 @@ def _similar(scores: pa.Table, demos: np.ndarray, settings: UtilitySettings) -> 
 
 def draw_check(ground: np.ndarray, settings: UtilitySettings, kernel: str) -> np.ndarray:
     """Return the pairs of a few drawn rows of the pool with all of them; none where no pair is left out of a kernel."""
-    count = 0 if kernel in ("exact", "probes") else min(settings.check_targets, len(ground))
+    count = 0 if kernel in ("exact", "probes", "none") else min(settings.check_targets, len(ground))
     drawn = np.random.default_rng(settings.seed).choice(ground, count, replace=False)
     return unite([pair_all(drawn, ground)])
 
 
-def ask(pool: Pool, wanted_for: Mapping[str, np.ndarray], max_tokens: int) -> tuple[pa.Table, pa.Table]:
+def draw_help(sets: Sets, pairs: np.ndarray, settings: UtilitySettings, kernel: str) -> np.ndarray:
+    """Return the pairs of a few drawn rows of the pool with every demo but themselves.
+
+    Demos are those of all sets; of a kernel of landmarks those alone that its pairs have.
+    """
+    demos = np.unique(pairs[:, 1]) if kernel == "landmarks" else np.unique(np.concatenate([*sets.values()]))
+    return pairs_of_help(sets["ground"], demos, settings.help_targets, settings.seed)
+
+
+def ask(
+    pool: Pool, wanted_for: Mapping[str, np.ndarray], max_tokens: int, targets: np.ndarray | None = None
+) -> tuple[pa.Table, pa.Table]:
     """Return what is to be scored, each once, and the pairs that do not fit in the context.
+
+    Args:
+        pool: the examples.
+        wanted_for: pairs by purpose.
+        max_tokens: of the context.
+        targets: that are scored alone; None: all.
 
     Returns:
         By id and by place: each target alone first (demo -1), then the pairs, with a column for each purpose that a
@@ -243,7 +272,8 @@ def ask(pool: Pool, wanted_for: Mapping[str, np.ndarray], max_tokens: int) -> tu
         ValueError: a target that does not fit even alone.
     """
     pairs, skipped = split_by_length(pool, unite(wanted_for.values()), max_tokens)
-    alone = np.column_stack([pool.targets, np.full(len(pool.targets), -1)])
+    targets = pool.targets if targets is None else targets
+    alone = np.column_stack([targets, np.full(len(targets), -1)])
     target, demo = (pa.array(column.astype(np.int32)) for column in np.concatenate([alone, pairs]).T)
     names = pa.array([*pool.ids, NOTHING])
     shown = pc.if_else(pc.less(demo, 0), len(pool.ids), demo)
@@ -289,7 +319,8 @@ def score_shard(shard: Shard) -> int:
     Raises:
         ValueError: a non-finite score, naming the pair.
     """
-    pool, pairs = read_pool(shard.examples, shard.digest, shard.model), shard.pairs.tolist()
+    pool = read_pool(shard.examples, shard.digest, shard.model, shard.settings.answer_tokens)
+    pairs = shard.pairs.tolist()
     members: dict[tuple[int, int], list[int]] = {}
     for target, demo in pairs:
         members.setdefault((int(pool.heads[target]), demo), []).append(target)
@@ -332,7 +363,7 @@ def _write(
     recall: float | None,
 ) -> None:
     alone, shown = scores.filter(pc.less(scores["demo"], 0)), compute_utility(scores, settings)
-    kernel, check = (shown.filter(shown[purpose]) for purpose in ("kernel", "check"))
+    kernel, check = shown.filter(pc.or_(shown["kernel"], shown["help"])), shown.filter(shown["check"])
     columns = [alone[name] for name in ("target_id", "tokens", "distance", "log_likelihood")]
     write_table(kernel.select(schemas.UTILITY.names).cast(schemas.UTILITY), out / "utility.parquet", provenance)
     write_table(check.select(schemas.UTILITY.names).cast(schemas.UTILITY), out / "checked.parquet", provenance)
@@ -345,6 +376,8 @@ def _write(
         "neighbour_recall": recall,
         "targets": alone.num_rows,
         "pairs_scored": kernel.num_rows,
+        "pairs_of_help": pc.sum(pc.invert(kernel["kernel"])).as_py() or 0,
+        "answer_tokens": settings.answer_tokens,
         "pairs_skipped": skipped.num_rows,
         "share_helped": float((utility > 0).mean()) if len(utility) else 0.0,
         "utility_median": float(np.median(utility)) if len(utility) else 0.0,
@@ -358,7 +391,7 @@ def compute_utility(scores: pa.Table, settings: UtilitySettings) -> pa.Table:
     measured = "distance" if settings.distance == "probability" else "log_likelihood"
     single = pc.less(scores["demo"], 0)
     alone, shown = scores.filter(single), scores.filter(pc.invert(single))
-    before = np.full(int(np.asarray(alone["target"]).max()) + 1, np.nan)
+    before = np.full(int(np.asarray(alone["target"]).max(initial=-1)) + 1, np.nan)
     before[np.asarray(alone["target"])] = np.asarray(alone[measured])
     after = np.asarray(shown[measured], dtype=np.float64)
     utility = gain(after, before[np.asarray(shown["target"])], settings.distance)

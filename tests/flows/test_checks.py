@@ -6,8 +6,10 @@ import pytest
 import yaml
 
 from flows import params
+from flows.stage_calls import make_embedding, make_utility
 
 ROOT = Path(__file__).parents[2]
+BY_HELP = {"selection.selector": "embedding", "selection.quality": "help"}
 
 
 def compose(changes: dict) -> params.Params:
@@ -93,3 +95,57 @@ def test_a_pilot_that_has_nothing_to_measure_on_or_to_compare_is_refused(asked, 
 def test_one_validation_prompt_in_one_is_refused():
     with pytest.raises(params.ParamsError, match=r"examples\.validation_every is 1; it must be at least 2"):
         compose({"examples.validation_every": 1})
+
+
+@pytest.mark.parametrize(
+    ("utility", "selection", "said"),
+    [
+        (
+            {"utility.kernel": "none"},
+            {},
+            "utility.kernel is none and selection.selector delift, which chooses by a kernel",
+        ),
+        (
+            {"utility.kernel": "none"},
+            BY_HELP,
+            "selection.quality is help, but utility.kernel none and utility.help_targets 0 score no pair",
+        ),
+        (
+            {"utility.kernel": "none"},
+            {"selection.selector": "longest", "selection.gate": {"by": "help", "drop": 0.2}},
+            "selection.gate is by help, but utility.kernel none and utility.help_targets 0 score no pair",
+        ),
+        (
+            {"utility.kernel": "none", "utility.help_targets": 8},
+            {"selection.selector": "embedding", "selection.quality": "neighbours"},
+            "selection.quality is neighbours but utility.kernel is none, whose pairs do not say which rows are near",
+        ),
+    ],
+)
+def test_to_choose_by_pairs_that_are_not_scored_is_refused(utility, selection, said):
+    with pytest.raises(params.ParamsError, match=said):
+        compose(utility | selection)
+
+
+@pytest.mark.parametrize(
+    ("utility", "selection", "vectors", "pairs"),
+    [
+        ({}, {}, True, True),
+        ({"utility.kernel": "exact"}, {}, False, True),
+        ({}, {"selection.selector": "embedding"}, True, False),
+        ({"utility.kernel": "none", "utility.help_targets": 8}, BY_HELP, True, True),
+        ({"utility.kernel": "none"}, {"selection.selector": "random"}, False, False),
+    ],
+)
+def test_stages_compute_what_the_choice_reads(utility, selection, vectors, pairs, monkeypatch):
+    from tasks.embedding import embedding as one
+    from tasks.utility import utility as other
+
+    wanted = {}
+    for name, module in (("embedding", one), ("utility", other)):
+        note = lambda *_, name=name, **asked: wanted.update({name: asked["wanted"]})  # noqa: E731
+        monkeypatch.setattr(module, f"write_{name}", note)
+    values = compose(utility | selection)
+    make_embedding(values, None, map)
+    make_utility(values, None, map)
+    assert wanted == {"embedding": vectors, "utility": pairs}

@@ -20,6 +20,7 @@ KERNELS = {
     "neighbours": {
         "examples": {"target": {"topic": "sums", "rows": 3}},
         "selection": {"gate": {"by": "ifd", "drop": 0.2}},
+        "utility": {"help_targets": 2, "answer_tokens": 2},
     },
     "landmarks": {
         "utility": {"kernel": "landmarks", "landmarks": 8, "landmark_targets": 12},

@@ -66,7 +66,7 @@ def test_what_is_left_out_has_its_default(tmp_path):
     [
         ({"models__template": "chatt"}, "models.template must be chat or delift, got 'chatt' (did you mean 'chat'?)"),
         ({"utility__distance": "kl"}, "utility.distance must be probability or log_likelihood, got 'kl'"),
-        ({"utility__kernel": "dense"}, "utility.kernel must be exact or neighbours or landmarks, got 'dense'"),
+        ({"utility__kernel": "dense"}, "utility.kernel must be exact or neighbours or landmarks or none, got 'dense'"),
         (
             {"selection__selector": "delft"},
             "selection.selector must be delift or random or balanced or fresh or longest or embedding or perplexity or "

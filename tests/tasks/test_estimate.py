@@ -1,12 +1,13 @@
 """Rates: kept, learnt from runs, filled by a calibration; counts of large sets against the pairs themselves."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from tamis.utility.pairs import pair_all, pairs_of_all, pairs_of_neighbours, unite
+from tamis.utility.pairs import pair_all, pairs_of_all, pairs_of_help, pairs_of_neighbours, unite
 from tamis.utility.probes import pairs_of_probes
 from tasks.estimate import calibration, plan, rates
 from tasks.estimate.pairs import count_pairs
@@ -111,7 +112,7 @@ def test_rates_are_of_a_model_a_device_a_dtype_and_threads(toy, monkeypatch):
     assert rates.name_entry("utility", toy) == f"utility | {toy.name} | cpu | float32 | 3 threads"
 
 
-@pytest.mark.parametrize("kernel", ["exact", "neighbours", "probes"])
+@pytest.mark.parametrize("kernel", ["exact", "neighbours", "probes", "none"])
 def test_pairs_of_large_sets_are_counted_without_listing_them(kernel):
     sets = {"ground": np.arange(40), "task": np.arange(40, 46), "learnt": np.arange(46, 57)}
     settings = UtilitySettings(neighbours=7, check_targets=3)
@@ -124,7 +125,9 @@ def test_pairs_of_large_sets_are_counted_without_listing_them(kernel):
         "probes": lambda: pairs_of_probes(
             sets["ground"], vectors[:40], np.arange(40.0), nearest=32, clusters=5, probes=16, seed=0
         )[0],
+        "none": lambda: pairs_of_help(sets["ground"], np.arange(57), 5, 0),
     }[kernel]()
+    settings = replace(settings, help_targets=5 if kernel == "none" else 0)
     assert count_pairs({name: len(places) for name, places in sets.items()}, settings, kernel) == len(listed)
 
 

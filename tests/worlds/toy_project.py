@@ -148,7 +148,7 @@ def make_world(root: Path) -> World:
     examples = [toy_corpus.row(place, "pool" if place < POOL else "held_out") for place in range(POOL + HELD_OUT)]
     ids = [row["id"] for row in examples]
     utility = [
-        {"target_id": ids[target], "demo_id": ids[demo], "utility": (target - demo) / 10}
+        {"target_id": ids[target], "demo_id": ids[demo], "utility": (target - demo) / 10, "kernel": True}
         for target in range(POOL)
         for demo in range(POOL)
     ]

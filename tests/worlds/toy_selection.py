@@ -22,13 +22,17 @@ NO_MASK = MaskSettings(selector="none")
 NOWHERE = ModelChoice("nowhere")  # rows are chosen without it
 
 
-def write_utility(folder: Path, ids: list[str], matrix: np.ndarray, *, keep=None, more=(), kernel="exact", shuffle=0):
+def write_utility(
+    folder: Path, ids: list[str], matrix: np.ndarray, *, keep=None, in_kernel=None, more=(), kernel="exact", shuffle=0
+):
     """Write the pairs of a matrix over ids, those of which `keep` is true, and of more blocks, in a shuffled order.
 
-    A further block is targets' ids, demos' ids and their matrix. No target is checked.
+    Those of which `in_kernel` is false tell the help of demos alone. A further block is targets' ids, demos' ids and
+    their matrix. No target is checked.
     """
     keep = np.ones(matrix.shape, bool) if keep is None else keep
-    pairs = [(ids[i], ids[j], matrix[i, j]) for i, j in np.argwhere(keep)]
+    in_kernel = keep if in_kernel is None else in_kernel
+    pairs = [(ids[i], ids[j], matrix[i, j], in_kernel[i, j]) for i, j in np.argwhere(keep)]
     for targets, demos, block in more:
         pairs += _list_pairs(targets, demos, block)
     pairs = [pairs[place] for place in np.random.default_rng(shuffle).permutation(len(pairs))]
@@ -121,11 +125,12 @@ def draw_vectors(rows: int, width: int = 6, seed: int = 0) -> np.ndarray:
 
 
 def _list_pairs(targets: list[str], demos: list[str], matrix: np.ndarray) -> list[tuple]:
-    return [(one, other, matrix[i, j]) for i, one in enumerate(targets) for j, other in enumerate(demos)]
+    return [(one, other, matrix[i, j], True) for i, one in enumerate(targets) for j, other in enumerate(demos)]
 
 
 def _write_pairs(path: Path, pairs: list[tuple], kernel: str):
     columns = [[pair[0] for pair in pairs], [pair[1] for pair in pairs]]
     columns.append(pa.array([pair[2] for pair in pairs], pa.float32()))
+    columns.append(pa.array([bool(pair[3]) for pair in pairs]))
     made = Provenance("utility", "v1", {"kernel": kernel})
     write_table(pa.table(columns, schema=schemas.UTILITY), path, made)

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tamis.language.encoding import Encoding, TokenSequence, join_rows, make_sequence, put_before, refuse_long
+from tamis.language.encoding import (
+    Encoding,
+    TokenSequence,
+    join_rows,
+    keep_answers,
+    make_sequence,
+    put_before,
+    refuse_long,
+)
 
 
 def sequence(tokens: list[int], answers: list[int]) -> TokenSequence:
@@ -165,3 +173,24 @@ def test_rows_that_do_not_fit_are_named_by_their_numbers(encoding):
 
 def test_what_stands_after_the_last_answer_need_not_fit(encoding):
     refuse_long(encoding, [40, 41], 6)
+
+
+@given(st.lists(st.lists(st.lists(st.booleans(), min_size=1, max_size=5), min_size=1, max_size=3), max_size=4))
+def test_the_first_answers_of_a_row_are_kept_and_sequences_without_any_dropped(marks):
+    marks = [[[False, *piece, True] for piece in row] for row in marks]
+    rows = [[TokenSequence(np.arange(len(piece), dtype=np.int32), np.array(piece)) for piece in row] for row in marks]
+    for most in (1, 3):
+        found = keep_answers(join_rows(rows, [1] * len(rows)), most)
+        wanted = []
+        for row in marks:
+            left, pieces = most, []
+            for piece in row:
+                kept = []
+                for answer in piece:
+                    kept.append(answer and left > 0)
+                    left -= kept[-1]
+                pieces += [kept] if any(kept) else []
+            wanted.append(pieces)
+        assert [len(found.row(place)) for place in range(len(rows))] == [len(pieces) for pieces in wanted]
+        assert found.answers.tolist() == [mark for row in wanted for piece in row for mark in piece]
+        assert found.heads.tolist() == [1] * sum(map(len, wanted))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tamis.utility.pairs import (
     pairs_of_all,
+    pairs_of_help,
     pairs_of_landmarks,
     pairs_of_neighbours,
     plan_rounds,
@@ -120,3 +121,16 @@ def test_favourites_have_the_largest_mean_over_the_targets_with_a_score(targets,
         means.append(sum(known) / len(known) if known else 0.0)
     slow = sorted(range(demos), key=lambda demo: (-means[demo], demo))[:count]
     assert top_demos(similar, count).tolist() == slow
+
+
+@given(places.filter(len), places, st.integers(0, 9), st.integers(0, 99))
+def test_help_is_scored_on_the_same_drawn_targets_for_every_demo_but_itself(targets, demos, count, seed):
+    targets, demos = np.array(targets), np.array(demos, np.int64)
+    found = list(map(tuple, pairs_of_help(targets, demos, count, seed).tolist()))
+    drawn = np.random.default_rng([seed, 1]).choice(targets, min(count, len(targets)), replace=False)
+    assert found == sorted((target, demo) for target in drawn for demo in demos if target != demo)
+    assert found == list(map(tuple, pairs_of_help(targets, demos, count, seed).tolist()))
+
+
+def test_no_target_is_drawn_where_none_is_asked_for():
+    assert pairs_of_help(np.arange(3), np.arange(3), 0, 0).shape == (0, 2)

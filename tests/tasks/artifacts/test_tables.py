@@ -33,7 +33,10 @@ from tasks.artifacts.tables import (
 )
 
 MADE = Provenance("utility", "v1", {"kernel": "exact"}, {"examples.parquet": "0" * 64}, seed=3)
-TABLE = pa.table({"target_id": ["a", "b"], "demo_id": ["b", "a"], "utility": [0.5, -0.25]}, schema=schemas.UTILITY)
+TABLE = pa.table(
+    {"target_id": ["a", "b"], "demo_id": ["b", "a"], "utility": [0.5, -0.25], "kernel": [True] * 2},
+    schema=schemas.UTILITY,
+)
 
 
 @pytest.fixture
@@ -140,7 +143,9 @@ def test_other_columns_are_named(path):
 
 
 def test_a_null_where_none_may_be_is_refused_and_nothing_is_left(tmp_path):
-    table = pa.table({"target_id": [None], "demo_id": ["a"], "utility": [1.0]}, schema=schemas.UTILITY)
+    table = pa.table(
+        {"target_id": [None], "demo_id": ["a"], "utility": [1.0], "kernel": [True]}, schema=schemas.UTILITY
+    )
     with pytest.raises(ValueError, match="Column 'target_id' is declared non-nullable but contains nulls"):
         write_table(table, tmp_path / "utility.parquet", MADE)
     assert list(tmp_path.iterdir()) == []

@@ -123,7 +123,8 @@ ROLES = {"pool": 0, "learnt": 8, "target": 9, "held_out": POOL}  # a row's place
 def pair_up(world: World, target: str, demo: str) -> World:
     """Add a learnt row, a target row, and a pair of rows of two parts."""
     examples = [*world.examples, toy_corpus.learn(toy_corpus.row(8, "pool", used=False)), toy_corpus.row(9, "target")]
-    pair = {"target_id": examples[ROLES[target]]["id"], "demo_id": examples[ROLES[demo]]["id"], "utility": 0.5}
+    target, demo = (examples[ROLES[name]]["id"] for name in (target, demo))
+    pair = {"target_id": target, "demo_id": demo, "utility": 0.5, "kernel": True}
     return replace(world, examples=examples, utility=[*world.utility, pair])
 
 

@@ -9,7 +9,7 @@ import pytest
 from worlds.toy_corpus import learn, row, write_examples, write_rows
 from worlds.toy_selection import HALF, chosen, draw_vectors, run, write_check, write_embedding, write_utility
 
-from tasks.artifacts.tables import provenance
+from tasks.artifacts.tables import provenance, read_table
 
 UTILITY = np.random.default_rng(3).normal(size=(12, 12)).astype(np.float32) + np.eye(12, dtype=np.float32) * 5
 VECTORS = draw_vectors(12)
@@ -134,3 +134,60 @@ def test_picks_without_a_gain_are_counted_as_they_stand_in_the_subset(world, bud
     subset, facts = run(folder, replace(HALF, budget=budget), diagonal="capped")
     gains = [each["gain"] for each in subset if each["chosen"]]
     assert facts["zero_gain_picks"] == gains.count(0.0) == len(gains) - 1
+
+
+COSINES = np.maximum(VECTORS @ VECTORS.T, 0)
+
+
+def mark_help(folder, ids, kernel: np.ndarray, helped: np.ndarray) -> None:
+    """Write utilities of which some stand in the kernel and others tell the help of demos alone."""
+    write_utility(folder / "utility", ids, UTILITY, keep=kernel | helped, in_kernel=kernel, kernel="neighbours")
+
+
+def test_pairs_beside_the_kernel_tell_help_and_cover_nothing(world):
+    folder, ids = world
+    kernel = np.eye(12, dtype=bool) | (np.random.default_rng(5).random((12, 12)) < 0.4)
+    helped = np.zeros((12, 12), bool)
+    helped[[2, 9]] = True
+    mark_help(folder, ids, kernel, helped & ~np.eye(12, dtype=bool))
+    similar = cap(np.where(kernel, RELU, 0))
+    worth = np.nanmean(np.where(kernel | helped, OFF, np.nan), axis=0)
+    subset, facts = run(folder, replace(HALF, quality="help", budget={"count": 3}), diagonal="capped")
+    wanted = similar * np.maximum(worth, 0)
+    expected = oracles.greedy_of(lambda some: oracles.facility_location(wanted.astype(np.float32), some), 12, 3)
+    assert facts["zero_gain_picks"] == 0
+    assert places_of(subset, ids) == expected
+    run(folder, replace(HALF, budget={"count": 3}), "plain", diagonal="capped")
+    write_utility(folder / "utility", ids, UTILITY, keep=kernel, kernel="neighbours")
+    run(folder, replace(HALF, budget={"count": 3}), "alone", diagonal="capped")
+    picks = [chosen(read_table(folder / name / "subset.parquet").to_pylist()) for name in ("plain", "alone")]
+    assert picks[0] == picks[1]
+
+
+def test_embeddings_are_multiplied_by_the_help_of_demos_on_random_targets(world):
+    folder, ids = world
+    helped = np.zeros((12, 12), bool)
+    helped[[1, 6, 8]] = True
+    helped &= ~np.eye(12, dtype=bool)
+    mark_help(folder, ids, np.zeros((12, 12), bool), helped)
+    worth = np.nanmean(np.where(helped, OFF, np.nan), axis=0)
+    kernel = COSINES * np.maximum(worth, 0)
+    settings = replace(HALF, selector="embedding", quality="help", budget={"count": 4})
+    subset, facts = run(folder, settings)
+    expected = oracles.greedy_of(lambda some: oracles.facility_location(kernel.astype(np.float32), some), 12, 4)
+    assert places_of(subset, ids) == expected
+    assert facts["rows_without_quality"] == 0
+    assert chosen(run(folder, replace(settings, quality="none"), "plain")[0]) != chosen(subset)
+    assert "utility/utility.parquet" in str(provenance(folder / "out/subset.parquet")["inputs"])
+
+
+def test_what_was_learnt_covers_by_its_own_help_where_embeddings_have_one(tmp_path):
+    rows = [learn(row(place, "pool")) if place == 2 else row(place, "pool") for place in range(12)]
+    ids = write_rows(tmp_path / "examples", rows)
+    write_embedding(tmp_path / "embedding", ids, VECTORS)
+    mark_help(tmp_path, ids, np.zeros((12, 12), bool), ~np.eye(12, dtype=bool))
+    kernel = (COSINES * np.maximum(HELP, 0)).astype(np.float32)
+    asked = {"selector": "embedding", "quality": "help", "budget": {"count": 3}, "learnt_weight": 0.5}
+    subset, _ = run(tmp_path, replace(HALF, objective="conditional_gain", **asked))
+    expected = oracles.greedy_of(lambda some: oracles.conditional_gain(kernel, kernel[:, [2]], 0.5, some), 12, 3)
+    assert places_of(subset, ids) == expected

@@ -219,7 +219,7 @@ def test_the_artifact_says_where_it_comes_from(folders, toy):
 
 
 def test_an_unknown_kernel_is_refused():
-    with pytest.raises(ValidationError, match=r"kernel\n.*'exact', 'neighbours' or 'landmarks'.*'polynomial'"):
+    with pytest.raises(ValidationError, match=r"kernel\n.*'exact', 'neighbours', 'landmarks' or 'none'.*'polynomial'"):
         replace(EXACT, kernel="polynomial")
 
 
