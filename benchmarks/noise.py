@@ -39,8 +39,9 @@ from tasks.examples.settings import ExamplesSettings
 from tasks.folders import Artifacts, Folders
 from tasks.selection.inputs import compare_vectors, read_rows, read_utility
 from tasks.selection.selection import resolve_budget
+from tasks.utility.asking import ask
 from tasks.utility.pool import read_pool
-from tasks.utility.utility import Shard, ask, compute_utility, open_store, score_missing
+from tasks.utility.utility import Shard, compute_utility, open_store, score_missing
 
 ROOT = Path(__file__).parents[1]
 BUDGET, LONGEST = 0.3, 160  # of the pool's rows; characters of a row
@@ -277,8 +278,9 @@ def measure_help(home: Path, pools: Sequence[list[Row]], values: Params, count: 
     places = {(prompt, response): pool.ids.index(name) for name, prompt, response in texts if name in pool.ids}
     targets = np.array([places[text] for text in drawn])
     asked, _ = ask(pool, {"kernel": pair_all(targets, np.arange(len(pool.ids)))}, model.max_tokens)
-    store = open_store(folders.cache / "pairs", model)
-    work = Shard(source, digest(source), store, model, values.utility, values.runtime, np.empty((0, 2), np.int32))
+    whole = replace(values.utility, answer_tokens=None)  # whatever the choices are made by
+    store = open_store(folders.cache / "pairs", model, whole)
+    work = Shard(source, digest(source), store, model, whole, values.runtime, np.empty((0, 2), np.int32))
     wanted = asked.filter(pc.is_in(asked["target"], pa.array(targets, asked["target"].type)))
     scores = compute_utility(score_missing(work, wanted, map)[0], values.utility)
     utility = np.full((len(pool.ids), len(pool.ids)), -np.inf)

@@ -20,7 +20,7 @@ from flows.stage import fingerprint, refuse_edited, say, sources
 from flows.stage_calls import CACHE, STAGES, folder, language
 from flows.trials import Trial, attempt, conclude, digest
 from tasks.masks.settings import MaskSettings
-from tasks.selection.selectors import CHANCE, SELECTORS
+from tasks.selection.selectors import CHANCE, SELECTORS, reads_pairs
 
 MASKS = get_args(get_type_hints(MaskSettings)["selector"])
 ALL, RANDOM, NONE = "all", "random", "none"  # every row of the pool; chance; every parameter
@@ -90,6 +90,7 @@ def compare(
     settings |= {"out": folder("comparison", version), "version": version, "inputs": inputs}
     losses = base["losses"], base["general_losses"]
     rows = write_comparison(trials, *losses, seed=values.evaluation.seed, **settings)
+    tell_costs(rows, values)
     tell_resumed(rows)
     tell_floor(rows, values.evaluation.task_metric)
     return rows
@@ -135,6 +136,17 @@ def refuse_other_method(version: str, values: Params) -> None:
             "arm or from the base; compare masks on a first version, or make that version again with "
             "finetuning.method: masked"
         )
+
+
+def tell_costs(rows: Sequence[Mapping[str, Any]], values: Params) -> None:
+    """Say what each choice cost, and when it has paid."""
+    from tasks.comparison import tell_costs as tell
+
+    for row in rows:
+        if row["selector"] not in (ALL, *CHANCE):
+            by_pairs = reads_pairs(row["selector"], values.selection.quality)
+            cell = Cell(row["selector"], row["mask"], row["budget"])
+            say(f"{cell}: {tell(row, power=2 if by_pairs and values.utility.kernel == 'exact' else 1)}")
 
 
 def tell_resumed(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -253,6 +265,9 @@ def run_cell(
         general_losses=trained["general_losses"],
         correct=trained["correct"],
         scoring_seconds=sum(done[name].notes.get("scoring_seconds", 0.0) for name in SCORING),
+        scoring_flops=sum(done[name].notes.get("scoring_flops", 0) for name in SCORING),
+        training=next(iter(done["finetuning"].notes["training"].values())),
+        full_flops=done["finetuning"].notes["full_flops"],
         selecting_seconds=done["selection"].seconds,
         training_seconds=done["finetuning"].seconds,
         resumed=[done[name].key for name in (*SCORING, "finetuning") if done[name].resumed],

@@ -76,14 +76,13 @@ def make_embedding(values: Params, folders: Folders, map: Map) -> Notes:
     from tasks.utility.settings import name_kernel
 
     chosen = values.selection
+    kernel = name_kernel(chosen.selector, values.utility)
     return write_embedding(
         folders,
         model=encoder(values),
         settings=values.embedding,
         runtime=values.runtime,
-        wanted=reads_vectors(
-            chosen.selector, chosen.gate, chosen.quality, name_kernel(chosen.selector, values.utility)
-        ),
+        wanted=reads_vectors(chosen.selector, chosen.gate, chosen.quality, kernel),
         agreement=gates_by(values, "embedding"),
     )
 

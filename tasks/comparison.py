@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 from matplotlib.figure import Figure
 
-from tamis.evaluation.comparison import NONE, RANDOM, Cell, Measured, compare
+from tamis.evaluation.comparison import ALL, NONE, RANDOM, Cell, Measured, compare
+from tamis.evaluation.costs import Cost, count_trainings, find_pool_sizes, tell_break_even, tell_cost
 from tasks.artifacts import schemas, tables
 from tasks.artifacts.row_sets import read_set
 
@@ -40,6 +41,9 @@ class Trial:
     general_losses: Sequence[float]  # on the general rows, likewise; empty where there are none
     correct: Sequence[bool]  # held-out rows that are answered right; empty without a task metric
     scoring_seconds: float
+    scoring_flops: int
+    training: Mapping[str, float]  # seconds and flops of the training alone
+    full_flops: int  # of a training on all rows of the pool
     selecting_seconds: float
     training_seconds: float
     resumed: Sequence[str]  # keys of its scorings and trainings whose interrupted attempts these seconds leave out
@@ -74,7 +78,8 @@ def write_comparison(
     right = gather(cells, "correct") if trials[0].correct else None
     generator = np.random.default_rng(seed)
     found = compare(held_out, general, right, resamples=resamples, confidence=confidence, generator=generator)
-    rows = [describe(members) | asdict(found[cell]) for cell, members in cells.items()]
+    costs = {cell: measure_costs(members) for cell, members in cells.items()}
+    rows = [describe(members) | compare_costs(cell, costs) | asdict(found[cell]) for cell, members in cells.items()]
     rows.sort(key=lambda row: (row["share"], row["selector"] != RANDOM, row["mask"] != NONE, row["loss"]))
 
     asked = {
@@ -108,6 +113,61 @@ def describe(members: Sequence[Trial]) -> dict[str, Any]:
     resumed = len({key for trial in members for key in trial.resumed})  # a scoring that seeds share counts once
     counts = {"rows": round(means["rows"]), "total_seconds": total, "resumed": resumed}
     return {**first.cell._asdict(), "seeds": len(members)} | means | counts
+
+
+def measure_costs(members: Sequence[Trial]) -> dict[str, float]:
+    """Return what a cell costs on average: operations, and what a training on all rows would, seconds of which go by
+    the rate of its own training."""
+    flops = {"scoring_flops": np.mean([trial.scoring_flops for trial in members])}
+    flops |= {"training_flops": np.mean([trial.training["flops"] for trial in members])}
+    flops |= {"full_flops": np.mean([trial.full_flops for trial in members])}
+    rate = np.mean([trial.training["seconds"] for trial in members]) / max(1.0, flops["training_flops"])
+    seconds = np.mean([trial.training_seconds for trial in members])
+    more = (flops["full_flops"] - flops["training_flops"]) * rate
+    return {name: float(value) for name, value in flops.items()} | {
+        "selecting_seconds": float(np.mean([trial.selecting_seconds for trial in members])),
+        "scoring_seconds": float(np.mean([trial.scoring_seconds for trial in members])),
+        "training_seconds": float(seconds),
+        "full_seconds": max(0.0, float(seconds + more)),
+    }
+
+
+def compare_costs(cell: Cell, costs: Mapping[Cell, Mapping[str, float]]) -> dict[str, float | int | None]:
+    """Return a cell's costs beside those of training on all rows, and after how many trainings scoring has paid.
+
+    Where a cell of all rows is compared under the same mask, what it took is the cost of training on all rows.
+    """
+    own, whole = costs[cell], costs.get(cell._replace(selector=ALL))
+    full = whole["training_seconds"] if whole else own["full_seconds"]
+    seconds = Cost(own["scoring_seconds"], own["selecting_seconds"], own["training_seconds"], full)
+    flops = Cost(own["scoring_flops"], 0.0, own["training_flops"], own["full_flops"])
+    return {
+        "scoring_flops": own["scoring_flops"],
+        "training_flops": own["training_flops"],
+        "total_flops": own["scoring_flops"] + own["training_flops"],
+        "full_seconds": full,
+        "full_flops": own["full_flops"],
+        "pays_after": count_trainings(seconds),
+        "pays_after_flops": count_trainings(flops),
+    }
+
+
+def tell_costs(row: Mapping[str, Any], *, power: int) -> str:
+    """Return in words what a row of the comparison says of cost and break-even.
+
+    Args:
+        row: of the comparison.
+        power: of the pool's size, by which scoring grows (`tamis.evaluation.costs.find_pool_sizes`).
+    """
+    names = ("scoring", "training", "full")
+    seconds = {name: row[f"{name}_seconds"] for name in names}
+    flops = {name: row[f"{name}_flops"] for name in names}
+    told = [tell_cost(name, seconds[name], flops[name]) for name in names]
+    in_seconds = Cost(seconds["scoring"], row["selecting_seconds"], seconds["training"], seconds["full"])
+    in_flops = Cost(flops["scoring"], 0.0, flops["training"], flops["full"])
+    pool = round(row["rows"] / row["share"])
+    sizes = find_pool_sizes(in_seconds, pool, power=power, fixed=row["budget"].isdigit())
+    return f"{' · '.join(told)}; {tell_break_even(in_seconds, in_flops, sizes)}"
 
 
 def tabulate_losses(trials: Sequence[Trial]) -> pa.Table:

@@ -29,6 +29,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from tamis.evaluation.costs import Size
+
 CACHE = Path(".cache/models")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -145,6 +147,24 @@ def skeleton(choice: ModelChoice) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder(choice), trust_remote_code=False)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+@lru_cache(maxsize=4)
+def count_parameters(choice: ModelChoice, *, encoder: bool = False) -> Size:
+    """Return the parameters that take part in a pass: all but embeddings, and apart from these the output head.
+
+    Args:
+        choice: the model.
+        encoder: it is a text encoder, which has no head; else a causal language model.
+    """
+    config = AutoConfig.from_pretrained(folder(choice), trust_remote_code=False)
+    with torch.device("meta"):
+        made = (AutoModel if encoder else AutoModelForCausalLM).from_config(config, trust_remote_code=False)
+    looked_up = [module for module in made.modules() if isinstance(module, torch.nn.Embedding)]
+    head = None if encoder else made.get_output_embeddings()
+    apart = {id(weight) for module in [*looked_up, *([head] if head else [])] for weight in module.parameters()}
+    layers = sum(weight.numel() for weight in made.parameters() if id(weight) not in apart)
+    return Size(layers, sum(weight.numel() for weight in head.parameters()) if head else 0)
 
 
 @lru_cache(maxsize=1)

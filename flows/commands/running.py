@@ -66,7 +66,7 @@ def serve(
 
 def summarise(version: str, addresses: Sequence[str]) -> dict[str, Any]:
     """Return a version's held-out losses by arm, the notes on them, its seconds per stage, and the pairs scored."""
-    from tasks.audit import audit
+    from tasks.audit import audit, costs
 
     found = audit.summarise(Path("."), version)
     names = ("arm", "rows", "loss", "low", "high", "seeds")
@@ -77,6 +77,7 @@ def summarise(version: str, addresses: Sequence[str]) -> dict[str, Any]:
         "notes": list(found.notes),
         "seconds": {address.partition("@")[0]: last_run(address).get("seconds") for address in stages},
         "pairs_scored": found.pairs_scored,
+        "costs": costs.read_costs(Path("."), version),
     }
 
 
@@ -96,5 +97,6 @@ def show_summary(found: dict[str, Any]) -> None:
         *found["notes"],
         f"seconds: {' · '.join(f'{name} {seconds}' for name, seconds in found['seconds'].items())}",
         f"pairs scored: {found['pairs_scored']:,}",
+        *(found["costs"] or {"told": []})["told"],
         f'look further: tamis sql "select * from subset limit 5" · tamis show ID · {metrics}',
     )

@@ -190,6 +190,8 @@ def run_cell(
         "correct": trained["correct"],
         "base_correct": base["correct"],
         "scoring_seconds": sum(done[name].notes.get("scoring_seconds", 0.0) for name in SCORING),
+        "scoring_flops": sum(done[name].notes.get("scoring_flops", 0) for name in SCORING),
+        "training_flops": sum(run["flops"] for run in done["finetuning"].notes["training"].values()),
         "selecting_seconds": done["selection"].seconds,
         "training_seconds": done["finetuning"].seconds,
         **count_operations(done),

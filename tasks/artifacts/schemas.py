@@ -210,6 +210,13 @@ COMPARISON = pa.schema(
         pa.field("selecting_seconds", pa.float64(), nullable=False),  # mean over seeds
         pa.field("training_seconds", pa.float64(), nullable=False),  # likewise
         pa.field("total_seconds", pa.float64(), nullable=False),  # scoring, selecting and training
+        pa.field("scoring_flops", pa.float64(), nullable=False),  # operations of that scoring, counted from tokens
+        pa.field("training_flops", pa.float64(), nullable=False),  # likewise, mean over seeds; choosing has none
+        pa.field("total_flops", pa.float64(), nullable=False),  # scoring and training
+        pa.field("full_seconds", pa.float64(), nullable=False),  # of training on all rows; where not run, by its tokens
+        pa.field("full_flops", pa.float64(), nullable=False),
+        pa.field("pays_after", pa.int64()),  # trainings on these rows that with scoring cost no more than on all; null:
+        pa.field("pays_after_flops", pa.int64()),  # never. In seconds; in operations
         pa.field("resumed", pa.int32(), nullable=False),  # scorings and trainings less what interrupted attempts took
     ]
 )

@@ -19,6 +19,7 @@ from tasks.artifacts import schemas, stores
 from tasks.artifacts.row_sets import read_set
 from tasks.artifacts.tables import digest_code
 from tasks.conversations import read_conversation
+from tasks.embedding.costs import count_encoding
 from tasks.settings import RuntimeSettings
 
 BLOCK = 1024  # rows per part of the store: what a crash can lose
@@ -31,7 +32,7 @@ def measure_rows(
     source: Path, store: Path, model: models.ModelChoice, runtime: RuntimeSettings, max_tokens: int
 ) -> tuple[pa.Table, dict[str, float]]:
     """Return a score for each used row of the pool, by row; how many texts this run encoded, how many were cut, how
-    many were known, and the seconds that encoding all of them took, now or earlier.
+    many were known, the seconds that encoding all of them took, now or earlier, and its operations.
 
     Args:
         source: `examples.parquet`.
@@ -58,4 +59,5 @@ def measure_rows(
         stores.append(folder, part, stage="embedding", seconds=time.perf_counter() - start)
     found = stores.find(folder, asked) if rows.num_rows else asked.append_column("score", pa.array([], pa.float64()))
     did = {"texts_encoded": 2 * count, "texts_cut": cut, "texts_known": 2 * (rows.num_rows - count)}
+    did |= {"scoring_flops": count_encoding(rows, model, max_tokens, transcribe)}
     return found.select(STORED.names).cast(schemas.SCORES), did | {"scoring_seconds": stores.cost(folder, asked)}

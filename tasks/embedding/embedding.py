@@ -19,6 +19,7 @@ from tasks.artifacts.row_sets import USED, read_sets
 from tasks.artifacts.tables import Provenance, digest_code, digest_inputs, stack, write_table
 from tasks.conversations import read_conversation
 from tasks.embedding.agreement import measure_rows
+from tasks.embedding.costs import count_encoding
 from tasks.embedding.settings import EmbeddingSettings
 from tasks.folders import Folders
 from tasks.settings import RuntimeSettings
@@ -44,8 +45,8 @@ def write_embedding(
     and response of each used row of the pool are, without rows where `agreement` is false.
 
     Returns:
-        How many texts this run encoded, how many of those were cut at `max_tokens`, how many were known, and the
-        seconds that encoding all of them took, now or earlier.
+        How many texts this run encoded, how many of those were cut at `max_tokens`, how many were known, the seconds
+        that encoding all of them took, now or earlier, and its floating-point operations.
     """
     examples, out, store = folders.here.examples, folders.here.embedding, folders.cache / "embeddings"
     version = folders.here.version
@@ -60,7 +61,8 @@ def write_embedding(
     write_table(alike, out / "agreement.parquet", made if agreement else nothing)
     if not wanted:
         write_table(schemas.embedding(1).empty_table(), out / "embedding.parquet", nothing)
-        return {"wanted": False, **did, "scoring_seconds": round(did.get("scoring_seconds", 0.0), 3)}
+        did = {"scoring_seconds": 0.0, "scoring_flops": 0} | did
+        return {"wanted": False, **did, "scoring_seconds": round(did["scoring_seconds"], 3)}
     rows = read_texts(source)
     asked = rows.select(["id"]).cast(pa.schema([STORED.field("id")]))
     folder = store_folder(store, model, settings.max_tokens)
@@ -72,6 +74,7 @@ def write_embedding(
     write_table(_table(stores.find(folder, asked)), out / "embedding.parquet", made)
     counts = {"texts_encoded": fresh.num_rows, "texts_cut": cut, "texts_known": rows.num_rows - fresh.num_rows}
     counts["scoring_seconds"] = round(stores.cost(folder, asked), 3)
+    counts["scoring_flops"] = count_encoding(rows, model, settings.max_tokens, lambda row: [join_texts(row)])
     return {name: value + did.get(name, 0) for name, value in counts.items()}
 
 

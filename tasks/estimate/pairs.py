@@ -53,7 +53,7 @@ def plan_pairs(case: Case, sets: Sets) -> list[np.ndarray]:
 
     They are places in the corpus, only those that fit in the context, and each once.
     """
-    from tasks.utility.utility import draw_check, draw_help
+    from tasks.utility.asking import draw_check, draw_help
 
     settings, corpus = case.values.utility, case.corpus
     lengths = corpus.contexts + scored_tokens(case)

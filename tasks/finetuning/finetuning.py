@@ -35,6 +35,7 @@ from tasks.artifacts.row_sets import read_sets
 from tasks.artifacts.tables import ArtifactError
 from tasks.conversations import WRITERS, encode_rows
 from tasks.finetuning import mask_updates, trainer
+from tasks.finetuning.costs import count_training
 from tasks.finetuning.trainer import Arm, FinetuningSettings, Recipe
 from tasks.folders import Folders
 from tasks.gradients import warmup
@@ -43,6 +44,7 @@ from tasks.masks import mask_tables, sparse_deltas
 from tasks.masks.sparse_deltas import replacing_folder
 from tasks.settings import RuntimeSettings
 
+UNPUBLISHED = ("losses", "seconds")  # of what is known of an arm
 LIBRARIES = (torch, transformers, peft, accelerate)  # another release of one of them starts an arm anew
 CODE = tables.digest_code(steps, packing, *WRITERS, models, sparse_deltas, trainer, sys.modules[__name__])
 MASKED = tables.digest_code(sparse_adamw, tensor_layout, topk, mask_tables, mask_updates)  # of method masked alone
@@ -108,9 +110,19 @@ def write_finetuning(
     homes = {arm.label: finish_arm(arm, pool, scratch / arm.key, recipe) for arm in arms}
     inputs = tables.digest_inputs(source, *(subset / file for file in files))
     inputs |= recipe.start.digest if recipe.start else {}
-    publish(homes, out, {"version": version, "inputs": inputs} | describe_start(recipe))
+    flops = {arm.label: count_training(pool.encoding, arm.rows, arm.epochs, arm.seed, recipe) for arm in arms}
+    seconds = publish(homes, out, {"version": version, "inputs": inputs} | describe_start(recipe), flops)
     clear(scratch, keep={arm.key for arm in arms if not trainer.is_whole(arm, settings)})
-    return {"arms_trained": len(arms) - found, "arms_found": found} | models.note_products(model)
+    training = {label: {"seconds": seconds[label], "flops": flops[label]} for label in flops}
+    costs = {"training": training, "full_flops": count_full(pool, arms[0].seed, recipe)}
+    return {"arms_trained": len(arms) - found, "arms_found": found} | costs | models.note_products(model)
+
+
+def count_full(pool: Pool, seed: int, recipe: Recipe) -> int:
+    """Return the operations of training on all rows of the pool, whether an arm does or not."""
+    rows = np.union1d(np.arange(len(pool.chosen)), pool.replayed)
+    epochs = [np.arange(len(rows))] * recipe.settings.epochs
+    return count_training(pool.encoding, rows, epochs, seed, recipe)
 
 
 def read_pool(examples: Path, subset: Path, model: models.ModelChoice, settings: FinetuningSettings) -> Pool:
@@ -204,7 +216,8 @@ def finish_arm(arm: Arm, pool: Pool, home: Path, recipe: Recipe) -> Path:
                 facts = trainer.save(trained, part / "weights", arm, recipe)
                 tables.write_json(arm.ids, part / "weights/rows.json")
                 record = steps.describe(pool.encoding, [arm.rows[each] for each in arm.epochs], trained.losses)
-                tables.write_json(record | {"replayed": arm.replayed} | facts, part / "log.json")
+                record |= {"replayed": arm.replayed, "seconds": round(trained.seconds, 3)}
+                tables.write_json(record | facts, part / "log.json")
         except Exception as error:
             error.add_note(f"arm {arm.label}; the next run goes on from what {home.parent} holds")
             raise
@@ -224,15 +237,23 @@ def describe_start(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def publish(homes: Mapping[str, Path], out: Path, made: Mapping[str, Any]) -> None:
-    """Copy finished arms into the artifact and write their curve and numbers, and what they were made from."""
+def publish(
+    homes: Mapping[str, Path], out: Path, made: Mapping[str, Any], flops: Mapping[str, int]
+) -> dict[str, float]:
+    """Copy finished arms into the artifact and write their curve and numbers, and what they were made from.
+
+    Returns:
+        The seconds that each took, which are no part of the artifact: another run takes others.
+    """
     logs = {label: json.loads((home / "log.json").read_text()) for label, home in homes.items()}
     with replacing_folder(out / "arms") as part:
         for label, home in homes.items():
             shutil.copytree(home / "weights", part / label)
     tables.write_text(steps.tabulate_curve(logs), out / "curve.csv")
-    arms = {label: {name: log[name] for name in log if name != "losses"} for label, log in logs.items()}
+    kept = {label: {name: log[name] for name in log if name not in UNPUBLISHED} for label, log in logs.items()}
+    arms = {label: {**log, "flops": flops[label]} for label, log in kept.items()}
     tables.write_json({**made, "arms": arms}, out / "finetuning.json")
+    return {label: log["seconds"] for label, log in logs.items()}
 
 
 def _key(name: str, seed: int, ids: Sequence[str], epochs: Sequence[np.ndarray], recipe: Recipe) -> str:

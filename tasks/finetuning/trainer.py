@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,7 @@ class Trained:
     network: Any  # a model, or adapters in one
     losses: list[float]  # of every step
     inside: MaskedTraining | None = None  # of method masked
+    seconds: float = 0.0  # that training took, without loading; of the attempt that finished it
 
 
 def find_start(previous: Path, model: models.ModelChoice, settings: FinetuningSettings) -> Start | None:
@@ -183,8 +185,11 @@ def train(arm: Arm, encoding: Encoding, checkpoints: Path, recipe: Recipe) -> Tr
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ArmProgress(arm.label))
         with models.multiplying(recipe.model):
+            start = perf_counter()
             trainer.train(resume_from_checkpoint=last and str(last))
-    return Trained(network, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], inside)
+            seconds = perf_counter() - start
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return Trained(network, losses, inside, seconds)
 
 
 def load(seed: int, recipe: Recipe) -> tuple[PreTrainedModel, torch.nn.Module]:

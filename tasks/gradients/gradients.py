@@ -38,6 +38,7 @@ from tasks.artifacts.tables import Provenance, digest, digest_inputs, write_json
 from tasks.artifacts.tensors import read, stream, write
 from tasks.folders import Folders
 from tasks.gradients import warmup
+from tasks.gradients.costs import count_passes
 from tasks.gradients.directions import make_direction, read_direction, read_terms
 from tasks.gradients.row_scores import (
     RowScores,
@@ -130,12 +131,16 @@ def write_gradients(
             found["dualsft"] = score_pool(works, sets, selector, map)
         if "fisher" in kinds:
             found["fisher"] = score_fisher(works, sets)
-        _write(out, made, works, sets, found=found, selector=selector, mask_selector=mask_selector)
+        counted = {"kinds": kinds, "groups": len(works), "again": scores_rows and settings.order == "second"}
+        flops = count_passes(sets, settings, model, **counted) if sets else {}
+        told = {"selector": selector, "mask_selector": mask_selector, "flops": flops}
+        _write(out, made, works, sets, found=found, **told)
     finally:
         clear_caches()
     did = dict.fromkeys(("rows_summed", "rows_scored", "rows_squared", "shards"), 0)
     for one in found.values():
         did |= one.did
+    did["scoring_flops"] = sum(flops.values())
     did |= models.note_products(model) if found else {}
     return did | {"scoring_seconds": round(sum(sum(one.seconds.values()) for one in found.values()), 3)}
 
@@ -335,6 +340,7 @@ def _write(
     found: Mapping[str, Scored],
     selector: str,
     mask_selector: str,
+    flops: Mapping[str, int],
 ) -> None:
     """Write the artifact."""
     records = {None: made({"scores": None})}
@@ -349,7 +355,7 @@ def _write(
     write_table(tabulate_sketches(covering, sets), out / "sketches.parquet", records[of_rows if covering else None])
     facts: dict[str, Any] = {"scores": {"rows": selector if rows else None, "parameters": of_parameters}}
     if found:
-        facts |= describe_sets(sets, found) | {"groups": len(works), "seconds": {}}
+        facts |= describe_sets(sets, found) | {"groups": len(works), "flops": flops, "seconds": {}}
     else:
         facts["why"] = "neither rows nor parameters are chosen by gradients (selection.selector, mask.selector)"
     for one in found.values():

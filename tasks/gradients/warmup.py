@@ -20,6 +20,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -290,12 +291,16 @@ def measure_moved(weights: Mapping[str, Tensor], model: models.ModelChoice) -> f
     return share
 
 
+def plan_warmup(rows: int, settings: GradientsSettings) -> list[np.ndarray]:
+    """Return the places of the rows that each step of the warm-up takes, of so many, as often as the steps ask for."""
+    epochs = -(-settings.warmup_steps // -(-rows // settings.batch_rows))
+    return plan_steps(rows, settings.batch_rows, epochs, settings.seed)
+
+
 def run_steps(network: PreTrainedModel, rows: Encoding, work: Work) -> tuple[torch.optim.Optimizer, list[float]]:
     """Train on the rows as often as the steps ask for, with the order, loss and schedule of finetuning; return the
     loss of every step."""
-    settings = work.settings
-    epochs = -(-settings.warmup_steps // -(-len(rows) // settings.batch_rows))
-    steps = plan_steps(len(rows), settings.batch_rows, epochs, settings.seed)
+    settings, steps = work.settings, plan_warmup(len(rows), work.settings)
     optimizer, schedule = optimise(network, len(steps), settings.learning_rate, WARMUP_FRACTION)
     device, losses = next(network.parameters()).device, []
     with packed_attention(network):

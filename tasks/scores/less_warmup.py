@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tamis.evaluation.costs import TRAINING, count_flops, count_rows
 from tamis.language.encoding import Encoding
 from tamis.scores.less import features, influence, pick_warmup
 from tamis.scores.scoring_prompts import ask_perplexity
@@ -37,7 +38,7 @@ def prepare(work: Shard, source: Path) -> Prepared:
     drawn = [work.rows[place] for place in draw_rows(len(work.rows), settings)]
     folder = tuning.store_folder(work.folder, [row.id for row in drawn], how)
     work = replace(work, folder=folder, rows=[*work.rows, *queries])
-    return Prepared(work, tuning.prepare(work, drawn, settings.less, ask), described)
+    return Prepared(work, *tuning.prepare(work, drawn, settings.less, ask), described)
 
 
 def load(work: Shard) -> torch.nn.Module:
@@ -52,6 +53,12 @@ def measure(shard: Shard, asked: Encoding) -> np.ndarray:
     for checkpoint in tuning.read(shard.folder, models.device(shard.model))[0]:
         found += features(network, checkpoint, asked, names, **how)
     return torch.cat(found, dim=1).numpy()
+
+
+def count(work: Shard, asked: Encoding) -> int:
+    """Return the operations of a gradient of each row at each checkpoint."""
+    size, passed = models.count_parameters(work.model), count_rows(asked, shared=False)
+    return work.settings.less.epochs * count_flops(passed, size, TRAINING)
 
 
 def score(work: Shard, figures: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 from torch.nn.utils import vector_to_parameters
 from transformers import PreTrainedModel
 
+from tamis.evaluation.costs import count_flops, count_rows
 from tamis.language.chat_templates import TemplateError
 from tamis.language.encoding import Encoding
 from tamis.scores.less import trained
@@ -31,7 +32,7 @@ from tasks.artifacts.row_sets import read_references
 from tasks.conversations import open_template
 from tasks.scores import tuning
 from tasks.scores.answers import measure_losses
-from tasks.scores.work import Prepared, Row, Shard, ask_each, list_rows
+from tasks.scores.work import Prepared, Row, Shard, ask_each, count_forward, list_rows
 from tasks.scoring_model import scoring_model
 
 ask_alone = ask_each(ask_perplexity)
@@ -79,7 +80,7 @@ def prepare_tov(work: Shard, source: Path) -> Prepared:
     if not work.rows:
         return Prepared(work, described=described)
     work = replace(work, folder=tuning.store_folder(work.folder, [row.id for row in rows], how))
-    return Prepared(work, tuning.prepare(work, rows, settings.tov, ask_alone), described)
+    return Prepared(work, *tuning.prepare(work, rows, settings.tov, ask_alone), described)
 
 
 def load_tuned(work: Shard) -> PreTrainedModel:
@@ -103,6 +104,11 @@ def score_moves(work: Shard, losses: np.ndarray) -> np.ndarray:
     return score_tov(losses[:, 0], losses[:, 1])
 
 
+def count_twice(work: Shard, asked: Encoding) -> int:
+    """Return the operations of a pass before the tuning and one after it."""
+    return 2 * count_forward(work, asked)
+
+
 def prepare_rds(work: Shard, source: Path) -> Prepared:
     """Return the work with the reference rows after the others."""
     rows = list_rows(read_references(source, work.selector))
@@ -123,6 +129,11 @@ def measure_states(shard: Shard, asked: Encoding) -> np.ndarray:
             "set models.dtype: float32, or check the model's weights"
         )
     return found
+
+
+def count_headless(work: Shard, asked: Encoding) -> int:
+    """Return the operations of a pass whose hidden states alone are wanted."""
+    return count_flops(replace(count_rows(asked), predicted=0), models.count_parameters(work.model))
 
 
 def score_round_robin(work: Shard, vectors: np.ndarray) -> np.ndarray:

@@ -81,9 +81,10 @@ def write_scores(
     figures, facts = measure_missing(prepared.work, map)
     score = method.score(prepared.work, figures) if rows else np.empty(0)
 
+    flops = prepared.flops + (method.count(prepared.work, method.ask(prepared.work)) if rows else 0)
     made = Provenance("scores", version, described | dict(prepared.described or {}), inputs)
-    _write(out, made, [row.id for row in rows], score)
-    facts = {**facts, "scoring_seconds": round(facts["scoring_seconds"] + prepared.seconds, 3)}
+    _write(out, made, [row.id for row in rows], score, flops=flops)
+    facts = {**facts, "scoring_seconds": round(facts["scoring_seconds"] + prepared.seconds, 3), "scoring_flops": flops}
     if selector != "ifd":
         facts = {name: value + did.get(name, 0) for name, value in facts.items()}
     return {**facts, **models.note_products(model)}
@@ -93,7 +94,8 @@ def measure_difficulty(work: Shard, map: Map) -> tuple[pa.Table, Mapping[str, An
     """Return the instruction-following difficulty of rows, and what was done to know it; selector `ifd` shares it."""
     losses, did = measure_missing(work, map)
     ratio = measure_ifd(*losses.T) if work.rows else np.empty(0)
-    return pa.table([[row.id for row in work.rows], ratio], schema=schemas.SCORES), did
+    flops = METHODS["ifd"].count(work, METHODS["ifd"].ask(work)) if work.rows else 0
+    return pa.table([[row.id for row in work.rows], ratio], schema=schemas.SCORES), {**did, "scoring_flops": flops}
 
 
 def store_folder(store: Path, model: models.ModelChoice, selector: str) -> Path:
@@ -159,7 +161,13 @@ METHODS = {  # selector -> how it scores rows
     "ifd": Method(ask_each(ask_ifd), measure_answers, lambda _, losses: score_ifd(losses[:, 0], losses[:, 1]), ASKED),
     "selectit": Method(ask_each(ask_selectit), measure_answers, _score_ratings, ASKED),
     "less": Method(
-        less_warmup.ask, less_warmup.measure, less_warmup.score, LEARNT, less_warmup.load, less_warmup.prepare
+        less_warmup.ask,
+        less_warmup.measure,
+        less_warmup.score,
+        LEARNT,
+        less_warmup.load,
+        less_warmup.prepare,
+        less_warmup.count,
     ),
     "ica": Method(
         references.ask_after_demos,
@@ -175,6 +183,7 @@ METHODS = {  # selector -> how it scores rows
         TUNED,
         references.load_tuned,
         references.prepare_tov,
+        count=references.count_twice,
     ),
     "rds": Method(
         references.ask_alone,
@@ -182,6 +191,7 @@ METHODS = {  # selector -> how it scores rows
         references.score_round_robin,
         REFERRED,
         prepare=references.prepare_rds,
+        count=references.count_headless,
     ),
 }
 
@@ -192,9 +202,9 @@ def _describe(work: Shard) -> dict[str, str]:
     return {"selector": work.selector, "template": work.model.template, "matmul": work.model.matmul, **made}
 
 
-def _write(out: Path, provenance: Provenance, ids: list[str], score: np.ndarray) -> None:
+def _write(out: Path, provenance: Provenance, ids: list[str], score: np.ndarray, *, flops: int) -> None:
     write_table(pa.table([ids, score], schema=schemas.SCORES), out / "scores.parquet", provenance)
-    facts = {"wanted": True, "rows": len(ids)}
+    facts = {"wanted": True, "rows": len(ids), "flops": flops}
     facts |= {name: value for name, value in provenance.parameters.items() if name in TOLD}
     spread = {"min": np.min, "median": np.median, "max": np.max}
     write_json(
@@ -205,6 +215,15 @@ def _write(out: Path, provenance: Provenance, ids: list[str], score: np.ndarray)
 def _write_nothing(out: Path, provenance: Provenance, selector: str) -> Mapping[str, Any]:
     write_table(schemas.SCORES.empty_table(), out / "scores.parquet", provenance)
     why = f"selection.selector: {selector} needs no score of a row by itself"
-    facts = {"wanted": False, "selector": selector, "why": why, "rows": 0, "min": None, "median": None, "max": None}
+    facts = {
+        "wanted": False,
+        "selector": selector,
+        "why": why,
+        "rows": 0,
+        "flops": 0,
+        "min": None,
+        "median": None,
+        "max": None,
+    }
     write_json(facts, out / "scores.json")
-    return {"rows_scored": 0, "rows_known": 0, "shards": 0, "scoring_seconds": 0.0}
+    return {"rows_scored": 0, "rows_known": 0, "shards": 0, "scoring_seconds": 0.0, "scoring_flops": 0}

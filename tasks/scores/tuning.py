@@ -18,9 +18,11 @@ import peft
 import safetensors.torch
 import torch
 
+from tamis.evaluation.costs import TRAINING, count_flops, count_steps
 from tamis.language.encoding import Encoding
 from tamis.language.packing import verify_packing
 from tamis.scores.less import Checkpoint, pack, unpack, warm_up
+from tamis.training.steps import plan_steps
 from tasks import models
 from tasks.artifacts import stores
 from tasks.artifacts.tables import ArtifactError, replacing
@@ -38,19 +40,21 @@ def store_folder(folder: Path, ids: Sequence[str], how: dict[str, Any]) -> Path:
     return stores.store_folder(folder.parent, json.dumps([folder.name, list(ids), how]))
 
 
-def prepare(work: Shard, tuned: Sequence[Row], how: Tuning, ask: Callable[[Shard], Encoding]) -> float:
-    """Tune on some rows, where that was not done, and keep it in the work's folder; return the seconds that it took.
+def prepare(work: Shard, tuned: Sequence[Row], how: Tuning, ask: Callable[[Shard], Encoding]) -> tuple[float, int]:
+    """Tune on some rows, where that was not done, and keep it in the work's folder; return the seconds that it took,
+    and its floating-point operations.
 
     Raises:
         ValueError: a row, of these or of the work, is too long for the context.
     """
+    rows, seed = ask(replace(work, rows=tuned)), work.settings.seed
     if not (work.folder / FILE).exists():
         every = {row.id: row for row in (*work.rows, *tuned)}
         refuse_long([replace(work, rows=list(every.values()))], ask)
-        rows = ask(replace(work, rows=tuned))
         with model_lock:
-            train(work.model, rows, work.folder, how, work.settings.seed)
-    return read(work.folder)[1]
+            train(work.model, rows, work.folder, how, seed)
+    passed = count_steps(rows, plan_steps(len(rows), how.batch_rows, how.epochs, seed))
+    return read(work.folder)[1], count_flops(passed, models.count_parameters(work.model), TRAINING)
 
 
 def train(model: models.ModelChoice, rows: Encoding, folder: Path, how: Tuning, seed: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from tamis.evaluation.costs import count_flops, count_rows
 from tamis.examples.conversations import Conversation
 from tamis.language.chat_templates import TemplateError
 from tamis.language.encoding import Encoding
@@ -48,7 +49,13 @@ class Prepared:
 
     work: Shard
     seconds: float = 0.0  # of that, now or in an earlier run
+    flops: int = 0  # of that
     described: Mapping[str, Any] | None = None  # what figures are made with, besides
+
+
+def count_forward(work: Shard, asked: Encoding) -> int:
+    """Return the operations of one forward pass over all that is asked."""
+    return count_flops(count_rows(asked), models.count_parameters(work.model))
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ class Method:
     prepare: Callable[[Shard, Path], Prepared] = lambda work, source: Prepared(
         work
     )  # the ground set, `examples.parquet`
+    count: Callable[[Shard, Encoding], int] = count_forward  # all rows, what is asked -> floating-point operations
 
 
 def read_rows(source: Path, name: str) -> list[Row]:

@@ -14,7 +14,7 @@ from tasks.estimate import plan, rates
 from tasks.estimate.rates import Models, Rates
 from tasks.estimate.rows import Lengths, mark_chosen, measure_lengths, read_raw
 from tasks.estimate.work import Case, Work, count_stage
-from tasks.selection.selectors import SELECTORS
+from tasks.selection.selectors import SELECTORS, reads_pairs
 
 SCORING = ("embedding", "utility", "scores", "gradients")
 
@@ -82,9 +82,10 @@ def make_case(rows: list[dict[str, Any]], lengths: Lengths, values: Any, models:
 def name_scoring(stage: str, values: Any) -> str:
     """Return what cells share that score the same in a stage."""
     chosen, reads = values.selection.selector, SELECTORS[values.selection.selector].reads
+    by_pairs = reads_pairs(chosen, values.selection.quality)
     said = {
-        "embedding": (values.embedding, reads in ("embedding", "utility")),
-        "utility": (values.utility, reads == "utility"),
+        "embedding": (values.embedding, reads == "embedding" or by_pairs),
+        "utility": (values.utility, by_pairs),
         "scores": (values.scores, reads == "scores" and chosen),
         "gradients": (values.gradients, reads == "gradients", values.mask.selector),
     }

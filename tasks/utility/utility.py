@@ -16,10 +16,8 @@ import tamis.language.packing
 import tamis.utility.utility
 from tamis.language.packing import Group, NonFiniteError, score_responses
 from tamis.utility.pairs import (
-    Sets,
     pair_all,
     pairs_of_all,
-    pairs_of_help,
     pairs_of_landmarks,
     pairs_of_neighbours,
     plan_rounds,
@@ -45,11 +43,12 @@ from tasks.conversations import WRITERS
 from tasks.folders import Folders
 from tasks.scoring_model import model_lock, scoring_model
 from tasks.settings import RuntimeSettings
+from tasks.utility.asking import NOTHING, ask, draw_check, draw_help
+from tasks.utility.costs import measure_cost
 from tasks.utility.pool import Pool, read_pool
 from tasks.utility.settings import UtilitySettings
 
 CODE = digest_code(tamis.language.packing, tamis.utility.utility, *WRITERS)  # what a score depends on, as imported
-NOTHING = ""  # the demo id of a target that is scored alone
 
 Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
@@ -115,9 +114,10 @@ def write_utility(
     scores, done = score_missing(work, asked, map)
 
     record = Provenance("utility", version, _describe(model, settings, kernel), inputs, settings.seed)
-    _write(out, record, scores, skipped, settings, recall=chosen.recall)
+    seconds, flops = measure_cost(folder, asked, pool, model)
+    _write(out, record, scores, skipped, settings, more={"neighbour_recall": chosen.recall, "flops": flops})
     counts = count_pairs(asked, chosen.scored + done) | models.note_products(model)
-    return counts | {"scoring_seconds": cost_of_kernel(folder, asked)}
+    return counts | {"kernel": kernel, "scoring_seconds": seconds, "scoring_flops": flops}
 
 
 def store_folder(store: Path, model: models.ModelChoice, settings: UtilitySettings) -> Path:
@@ -164,14 +164,6 @@ def count_pairs(asked: pa.Table, scored: Counter) -> dict[str, int]:
 
 def _count_alone(table: pa.Table) -> int:
     return int((np.asarray(table["demo"]) < 0).sum())
-
-
-def cost_of_kernel(folder: Path, asked: pa.Table) -> float:
-    """Return the seconds that all but the pairs of the check took when they were scored, in this run or an earlier."""
-    needed = pc.less(asked["demo"], 0)
-    for purpose in ("kernel", "tried", "help"):
-        needed = pc.or_(needed, asked[purpose])
-    return round(stores.cost(folder, asked.filter(needed)), 3)
 
 
 def _describe(model: models.ModelChoice, settings: UtilitySettings, kernel: str) -> dict[str, Any]:
@@ -237,74 +229,6 @@ def _similar(scores: pa.Table, demos: np.ndarray, settings: UtilitySettings) -> 
     return table
 
 
-def draw_check(ground: np.ndarray, settings: UtilitySettings, kernel: str) -> np.ndarray:
-    """Return the pairs of a few drawn rows of the pool with all of them; none where no pair is left out of a kernel."""
-    count = 0 if kernel in ("exact", "probes", "none") else min(settings.check_targets, len(ground))
-    drawn = np.random.default_rng(settings.seed).choice(ground, count, replace=False)
-    return unite([pair_all(drawn, ground)])
-
-
-def draw_help(sets: Sets, pairs: np.ndarray, settings: UtilitySettings, kernel: str) -> np.ndarray:
-    """Return the pairs of a few drawn rows of the pool with every demo but themselves.
-
-    Demos are those of all sets; of a kernel of landmarks those alone that its pairs have.
-    """
-    demos = np.unique(pairs[:, 1]) if kernel == "landmarks" else np.unique(np.concatenate([*sets.values()]))
-    return pairs_of_help(sets["ground"], demos, settings.help_targets, settings.seed)
-
-
-def ask(
-    pool: Pool, wanted_for: Mapping[str, np.ndarray], max_tokens: int, targets: np.ndarray | None = None
-) -> tuple[pa.Table, pa.Table]:
-    """Return what is to be scored, each once, and the pairs that do not fit in the context.
-
-    Args:
-        pool: the examples.
-        wanted_for: pairs by purpose.
-        max_tokens: of the context.
-        targets: that are scored alone; None: all.
-
-    Returns:
-        By id and by place: each target alone first (demo -1), then the pairs, with a column for each purpose that a
-        pair may be wanted for. And a table SKIPPED.
-
-    Raises:
-        ValueError: a target that does not fit even alone.
-    """
-    pairs, skipped = split_by_length(pool, unite(wanted_for.values()), max_tokens)
-    targets = pool.targets if targets is None else targets
-    alone = np.column_stack([targets, np.full(len(targets), -1)])
-    target, demo = (pa.array(column.astype(np.int32)) for column in np.concatenate([alone, pairs]).T)
-    names = pa.array([*pool.ids, NOTHING])
-    shown = pc.if_else(pc.less(demo, 0), len(pool.ids), demo)
-    columns = {"target_id": names.take(target), "demo_id": names.take(shown), "target": target, "demo": demo}
-    for purpose, wanted in wanted_for.items():
-        member = np.isin(*(places @ [len(pool.ids), 1] for places in (pairs, wanted)))
-        columns[purpose] = pa.array(np.concatenate([np.zeros(len(alone), bool), member]))
-    return pa.table(columns), skipped
-
-
-def split_by_length(pool: Pool, pairs: np.ndarray, max_tokens: int) -> tuple[np.ndarray, pa.Table]:
-    """Return the pairs that fit in the context and a table of those that do not.
-
-    Raises:
-        ValueError: a target that does not fit even alone.
-    """
-    longest, own = pool.encoding.longest, pool.shown.longest - pool.shown.head_tokens
-    long = [place for place in pool.targets.tolist() if longest[place] > max_tokens]
-    if long:
-        raise ValueError(
-            f"{len(long)} of {len(pool.targets)} examples are longer than models.max_tokens = {max_tokens}, "
-            f"first ids {[pool.ids[place] for place in long[:3]]}; raise it or take these rows out of the raw data"
-        )
-    heads = pool.heads
-    before = [len(pool.prefix(heads[target], demo)) for target, demo in pairs.tolist()]
-    whole = np.array(before, np.int64) + own[pairs[:, 0]] <= max_tokens
-    reason = f"demo and target together are longer than {max_tokens} tokens"
-    rows = [[pool.ids[target], pool.ids[demo], reason] for target, demo in pairs[~whole]]
-    return pairs[whole], pa.table(list(zip(*rows, strict=True)) or [[], [], []], schema=schemas.SKIPPED)
-
-
 def cut_shards(empty: Shard, lacking: pa.Table) -> list[Shard]:
     """Cut the missing pairs, those of a demo together, into shards of `runtime.shard_pairs`."""
     pairs = np.column_stack([np.asarray(lacking["target"]), np.asarray(lacking["demo"])])
@@ -360,7 +284,7 @@ def _write(
     skipped: pa.Table,
     settings: UtilitySettings,
     *,
-    recall: float | None,
+    more: Mapping[str, Any],
 ) -> None:
     alone, shown = scores.filter(pc.less(scores["demo"], 0)), compute_utility(scores, settings)
     kernel, check = shown.filter(pc.or_(shown["kernel"], shown["help"])), shown.filter(shown["check"])
@@ -373,7 +297,7 @@ def _write(
     facts = {
         "wanted": True,
         "kernel": provenance.parameters["kernel"],
-        "neighbour_recall": recall,
+        **more,
         "targets": alone.num_rows,
         "pairs_scored": kernel.num_rows,
         "pairs_of_help": pc.sum(pc.invert(kernel["kernel"])).as_py() or 0,
@@ -415,7 +339,8 @@ def _write_nothing(out: Path, provenance: Provenance) -> Mapping[str, Any]:
     ):
         write_table(schema.empty_table(), out / f"{name}.parquet", provenance)
     why = "the rows are chosen without utility (selection.selector)"
-    write_json({"wanted": False, "why": why, "pairs_scored": 0, "pairs_skipped": 0}, out / "utility.json")
+    write_json({"wanted": False, "why": why, "pairs_scored": 0, "pairs_skipped": 0, "flops": 0}, out / "utility.json")
     return dict.fromkeys(("pairs_scored", "pairs_known", "alone_scored", "alone_known", "shards"), 0) | {
-        "scoring_seconds": 0.0
+        "scoring_seconds": 0.0,
+        "scoring_flops": 0,
     }

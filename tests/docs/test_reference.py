@@ -37,7 +37,7 @@ def test_every_setting_of_params_yaml_stands_in_its_section(pages):
 
 def test_defaults_ranges_and_words_are_told(pages):
     rows = {line.split(" | ")[0].strip("| `"): line for line in pages["params.md"].splitlines()}
-    assert "`exact` or `neighbours` or `landmarks` |  | `neighbours` |" in rows["kernel"]
+    assert "`exact` or `neighbours` or `landmarks` or `none` |  | `neighbours` |" in rows["kernel"]
     assert "whole number or null | at least 1 | `null` |" in rows["block_parameters"]
     assert "`{fraction: 0.1}`" in rows["budget"]
     assert "below 1 | `0.05` |" in rows["less.warmup_share"]

@@ -41,7 +41,16 @@ def test_run_ends_with_losses_seconds_pairs_and_where_to_look(project):
     assert done.exit_code == 0, done.output
     shown = " ".join(done.stdout.split())
     assert "v1: held-out loss, nats per response token" in shown
-    for word in ("base", "chosen", "random", "full", "95% interval", "pairs scored: ", "seconds: examples "):
+    for word in (
+        "base",
+        "chosen",
+        "random",
+        "full",
+        "95% interval",
+        "pairs scored: ",
+        "seconds: examples ",
+        "cost: scor",
+    ):
         assert word in shown
     assert 'look further: tamis sql "' in shown
     assert "tamis show " in shown

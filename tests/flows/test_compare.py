@@ -86,9 +86,13 @@ def test_every_selector_stands_beside_random_rows_at_its_budget_with_interval_an
         assert row["total_seconds"] == pytest.approx(
             row["scoring_seconds"] + row["selecting_seconds"] + row["training_seconds"]
         )
-    cost = {row["selector"]: row["scoring_seconds"] for row in rows}
-    assert cost["random"] == cost["longest"] == 0
-    assert cost["delift"] > 0
+        assert row["total_flops"] == row["scoring_flops"] + row["training_flops"]
+        assert row["training_flops"] < row["full_flops"]
+    for unit in ("seconds", "flops"):
+        cost = {row["selector"]: row[f"scoring_{unit}"] for row in rows}
+        assert cost["random"] == cost["longest"] == 0
+        assert cost["delift"] > 0
+    assert len({row["full_flops"] for row in rows}) == 1
 
 
 def test_what_trials_share_is_run_once(rows, inside):

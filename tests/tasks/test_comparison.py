@@ -9,7 +9,7 @@ from matplotlib.image import imread
 
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import provenance, read_table
-from tasks.comparison import Cell, Trial, write_comparison
+from tasks.comparison import Cell, Trial, tell_costs, write_comparison
 
 IDS = [f"{place:032x}" for place in range(12)]
 
@@ -30,6 +30,9 @@ def make_trials(seed=0):
             general_losses=(easy[:4] + 1.0).tolist(),
             correct=[place % 3 == 0 for place in range(len(IDS))],
             scoring_seconds=cost,
+            scoring_flops=round(cost * 10),
+            training={"seconds": 90 * share, "flops": round(1000 * share)},
+            full_flops=1000,
             selecting_seconds=0.5,
             training_seconds=100 * share,
             resumed=["shared scoring", f"training {run}"] if (name, budget) == ("delift", "0.3") else [],
@@ -57,6 +60,11 @@ def test_the_table_has_a_row_per_selector_and_budget_with_its_whole_cost(written
     delift = rows[1]
     assert (delift["rows"], delift["seeds"], delift["share"]) == (10, 2, 0.1)
     assert delift["total_seconds"] == pytest.approx(60.0 + 0.5 + 10.0)
+    assert (delift["scoring_flops"], delift["training_flops"], delift["total_flops"]) == (600, 100, 700)
+    assert (delift["full_seconds"], delift["full_flops"]) == (pytest.approx(10.0 + 900 * 9 / 100), 1000)
+    assert (delift["pays_after"], delift["pays_after_flops"]) == (1, 1)
+    assert rows[3]["pays_after"] == 1
+    assert rows[2]["pays_after_flops"] == 0
     assert delift["minus_random"] == pytest.approx(-0.1)
     assert delift["plasticity"] == pytest.approx(4.0 - delift["loss"])
     assert delift["stability"] == pytest.approx(2.5 - np.mean(make_trials()[0].general_losses) + 1.0)
@@ -125,3 +133,29 @@ def test_rows_alone_parameters_alone_and_both_have_lines_of_their_own(tmp_path):
     with open(tmp_path / "comparison.csv", newline="") as file:
         lines = {row["selector"] for row in csv.DictReader(file)}
     assert lines == {"all", "random", "all in random mask", "random in random mask"}
+
+
+def test_a_cell_of_all_rows_says_what_training_on_all_rows_took(tmp_path):
+    trials = [trial for trial in make_trials() if trial.cell.budget == "0.3"]
+    whole = [
+        replace(trial, cell=trial.cell._replace(selector="all")) for trial in trials if trial.cell.selector == "random"
+    ]
+    drawn = [trial for trial in trials if trial.cell.selector == "random"]
+    took = {"training_seconds": 31.0, "rows": 100, "share": 1.0}
+    whole = [replace(trial, cell=trial.cell._replace(selector="all"), **took) for trial in drawn]
+    settings = {"inputs": {"a": "b"}, "resamples": 20, "confidence": 0.9, "seed": 0}
+    rows = write_comparison([*trials, *whole], [4.0] * len(IDS), [3.5] * 4, out=tmp_path, version="v1", **settings)
+    delift = next(row for row in rows if row["selector"] == "delift")
+    assert (delift["full_seconds"], delift["training_seconds"]) == (31.0, 30.0)
+    assert delift["pays_after"] == 61
+
+
+def test_a_scoring_that_no_training_pays_back_is_null_and_told(tmp_path):
+    dear = [replace(trial, training={"seconds": 1.0, "flops": 1000}) for trial in make_trials()]
+    settings = {"inputs": {"a": "b"}, "resamples": 20, "confidence": 0.9, "seed": 0}
+    rows = write_comparison(dear, [4.0] * len(IDS), [3.5] * 4, out=tmp_path, version="v1", **settings)
+    row = next(row for row in rows if (row["selector"], row["budget"]) == ("delift", "0.1"))
+    assert (row["pays_after"], row["pays_after_flops"]) == (None, None)
+    told = tell_costs(row, power=1)
+    assert told.startswith("scoring 60.0 s, 6e+02 FLOPs · training 10.0 s, 1e+03 FLOPs · full 10.0 s, 1e+03 FLOPs; ")
+    assert told.endswith("scoring never pays (by FLOPs never); for one training at no size of the pool")

@@ -65,7 +65,7 @@ def test_without_a_used_row_the_table_is_empty(tmp_path, toy, known):
 
 
 def test_nobody_asked_for_it_gives_an_empty_artifact_that_says_so(tmp_path, toy):
-    assert run(tmp_path, toy, wanted=False) == {"wanted": False, "scoring_seconds": 0.0}
+    assert run(tmp_path, toy, wanted=False) == {"wanted": False, "scoring_seconds": 0.0, "scoring_flops": 0}
     assert read_table(tmp_path / "out/embedding.parquet").num_rows == 0
     assert provenance(tmp_path / "out/embedding.parquet")["parameters"] == {"wanted": False}
 

@@ -99,7 +99,7 @@ def test_an_artifact_that_was_not_recorded_is_made_again_without_training(world,
     before = content(run(world, toy, SETTINGS))
     shutil.rmtree(world / "out")
     steps.clear()
-    assert write(world, toy, SETTINGS) == {"arms_trained": 0, "arms_found": 4}
+    assert {"arms_trained": 0, "arms_found": 4}.items() <= write(world, toy, SETTINGS).items()
     assert steps == []
     assert content(world / "out") == before
 
@@ -179,7 +179,7 @@ def test_finished_arms_are_not_trained_again(world, toy, monkeypatch, steps):
     monkeypatch.setattr(trainer, "ArmProgress", counting)
     notes = write(world, toy, SETTINGS)
     assert sorted(set(steps)) == ["full-0", "random-1"]
-    assert notes == {"arms_trained": 2, "arms_found": 2}
+    assert {"arms_trained": 2, "arms_found": 2}.items() <= notes.items()
 
 
 def test_checkpoint_cut_short_by_a_kill_is_not_resumed(world, toy, monkeypatch, steps):

@@ -148,11 +148,11 @@ def test_finetuning_json_records_what_was_trained_and_what_it_took(before, model
 
 
 def test_a_mask_that_is_written_again_is_found_trained_and_another_is_not(world, model):
-    assert write(world, model, ONE) == {"arms_trained": 1, "arms_found": 0}
+    assert {"arms_trained": 1, "arms_found": 0}.items() <= write(world, model, ONE).items()
     write_mask(world, model)
-    assert write(world, model, ONE) == {"arms_trained": 0, "arms_found": 1}
+    assert {"arms_trained": 0, "arms_found": 1}.items() <= write(world, model, ONE).items()
     write_mask(world, model, seed=1)
-    assert write(world, model, ONE) == {"arms_trained": 1, "arms_found": 0}
+    assert {"arms_trained": 1, "arms_found": 0}.items() <= write(world, model, ONE).items()
 
 
 def test_a_mask_of_another_model_is_refused(world, model):

@@ -135,10 +135,10 @@ def test_finetuning_json_names_the_model_that_training_started_from(world, model
 
 
 def test_another_model_before_starts_an_arm_anew(world, model, before, tmp_path):
-    assert write(world, model, ONE, previous=before["lora"]) == {"arms_trained": 1, "arms_found": 0}
-    assert write(world, model, ONE, previous=before["lora"]) == {"arms_trained": 0, "arms_found": 1}
+    assert {"arms_trained": 1, "arms_found": 0}.items() <= write(world, model, ONE, previous=before["lora"]).items()
+    assert {"arms_trained": 0, "arms_found": 1}.items() <= write(world, model, ONE, previous=before["lora"]).items()
     other = run(make_world(tmp_path / "other"), model, replace(FIRST, learning_rate=2e-3))
-    assert write(world, model, ONE, previous=other) == {"arms_trained": 1, "arms_found": 0}
+    assert {"arms_trained": 1, "arms_found": 0}.items() <= write(world, model, ONE, previous=other).items()
 
 
 @pytest.mark.parametrize(("replay", "added"), [("none", 0), ("subset", len(CHOSEN)), ("all", ROWS)])

@@ -242,7 +242,9 @@ def test_the_json_tells_how_scores_are_spread(corpus, toy):
     tmp_path, ids = corpus
     run(tmp_path, toy, "ifd")
     found = scored(tmp_path / "out")
-    assert json.loads((tmp_path / "out/scores.json").read_text()) == {
+    told = json.loads((tmp_path / "out/scores.json").read_text())
+    assert told.pop("flops") > 0
+    assert told == {
         "wanted": True,
         "selector": "ifd",
         "rows": len(ids),
@@ -255,7 +257,7 @@ def test_the_json_tells_how_scores_are_spread(corpus, toy):
 def test_a_version_without_news_has_no_scores(tmp_path, toy):
     write_examples(tmp_path / "examples", pool=0)
     facts = run(tmp_path, toy)
-    assert facts == {"rows_scored": 0, "rows_known": 0, "shards": 0, "scoring_seconds": 0.0}
+    assert facts == {"rows_scored": 0, "rows_known": 0, "shards": 0, "scoring_seconds": 0.0, "scoring_flops": 0}
     assert json.loads((tmp_path / "out/scores.json").read_text())["median"] is None
 
 

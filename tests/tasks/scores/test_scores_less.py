@@ -130,7 +130,9 @@ def test_the_json_says_that_the_queries_are_the_target_tasks(corpus, toy):
     tmp_path, ids = corpus
     run(tmp_path, toy)
     found = scored(tmp_path / "out")
-    assert json.loads((tmp_path / "out/scores.json").read_text()) == {
+    told = json.loads((tmp_path / "out/scores.json").read_text())
+    assert told.pop("flops") > 0
+    assert told == {
         "wanted": True,
         "selector": "less",
         "queries": "target",
@@ -311,7 +313,7 @@ def test_a_gradient_that_is_not_finite_names_its_row(corpus, toy, monkeypatch):
 def test_a_version_without_news_trains_nothing(tmp_path, toy):
     write_examples(tmp_path / "examples", pool=0, target=2)
     facts = run(tmp_path, toy)
-    assert facts == {"rows_scored": 0, "rows_known": 0, "shards": 0, "scoring_seconds": 0.0}
+    assert facts == {"rows_scored": 0, "rows_known": 0, "shards": 0, "scoring_seconds": 0.0, "scoring_flops": 0}
     assert not (tmp_path / "store").exists()
 
 

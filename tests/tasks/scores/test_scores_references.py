@@ -289,7 +289,7 @@ def test_a_version_without_news_has_no_scores_and_tunes_nothing(tmp_path, toy):
     write_examples(tmp_path / "examples", pool=0, target=2)
     for selector in ("ica", "tov"):
         facts = run(tmp_path, toy, selector)
-        assert facts == {"rows_scored": 0, "rows_known": 0, "shards": 0, "scoring_seconds": 0.0}
+        assert facts == {"rows_scored": 0, "rows_known": 0, "shards": 0, "scoring_seconds": 0.0, "scoring_flops": 0}
     assert not list((tmp_path / "store").rglob("*.safetensors"))
 
 

@@ -118,6 +118,8 @@ def test_finished_shards_survive_a_crash(folders, toy):
         run(tmp_path, toy, map=interrupted)
     facts = run(tmp_path, toy)
     assert facts.pop("scoring_seconds") > 0
+    assert facts.pop("scoring_flops") > 0
+    assert facts.pop("kernel") == "exact"
     assert facts == {"pairs_scored": 22, "pairs_known": 14, "alone_scored": 0, "alone_known": 6, "shards": 3}
 
 
