@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -109,14 +109,17 @@ def run_pilot(
     count = min(len(order), max(place.training.batch_rows, round(asked["rows"] * len(order))))
     losses: dict[str, list[list[float]]] = {name: [] for name in pilot.ARMS}
     seconds: dict[str, float] = {}  # of trainings that differ
-    for number in range(asked["seeds"]):
-        for name, rows in pilot.draw_arms(order, budget, count, seed=seed + number).items():
-            ids = [ground[row]["id"] for row in rows]
-            known = [row["id"] for row in references]
-            brief = Brief(pool.pick(rows), ids, seed + number, asked["steps"], measured, known)
-            found = measure(place, brief, f"{name}-{number}")
-            losses[name].append(found["losses"])
-            seconds[digest(place, brief)] = found["seconds"]
+    known = [row["id"] for row in references]
+    try:
+        for number in range(asked["seeds"]):
+            for name, rows in pilot.draw_arms(order, budget, count, seed=seed + number).items():
+                ids = [ground[row]["id"] for row in rows]
+                brief = Brief(pool.pick(rows), ids, seed + number, asked["steps"], measured, known)
+                found = measure(place, brief, f"{name}-{number}")
+                losses[name].append(found["losses"])
+                seconds[digest(place, brief)] = found["seconds"]
+    finally:
+        load.cache_clear()
     arrays = {name: np.array(found) for name, found in losses.items()}
     verdict = pilot.decide(arrays, generator=np.random.default_rng(seed))
     told = {"steps": asked["steps"], "rows": count, "seconds": round(sum(seconds.values()), 3)}
@@ -132,26 +135,39 @@ def measure(place: Place, brief: Brief, label: str) -> dict[str, Any]:
     with model_lock:
         start = perf_counter()
         network = train(place, brief, label)
+        inside = network.get_base_model() if isinstance(network, peft.PeftModel) else network
         try:
-            scored = score_rows(network, brief.measured, place.runtime.pack_tokens)
+            scored = score_rows(inside, brief.measured, place.runtime.pack_tokens)
         except NonFiniteError as error:
             raise SelectionError(f"the pilot's loss of {label} on a validation row is not finite; {WAY_OUT}") from error
         found = {"losses": [-float(row.double().mean()) for row in scored], "seconds": perf_counter() - start}
-        del network
+        if isinstance(network, peft.PeftModel):
+            network.unload()  # the next adapters go into the same base
+        del network, inside
         gc.collect()  # adapters and hooks hold each other
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(found, path)
     return found
 
 
-def train(place: Place, brief: Brief, label: str) -> PreTrainedModel:
-    """Return a base model after a brief training, in eval mode and with its own attention.
+@lru_cache(maxsize=1)
+def load(choice: models.ModelChoice) -> PreTrainedModel:
+    """Return the base model, of its own: training changes it."""
+    base = models.language_model.__wrapped__(choice)  # past the cache
+    verify_packing(base)
+    return base
+
+
+def train(place: Place, brief: Brief, label: str) -> torch.nn.Module:
+    """Return a model after a brief training, or adapters in one, in eval mode and with its own attention.
+
+    Adapters leave the base as it is, so it is loaded once for all of them; else each training has one of its own.
 
     Raises:
         SelectionError: a loss that is not finite.
     """
-    how, base = place.training, models.language_model.__wrapped__(place.model)  # past the cache: training changes it
-    verify_packing(base)
+    how = place.training
+    base = (load if how.method == "lora" else load.__wrapped__)(place.model)
     epoch = -(-len(brief.rows) // how.batch_rows)  # steps
     steps = plan_steps(len(brief.rows), how.batch_rows, -(-brief.steps // epoch), brief.seed)[: brief.steps]
     network, optimizer, schedule = restrict(base, place, len(steps), brief.seed)
@@ -172,8 +188,7 @@ def train(place: Place, brief: Brief, label: str) -> PreTrainedModel:
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-    network.eval()
-    return base
+    return network.eval()
 
 
 def restrict(base: PreTrainedModel, place: Place, steps: int, seed: int) -> tuple[torch.nn.Module, Any, Any]:

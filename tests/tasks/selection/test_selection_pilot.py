@@ -158,6 +158,18 @@ def test_a_brief_training_is_that_of_finetuning(world, toy, tmp_path, method):
     assert losses != pytest.approx(untrained, rel=1e-3)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_training_does_not_depend_on_those_before_it(world, toy, method):
+    place = make_place(world[0], toy, method)
+    first, second = make_brief(place, seed=1), make_brief(place, seed=2)
+    alone = pilot.measure(place, second, "choice-0")["losses"]
+    pilot.load.cache_clear()
+    again = replace(place, cache=world[0] / "again")
+    pilot.measure(again, first, "choice-0")
+    assert pilot.measure(again, second, "choice-1")["losses"] == alone
+    pilot.load.cache_clear()
+
+
 def test_a_training_ends_after_its_steps_and_goes_through_few_rows_again(world, toy):
     place = make_place(world[0], toy, "lora")
     losses = [pilot.measure(place, make_brief(place, steps=steps), "choice-0")["losses"] for steps in (1, 2, 5)]
