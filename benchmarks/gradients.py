@@ -184,14 +184,14 @@ def measure(job: Job, terms: Terms, u: dict[str, Tensor]) -> Found:
 def score_twice(job: Job, terms: Terms) -> Tensor:
     """Return phi_data at second order: G, the direction that depends on it, scores."""
     G = accumulate(job.model, job.packed).G
-    return score_second(job.model, job.packed, direction(terms, G))
+    return score_second(job.model, job.packed, direction(terms, G)).phi_data
 
 
 def compare(job: Job, u: dict[str, Tensor], found: Found) -> dict[str, float]:
     """Return the largest differences of the two paths, over the largest value (G: of each tensor)."""
     layout, flat = plain.lay_flat(job.model), plain.flatten(job.model, u)
     names = {f"{home}.{key}" for home in plain.find_linear(job.model, flat) for key in ("weight", "bias")}
-    linear = score_second(job.model, job.packed, {name: u[name] for name in names & set(u)})
+    linear = score_second(job.model, job.packed, {name: u[name] for name in names & set(u)}).phi_data
     sums = ((tensor.reshape(-1), found.G[layout[name]]) for name, tensor in found.first.G.items())
     return {
         "max_rel_diff_phi_data": distance(found.first.phi_data, found.exact),

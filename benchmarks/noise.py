@@ -50,7 +50,7 @@ SCORING = ("embedding", "utility", "scores", "gradients")
 SELECTORS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {  # name -> section of params.yaml -> what is other in it
     "default": {},
     "random": {"selection": {"selector": "random"}},
-    "embedding": {"selection": {"selector": "embedding"}},
+    "embedding": {"selection": {"selector": "embedding", "quality": "none"}},
     "capped": {"selection": {"selector": "delift", "quality": "none"}, "utility": {"diagonal": "capped"}},
     "scored": {"selection": {"selector": "delift", "quality": "none"}, "utility": {"diagonal": "scored"}},
     "capped x help": {"selection": {"selector": "delift", "quality": "help"}, "utility": {"diagonal": "capped"}},

@@ -225,6 +225,7 @@ def ask(cell: Cell, seed: int, values: Params, masked: bool) -> Params:
     everything = {"selector": RANDOM, "budget": {"fraction": 1.0}, "caps": {}, "floors": {}}
     rows = everything if cell.selector == ALL else {"selector": cell.selector, "budget": budget}
     rows |= {"gate": None, "pilot": None} if rows["selector"] in CHANCE else {}  # chance knows nothing of the rows
+    rows |= {"quality": "none"} if cell.selector not in (values.selection.selector, "delift") else {}
     asked = replace(values.selection, **rows, seed=seed)
     cut = {"budget": budget} if cell.mask != NONE and "fraction" in budget else {}
     cut |= {"update_steps": None} if cell.mask != "dualsft" else {}
@@ -318,7 +319,8 @@ def repeat(version: str, seeds: int = 5) -> list[dict[str, Any]]:
     choices = [("embedding", 0), *(("random", seed) for seed in range(seeds))]
     folders = []
     for selector, seed in choices:
-        choice = {"selector": selector, "objective": "facility_location", "caps": {}, "floors": {}, "seed": seed}
+        choice = {"selector": selector, "quality": "none", "objective": "facility_location", "seed": seed}
+        choice |= {"caps": {}, "floors": {}}
         chosen = replace(
             values, selection=replace(values.selection, **choice), mask=replace(values.mask, selector=NONE)
         )

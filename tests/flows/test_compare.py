@@ -307,6 +307,13 @@ def test_what_cannot_be_compared_is_refused(inside, changes, text):
         compare.compare("v1", **{**ASKED, **changes})
 
 
+@pytest.mark.parametrize(("selector", "quality"), [("delift", "help"), ("embedding", "none"), ("longest", "none")])
+def test_the_quality_of_demos_holds_for_delift_and_no_other_selector_than_the_projects_own(selector, quality):
+    values = params.read(ROOT / "params.yaml")
+    values = replace(values, selection=replace(values.selection, selector="delift", quality="help"))
+    assert compare.ask(compare.Cell(selector, "none", "0.1"), 0, values, False).selection.quality == quality
+
+
 def test_an_unknown_version_is_refused_with_those_there_are(inside):
     with pytest.raises(compare.CompareError, match=r"there is no data version 'v9'; params.yaml has v1"):
         compare.compare("v9", **ASKED)
