@@ -44,6 +44,7 @@ def study(
     estimate: Annotated[bool, typer.Option("--estimate", help="Show what it would cost, and run nothing.")] = False,
     minutes: Annotated[float | None, typer.Option(min=0, help="After which no further training is begun.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Make those cells anew that other code made.")] = False,
+    pools: Annotated[str | None, typer.Option(help="Only these, with commas: machines may share a study so.")] = None,
     confirm: Annotated[
         bool, typer.Option("--confirm", help="The confirmation pools, once the default stands.")
     ] = False,
@@ -62,7 +63,7 @@ def study(
         return
     from flows.study import costs
 
-    asked = choose_pools(asked, confirm=confirm)
+    asked = choose_pools(asked, confirm=confirm, only=split_words(pools) if pools else [])
     if estimate:
         show_rows(costs.HEADINGS, costs.make_table(asked, costs.estimate_study(asked)), as_json=as_json)
         return

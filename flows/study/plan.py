@@ -157,14 +157,23 @@ def refuse_contradictions(study: Study) -> None:
         )
 
 
-def choose_pools(study: Study, *, confirm: bool) -> Study:
+def choose_pools(study: Study, *, confirm: bool, only: Sequence[str] = ()) -> Study:
     """Return a study without the confirmation pools, or with these alone.
+
+    Args:
+        study: of studies/.
+        confirm: whether the confirmation pools are meant.
+        only: names of pools; all of the role, where none is given.
 
     Raises:
         StudyError: it has no such pool.
     """
     role = "confirm" if confirm else "design"
     pools = {name: pool for name, pool in study.pools.items() if pool.role == role}
+    for name in only:
+        if name not in pools:
+            raise StudyError(f"there is no {role} pool {name!r}{hint(name, pools)}; known: {', '.join(pools)}")
+    pools = {name: pool for name, pool in pools.items() if name in only or not only}
     if not pools:
         raise StudyError(f"0 of {len(study.pools)} pools of {STUDIES / study.name}.yaml are of role {role}")
     return replace(study, pools=pools)

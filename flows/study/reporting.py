@@ -17,8 +17,9 @@ def write_report(study: Study) -> list[Path]:
     """
     from tasks.study import report, results
 
-    names = [study.name, *study.plan.beside]
     plans = [study.plan, *(read_study(name).plan for name in study.plan.beside)]
     chance = dict.fromkeys(name for plan in plans for name in plan.chance)
-    cells = [row for name in names for row in results.read_all(RESULTS / name)]
-    return report.write_report(cells, study.name, list(chance), commit=find_commit(), out=OUT)
+    cells, shown = results.read_all(RESULTS / study.name), []
+    for name in study.plan.beside:
+        shown += results.read_all(RESULTS / name)
+    return report.write_report(cells, study.name, list(chance), shown=shown, commit=find_commit(), out=OUT)

@@ -4,6 +4,7 @@ for each seed, and in it each pool, one Prefect task:
     build the pool's rows; score, choose, train and measure each cell (flows.trials), and add it to docs/results/study
 """
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -232,35 +233,38 @@ def spread_steps(sitting: Sitting, cell: Cell, values: Params, selection: Trial)
 
 
 def find_rows(study: Study, pool: str, seed: int) -> Path:
-    """Return the folder of a pool's rows; where they are not there, all pools of the seed are built.
+    """Return the folder of a pool's rows; where the builder, as it is now, has not made them, all of the seed are.
 
     Raises:
         StudyError: the builder fails, or makes no such pool.
     """
-    own = study.pools[pool].raw
+    own, builder = study.pools[pool].raw, Path(str(study.plan.builder))
     if own is not None:
         return Path(own)
-    folder = POOLS / "pools" / pool / f"seed={seed}"
+    if not builder.is_file():
+        raise StudyError(f"there is no {builder}, which is to build {pool}; name another builder, or give the pool raw")
+    home = POOLS / digest_file(builder)[:12]
+    folder = home / pool / f"seed={seed}"
     if not folder.exists():
-        names = [
-            name for name, each in study.pools.items() if each.raw is None and seed < (each.seeds or study.plan.seeds)
-        ]
-        asked = ["--data", study.plan.data, "--out", str(POOLS / "pools"), "--seed", str(seed), *names]
-        done = subprocess.run(
-            [sys.executable, str(study.plan.builder), *asked], capture_output=True, text=True, check=False
-        )
+        wanted = {name: each.seeds or study.plan.seeds for name, each in study.pools.items() if each.raw is None}
+        asked = [str(builder), "--data", study.plan.data, "--out", str(home), "--seed", str(seed)]
+        asked += [name for name, seeds in wanted.items() if seed < seeds]
+        done = subprocess.run([sys.executable, *asked], capture_output=True, text=True, check=False)
         if done.returncode or not folder.exists():
             last = (done.stderr.strip().splitlines() or ["it made no such pool"])[-1]
-            raise StudyError(f"{study.plan.builder} could not build {pool} with seed {seed}: {last}")
+            raise StudyError(f"{builder} could not build {pool} with seed {seed}: {last}")
     return folder
 
 
 def digest_rows(folder: Path) -> str:
     """Return a digest of a pool's raw files, whatever folder they lie in."""
-    import hashlib
-
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return digest({str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
+    return digest({str(path.relative_to(folder)): digest_file(path) for path in files})
+
+
+def digest_file(path: Path) -> str:
+    """Return the sha256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def find_commit() -> str:

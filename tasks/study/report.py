@@ -1,6 +1,6 @@
 """The report of a study: Markdown, JSON and pictures, all made from the tables of its cells."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,37 +55,45 @@ class Findings:
 
 
 def write_report(
-    cells: Sequence[Mapping[str, Any]], name: str, chance: Sequence[str], *, commit: str, out: Path
+    cells: Sequence[Mapping[str, Any]],
+    name: str,
+    chance: Sequence[str],
+    *,
+    shown: Sequence[Mapping[str, Any]] = (),
+    commit: str,
+    out: Path,
 ) -> list[Path]:
     """Write study.md, study.json and the pictures into a folder; return their paths.
 
     Args:
-        cells: of the study, and of those that are shown beside it.
+        cells: of the study, which its goals stand on.
         name: of the study.
         chance: its selectors by chance, the one that goals are held against first.
+        shown: cells of other studies, which are told of, too.
         commit: of the project.
         out: folder.
 
     Raises:
         ValueError: no cell stands beside chance yet, or cells of a pool were measured on different held-out rows.
     """
-    found = find(cells, name, chance)
+    own = list(group_cells(cells))
+    found = find([*cells, *shown], name, chance, own)
     if not found.beside:
         raise ValueError(
-            f"none of {len(cells)} cells of {name} stands beside chance yet; run `tamis study {name}` first"
+            f"none of {len(found.cells)} cells of {name} stands beside chance yet; run `tamis study {name}` first"
         )
     paths = [out / file for file in ("study.md", "study.json", "study-differences.png", "study-picks.png")]
     first = [one for one in found.beside if one.against.selector == chance[0]]
     draw_differences(first, paths[2])
-    picks = draw_picks(found.summaries, paths[3])
+    picks = draw_picks({group: found.summaries[group] for group in own}, paths[3])
     pictures = [path.name for path in paths[2 : 4 if picks else 3]]
     write_text(write_page(found, pictures), paths[0])
     write_json(make_record(found, commit), paths[1])
     return paths if picks else paths[:3]
 
 
-def find(cells: Sequence[Mapping[str, Any]], name: str, chance: Sequence[str]) -> Findings:
-    """Return what cells amount to."""
+def find(cells: Sequence[Mapping[str, Any]], name: str, chance: Sequence[str], own: Collection[Group]) -> Findings:
+    """Return what cells amount to; goals stand on some groups alone."""
     groups = group_cells(cells)
     summaries = {group: summarise(group, own) for group, own in groups.items()}
     beside = compare_with_chance(groups, chance)
@@ -97,7 +105,7 @@ def find(cells: Sequence[Mapping[str, Any]], name: str, chance: Sequence[str]) -
         if other in groups
     ]
     masked = compare_groups(groups, pairs)
-    judged = judge_pools(summaries, beside, chance[0])
+    judged = judge_pools({group: summaries[group] for group in own}, beside, chance[0])
     piloted = judge_pilots(groups, chance[0])
     return Findings(name, tuple(chance), cells, summaries, beside, masked, judged, piloted)
 

@@ -249,6 +249,20 @@ def test_an_unknown_study_is_refused_with_those_there_are(inside):
         plan.read_study("tois")
 
 
+def test_a_builder_that_was_edited_builds_anew_and_one_that_is_missing_is_refused(inside):
+    study = plan.read_study("toys")
+    path, folder = inside.root / "studies/build.py", run.find_rows(study, "clean-toys", 0)
+    assert run.find_rows(study, "clean-toys", 0) == folder
+    try:
+        path.write_text(BUILDER + "# edited\n")
+        assert run.find_rows(study, "clean-toys", 0) != folder
+    finally:
+        path.write_text(BUILDER)
+    write("lost", builder="studies/none.py")
+    with pytest.raises(plan.StudyError, match=r"there is no studies/none.py, which is to build clean-toys; name"):
+        run.find_rows(plan.read_study("lost"), "clean-toys", 0)
+
+
 def test_a_pool_that_cannot_be_built_is_named_with_what_its_builder_said(inside):
     write("broken", pools={"broken": {}})
     with pytest.raises(plan.StudyError, match=r"studies/build.py could not build broken with seed 0: no such data"):

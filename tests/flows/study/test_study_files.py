@@ -89,6 +89,9 @@ def test_confirmation_pools_are_run_apart(inside):
     study = plan.read_study("model")
     assert set(plan.choose_pools(study, confirm=False).pools) == {"clean-a", "noisy-b"}
     assert set(plan.choose_pools(study, confirm=True).pools) == {"confirm-c"}
+    assert set(plan.choose_pools(study, confirm=False, only=["noisy-b"]).pools) == {"noisy-b"}
+    with pytest.raises(plan.StudyError, match=r"there is no design pool 'confirm-c'; known: clean-a, noisy-b"):
+        plan.choose_pools(study, confirm=False, only=["confirm-c"])
     write("more", {"like": "model", "pools": {"clean-a": {}}})
     with pytest.raises(plan.StudyError, match=r"0 of 1 pools of studies/more.yaml are of role confirm"):
         plan.choose_pools(plan.read_study("more"), confirm=True)

@@ -81,6 +81,14 @@ def test_cells_of_several_settings_are_told(cells, tmp_path):
     assert "groups hold cells of several settings**" in (tmp_path / "study.md").read_text()
 
 
+def test_goals_stand_on_the_cells_of_the_study_alone(cells, tmp_path):
+    larger = [{**cell, "budget": "80", "chosen_rows": 80} for cell in make_cells(seeds=3)]
+    report.write_report(cells, "toys", ["random"], shown=larger, commit="abc", out=tmp_path)
+    record = json.loads((tmp_path / "study.json").read_text())
+    assert record["pools"]["noisy-across-20"]["budget"] == 0.3
+    assert "| 80 |" in (tmp_path / "study.md").read_text()
+
+
 def test_nothing_beside_chance_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"none of 1 cells of toys stands beside chance yet; run `tamis study toys`"):
         write([make_cell()], tmp_path)
