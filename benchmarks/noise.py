@@ -31,14 +31,10 @@ import typer
 from flows import params
 from flows.params import Params
 from flows.stage_calls import STAGES, language
-from tamis.submodular.greedy import choose
 from tamis.utility.pairs import pair_all
-from tamis.utility.quality import weigh_demos
 from tasks.artifacts.tables import digest, read_table
 from tasks.examples.settings import ExamplesSettings
 from tasks.folders import Artifacts, Folders
-from tasks.selection.inputs import compare_vectors, read_rows, read_utility
-from tasks.selection.selection import resolve_budget
 from tasks.utility.asking import ask
 from tasks.utility.pool import read_pool
 from tasks.utility.utility import Shard, compute_utility, open_store, score_missing
@@ -51,9 +47,19 @@ SELECTORS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {  # name -> section 
     "default": {},
     "random": {"selection": {"selector": "random"}},
     "embedding": {"selection": {"selector": "embedding", "quality": "none"}},
-    "capped": {"selection": {"selector": "delift", "quality": "none"}, "utility": {"diagonal": "capped"}},
-    "scored": {"selection": {"selector": "delift", "quality": "none"}, "utility": {"diagonal": "scored"}},
-    "capped x help": {"selection": {"selector": "delift", "quality": "help"}, "utility": {"diagonal": "capped"}},
+    "capped": {
+        "selection": {"selector": "delift", "quality": "none"},
+        "utility": {"diagonal": "capped", "kernel": "neighbours"},
+    },
+    "scored": {
+        "selection": {"selector": "delift", "quality": "none"},
+        "utility": {"diagonal": "scored", "kernel": "neighbours"},
+    },
+    "capped x help": {
+        "selection": {"selector": "delift", "quality": "help"},
+        "utility": {"diagonal": "capped", "kernel": "neighbours"},
+    },
+    "cosine x help": {"selection": {"selector": "embedding", "quality": "help"}},
 }
 
 Text = tuple[str, str]  # prompt and response
@@ -223,7 +229,8 @@ def pick_all(home: Path, pool: Sequence[Row], values: Params) -> dict[str, list[
     """Return what every selector takes, of random rows five choices."""
     folders, found = read_examples(pool, home, values), {}
     for name, other in SELECTORS.items():
-        asked = replace(values, **{section: replace(getattr(values, section), **own) for section, own in other.items()})
+        plain = {"selection": {"gate": None, "pilot": None}} if other else {}
+        asked = change(change(values, plain), other)
         seeds = range(5) if name == "random" else [asked.selection.seed]
         own = find_folders(home, name, folders)
         for stage in SCORING:
@@ -232,9 +239,12 @@ def pick_all(home: Path, pool: Sequence[Row], values: Params) -> dict[str, list[
         for seed in seeds:
             STAGES["selection"](replace(asked, selection=replace(asked.selection, seed=seed)), own, map)
             found[name].append(read_texts(own, "chosen"))
-        if name == "capped x help":
-            found["cosine x help"] = [choose_cosine(own, asked)]
     return found
+
+
+def change(values: Params, other: Mapping[str, Mapping[str, Any]]) -> Params:
+    """Return parameters in which some settings of some sections are others."""
+    return replace(values, **{section: replace(getattr(values, section), **own) for section, own in other.items()})
 
 
 def read_texts(folders: Folders, column: str) -> set[Text]:
@@ -244,24 +254,6 @@ def read_texts(folders: Folders, column: str) -> set[Text]:
     rows = read_table(folders.here.examples / "examples.parquet", columns=["id", "prompt", "response"])
     rows = rows.filter(pc.is_in(rows["id"], ids.combine_chunks()))
     return set(zip(rows["prompt"].to_pylist(), rows["response"].to_pylist(), strict=True))
-
-
-def choose_cosine(folders: Folders, values: Params) -> set[Text]:
-    """Return what facility location takes over cosines, each row weighed by the help of the pairs that were scored."""
-    here, source = folders.here, folders.here.examples / "examples.parquet"
-    rows = read_rows(source)
-    similar = read_utility(here.utility / "utility.parquet", rows, values.selection, "capped")
-    cosines = compare_vectors(_embed(folders, values), rows, values.selection.objective).kernels.own
-    order = choose(weigh_demos(cosines, similar.quality), resolve_budget(rows.ground, values.selection)).order
-    table = read_table(source, columns=["id", "prompt", "response"])
-    table = table.filter(pc.is_in(table["id"], rows.ground["id"].take(pa.array(order)).combine_chunks()))
-    return set(zip(table["prompt"].to_pylist(), table["response"].to_pylist(), strict=True))
-
-
-def _embed(folders: Folders, values: Params) -> Path:
-    """Return the embeddings of the rows, which a kernel of all pairs has no need of."""
-    STAGES["embedding"](replace(values, selection=replace(values.selection, selector="embedding")), folders, map)
-    return folders.here.embedding / "embedding.parquet"
 
 
 def measure_help(home: Path, pools: Sequence[list[Row]], values: Params, count: int, seed: int) -> Helped:

@@ -195,21 +195,9 @@ def run_cell(
         "training_flops": sum(run["flops"] for run in done["finetuning"].notes["training"].values()),
         "selecting_seconds": done["selection"].seconds,
         "training_seconds": done["finetuning"].seconds,
-        **count_operations(done),
+        "full_flops": done["finetuning"].notes["full_flops"],
         "resumed": sum(done[name].resumed for name in (*SCORING, "finetuning")),
         "pilot": None if pilot is None else json.dumps(pilot),
-    }
-
-
-def count_operations(done: Mapping[str, Trial]) -> dict[str, float | None]:
-    """Return the floating-point operations of scoring and of training; None where a stage does not count them."""
-    scoring = [done[name].notes["scoring_flops"] for name in SCORING if "scoring_flops" in done[name].notes]
-    notes = done["finetuning"].notes
-    trained = next(iter(notes.get("training", {}).values()), {})
-    return {
-        "scoring_flops": float(sum(scoring)) if scoring else None,
-        "training_flops": trained.get("flops"),
-        "full_flops": notes.get("full_flops"),
     }
 
 
