@@ -266,6 +266,7 @@ def run_cell(
         general_losses=trained["general_losses"],
         correct=trained["correct"],
         scoring_seconds=sum(done[name].notes.get("scoring_seconds", 0.0) for name in SCORING),
+        selecting_flops=(chosen["pilot"] or {"flops": 0})["flops"],
         scoring_flops=sum(done[name].notes.get("scoring_flops", 0) for name in SCORING),
         training=next(iter(done["finetuning"].notes["training"].values())),
         full_flops=done["finetuning"].notes["full_flops"],

@@ -42,6 +42,7 @@ class Trial:
     correct: Sequence[bool]  # held-out rows that are answered right; empty without a task metric
     scoring_seconds: float
     scoring_flops: int
+    selecting_flops: int  # of a pilot; choosing itself asks no model
     training: Mapping[str, float]  # seconds and flops of the training alone
     full_flops: int  # of a training on all rows of the pool
     selecting_seconds: float
@@ -119,6 +120,7 @@ def measure_costs(members: Sequence[Trial]) -> dict[str, float]:
     """Return what a cell costs on average: operations, and what a training on all rows would, seconds of which go by
     the rate of its own training."""
     flops = {"scoring_flops": np.mean([trial.scoring_flops for trial in members])}
+    flops |= {"selecting_flops": np.mean([trial.selecting_flops for trial in members])}
     flops |= {"training_flops": np.mean([trial.training["flops"] for trial in members])}
     flops |= {"full_flops": np.mean([trial.full_flops for trial in members])}
     rate = np.mean([trial.training["seconds"] for trial in members]) / max(1.0, flops["training_flops"])
@@ -140,11 +142,12 @@ def compare_costs(cell: Cell, costs: Mapping[Cell, Mapping[str, float]]) -> dict
     own, whole = costs[cell], costs.get(cell._replace(selector=ALL))
     full = whole["training_seconds"] if whole else own["full_seconds"]
     seconds = Cost(own["scoring_seconds"], own["selecting_seconds"], own["training_seconds"], full)
-    flops = Cost(own["scoring_flops"], 0.0, own["training_flops"], own["full_flops"])
+    flops = Cost(own["scoring_flops"], own["selecting_flops"], own["training_flops"], own["full_flops"])
     return {
         "scoring_flops": own["scoring_flops"],
+        "selecting_flops": own["selecting_flops"],
         "training_flops": own["training_flops"],
-        "total_flops": own["scoring_flops"] + own["training_flops"],
+        "total_flops": own["scoring_flops"] + own["selecting_flops"] + own["training_flops"],
         "full_seconds": full,
         "full_flops": own["full_flops"],
         "pays_after": count_trainings(seconds),
@@ -159,12 +162,14 @@ def tell_costs(row: Mapping[str, Any], *, power: int) -> str:
         row: of the comparison.
         power: of the pool's size, by which scoring grows (`tamis.evaluation.costs.find_pool_sizes`).
     """
-    names = ("scoring", "training", "full")
-    seconds = {name: row[f"{name}_seconds"] for name in names}
-    flops = {name: row[f"{name}_flops"] for name in names}
-    told = [tell_cost(name, seconds[name], flops[name]) for name in names]
-    in_seconds = Cost(seconds["scoring"], row["selecting_seconds"], seconds["training"], seconds["full"])
-    in_flops = Cost(flops["scoring"], 0.0, flops["training"], flops["full"])
+    names = {
+        "scoring": "scoring",
+        "selecting": "choosing",
+        "training": "training on the choice",
+        "full": "training on all rows",
+    }
+    told = [tell_cost(words, row[f"{name}_seconds"], row[f"{name}_flops"]) for name, words in names.items()]
+    in_seconds, in_flops = (Cost(*(row[f"{name}_{unit}"] for name in names)) for unit in ("seconds", "flops"))
     pool = round(row["rows"] / row["share"])
     sizes = find_pool_sizes(in_seconds, pool, power=power, fixed=row["budget"].isdigit())
     return f"{' · '.join(told)}; {tell_break_even(in_seconds, in_flops, sizes)}"

@@ -211,8 +211,9 @@ COMPARISON = pa.schema(
         pa.field("training_seconds", pa.float64(), nullable=False),  # likewise
         pa.field("total_seconds", pa.float64(), nullable=False),  # scoring, selecting and training
         pa.field("scoring_flops", pa.float64(), nullable=False),  # operations of that scoring, counted from tokens
-        pa.field("training_flops", pa.float64(), nullable=False),  # likewise, mean over seeds; choosing has none
-        pa.field("total_flops", pa.float64(), nullable=False),  # scoring and training
+        pa.field("selecting_flops", pa.float64(), nullable=False),  # of a pilot; choosing itself has none
+        pa.field("training_flops", pa.float64(), nullable=False),  # mean over seeds
+        pa.field("total_flops", pa.float64(), nullable=False),  # scoring, selecting and training
         pa.field("full_seconds", pa.float64(), nullable=False),  # of training on all rows; where not run, by its tokens
         pa.field("full_flops", pa.float64(), nullable=False),
         pa.field("pays_after", pa.int64()),  # trainings on these rows that with scoring cost no more than on all; null:

@@ -17,7 +17,8 @@ def read_costs(root: Path, version: str) -> dict[str, Any] | None:
     """Return the costs of scoring, choosing and training in seconds and operations, and the break-even in words.
 
     Where no arm was trained on all rows, that training's operations are counted from its tokens, and its seconds are
-    those at the rate of the chosen arm.
+    those at the rate of the chosen arm. Choosing has operations where a pilot trains; its trainings that were kept
+    count as if they were done in this run.
 
     Returns:
         None where a stage did not say what it took, or no arm was trained on the choice.
@@ -31,7 +32,9 @@ def read_costs(root: Path, version: str) -> dict[str, Any] | None:
     counted = records["finetuning"]["full_flops"]
     full = full or {"seconds": chosen["seconds"] * counted / max(1, chosen["flops"]), "flops": counted}
     scoring = {unit: sum(records[name][f"scoring_{unit}"] for name in SCORING) for unit in ("seconds", "flops")}
-    found = {"scoring": scoring, "choosing": {"seconds": records["selection"]["seconds"], "flops": 0}}
+    pilot = _read(root, "selection", version, "selection.json").get("pilot") or {"seconds": 0.0, "flops": 0}
+    choosing = {"seconds": max(records["selection"]["seconds"], pilot["seconds"]), "flops": pilot["flops"]}
+    found = {"scoring": scoring, "choosing": choosing}
     found |= {"training_chosen": chosen, "training_full": full | {"measured": measured}}
     return found | {"told": tell(found, _read(root, "selection", version, "selection.json"), records["utility"])}
 

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 import tamis.masks.sparse_adamw
 import tamis.training.steps
+from tamis.evaluation.costs import FORWARD, TRAINING, count_rows, count_steps, sum_flops
 from tamis.language import packing
 from tamis.language.encoding import Encoding, refuse_long
 from tamis.language.packing import NonFiniteError, packed_attention, score_rows, verify_packing
@@ -109,6 +110,7 @@ def run_pilot(
     count = min(len(order), max(place.training.batch_rows, round(asked["rows"] * len(order))))
     losses: dict[str, list[list[float]]] = {name: [] for name in pilot.ARMS}
     seconds: dict[str, float] = {}  # of trainings that differ
+    flops: dict[str, int] = {}  # likewise
     known = [row["id"] for row in references]
     try:
         for number in range(asked["seeds"]):
@@ -117,12 +119,14 @@ def run_pilot(
                 brief = Brief(pool.pick(rows), ids, seed + number, asked["steps"], measured, known)
                 found = measure(place, brief, f"{name}-{number}")
                 losses[name].append(found["losses"])
-                seconds[digest(place, brief)] = found["seconds"]
+                key = digest(place, brief)
+                seconds[key], flops[key] = found["seconds"], count_brief(place, brief)
     finally:
         load.cache_clear()
     arrays = {name: np.array(found) for name, found in losses.items()}
     verdict = pilot.decide(arrays, generator=np.random.default_rng(seed))
     told = {"steps": asked["steps"], "rows": count, "seconds": round(sum(seconds.values()), 3)}
+    told["flops"] = sum(flops.values())
     told["validation"] = {"rows": len(references), "of": references[0]["split"]}
     return pilot.take_rows(verdict.decision, order, budget, seed=seed), pilot.record(verdict, arrays) | told
 
@@ -137,7 +141,8 @@ def measure(place: Place, brief: Brief, label: str) -> dict[str, Any]:
         network = train(place, brief, label)
         inside = network.get_base_model() if isinstance(network, peft.PeftModel) else network
         try:
-            scored = score_rows(inside, brief.measured, place.runtime.pack_tokens)
+            with models.multiplying(place.model):
+                scored = score_rows(inside, brief.measured, place.runtime.pack_tokens)
         except NonFiniteError as error:
             raise SelectionError(f"the pilot's loss of {label} on a validation row is not finite; {WAY_OUT}") from error
         found = {"losses": [-float(row.double().mean()) for row in scored], "seconds": perf_counter() - start}
@@ -158,6 +163,19 @@ def load(choice: models.ModelChoice) -> PreTrainedModel:
     return base
 
 
+def plan_brief(brief: Brief, batch_rows: int) -> list[np.ndarray]:
+    """Return the places of the rows that each step of a brief training takes."""
+    epoch = -(-len(brief.rows) // batch_rows)  # steps
+    return plan_steps(len(brief.rows), batch_rows, -(-brief.steps // epoch), brief.seed)[: brief.steps]
+
+
+def count_brief(place: Place, brief: Brief) -> int:
+    """Return the floating-point operations of a brief training and of what is measured after it."""
+    passed = count_steps(brief.rows, plan_brief(brief, place.training.batch_rows))
+    parts = [(passed, TRAINING), (count_rows(brief.measured), FORWARD)]
+    return sum_flops(parts, models.count_parameters(place.model))
+
+
 def train(place: Place, brief: Brief, label: str) -> torch.nn.Module:
     """Return a model after a brief training, or adapters in one, in eval mode and with its own attention.
 
@@ -168,12 +186,11 @@ def train(place: Place, brief: Brief, label: str) -> torch.nn.Module:
     """
     how = place.training
     base = (load if how.method == "lora" else load.__wrapped__)(place.model)
-    epoch = -(-len(brief.rows) // how.batch_rows)  # steps
-    steps = plan_steps(len(brief.rows), how.batch_rows, -(-brief.steps // epoch), brief.seed)[: brief.steps]
+    steps = plan_brief(brief, how.batch_rows)
     network, optimizer, schedule = restrict(base, place, len(steps), brief.seed)
     device = next(base.parameters()).device
     network.train()
-    with packed_attention(base):
+    with packed_attention(base), models.multiplying(place.model):
         for number, places in enumerate(steps, start=1):
             inputs = collate(brief.rows.pick(places), device)
             inputs = {name: one.to(device) if isinstance(one, torch.Tensor) else one for name, one in inputs.items()}

@@ -31,6 +31,7 @@ def make_trials(seed=0):
             correct=[place % 3 == 0 for place in range(len(IDS))],
             scoring_seconds=cost,
             scoring_flops=round(cost * 10),
+            selecting_flops=7,
             training={"seconds": 90 * share, "flops": round(1000 * share)},
             full_flops=1000,
             selecting_seconds=0.5,
@@ -60,11 +61,11 @@ def test_the_table_has_a_row_per_selector_and_budget_with_its_whole_cost(written
     delift = rows[1]
     assert (delift["rows"], delift["seeds"], delift["share"]) == (10, 2, 0.1)
     assert delift["total_seconds"] == pytest.approx(60.0 + 0.5 + 10.0)
-    assert (delift["scoring_flops"], delift["training_flops"], delift["total_flops"]) == (600, 100, 700)
+    assert (delift["scoring_flops"], delift["training_flops"], delift["total_flops"]) == (600, 100, 707)
     assert (delift["full_seconds"], delift["full_flops"]) == (pytest.approx(10.0 + 900 * 9 / 100), 1000)
     assert (delift["pays_after"], delift["pays_after_flops"]) == (1, 1)
     assert rows[3]["pays_after"] == 1
-    assert rows[2]["pays_after_flops"] == 0
+    assert rows[2]["pays_after_flops"] == 1
     assert delift["minus_random"] == pytest.approx(-0.1)
     assert delift["plasticity"] == pytest.approx(4.0 - delift["loss"])
     assert delift["stability"] == pytest.approx(2.5 - np.mean(make_trials()[0].general_losses) + 1.0)
@@ -157,5 +158,7 @@ def test_a_scoring_that_no_training_pays_back_is_null_and_told(tmp_path):
     row = next(row for row in rows if (row["selector"], row["budget"]) == ("delift", "0.1"))
     assert (row["pays_after"], row["pays_after_flops"]) == (None, None)
     told = tell_costs(row, power=1)
-    assert told.startswith("scoring 60.0 s, 6e+02 FLOPs · training 10.0 s, 1e+03 FLOPs · full 10.0 s, 1e+03 FLOPs; ")
+    assert told.startswith(
+        "scoring 60.0 s, 6e+02 FLOPs · choosing 0.5 s, 7 FLOPs · training on the choice 10.0 s, 1e+03"
+    )
     assert told.endswith("scoring never pays (by FLOPs never); for one training at no size of the pool")

@@ -21,14 +21,14 @@ RUNS = {
 }
 
 
-def write(root, kind="fraction", **changes) -> None:
+def write(root, kind="fraction", pilot=None, **changes) -> None:
     """Write what stages say of their runs, some of it changed; None: a stage did not run."""
     for name, run in {**RUNS, **changes}.items():
         folder = root / f"data/{name}/version=v1"
         folder.mkdir(parents=True)
         if run is not None:
             (folder / "run.json").write_text(json.dumps(run))
-    chosen = {"pool_rows": 100, "budget": {"kind": kind}}
+    chosen = {"pool_rows": 100, "budget": {"kind": kind}, "pilot": pilot}
     (root / "data/selection/version=v1/selection.json").write_text(json.dumps(chosen))
 
 
@@ -73,3 +73,8 @@ def test_the_size_of_the_pool_plays_its_part_where_costs_grow_otherwise_than_it(
 def test_nothing_is_told_where_a_stage_did_not_say_what_it_took(tmp_path, name):
     write(tmp_path, **{name: None})
     assert read_costs(tmp_path, "v1") is None
+
+
+def test_a_pilot_is_part_of_choosing_whether_its_trainings_were_kept_or_not(tmp_path):
+    write(tmp_path, pilot={"seconds": 12.0, "flops": 700})
+    assert read_costs(tmp_path, "v1")["choosing"] == {"seconds": 12.0, "flops": 700}

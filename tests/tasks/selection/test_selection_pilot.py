@@ -13,6 +13,7 @@ from worlds.toy_training import write_mask
 
 from tamis.language.packing import score_rows
 from tamis.training import pilot as arms
+from tamis.training.steps import collate, plan_steps
 from tasks import models
 from tasks.artifacts.row_sets import read_set
 from tasks.conversations import encode_rows
@@ -90,6 +91,7 @@ def test_it_is_recorded_what_was_done_and_why(tried, found):
     assert (told["steps"], told["rows"]) == (2, 3)
     assert told["seconds"] in (2.0, 2.5, 3.0)  # two arms may be of the same rows
     assert told["validation"] == {"rows": 3, "of": "validation"}
+    assert told["flops"] > 0
 
 
 def test_without_a_pilot_nothing_is_trained(world, monkeypatch):
@@ -271,3 +273,15 @@ def test_what_is_kept_says_losses_and_seconds(world, tried):
     kept = [json.loads(path.read_text()) for path in (world[0] / "pilots").glob("*.json")]
     assert 4 <= len(kept) <= 6  # two arms may be of the same rows
     assert all(len(one["losses"]) == 3 and one["seconds"] > 0 for one in kept)
+
+
+def test_operations_are_those_of_the_steps_and_of_one_pass_over_the_validation_rows(world, toy):
+    source, size = world[0] / "examples/examples.parquet", models.count_parameters(toy)
+    rows, measured = (read_set(source, name).to_pylist() for name in ("ground", "validation"))
+    some, known = encode_rows(rows[:5], toy), encode_rows(measured, toy)
+    brief = Brief(some, [one["id"] for one in rows[:5]], 3, 4, known, [one["id"] for one in measured])
+    place = Place(source, world[0], toy, TRAINING, RUNTIME)
+    steps = plan_steps(5, TRAINING.batch_rows, 2, 3)[:4]
+    laid = [collate(some.pick(step), torch.device("cpu")) for step in steps] + [collate(known, torch.device("cpu"))]
+    each = [size.layers * one["input_ids"].numel() + size.head * one["logits_to_keep"].numel() for one in laid]
+    assert pilot.count_brief(place, brief) == 6 * sum(each[:-1]) + 2 * each[-1]
