@@ -236,7 +236,7 @@ def write_made_up(here: Artifacts) -> None:
     rows, places = read_sets(source, ("ground", "held_out"), ["id", "topic", "response_tokens"])
     ids, generator = rows["id"].take(places["ground"]), np.random.default_rng(0)
     pairs = [ids, ids.take(generator.permutation(len(ids))), pa.array(generator.normal(size=len(ids)), pa.float32())]
-    table = pa.table(pairs, schema=schemas.UTILITY)
+    table = pa.table([*pairs, pa.array([True] * len(ids))], schema=schemas.UTILITY)
     write_table(table, here.utility / "utility.parquet", Provenance("utility", "v1", {}, made))
     asked = rows.take(places["held_out"]).to_pylist()
     runs = {"base": {"learner": "none"}, "chosen": {"learner": "finetuning", "seed": 0}}

@@ -164,7 +164,8 @@ def _check_no_kernel(values: "Params") -> None:
             "utility.kernel: neighbours or selection.selector: embedding"
         )
     if not utility.help_targets:
-        by = f"quality is {chosen.quality}" if chosen.quality != "none" else "gate is by help"
+        by_quality = reads_pairs(chosen.selector, chosen.quality)
+        by = f"quality is {chosen.quality}" if by_quality else "gate is by help"
         raise ParamsError(
             f"selection.{by}, but utility.kernel none and utility.help_targets 0 score no pair; "
             "set utility.help_targets: 8 or utility.kernel: neighbours"

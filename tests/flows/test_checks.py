@@ -106,12 +106,12 @@ def test_one_validation_prompt_in_one_is_refused():
             "utility.kernel is none and selection.selector delift, which chooses by a kernel",
         ),
         (
-            {"utility.kernel": "none"},
+            {"utility.kernel": "none", "utility.help_targets": 0},
             BY_HELP,
             "selection.quality is help, but utility.kernel none and utility.help_targets 0 score no pair",
         ),
         (
-            {"utility.kernel": "none"},
+            {"utility.kernel": "none", "utility.help_targets": 0},
             {"selection.selector": "longest", "selection.gate": {"by": "help", "drop": 0.2}},
             "selection.gate is by help, but utility.kernel none and utility.help_targets 0 score no pair",
         ),
@@ -132,7 +132,7 @@ def test_to_choose_by_pairs_that_are_not_scored_is_refused(utility, selection, s
     [
         ({}, {}, True, True),
         ({"utility.kernel": "exact"}, {}, False, True),
-        ({}, {"selection.selector": "embedding"}, True, False),
+        ({}, {"selection.selector": "embedding", "selection.quality": "none"}, True, False),
         ({"utility.kernel": "none", "utility.help_targets": 8}, BY_HELP, True, True),
         ({"utility.kernel": "none"}, {"selection.selector": "random"}, False, False),
     ],

@@ -182,7 +182,8 @@ def test_summary_of_a_run_shows_topics_as_text(capsys):
     from flows.commands.running import show_summary
 
     notes = ["topic docs [/INST]: \x1b[31m"]
-    show_summary({"version": "v1", "arms": [arm], "notes": notes, "seconds": {"examples": 1.0}, "pairs_scored": 7})
+    found = {"version": "v1", "arms": [arm], "notes": notes, "seconds": {"examples": 1.0}, "pairs_scored": 7}
+    show_summary(found | {"costs": None})
     shown = capsys.readouterr().out
     assert "chosen [/x] (2 seeds)" in shown
     assert r"topic docs [/INST]: \x1b[31m" in shown
@@ -220,6 +221,7 @@ COMMANDS = (
     ["sql", "select 1"],
     ["show", "1"],
     ["compare"],
+    ["study", "small"],
     ["repeats"],
     ["merge", "v1", "out"],
     ["store"],

@@ -167,13 +167,14 @@ def test_rows_of_a_few_texts_with_small_variations_are_that_many_clusters():
 
 
 def test_the_sample_data_repeat_ten_texts_by_accident():
-    rows = [json.loads(line) for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in lines if "planted" not in row]
     found = find_near_duplicates(
         [join_dialogue(make_exchange(row["prompt"], row["response"])) for row in rows], jaccard=0.8
     )
-    assert len(rows) == 1050
+    assert len(lines) == 1050
     assert (found.near_duplicate_of < 0).sum() == 10
-    assert found.cluster_sizes.min() == 88
+    assert found.cluster_sizes.min() == 85
 
 
 def test_in_a_large_bucket_rows_are_compared_with_its_first_ones(monkeypatch):

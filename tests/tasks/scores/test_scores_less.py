@@ -68,7 +68,7 @@ def plain_loss(network, tokens, answer):
 
 
 def slow_scores(model, ground, queries, settings):
-    """Scores by plain passes: a warm-up whose steps add up rows' losses, and a gradient per row."""
+    """Scores by plain passes: a warm-up whose steps take the mean of rows' losses, and a gradient per row."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(settings.seed)
@@ -88,9 +88,8 @@ def slow_scores(model, ground, queries, settings):
     optimizer, schedule = optimise(network, len(steps), settings.less.learning_rate, 0.1)
     total, weight, rates = 0.0, 0.0, []
     for number, places in enumerate(steps, start=1):
-        losses = [(plain_loss(network, *warm[place]), len(warm[place][1])) for place in places]
         optimizer.zero_grad()
-        (sum(loss * count for loss, count in losses) / sum(count for _, count in losses)).backward()
+        (sum(plain_loss(network, *warm[place]) for place in places) / len(places)).backward()
         rates.append(schedule.get_last_lr()[0])
         optimizer.step()
         schedule.step()
