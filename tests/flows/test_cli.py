@@ -180,6 +180,7 @@ def test_commands_from_a_folder_of_the_project_do_the_same(project, monkeypatch)
     assert (project.root / "data/raw/merged/config.json").exists()
 
 
+@pytest.mark.slow
 def test_no_line_of_another_package_reaches_the_screen(project):
     for made in (project.root / "data").glob("*/version=v1"):
         shutil.rmtree(made)

@@ -353,6 +353,7 @@ def test_dvc_repro_tells_of_rejects_files_that_are_not_read_and_what_was_left_ou
     ]
 
 
+@pytest.mark.slow
 def test_after_add_the_next_run_works(fresh, chats, tmp_path, monkeypatch):
     root = Path(shutil.copytree(fresh(REAL, "flow")[0].root, tmp_path / "ran", symlinks=True))
     monkeypatch.chdir(root)
