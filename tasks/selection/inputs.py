@@ -26,7 +26,7 @@ from tasks.artifacts.tables import provenance, read_lists, read_table
 from tasks.conversations import read_conversation
 from tasks.selection.settings import SelectionSettings
 
-DENSE_ROWS = 8192  # of the pool, over embeddings: above, each row's nearest alone are compared
+DENSE_ROWS = 8192  # of the pool, compared by vectors: above, each row's nearest alone are compared
 NEAREST = 64
 
 
@@ -224,13 +224,9 @@ def compare_vectors(source: Path, rows: Rows, settings: SelectionSettings, pairs
     ground, learnt, target = rows.ground["id"].to_pylist(), wanted.learnt, wanted.target
     place = {name: row for row, name in enumerate(ground)}
     inside = np.array([place[name] for name in learnt if name in place], np.int64)
-    own, task, outside = read_vectors(source, ground, target, [name for name in learnt if name not in place])
-    if len(ground) <= DENSE_ROWS:
-        kernel, recall = cosines.compare(own, own), None
-    else:
-        near = find_neighbours(own, NEAREST)
-        kernel, recall = cosines.compare_nearest(own, near.indices), near.recall
     beyond = [name for name in learnt if name not in place]
+    own, task, outside = read_vectors(source, ground, target, beyond)
+    kernel, recall = compare_rows(own)
     worth = read_worth(pairs, rows, target, beyond, settings.quality) if pairs else None
     if worth:
         kernel, outside = weigh_demos(kernel, worth.own), outside * np.maximum(worth.learnt, 0)[:, None].astype("f4")
@@ -245,6 +241,15 @@ def compare_vectors(source: Path, rows: Rows, settings: SelectionSettings, pairs
         kernels = Kernels(kernel, queries=queries, asked=asked)
     quality, unscored = (worth.own, worth.unscored) if worth else (None, 0)
     return Similar(kernels, np.arange(len(ground)), recall, quality, unscored)
+
+
+def compare_rows(vectors: np.ndarray) -> tuple[Kernel, float | None]:
+    """Return the similarities of rows by their unit vectors, of many only each one's nearest, and the recall of these;
+    None where all are compared."""
+    if len(vectors) <= DENSE_ROWS:
+        return cosines.compare(vectors, vectors), None
+    near = find_neighbours(vectors, NEAREST)
+    return cosines.compare_nearest(vectors, near.indices), near.recall
 
 
 @dataclass(frozen=True)
@@ -308,11 +313,7 @@ def compare_directions(phi_data: Path, sketches: Path, rows: Rows, examples: str
     vectors = read_lists(sketches, "sketch")[look_up(there, [ids[demo] for demo in demos], sketches)]
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     own = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
-    if len(demos) <= DENSE_ROWS:
-        kernel, recall = cosines.compare(own, own), None
-    else:
-        near = find_neighbours(own, NEAREST)
-        kernel, recall = cosines.compare_nearest(own, near.indices), near.recall
+    kernel, recall = compare_rows(own)
     weighed = objectives.weigh(Kernels(kernel), np.maximum(worth[demos], 0.0))
     return Similar(Kernels(spread_targets(weighed.own, demos, len(ids))), demos, recall, quality=worth[demos])
 
