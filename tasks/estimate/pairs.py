@@ -38,7 +38,8 @@ def count_utility(case: Case) -> Work:
     sizes = {name: len(places) for name, places in sets.items()}
     whole = count_pairs(sizes, case.values.utility, case.kernel)
     answered = np.union1d(sets["ground"], sets["task"])
-    targets = len(answered) if case.kernel != "none" else min(len(sets["ground"]), case.values.utility.help_targets)
+    helped = min(len(sets["task"]) or len(sets["ground"]), case.values.utility.help_targets)
+    targets = len(answered) if case.kernel != "none" else helped
     each = found.forward / max(1, found.pairs + found.rows)
     return replace(found, pairs=whole, rows=targets, forward=round(each * (whole + targets)))
 
@@ -132,7 +133,7 @@ def count_pairs(sizes: Mapping[str, int], settings: Any, kernel: str) -> int:
     ground, task, learnt = (sizes[name] for name in ("ground", "task", "learnt"))
     if kernel == "exact":
         return ground * (ground + 2 * task + learnt)
-    helped = min(settings.help_targets, ground)
+    helped = min(settings.help_targets, task or ground)
     if kernel == "none":
         return helped * (ground + task + learnt - 1)
     if kernel == "probes":

@@ -12,11 +12,10 @@ import numpy as np
 
 from tamis.scores.gates import HIGHEST_LEAVE, find_gated
 from tamis.submodular.budgets import Budget, BudgetError, narrow
-from tamis.utility.quality import measure_help, measure_nearby_help
 from tasks.artifacts import schemas
 from tasks.artifacts.row_sets import count_faults
 from tasks.artifacts.tables import provenance, read_table
-from tasks.selection.inputs import Rows, cut, find, look_up, read_pairs
+from tasks.selection.inputs import Rows, look_up, read_help, read_nearby_help, read_pairs
 
 FILES = {"ifd": ("scores", "ifd.parquet"), "help": ("utility", "utility.parquet")}
 FILES |= {"agreement": ("embedding", "agreement.parquet")}  # gate -> stage and table of its scores
@@ -58,15 +57,9 @@ def _read_scores(source: Path, rows: Rows) -> np.ndarray:
 
 def _read_help(source: Path, rows: Rows) -> np.ndarray:
     """Return how much each row helps those that it was shown to; under kernel `neighbours` those near it, both ways."""
-    pairs, ids = read_pairs(source, rows), rows.ground["id"].to_pylist()
     near = provenance(source)["parameters"].get("kernel") == "neighbours"
-    pairs = pairs.filter(pairs["kernel"]) if near else pairs  # others do not say which rows are near
-    inside = (find(pairs["target_id"], ids) >= 0) & (find(pairs["demo_id"], ids) >= 0)
-    demos = np.unique(find(pairs["demo_id"], ids)[inside])
-    utility = cut(pairs, (ids, [ids[demo] for demo in demos]), source)
-    scores = np.full(len(ids), np.nan)
-    scores[demos] = (measure_nearby_help if near else measure_help)(utility, demos)
-    return scores
+    measure = read_nearby_help if near else read_help
+    return measure(read_pairs(source, rows), rows, rows.ground["id"].to_pylist(), source)
 
 
 def pass_gate(rows: Rows, budget: Budget, gate: Gated | None) -> tuple[Rows, Budget]:

@@ -125,7 +125,7 @@ def read_utility(source: Path, rows: Rows, settings: SelectionSettings, diagonal
     quality, unscored = measure_quality(scored, rows, demos, settings.quality, source)
     if settings.quality != "none":
         others = blocks.keys() & {"learnt", "asked"}
-        worth = {name: measure_others(scored, blocks[name], places[name], source) for name in others}
+        worth = {name: measure_others(scored, rows, blocks[name][1], source) for name in others}
         worth |= {"own": quality, "queries": quality}
         similar = {name: weigh_demos(kernel, worth[name]) for name, kernel in similar.items()}
     return Similar(Kernels(**similar), demos, quality=quality, unscored=int(unscored.sum()))
@@ -149,22 +149,32 @@ def read_probes(source: Path, rows: Rows) -> np.ndarray:
 def measure_quality(
     scored: pa.Table, rows: Rows, demos: np.ndarray, quality: str, source: Path
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the quality of demos of the pool, and which of them have the median of their topic.
-
-    Pairs that are none of the kernel tell a demo's help, too; what rows are near only the kernel's do.
-    """
+    """Return the quality of demos of the pool, and which of them have the median of their topic."""
     ground, topics = (rows.ground[name].to_pylist() for name in ("id", "topic"))
-    nearby = quality == "neighbours"
-    pairs, measure = (scored.filter(scored["kernel"]), measure_nearby_help) if nearby else (scored, measure_help)
-    measured = measure(cut(pairs, (ground, [ground[demo] for demo in demos]), source), demos)
-    return fill_by_topic(measured, [topics[demo] for demo in demos])
+    measure = read_nearby_help if quality == "neighbours" else read_help
+    return fill_by_topic(
+        measure(scored, rows, [ground[demo] for demo in demos], source), [topics[demo] for demo in demos]
+    )
 
 
-def measure_others(
-    scored: pa.Table, names: tuple[list[str], list[str]], places: np.ndarray, source: Path
-) -> np.ndarray:
-    """Return the help of demos that are not to be chosen for some targets; theirs of all where one has no pair."""
-    return fill_by_topic(measure_help(cut(scored, names, source), places))[0]
+def read_help(scored: pa.Table, rows: Rows, demos: list[str], source: Path) -> np.ndarray:
+    """Return how much each demo helps the rows of the target task, or of the pool where there is no target task.
+
+    Pairs that are none of the kernel tell it, too. NaN where a demo has no such pair.
+    """
+    helped = rows.target or rows.ground["id"].to_pylist()
+    return measure_help(cut(scored, (helped, demos), source), find_places(demos, helped))
+
+
+def read_nearby_help(scored: pa.Table, rows: Rows, demos: list[str], source: Path) -> np.ndarray:
+    """Return how much each demo of the pool and the rows near it help each other, which only the kernel's pairs tell."""
+    ground, pairs = rows.ground["id"].to_pylist(), scored.filter(scored["kernel"])
+    return measure_nearby_help(cut(pairs, (ground, demos), source), find_places(demos, ground))
+
+
+def measure_others(scored: pa.Table, rows: Rows, demos: list[str], source: Path) -> np.ndarray:
+    """Return the help of demos that are not to be chosen; theirs of all where one has no pair."""
+    return fill_by_topic(read_help(scored, rows, demos, source))[0]
 
 
 def find_places(ids: list[str], among: list[str] | pa.Array) -> np.ndarray:
@@ -267,8 +277,7 @@ def read_worth(source: Path, rows: Rows, target: list[str], learnt: list[str], q
     scored, ground = read_pairs(source, rows), rows.ground["id"].to_pylist()
     own, unscored = measure_quality(scored, rows, np.arange(len(ground)), quality, source)
     others = [
-        measure_others(scored, (ground, names), np.full(len(names), -1), source) if names else np.empty(0)
-        for names in (learnt, target)
+        measure_others(scored, rows, names, source) if names else np.empty(0) for names in (learnt, target)
     ]
     return Worth(own, int(unscored.sum()), *others)
 

@@ -22,12 +22,13 @@ def draw_check(ground: np.ndarray, settings: UtilitySettings, kernel: str) -> np
 
 
 def draw_help(sets: Sets, pairs: np.ndarray, settings: UtilitySettings, kernel: str) -> np.ndarray:
-    """Return the pairs of a few drawn rows of the pool with every demo but themselves.
+    """Return the pairs of a few drawn rows with every demo but themselves: of the target task, or else of the pool.
 
     Demos are those of all sets; of a kernel of landmarks those alone that its pairs have.
     """
     demos = np.unique(pairs[:, 1]) if kernel == "landmarks" else np.unique(np.concatenate([*sets.values()]))
-    return pairs_of_help(sets["ground"], demos, settings.help_targets, settings.seed)
+    helped = sets["task"] if len(sets["task"]) else sets["ground"]
+    return pairs_of_help(helped, demos, settings.help_targets, settings.seed)
 
 
 def ask(

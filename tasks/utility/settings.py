@@ -37,8 +37,8 @@ class UtilitySettings:
     )
     help_targets: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="random targets, the same ones for all, that each demo is scored with besides; they tell its help "
-        "(selection.quality) and are no part of the kernel",
+        description="random rows of the target task, or of the pool where there is none, that each demo is scored with "
+        "besides; they tell its help (selection.quality) and are no part of the kernel",
     )
     answer_tokens: Annotated[int, Field(ge=1)] | None = Field(
         None, description="of a target that are scored, the first ones; null: all. A demo is always shown whole"

@@ -191,3 +191,20 @@ def test_what_was_learnt_covers_by_its_own_help_where_embeddings_have_one(tmp_pa
     subset, _ = run(tmp_path, replace(HALF, objective="conditional_gain", **asked))
     expected = oracles.greedy_of(lambda some: oracles.conditional_gain(kernel, kernel[:, [2]], 0.5, some), 12, 3)
     assert places_of(subset, ids) == expected
+
+
+@pytest.mark.parametrize("selector", ["delift", "embedding"])
+def test_with_a_target_task_help_is_that_for_its_rows(tmp_path, selector):
+    ids = write_examples(tmp_path / "examples", pool=9, held_out=0, target=3)
+    target = sorted(set(read_table(tmp_path / "examples/examples.parquet")["id"].to_pylist()) - set(ids))
+    whole, keep = [*ids, *target], np.ones((12, 12), bool)
+    write_utility(tmp_path / "utility", whole, UTILITY, keep=keep, in_kernel=keep, kernel="exact")
+    write_embedding(tmp_path / "embedding", whole, VECTORS)
+    similar = {"delift": RELU, "embedding": COSINES}[selector][9:, :9]
+    kernel = (similar * np.maximum(UTILITY[9:, :9].mean(axis=0), 0)).astype(np.float32)
+    asked = {"selector": selector, "quality": "help", "budget": {"count": 3}}
+    subset, _ = run(tmp_path, replace(HALF, objective="mutual_information", **asked), diagonal="capped")
+    expected = oracles.greedy_of(
+        lambda some: oracles.facility_location(kernel, some) + kernel[:, some].max(axis=0).sum(), 9, 3
+    )
+    assert places_of(subset, ids) == expected

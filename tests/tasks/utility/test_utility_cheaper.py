@@ -135,3 +135,16 @@ def test_rows_of_all_sets_are_scored_as_demos_and_of_landmarks_those_alone(tmp_p
     run(tmp_path, toy, replace(few, help_targets=8), out="more")
     demos = [{row["demo_id"] for row in rows_of(tmp_path / name)} for name in ("few", "more")]
     assert demos[0] == demos[1]
+
+
+def test_help_is_measured_on_rows_of_the_target_task_where_there_is_one(tmp_path, toy):
+    ids = write_examples(tmp_path / "examples", pool=8, held_out=0, target=3)
+    embed(tmp_path, toy)
+    run(tmp_path, toy, ALONE)
+    found = rows_of(tmp_path / "out")
+    target = set(read_table(tmp_path / "examples/examples.parquet")["id"].to_pylist()) - set(ids)
+    helped = {row["target_id"] for row in found}
+    assert len(target) == 3
+    assert len(helped) == 2
+    assert helped < target
+    assert {row["demo_id"] for row in found} == {*ids, *target}
