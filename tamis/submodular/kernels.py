@@ -89,6 +89,31 @@ def take(
     return SparseKernel(*entries, (len(rows), len(columns)))
 
 
+def repeat(
+    kernel: Other, targets: Int64[np.ndarray, " copied_target"] | None, demos: Int64[np.ndarray, " copied_demo"] | None
+) -> Other:
+    """Return the kernel in which targets and demos stand in the order given, and as often; None: as they are.
+
+    Args:
+        targets, demos: positions; one that is not given is left out.
+
+    >>> repeat(np.float32([[1, 2], [3, 4]]), np.array([1, 0, 1]), np.array([0, 0])).tolist()
+    [[3.0, 3.0], [1.0, 1.0], [3.0, 3.0]]
+    """
+    found = take(kernel, targets, None)
+    if demos is None or not isinstance(found, SparseKernel):
+        return found if demos is None else take(found, None, demos)
+    order, counts = np.argsort(demos, kind="stable"), np.bincount(demos, minlength=kernel.shape[1])
+    each = counts[found.indices]  # copies of every entry
+    ends = np.cumsum(each)
+    number = np.arange(each.sum()) - np.repeat(ends - each, each)  # of the copy, among those of its entry
+    columns = order[np.repeat((np.cumsum(counts) - counts)[found.indices], each) + number]
+    sorted_ = np.lexsort((columns, np.repeat(list_targets(found), each)))
+    indptr = np.concatenate([np.zeros(1, np.int64), ends])[found.indptr]
+    values = np.repeat(found.values, each)[sorted_]
+    return SparseKernel(indptr, columns[sorted_].astype(np.int32), values, (found.shape[0], len(demos)))
+
+
 def list_targets(kernel: SparseKernel) -> Int64[np.ndarray, " entry"]:
     """Return the target of each entry of a sparse kernel."""
     return np.repeat(np.arange(kernel.shape[0]), np.diff(kernel.indptr))

@@ -90,6 +90,18 @@ def count_faults(rows: pa.Table) -> dict[str, Any]:
     return {"planted": dict(sorted(words.items())), "repeats": rows.num_rows - pc.count_distinct(first).as_py()}
 
 
+def name_firsts(rows: pa.Table) -> pa.ChunkedArray:
+    """Return for each of some examples the id of the first of them that has its text.
+
+    >>> said = {"id": ["a", "b", "a-2"], "row": [0, 1, 2], "duplicate_of": [None, None, 0]}
+    >>> name_firsts(pa.table(said | {"duplicate_of": pa.array([None, None, 0], pa.int64())})).to_pylist()
+    ['a', 'b', 'a']
+    """
+    text = pc.coalesce(rows["duplicate_of"], rows["row"])
+    _, first, place = np.unique(np.asarray(text), return_index=True, return_inverse=True)
+    return rows["id"].take(first[place])
+
+
 def mark(table: pa.Table, name: str) -> pa.ChunkedArray:
     """Return for each example whether it is in a set."""
     if name in USED:

@@ -46,7 +46,7 @@ def count_utility(case: Case) -> Work:
 
 def read_sets(corpus: Corpus) -> Sets:
     """Return the sets that pairs are made of."""
-    return {"ground": corpus.places("pool"), "task": corpus.places("target"), "learnt": corpus.learnt()}
+    return {"ground": corpus.texts(), "task": corpus.places("target"), "learnt": corpus.learnt()}
 
 
 def plan_pairs(case: Case, sets: Sets) -> list[np.ndarray]:

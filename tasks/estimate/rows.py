@@ -47,6 +47,15 @@ class Corpus:
         """Return the places of the used rows of a split."""
         return np.flatnonzero([row["used"] and row["split"] == split for row in self.rows])
 
+    def texts(self) -> np.ndarray:
+        """Return the places of the used rows of the pool, of those with one text the first."""
+        places = self.places("pool")
+        texts = [
+            self.rows[place]["row"] if (first := self.rows[place]["duplicate_of"]) is None else first
+            for place in places
+        ]
+        return places[np.sort(np.unique(texts, return_index=True)[1])]
+
     def references(self) -> np.ndarray:
         """Return the places of the rows that others are scored beside: of the target task, or those that validate."""
         target = self.places("target")

@@ -15,7 +15,8 @@ from tamis.submodular.budgets import Budget, BudgetError, narrow
 from tasks.artifacts import schemas
 from tasks.artifacts.row_sets import count_faults
 from tasks.artifacts.tables import provenance, read_table
-from tasks.selection.inputs import Rows, look_up, read_help, read_nearby_help, read_pairs
+from tasks.selection.inputs import look_up, read_help, read_nearby_help, read_pairs
+from tasks.selection.rows import Rows, list_texts
 
 FILES = {"ifd": ("scores", "ifd.parquet"), "help": ("utility", "utility.parquet")}
 FILES |= {"agreement": ("embedding", "agreement.parquet")}  # gate -> stage and table of its scores
@@ -58,8 +59,11 @@ def _read_scores(source: Path, rows: Rows) -> np.ndarray:
 def _read_help(source: Path, rows: Rows) -> np.ndarray:
     """Return how much each row helps those that it was shown to; under kernel `neighbours` those near it, both ways."""
     near = provenance(source)["parameters"].get("kernel") == "neighbours"
-    measure = read_nearby_help if near else read_help
-    return measure(read_pairs(source, rows), rows, rows.ground["id"].to_pylist(), source)
+    pairs, texts = read_pairs(source, rows), list_texts(rows)
+    found = (
+        read_nearby_help(pairs, texts, texts.ids, source) if near else read_help(pairs, rows, texts, texts.ids, source)
+    )
+    return found[texts.places]
 
 
 def pass_gate(rows: Rows, budget: Budget, gate: Gated | None) -> tuple[Rows, Budget]:

@@ -1,15 +1,14 @@
 """What other stages found, as what selection chooses by: pairs and embeddings as similarities, scores as vectors."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tamis.examples.conversations import join_texts
 from tamis.submodular import cosines, objectives
-from tamis.submodular.kernels import Kernel, SparseKernel, gather, scale_together
+from tamis.submodular.kernels import Kernel, SparseKernel, gather, repeat, scale_together
 from tamis.submodular.objectives import Kernels
 from tamis.utility.neighbours import find_neighbours
 from tamis.utility.quality import (
@@ -21,61 +20,12 @@ from tamis.utility.quality import (
     weigh_demos,
 )
 from tasks.artifacts import schemas
-from tasks.artifacts.row_sets import FAULTS, read_references, read_set, read_sets
 from tasks.artifacts.tables import provenance, read_lists, read_table
-from tasks.conversations import read_conversation
+from tasks.selection.rows import Rows, SelectionError, Texts, list_texts, wanted_rows
 from tasks.selection.settings import SelectionSettings
 
 DENSE_ROWS = 8192  # of the pool, compared by vectors: above, each row's nearest alone are compared
 NEAREST = 64
-
-
-class SelectionError(ValueError):
-    """The rows cannot be chosen as asked."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The examples by what they are for."""
-
-    ground: pa.Table  # the used pool, by row: what may be chosen, and what is to be covered
-    target: list[str]  # ids of the target task
-    learnt: list[str]  # ids of what an earlier version chose, whether they may be chosen again or not
-    gated: list[str] = field(default_factory=list)  # ids of the used pool that left before the choice
-
-
-def read_rows(source: Path) -> Rows:
-    """Return the used rows of the pool, those of the target task, and what an earlier version chose."""
-    columns = ["id", "topic", "source", "response_tokens", "weight", *FAULTS]
-    table, sets = read_sets(source, ("ground", "target", "learnt"), columns)
-    target, learnt = (table["id"].take(sets[name]).to_pylist() for name in ("target", "learnt"))
-    return Rows(table.take(sets["ground"]), target, learnt)
-
-
-def read_texts(source: Path, selector: str, ids: list[str]) -> tuple[list[str], list[str]]:
-    """Return all that is said in each of some rows of the pool, by row, and in each reference row.
-
-    Raises:
-        ValueError: there is no reference row.
-    """
-    pool = read_set(source, "ground")
-    tables = pool.filter(pc.is_in(pool["id"], pa.array(ids, pa.string()))), read_references(source, selector)
-    ground, references = ([join_texts(read_conversation(row)) for row in table.to_pylist()] for table in tables)
-    return ground, references
-
-
-def wanted_rows(rows: Rows, objective: str) -> Rows:
-    """Return the rows with those learnt and those of the target task only where the objective needs them.
-
-    Raises:
-        SelectionError: mutual information without a target task.
-    """
-    if objective == "mutual_information" and not rows.target:
-        raise SelectionError(
-            "selection.objective is mutual_information but no row is of the target task; set examples.target"
-        )
-    learnt = rows.learnt if objective == "conditional_gain" else []
-    return Rows(rows.ground, rows.target if objective == "mutual_information" else [], learnt, rows.gated)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,9 +52,9 @@ def read_utility(source: Path, rows: Rows, settings: SelectionSettings, diagonal
         SelectionError: there is no pair of a kind that the objective needs, or a pair is of other examples.
         KernelError: a value that no similarity can be.
     """
-    wanted, scored = wanted_rows(rows, settings.objective), read_pairs(source, rows)
+    wanted, scored, texts = wanted_rows(rows, settings.objective), read_pairs(source, rows), list_texts(rows)
     pairs = scored.filter(scored["kernel"])
-    ground, learnt, target = rows.ground["id"].to_pylist(), wanted.learnt, wanted.target
+    ground, learnt, target = texts.ids, wanted.learnt, wanted.target
     demos = np.arange(len(ground))
     if provenance(source)["parameters"].get("kernel") == "landmarks":
         demos = np.intersect1d(demos, find(pairs.filter(find(pairs["target_id"], ground) >= 0)["demo_id"], ground))
@@ -122,13 +72,32 @@ def read_utility(source: Path, rows: Rows, settings: SelectionSettings, diagonal
         ceiling = np.zeros(len(ground), np.float32) if diagonal == "excluded" else find_ceiling(similar["own"], demos)
         for name in blocks.keys() & {"own", "learnt"}:
             similar[name] = cap_diagonal(similar[name], places[name], ceiling)
-    quality, unscored = measure_quality(scored, rows, demos, settings.quality, source)
+    quality, unscored = measure_quality(scored, rows, texts, demos, quality=settings.quality, source=source)
     if settings.quality != "none":
         others = blocks.keys() & {"learnt", "asked"}
-        worth = {name: measure_others(scored, rows, blocks[name][1], source) for name in others}
+        worth = {name: measure_others(scored, rows, texts, blocks[name][1], source) for name in others}
         worth |= {"own": quality, "queries": quality}
         similar = {name: weigh_demos(kernel, worth[name]) for name, kernel in similar.items()}
-    return Similar(Kernels(**similar), demos, quality=quality, unscored=int(unscored.sum()))
+    return spread_copies(Similar(Kernels(**similar), demos, quality=quality), texts, unscored)
+
+
+def spread_copies(similar: Similar, texts: Texts, unscored: np.ndarray) -> Similar:
+    """Return the similarities of all rows of the pool, given those of its texts.
+
+    Args:
+        similar: of texts.
+        texts: of the pool.
+        unscored: which of the demos have no quality of their own.
+    """
+    rows = np.flatnonzero(np.isin(texts.places, similar.demos))  # that are demos
+    shown, kernels = np.searchsorted(similar.demos, texts.places[rows]), similar.kernels
+    if len(texts.ids) < len(texts.places):
+        places = {"own": (texts.places, shown), "learnt": (texts.places, None), "asked": (texts.places, None)}
+        places |= {"queries": (None, shown)}
+        there = {name: kernel for name, kernel in vars(kernels).items() if kernel is not None}
+        kernels = Kernels(**{name: repeat(kernel, *places[name]) for name, kernel in there.items()})
+    quality = None if similar.quality is None else similar.quality[shown]
+    return replace(similar, kernels=kernels, demos=rows, quality=quality, unscored=int(unscored[shown].sum()))
 
 
 def read_probes(source: Path, rows: Rows) -> np.ndarray:
@@ -140,41 +109,39 @@ def read_probes(source: Path, rows: Rows) -> np.ndarray:
     made = provenance(source)["parameters"].get("kernel")
     if made != "probes":
         raise SelectionError(f"{source} holds pairs of kernel {made}, not of probes; make it again: `tamis run`")
-    ids, topics = rows.ground["id"].to_pylist(), rows.ground["topic"].to_pylist()
-    pairs = read_pairs(source, rows)
-    utility = cut(pairs.filter(pairs["kernel"]), (ids, ids), source)
-    return fill_by_topic(measure_help(utility, np.arange(len(ids))), topics)[0]
+    texts, pairs = list_texts(rows), read_pairs(source, rows)
+    utility = cut(pairs.filter(pairs["kernel"]), (texts.ids, texts.ids), source)
+    return fill_by_topic(measure_help(utility, np.arange(len(texts.ids))), texts.topics)[0][texts.places]
 
 
 def measure_quality(
-    scored: pa.Table, rows: Rows, demos: np.ndarray, quality: str, source: Path
+    scored: pa.Table, rows: Rows, texts: Texts, demos: np.ndarray, *, quality: str, source: Path
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the quality of demos of the pool, and which of them have the median of their topic."""
-    ground, topics = (rows.ground[name].to_pylist() for name in ("id", "topic"))
-    measure = read_nearby_help if quality == "neighbours" else read_help
-    return fill_by_topic(
-        measure(scored, rows, [ground[demo] for demo in demos], source), [topics[demo] for demo in demos]
-    )
+    """Return the quality of texts of the pool as demos, and which of them have the median of their topic."""
+    shown, topics = ([every[demo] for demo in demos] for every in (texts.ids, texts.topics))
+    nearby = quality == "neighbours"
+    found = read_nearby_help(scored, texts, shown, source) if nearby else read_help(scored, rows, texts, shown, source)
+    return fill_by_topic(found, topics)
 
 
-def read_help(scored: pa.Table, rows: Rows, demos: list[str], source: Path) -> np.ndarray:
+def read_help(scored: pa.Table, rows: Rows, texts: Texts, demos: list[str], source: Path) -> np.ndarray:
     """Return how much each demo helps the rows of the target task, or of the pool where there is no target task.
 
     Pairs that are none of the kernel tell it, too. NaN where a demo has no such pair.
     """
-    helped = rows.target or rows.ground["id"].to_pylist()
+    helped = rows.target or texts.ids
     return measure_help(cut(scored, (helped, demos), source), find_places(demos, helped))
 
 
-def read_nearby_help(scored: pa.Table, rows: Rows, demos: list[str], source: Path) -> np.ndarray:
-    """Return how much each demo of the pool and the rows near it help each other, which only the kernel's pairs tell."""
-    ground, pairs = rows.ground["id"].to_pylist(), scored.filter(scored["kernel"])
-    return measure_nearby_help(cut(pairs, (ground, demos), source), find_places(demos, ground))
+def read_nearby_help(scored: pa.Table, texts: Texts, demos: list[str], source: Path) -> np.ndarray:
+    """Return how much each demo of the pool and the rows near it help each other; only the kernel's pairs tell it."""
+    pairs = scored.filter(scored["kernel"])
+    return measure_nearby_help(cut(pairs, (texts.ids, demos), source), find_places(demos, texts.ids))
 
 
-def measure_others(scored: pa.Table, rows: Rows, demos: list[str], source: Path) -> np.ndarray:
+def measure_others(scored: pa.Table, rows: Rows, texts: Texts, demos: list[str], source: Path) -> np.ndarray:
     """Return the help of demos that are not to be chosen; theirs of all where one has no pair."""
-    return fill_by_topic(read_help(scored, rows, demos, source))[0]
+    return fill_by_topic(read_help(scored, rows, texts, demos, source))[0]
 
 
 def find_places(ids: list[str], among: list[str] | pa.Array) -> np.ndarray:
@@ -188,15 +155,14 @@ def read_pairs(source: Path, rows: Rows) -> pa.Table:
     table = read_table(source, schemas.UTILITY)
     for place, name in enumerate(("target_id", "demo_id")):
         table = table.set_column(place, name, table[name].dictionary_encode())
-    targets = [*rows.ground["id"].to_pylist(), *rows.gated, *rows.target]
+    targets = [*rows.scored, *rows.target]
     odd = (find(table["target_id"], targets) < 0) | (find(table["demo_id"], [*targets, *rows.learnt]) < 0)
     if odd.any():
         first = [(pair["target_id"], pair["demo_id"]) for pair in table.take(np.flatnonzero(odd)[:3]).to_pylist()]
         raise SelectionError(
-            f"{odd.sum()} of {table.num_rows} pairs in {source} are not of the pool's "
-            f"{len(targets) - len(rows.target)} used rows, {len(rows.learnt)} learnt ones and {len(rows.target)} of "
-            f"the target task, first pairs (target, demo) {first}; examples and utility are of two runs, make both: "
-            "`tamis run`"
+            f"{odd.sum()} of {table.num_rows} pairs in {source} are not of the pool's {len(rows.scored)} used texts, "
+            f"{len(rows.learnt)} learnt ones and {len(rows.target)} of the target task, first pairs "
+            f"(target, demo) {first}; examples and utility are of two runs, make both: `tamis run`"
         )
     return table
 
@@ -236,8 +202,9 @@ def compare_vectors(source: Path, rows: Rows, settings: SelectionSettings, pairs
     inside = np.array([place[name] for name in learnt if name in place], np.int64)
     beyond = [name for name in learnt if name not in place]
     own, task, outside = read_vectors(source, ground, target, beyond)
-    kernel, recall = compare_rows(own)
-    worth = read_worth(pairs, rows, target, beyond, settings.quality) if pairs else None
+    texts = list_texts(rows)
+    kernel, recall = compare_rows(own, texts.places)
+    worth = read_worth(pairs, rows, texts, target=target, learnt=beyond, quality=settings.quality) if pairs else None
     if worth:
         kernel, outside = weigh_demos(kernel, worth.own), outside * np.maximum(worth.learnt, 0)[:, None].astype("f4")
     kernels = Kernels(kernel)
@@ -253,13 +220,22 @@ def compare_vectors(source: Path, rows: Rows, settings: SelectionSettings, pairs
     return Similar(kernels, np.arange(len(ground)), recall, quality, unscored)
 
 
-def compare_rows(vectors: np.ndarray) -> tuple[Kernel, float | None]:
-    """Return the similarities of rows by their unit vectors, of many only each one's nearest, and the recall of these;
-    None where all are compared."""
+def compare_rows(vectors: np.ndarray, texts: np.ndarray) -> tuple[Kernel, float | None]:
+    """Return the similarities of rows by their unit vectors, of many only those of each one's nearest other texts.
+
+    Args:
+        vectors: of rows.
+        texts: of rows: those with one text have one number, and one vector.
+
+    Returns:
+        The similarities, and the recall of the nearest; None where all are compared.
+    """
     if len(vectors) <= DENSE_ROWS:
         return cosines.compare(vectors, vectors), None
-    near = find_neighbours(vectors, NEAREST)
-    return cosines.compare_nearest(vectors, near.indices), near.recall
+    _, firsts, places = np.unique(texts, return_index=True, return_inverse=True)
+    near = find_neighbours(vectors[firsts], NEAREST)
+    kernel = cosines.compare_nearest(vectors[firsts], near.indices)
+    return (kernel if len(firsts) == len(texts) else repeat(kernel, places, places)), near.recall
 
 
 @dataclass(frozen=True)
@@ -272,14 +248,12 @@ class Worth:
     asked: np.ndarray  # of the target task
 
 
-def read_worth(source: Path, rows: Rows, target: list[str], learnt: list[str], quality: str) -> Worth:
+def read_worth(source: Path, rows: Rows, texts: Texts, *, target: list[str], learnt: list[str], quality: str) -> Worth:
     """Return the quality of the demos that embeddings compare, as those of scored pairs have it."""
-    scored, ground = read_pairs(source, rows), rows.ground["id"].to_pylist()
-    own, unscored = measure_quality(scored, rows, np.arange(len(ground)), quality, source)
-    others = [
-        measure_others(scored, rows, names, source) if names else np.empty(0) for names in (learnt, target)
-    ]
-    return Worth(own, int(unscored.sum()), *others)
+    scored = read_pairs(source, rows)
+    own, unscored = measure_quality(scored, rows, texts, np.arange(len(texts.ids)), quality=quality, source=source)
+    others = [measure_others(scored, rows, texts, ids, source) if ids else np.empty(0) for ids in (learnt, target)]
+    return Worth(own[texts.places], int(unscored[texts.places].sum()), *others)
 
 
 def read_vectors(source: Path, *groups: list[str]) -> list[np.ndarray]:
@@ -322,7 +296,7 @@ def compare_directions(phi_data: Path, sketches: Path, rows: Rows, examples: str
     vectors = read_lists(sketches, "sketch")[look_up(there, [ids[demo] for demo in demos], sketches)]
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     own = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
-    kernel, recall = compare_rows(own)
+    kernel, recall = compare_rows(own, list_texts(rows).places[demos])
     weighed = objectives.weigh(Kernels(kernel), np.maximum(worth[demos], 0.0))
     return Similar(Kernels(spread_targets(weighed.own, demos, len(ids))), demos, recall, quality=worth[demos])
 

@@ -13,7 +13,8 @@ from tamis.submodular.objectives import Objective
 from tasks.artifacts import schemas
 from tasks.artifacts.row_sets import count_faults
 from tasks.selection.gates import Gated
-from tasks.selection.inputs import Rows, Similar
+from tasks.selection.inputs import Similar
+from tasks.selection.rows import Rows
 from tasks.selection.settings import SelectionSettings
 
 

@@ -36,7 +36,7 @@ from tasks.artifacts.tables import digest_code, write_json
 from tasks.conversations import WRITERS, encode_rows
 from tasks.masks.sparse_deltas import quiet_peft
 from tasks.scoring_model import model_lock
-from tasks.selection.inputs import SelectionError
+from tasks.selection.rows import SelectionError
 from tasks.settings import RuntimeSettings
 
 LONGEST = 1.0  # norm of a step's gradient, as the Trainer cuts it

@@ -18,7 +18,7 @@ from tamis.scores.baselines import order_deft_ucs, order_longest, order_scores
 from tamis.submodular import cosines, objectives
 from tamis.submodular.budgets import Budget, draw, measure_room, narrow, rank, resolve
 from tamis.submodular.greedy import choose
-from tamis.submodular.kernels import scale
+from tamis.submodular.kernels import repeat, scale
 from tamis.submodular.optimisers import Map, maximise, restrict, share_of_all, share_of_random
 from tamis.training.chance import name_groups, order_balanced
 from tamis.utility.quality import cap_diagonal
@@ -27,11 +27,9 @@ from tasks.artifacts.tables import Provenance, digest, digest_inputs, read_table
 from tasks.folders import Artifacts, Folders
 from tasks.masks.mask_tables import read_mask, write_mask
 from tasks.masks.settings import MaskSettings
-from tasks.selection.bm25 import order_bm25
+from tasks.scores.bm25 import order_bm25
 from tasks.selection.gates import FILES, describe_gate, pass_gate, read_gate
 from tasks.selection.inputs import (
-    Rows,
-    SelectionError,
     Similar,
     compare_directions,
     compare_vectors,
@@ -40,13 +38,12 @@ from tasks.selection.inputs import (
     read_pairs,
     read_phi,
     read_probes,
-    read_rows,
     read_scores,
-    read_texts,
     read_utility,
     read_vectors,
 )
 from tasks.selection.outcome import ChosenRows, describe, describe_objective, describe_scores, tabulate, widen
+from tasks.selection.rows import Rows, SelectionError, list_texts, read_rows, read_texts
 from tasks.selection.selectors import SELECTORS, reads_pairs
 from tasks.selection.settings import SelectionSettings
 from tasks.settings import RuntimeSettings
@@ -243,28 +240,31 @@ def choose_similar(
     )
     if not choice.gain.all():
         kept = choice.order[choice.gain > 0]
-        ids = rows.ground["id"].take(demos).to_pylist()
-        order = rank(allowed, np.concatenate([kept, order_rest(kept, similar, ids, vectors)]))
+        order = rank(allowed, np.concatenate([kept, order_rest(kept, similar, rows.ground.take(demos), vectors)]))
         choice = choose(objective.kernel, allowed, objective.bonus, start=order)
     by, cover = objectives.cover(kernels.own, choice.order)
     covered_by = np.where(by < 0, -1, demos[by])
     return ChosenRows(demos[choice.order], choice, objective, covered_by, cover, similar=similar)
 
 
-def order_rest(kept: np.ndarray, similar: Similar, ids: list[str], vectors: Path | None) -> np.ndarray:
+def order_rest(kept: np.ndarray, similar: Similar, rows: pa.Table, vectors: Path | None) -> np.ndarray:
     """Return the other demos, those of the largest quality first, and of equal ones those least like what is kept.
 
-    Without a quality all are equal; where the embeddings hold no row, or nothing is kept, the lowest index comes first.
+    Those that repeat the text of another one before them come last. Without a quality all are equal; where the
+    embeddings hold no row, or nothing is kept, the lowest index comes first.
     """
-    rest = np.setdiff1d(np.arange(len(ids)), kept)
+    ids, rest = rows["id"].to_pylist(), np.setdiff1d(np.arange(len(rows)), kept)
     worth = np.zeros(len(ids)) if similar.quality is None else similar.quality
-    covered = np.zeros(len(ids))
+    texts, covered = rows["first"].combine_chunks().dictionary_encode().indices.to_numpy(), np.zeros(len(ids))
     if vectors is None:
         covered = objectives.cover(similar.kernels.own, kept)[1][similar.demos]
     elif len(kept) and read_table(vectors, columns=["id"]).num_rows:
         (own,) = read_vectors(vectors, ids)
         covered = cosines.compare_best(own, own[kept])
-    return rest[np.lexsort((rest, covered[rest], -worth[rest]))]
+    repeated = np.ones(len(ids), bool)
+    repeated[rest[np.unique(texts[rest], return_index=True)[1]]] = False
+    repeated |= np.isin(texts, texts[kept])
+    return rest[np.lexsort((rest, covered[rest], -worth[rest], repeated[rest]))]
 
 
 def check(rows: Rows, budget: Budget, picks: ChosenRows, source: Path) -> Mapping[str, Any] | None:
@@ -273,14 +273,15 @@ def check(rows: Rows, budget: Budget, picks: ChosenRows, source: Path) -> Mappin
     Each share is of what is attainable, what all rows of the pool cover, in [0, 1]. That a target covers itself, which
     measures copying, is left out.
     """
-    pairs, ids = read_pairs(source, rows), rows.ground["id"].to_pylist()
-    there = set(pc.unique(pairs["target_id"].cast(pa.string())).to_pylist()) - set(rows.gated)
-    if not there:
+    pairs, texts = read_pairs(source, rows), list_texts(rows)
+    there = set(pc.unique(pairs["target_id"].cast(pa.string())).to_pylist())
+    targets = [each for each in texts.ids if each in there]
+    if not targets:
         return None
-    targets = [each for each in ids if each in there]
-    names = targets, ids
+    names = targets, texts.ids
     kernel = scale(cut(pairs, names, source), "relu", names)
-    kernel = cap_diagonal(kernel, find_places(names[1], targets), np.zeros(len(targets), np.float32))
+    kernel = cap_diagonal(kernel, find_places(texts.ids, targets), np.zeros(len(targets), np.float32))
+    kernel = repeat(kernel, None, texts.places)
     return {
         "targets": len(targets),
         "facility_location_share": share_of_all(kernel, picks.order),

@@ -5,6 +5,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 
 from tamis.examples.conversations import Conversation
 from tamis.language.chat_templates import Template
@@ -13,7 +14,7 @@ from tamis.language.prefixes import check_demos, encode_prefix
 from tamis.language.rendering import encode_conversations, encode_shown
 from tamis.utility.pairs import Sets
 from tasks import models
-from tasks.artifacts.row_sets import read_sets
+from tasks.artifacts.row_sets import name_firsts, read_sets
 from tasks.conversations import open_template, read_conversation
 
 
@@ -22,7 +23,7 @@ class Pool:
     """The examples that stand in a pair, tokenised once."""
 
     ids: list[str]  # by row
-    sets: Sets  # ground: the used pool; task: the target task; learnt: what an earlier version chose
+    sets: Sets  # ground: used pool, of one text the first row; task: target task; learnt: what an earlier version chose
     encoding: Encoding  # of each row alone
     shown: Encoding  # of each row after a demo, which takes the place of its head
     template: Template
@@ -70,13 +71,15 @@ def read_pool(source: Path, digest: str, model: models.ModelChoice, answer_token
         answer_tokens: of a target that are scored, the first ones; None: all. A demo is shown whole.
 
     Raises:
-        ValueError: fewer than two used examples in the pool: utility is about pairs.
+        ValueError: fewer than two used texts in the pool: utility is about pairs.
     """
     table, sets = read_sets(source, ("ground", "target", "learnt"))
-    rows, sets = table.to_pylist(), {"ground": sets["ground"], "task": sets["target"], "learnt": sets["learnt"]}
+    rows, pool = table.to_pylist(), table.take(sets["ground"])
+    distinct = pc.equal(name_firsts(pool), pool["id"]).to_numpy()
+    sets = {"ground": sets["ground"][distinct], "task": sets["target"], "learnt": sets["learnt"]}
     if len(sets["ground"]) < 2:
         count = len(sets["ground"])
-        raise ValueError(f"{source}: the pool has {count} used example; utility needs at least 2, add examples")
+        raise ValueError(f"{source}: the pool has {count} used text; utility needs at least 2, add examples")
     template, conversations = open_template(model), [read_conversation(row) for row in rows]
     encoding = encode_conversations(template, conversations)
     check_demos(template, conversations, encoding)

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from tamis.submodular.kernels import KernelError, SparseKernel, gather, scale, take
+from tamis.submodular.kernels import KernelError, SparseKernel, gather, repeat, scale, take
 
 NEGATIVE = np.float32([[1, -2, 3], [-4, 5, -6], [7, -8, 9]])
 
@@ -140,3 +140,27 @@ def test_no_target_and_no_demo_can_be_taken():
     for kernel in (utilities(3, 3), thin(utilities(3, 3))):
         assert take(kernel, nothing, None).shape == (0, 3)
         assert take(kernel, None, nothing).shape == (3, 0)
+
+
+@pytest.mark.parametrize("targets", [None, [3, 0, 3, 5]])
+@pytest.mark.parametrize("demos", [None, [4, 1, 4, 0, 1]])
+def test_targets_and_demos_stand_as_often_as_they_are_given(targets, demos):
+    targets, demos = (None if places is None else np.array(places) for places in (targets, demos))
+    for kernel in (utilities(6, 5), thin(utilities(6, 5))):
+        whole = take(kernel, np.arange(6), None) if isinstance(kernel, np.ndarray) else fill(kernel)
+        slow = whole[targets if targets is not None else np.arange(6)]
+        slow = slow[:, demos if demos is not None else np.arange(5)]
+        found = repeat(kernel, targets, demos)
+        assert found.shape == slow.shape
+        if not isinstance(found, np.ndarray):
+            rising = [np.diff(found.indices[a:b]) > 0 for a, b in zip(found.indptr[:-1], found.indptr[1:], strict=True)]
+            assert all(each.all() for each in rising)
+            found = fill(found)
+        assert found.tolist() == slow.tolist()
+
+
+def fill(kernel: SparseKernel) -> np.ndarray:
+    """The same kernel, dense: absent pairs are 0."""
+    held = np.zeros(kernel.shape, np.float32)
+    held[np.repeat(np.arange(kernel.shape[0]), np.diff(kernel.indptr)), kernel.indices] = kernel.values
+    return held

@@ -250,7 +250,7 @@ def test_pairs_of_another_pool_are_named(world):
     folder, ids, matrix = world
     write_utility(folder / "utility", ["stranger", *ids[1:]], matrix)
     with pytest.raises(
-        SelectionError, match=r"23 of 144 pairs in .* not of the pool's 12 used rows, 0 learnt ones .*'stranger'"
+        SelectionError, match=r"23 of 144 pairs in .* not of the pool's 12 used texts, 0 learnt ones .*'stranger'"
     ):
         run(folder)
 

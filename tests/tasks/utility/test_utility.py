@@ -178,7 +178,7 @@ def test_a_single_example_is_refused(tmp_path, toy):
     write_examples(tmp_path / "examples", pool=1)
     (tmp_path / "embedding").mkdir()
     (tmp_path / "embedding/embedding.parquet").write_bytes(b"")
-    with pytest.raises(ValueError, match="the pool has 1 used example; utility needs at least 2"):
+    with pytest.raises(ValueError, match="the pool has 1 used text; utility needs at least 2"):
         run(tmp_path, toy)
 
 

@@ -12,7 +12,8 @@ from worlds.toy_selection import run as select
 
 from tamis.utility.probes import pairs_of_probes
 from tasks.artifacts.tables import provenance, read_lists, read_table
-from tasks.selection.inputs import SelectionError, read_probes, read_rows
+from tasks.selection.inputs import read_probes
+from tasks.selection.rows import SelectionError, read_rows
 from tasks.utility.settings import ProbesSettings
 
 SETTINGS = replace(EXACT, probes=ProbesSettings(nearest=5, clusters=2, probes=3))

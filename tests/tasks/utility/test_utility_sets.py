@@ -217,3 +217,20 @@ def test_what_pairs_cost_is_told_again_when_they_are_known(sets, toy):
 def run_exact(root, toy):
     embed(root, toy)
     return run(root, toy)
+
+
+@pytest.mark.parametrize("settings", [EXACT, NEIGHBOURS, LANDMARKS])
+def test_rows_of_one_text_are_scored_once(tmp_path, toy, settings):
+    rows = [row(place, "pool") for place in range(5)]
+    again = [
+        rows[place] | {"id": f"{rows[place]['id']}-{number}", "duplicate_of": place}
+        for place, number in ((1, 2), (1, 3))
+    ]
+    write_rows(tmp_path / "alone/examples", rows)
+    write_rows(tmp_path / "twice/examples", [one | {"row": place} for place, one in enumerate([*rows, *again])])
+    found = []
+    for name in ("alone", "twice"):
+        embed(tmp_path / name, toy)
+        run(tmp_path / name, toy, settings)
+        found.append(pairs_of(tmp_path / name / "out/utility.parquet"))
+    assert found[0] == found[1]

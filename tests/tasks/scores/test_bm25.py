@@ -10,7 +10,7 @@ from worlds.toy_selection import HALF, chosen, run
 
 from tamis.examples.conversations import make_exchange
 from tamis.scores.references import order_round_robin
-from tasks.selection.bm25 import K1, B, order_bm25, split_words
+from tasks.scores.bm25 import K1, B, order_bm25, split_words
 
 BM25 = replace(HALF, selector="bm25")
 
