@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tamis.scores.baselines import order_deft_ucs, order_longest, order_scores
+from tamis.scores.bm25 import order_bm25
 from tamis.submodular import cosines, objectives
 from tamis.submodular.budgets import Budget, draw, measure_room, narrow, rank, resolve
 from tamis.submodular.greedy import choose
@@ -27,7 +28,6 @@ from tasks.artifacts.tables import Provenance, digest, digest_inputs, read_table
 from tasks.folders import Artifacts, Folders
 from tasks.masks.mask_tables import read_mask, write_mask
 from tasks.masks.settings import MaskSettings
-from tasks.scores.bm25 import order_bm25
 from tasks.selection.gates import FILES, describe_gate, pass_gate, read_gate
 from tasks.selection.inputs import (
     Similar,

@@ -381,7 +381,7 @@ def test_the_choice_is_checked_on_targets_scored_with_every_demo(task):
 def test_a_check_of_another_run_is_named(task):
     folder, ids = task
     write_check(folder / "utility", ["stranger"], ids, OWN[:1])
-    with pytest.raises(SelectionError, match=r"12 of 12 pairs in .*checked.parquet are not of the pool's 12 used texts"):
+    with pytest.raises(SelectionError, match=r"12 of 12 pairs in .*checked.parquet are not of the pool's 12 used"):
         run(folder)
 
 

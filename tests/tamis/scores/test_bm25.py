@@ -9,8 +9,8 @@ from worlds.toy_corpus import row, tell, write_examples, write_rows
 from worlds.toy_selection import HALF, chosen, run
 
 from tamis.examples.conversations import make_exchange
+from tamis.scores.bm25 import K1, B, order_bm25, split_words
 from tamis.scores.references import order_round_robin
-from tasks.scores.bm25 import K1, B, order_bm25, split_words
 
 BM25 = replace(HALF, selector="bm25")
 
