@@ -23,7 +23,8 @@ UNDECIDED = ("versions", "runtime", "audit")  # sections that no figure of a cel
 GENERATED = ("bootstrap", "confidence", "demos", "generated_rows", "seed")  # likewise, of section evaluation
 
 Layer = Mapping[str, Mapping[str, Any]]  # section of params.yaml -> its settings
-Budgets = list[Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]]
+Count, Fraction = Annotated[int, Field(ge=1)], Annotated[float, Field(gt=0, le=1)]
+Budgets = list[Count | Fraction | Annotated[str, Field(pattern=r"^[1-9][0-9]* tokens$")]]
 
 
 class StudyError(ValueError):
@@ -56,7 +57,7 @@ class StudyPlan:
         description="name -> what of params.yaml is other; one with a budget keeps it"
     )
     chance: list[str] = Field(description="the selectors that choose by chance, which the others are held against")
-    budgets: Budgets = Field(description="fractions of the pool, or counts of rows")
+    budgets: Budgets = Field(description="fractions of the pool, counts of rows, or `600 tokens` of responses")
     masks: list[str] = Field(default_factory=lambda: ["none"], description="words of mask.selector")
     seeds: Annotated[int, Field(ge=1)] = Field(description="each draws rows and training anew")
     steps: Annotated[int, Field(ge=1)] | None = Field(
@@ -252,9 +253,12 @@ def lay(layers: Sequence[Layer], folder: Path, study: Study, pool: str) -> Param
 def read_budget(text: str) -> dict[str, int | float]:
     """Return a budget as params.yaml writes it.
 
-    >>> read_budget("0.1"), read_budget("48")
-    ({'fraction': 0.1}, {'count': 48})
+    >>> read_budget("0.1"), read_budget("48"), read_budget("600 tokens")
+    ({'fraction': 0.1}, {'count': 48}, {'response_tokens': 600})
     """
+    number, _, unit = text.partition(" ")
+    if unit:
+        return {"response_tokens": int(number)}
     return {"count": int(text)} if text.isdigit() else {"fraction": float(text)}
 
 
