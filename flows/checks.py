@@ -89,7 +89,7 @@ def _check_gate(values: "Params") -> None:
     gate, fraction = values.selection.gate, values.selection.budget.get("fraction", 0)
     if gate is None:
         return
-    if fraction > 1 - gate["drop"]:
+    if gate["beyond"] is None and fraction > 1 - gate["drop"]:
         raise ParamsError(
             f"selection.budget is fraction: {fraction} of the used pool, of which selection.gate takes "
             f"{gate['drop']} out before; lower one of them, together they are at most 1"

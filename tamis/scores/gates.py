@@ -1,7 +1,7 @@
 """Gates: rows that look wrong leave before anything is chosen, whatever it is chosen by.
 
-A gate is no selector: it takes a fixed share of the rows out by a score in which wrong rows stand at one end, and says
-nothing of the others. Symbols: `x_i` what row i asks, `y_i` its response.
+A gate is no selector: it takes rows out by a score in which wrong rows stand at one end, and says nothing of the
+others. Symbols: `x_i` what row i asks, `y_i` its response.
 """
 
 from fractions import Fraction
@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Float64
 
 GATES = ("ifd", "help", "agreement")
 HIGHEST_LEAVE = {"ifd"}  # of these, those whose highest scores are the worst
+DEVIATION = 1.4826  # the standard deviation of a normal distribution over its median absolute deviation
 
 
 def measure_agreement(
@@ -35,16 +36,24 @@ def measure_agreement(
     return np.einsum("rw,rw->r", asked.astype(np.float64), said.astype(np.float64)).clip(-1, 1)
 
 
-def find_gated(scores: Float[np.ndarray, " row"], by: str, drop: float) -> Bool[np.ndarray, " row"]:
-    """Return which rows leave: the share `drop` of all rows whose scores are the worst.
+def find_gated(
+    scores: Float[np.ndarray, " row"], by: str, drop: float, beyond: float | int | None = None
+) -> Bool[np.ndarray, " row"]:
+    """Return which rows leave: the share `drop` of all rows whose scores are the worst, or what of it stands out.
 
-    floor(drop * rows) rows leave, of equal scores the later ones first. A row without a score (NaN) stays: nothing is
-    known against it.
+    floor(drop * rows) rows leave, of equal scores the later ones first. With `beyond`, only those of them whose score
+    is worse than the median by more than so many standard deviations, as the median absolute deviation estimates one:
+    of a pool in which nothing is wrong few leave. A row without a score (NaN) stays: nothing is known against it.
+
+    **Source**: ours; the rule of outliers is that of Iglewicz and Hoaglin 1993, "How to detect and handle outliers",
+    on one side.
 
     Args:
         scores: of every row.
         by: one of `GATES`; of `ifd` the highest scores are the worst, of the others the lowest.
         drop: in [0, 1).
+        beyond: standard deviations; None: the share leaves whatever its scores. Where half of the scores are equal,
+            none stands out.
 
     Raises:
         ValueError: an unknown gate.
@@ -53,12 +62,18 @@ def find_gated(scores: Float[np.ndarray, " row"], by: str, drop: float) -> Bool[
     [False, True, False, True]
     >>> find_gated(np.array([0.9, np.nan, 1.5, 0.2]), "ifd", 0.25).tolist()
     [False, False, True, False]
+    >>> find_gated(np.array([0.9, 0.8, 0.7, 0.1]), "agreement", 0.5, beyond=2).tolist()
+    [False, False, False, True]
     """
     if by not in GATES:
         raise ValueError(f"there is no gate {by!r}; known: {', '.join(GATES)}")
     known = np.flatnonzero(~np.isnan(scores))
     worth = -scores[known] if by in HIGHEST_LEAVE else scores[known]
-    worst_first = known[np.lexsort((-known, worth))]
+    worst_first = np.lexsort((-known, worth))[: int(Fraction(str(drop)) * len(scores))]
+    if beyond is not None and len(known):
+        below = np.median(worth) - worth[worst_first]
+        deviation = DEVIATION * np.median(np.abs(worth - np.median(worth)))
+        worst_first = worst_first[(below > beyond * deviation) & (deviation > 0)]
     gated = np.zeros(len(scores), bool)
-    gated[worst_first[: int(Fraction(str(drop)) * len(scores))]] = True
+    gated[known[worst_first]] = True
     return gated

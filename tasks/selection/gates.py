@@ -28,6 +28,7 @@ class Gated:
 
     by: str
     drop: float
+    beyond: float | None
     scores: np.ndarray  # NaN: none is known
     gated: np.ndarray  # bool
 
@@ -48,7 +49,7 @@ def read_gate(gate: Mapping[str, Any] | None, rows: Rows, source: Path | None) -
     if gate is None:
         return None
     scores = _read_help(source, rows) if gate["by"] == "help" else _read_scores(source, rows)
-    return Gated(gate["by"], gate["drop"], scores, find_gated(scores, gate["by"], gate["drop"]))
+    return Gated(gate["by"], gate["drop"], gate["beyond"], scores, find_gated(scores, **gate))
 
 
 def _read_scores(source: Path, rows: Rows) -> np.ndarray:
@@ -93,6 +94,7 @@ def describe_gate(rows: Rows, gate: Gated | None) -> dict[str, Any] | None:
     return {
         "by": gate.by,
         "drop": gate.drop,
+        "beyond": gate.beyond,
         "gated_rows": int(gate.gated.sum()),
         "unscored": int(np.isnan(gate.scores).sum()),
         "worst_kept": float(edge(worst_kept)) if len(worst_kept) else None,

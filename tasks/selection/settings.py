@@ -9,6 +9,7 @@ from tasks.selection.selectors import GATES, SELECTORS
 from tasks.settings import RowBudget, Seed, checked, hint
 
 PILOT = {"steps": 8, "seeds": 3, "rows": 0.1}  # optimiser steps and seeds of each arm; share of the choice
+GATE = ("by", "drop", "beyond")
 Rows = Annotated[int, Field(ge=0)]
 
 
@@ -21,9 +22,9 @@ def refuse_gate(gate: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     if gate is None:
         return None
     for key in gate:
-        if key not in ("by", "drop"):
-            raise ValueError(f"has an unknown {key!r}{hint(key, ('by', 'drop'))}; known: by, drop")
-    found = {"drop": 0.2, **gate}
+        if key not in GATE:
+            raise ValueError(f"has an unknown {key!r}{hint(key, GATE)}; known: {', '.join(GATE)}")
+    found = {"drop": 0.2 if gate.get("beyond") is None else 0.5, "beyond": None, **gate}
     if found.get("by") not in GATES:
         near = hint(found.get("by"), GATES)
         raise ValueError(
@@ -31,6 +32,9 @@ def refuse_gate(gate: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
         )
     if isinstance(found["drop"], bool) or not isinstance(found["drop"], float | int) or not 0 < found["drop"] < 1:
         raise ValueError(f"has drop: {found['drop']!r}; it is a share of the pool, above 0 and below 1")
+    beyond = found["beyond"]
+    if beyond is not None and (isinstance(beyond, bool) or not isinstance(beyond, float | int) or beyond <= 0):
+        raise ValueError(f"has beyond: {beyond!r}; it is a number of standard deviations, above 0, or null")
     return found
 
 
@@ -83,10 +87,11 @@ class SelectionSettings:
         default_factory=lambda: {"fraction": 0.3},
         description="one of count: rows | fraction: of the used pool | response_tokens: tokens",
     )
-    gate: Annotated[Mapping[str, str | float] | None, AfterValidator(refuse_gate)] = Field(
+    gate: Annotated[Mapping[str, str | float | None] | None, AfterValidator(refuse_gate)] = Field(
         None,
         description="{by: ifd | help | agreement, drop: 0.2}: before all else so many of the used pool leave, those of "
-        "the highest IFD | of the lowest mean utility as demo | whose prompt and response are least alike; null: none",
+        "the highest IFD | of the lowest mean utility as demo | whose prompt and response are least alike; with "
+        "beyond: 2 only those of them that are worse than the median by so many standard deviations; null: none",
     )
     pilot: Annotated[Mapping[str, int | float] | None, AfterValidator(refuse_pilot)] = Field(
         None,

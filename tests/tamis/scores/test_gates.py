@@ -1,5 +1,7 @@
 """Gates: the worst rows leave, as many as asked for; what is not known stays."""
 
+import statistics
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -28,6 +30,26 @@ def test_the_worst_rows_leave_as_the_slow_rule_says(scores, by, tenths):
 def test_a_larger_share_takes_the_rows_of_a_smaller_one_and_more(scores, by):
     few, many = (find_gated(np.array(scores), by, drop) for drop in (0.2, 0.6))
     assert not (few & ~many).any()
+
+
+@given(SCORES, st.sampled_from(GATES), st.sampled_from([0.5, 1.0, 2.0]))
+def test_of_the_worst_those_leave_that_stand_out(scores, by, beyond):
+    worth = [-score if by == "ifd" else score for score in scores if score == score]
+    there = [place for place, score in enumerate(scores) if score == score]
+    middle = statistics.median(worth) if worth else 0.0
+    spread = 1.4826 * statistics.median([abs(each - middle) for each in worth]) if worth else 0.0
+    out = {place for place, each in zip(there, worth, strict=True) if spread and middle - each > beyond * spread}
+    share = set(np.flatnonzero(find_gated(np.array(scores), by, 0.4)))
+    assert set(np.flatnonzero(find_gated(np.array(scores), by, 0.4, beyond))) == out & share
+
+
+def test_of_normal_scores_few_stand_out_and_wrong_rows_beside_them_do():
+    draw = np.random.default_rng(0)
+    good, wrong = draw.normal(0.7, 0.1, 400), draw.normal(0.1, 0.1, 100)
+    assert find_gated(good, "agreement", 0.5, beyond=2).mean() < 0.06
+    found = find_gated(np.concatenate([good, wrong]), "agreement", 0.5, beyond=2)
+    assert found[400:].mean() > 0.98
+    assert found[:400].mean() < 0.03
 
 
 def test_an_unknown_gate_is_refused():

@@ -88,6 +88,13 @@ def test_rows_that_left_stand_there_with_their_score_and_without_cover(world):
     }
 
 
+def test_rows_that_do_not_stand_out_stay(world):
+    folder, *_ = world
+    subset, facts = run(folder, replace(FOUR, gate={"by": "ifd", "beyond": 1000}))
+    assert not any(one["gated"] for one in subset)
+    assert (facts["gate"]["drop"], facts["gate"]["beyond"], facts["gate"]["gated_rows"]) == (0.5, 1000, 0)
+
+
 def test_planted_rows_that_left_are_counted(world):
     folder, ids, _ = world
     rows = [row(place, "pool") | {"planted": "cut" if place in (1, 2) else None} for place in range(12)]
@@ -198,7 +205,8 @@ def test_equal_inputs_give_equal_bytes(world):
         ({"drop": 0.3}, "give by: ifd or help or agreement"),
         ({"by": "ifd", "drop": 1.0}, "has drop: 1.0; it is a share of the pool, above 0 and below 1"),
         ({"by": "ifd", "drop": 0.0}, "has drop: 0.0"),
-        ({"by": "ifd", "share": 0.1}, "has an unknown 'share'; known: by, drop"),
+        ({"by": "ifd", "share": 0.1}, "has an unknown 'share'; known: by, drop, beyond"),
+        ({"by": "ifd", "beyond": 0}, r"has beyond: 0\.0; it is a number of standard deviations, above 0, or null"),
     ],
 )
 def test_a_gate_that_is_none_is_refused(gate, text):
@@ -207,4 +215,5 @@ def test_a_gate_that_is_none_is_refused(gate, text):
 
 
 def test_a_gate_takes_a_fifth_out_unless_told_else():
-    assert SelectionSettings(gate={"by": "help"}).gate == {"by": "help", "drop": 0.2}
+    assert SelectionSettings(gate={"by": "help"}).gate == {"by": "help", "drop": 0.2, "beyond": None}
+    assert SelectionSettings(gate={"by": "help", "beyond": 2}).gate == {"by": "help", "drop": 0.5, "beyond": 2}
