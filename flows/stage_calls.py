@@ -95,7 +95,7 @@ def gates_by(values: Params, stage: str) -> bool:
 
 def make_utility(values: Params, folders: Folders, map: Map) -> Notes:
     """Score pairs."""
-    from tasks.utility.settings import name_kernel
+    from tasks.utility.settings import name_kernel, shows_itself
     from tasks.utility.utility import write_utility
 
     selector = values.selection.selector
@@ -106,6 +106,7 @@ def make_utility(values: Params, folders: Folders, map: Map) -> Notes:
         runtime=values.runtime,
         wanted="utility" in list_read(selector, values.selection.gate, values.selection.quality),
         kernel=name_kernel(selector, values.utility),
+        itself=shows_itself(selector),
         map=map,
     )
 

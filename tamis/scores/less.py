@@ -20,7 +20,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from tamis.language.encoding import Encoding
 from tamis.language.packing import packed_attention
-from tamis.training.steps import collate, optimise, plan_steps, response_loss
+from tamis.training.steps import optimise, plan_steps, step_loss
 
 BLOCK = 16384  # weights whose buckets are held at once
 ROWS = 16  # rows whose gradients are projected together
@@ -98,7 +98,7 @@ def warm_up(
     found, rates = [], []
     with packed_attention(network):
         for number, places in enumerate(steps, start=1):
-            loss = _loss(network, rows, places.tolist())
+            loss = step_loss(network, rows.pick(places))
             if not torch.isfinite(loss):
                 raise ValueError(
                     f"the warm-up's loss is {float(loss.detach())} at step {number} of {len(steps)}; lower its "
@@ -167,7 +167,9 @@ def gradient(network: nn.Module, rows: Encoding, row: int) -> Float[Tensor, " we
     The model must attend by packs (`tamis.language.packing.packed_attention`).
     """
     weights = trained(network)
-    found = torch.autograd.grad(_loss(network, rows, [row]), weights, allow_unused=True, materialize_grads=True)
+    found = torch.autograd.grad(
+        step_loss(network, rows.pick([row])), weights, allow_unused=True, materialize_grads=True
+    )
     return torch.cat([one.reshape(-1) for one in found])
 
 
@@ -324,15 +326,6 @@ def influence(
         sums = torch.zeros(len(names), asked.shape[1], dtype=torch.float64).index_add_(0, of, asked.double())
         total += rate / sum(rates) * (rows.double() @ (sums / of.bincount()[:, None]).T)
     return total.amax(1)
-
-
-def _loss(network: nn.Module, rows: Encoding, places: Sequence[int]) -> Float[Tensor, ""]:
-    """Return the loss of rows as one packed step."""
-    device = next(network.parameters()).device
-    batch = collate(rows.pick(places), device)
-    batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-    labels = batch.pop("labels")
-    return response_loss(network(**batch).logits, labels)
 
 
 def _draw(start: int, count: int, dimensions: int, seed: int) -> Int64[np.ndarray, "weight bucket"]:

@@ -133,6 +133,21 @@ def response_loss(
     return (losses / sizes[labels[1]]).sum() / len(sizes)
 
 
+def step_loss(network: nn.Module, rows: Encoding, loss_per: str = "row") -> Float[Tensor, ""]:
+    """Return the loss of some rows as one step (`collate`, `response_loss`), under packed attention.
+
+    Args:
+        network: with packed attention (`packing.packed_attention`).
+        rows: of the step.
+        loss_per: `row` or `token`.
+    """
+    device = next(network.parameters()).device
+    inputs = collate(rows, device)
+    inputs = {name: one.to(device) if isinstance(one, Tensor) else one for name, one in inputs.items()}
+    labels = inputs.pop("labels")
+    return response_loss(network(**inputs, use_cache=False).logits, labels, loss_per)
+
+
 def final_loss(losses: Sequence[float]) -> float:
     """Return the mean loss of the last fifth of the steps (one at least), nats.
 

@@ -88,14 +88,22 @@ def pairs_of_help(targets: Int[np.ndarray, " target"], demos: Int[np.ndarray, " 
     Args:
         targets: to draw from.
         demos: places of examples, each once.
-        count: targets to draw; all where there are fewer.
+        count: targets to draw, of which a larger number draws more; all where there are fewer.
         seed: of the draw, which is another one than those of landmarks and check.
 
     >>> pairs_of_help(np.array([4]), np.array([3, 4]), 8, 0).tolist()
     [[4, 3]]
     """
-    drawn = np.random.default_rng([seed, HELP]).choice(targets, min(count, len(targets)), replace=False)
-    pairs = unite([pair_all(drawn, demos)])
+    drawn = np.random.default_rng([seed, HELP]).permutation(targets)[:count]
+    return leave_itself(unite([pair_all(drawn, demos)]))
+
+
+def leave_itself(pairs: Pairs) -> Int[np.ndarray, "other 2"]:
+    """Return the pairs without those of an example and itself.
+
+    >>> leave_itself(np.array([[0, 0], [0, 1]])).tolist()
+    [[0, 1]]
+    """
     return pairs[pairs[:, 0] != pairs[:, 1]]
 
 

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from tamis.utility import pairs as planning
-from tamis.utility.pairs import pair_all, pairs_of_all, pairs_of_landmarks, pairs_of_neighbours, unite
+from tamis.utility.pairs import leave_itself, pair_all, pairs_of_all, pairs_of_landmarks, pairs_of_neighbours, unite
 from tamis.utility.probes import pairs_of_probes
 from tasks.artifacts.tables import read_table, stack
 from tasks.estimate.rows import Corpus
 from tasks.estimate.work import Case, Work, blank_group, count_packed
 from tasks.selection.selectors import list_read
+from tasks.utility.settings import shows_itself
 
 LARGE = 250  # rows of a ground set whose pairs are planned one by one
 
@@ -36,7 +37,8 @@ def count_utility(case: Case) -> Work:
     if len(sets["ground"]) <= LARGE and len(sets["learnt"]) <= LARGE and len(sets["task"]) <= LARGE:
         return found
     sizes = {name: len(places) for name, places in sets.items()}
-    whole = count_pairs(sizes, case.values.utility, case.kernel)
+    itself = shows_itself(case.values.selection.selector)
+    whole = count_pairs(sizes, case.values.utility, case.kernel, itself=itself)
     answered = np.union1d(sets["ground"], sets["task"])
     helped = min(len(sets["task"]) or len(sets["ground"]), case.values.utility.help_targets)
     targets = len(answered) if case.kernel != "none" else helped
@@ -59,6 +61,7 @@ def plan_pairs(case: Case, sets: Sets) -> list[np.ndarray]:
     settings, corpus = case.values.utility, case.corpus
     lengths = corpus.contexts + scored_tokens(case)
     *tried, kernel = _of_kernel(case, sets)
+    kernel = kernel if shows_itself(case.values.selection.selector) else leave_itself(kernel)
     checked, helped = draw_check(sets["ground"], settings, case.kernel), draw_help(sets, kernel, settings, case.kernel)
     check = np.concatenate([checked, helped])
     targets = np.union1d(sets["ground"], sets["task"]) if case.kernel != "none" else np.unique(helped[:, 0])
@@ -121,7 +124,7 @@ def read_vectors(case: Case) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
 
 
-def count_pairs(sizes: Mapping[str, int], settings: Any, kernel: str) -> int:
+def count_pairs(sizes: Mapping[str, int], settings: Any, kernel: str, *, itself: bool = True) -> int:
     """Return how many pairs large sets have, none of whose rows stands in two of them; an upper bound else, and where
     pairs that tell a demo's help are among those of the kernel.
 
@@ -129,10 +132,11 @@ def count_pairs(sizes: Mapping[str, int], settings: Any, kernel: str) -> int:
         sizes: rows of ground, task and learnt.
         settings: of stage `utility`.
         kernel: which pairs are scored.
+        itself: whether a row is scored with itself, too.
     """
     ground, task, learnt = (sizes[name] for name in ("ground", "task", "learnt"))
     if kernel == "exact":
-        return ground * (ground + 2 * task + learnt)
+        return ground * (ground + 2 * task + learnt) - (0 if itself else ground)
     helped = min(settings.help_targets, task or ground)
     if kernel == "none":
         return helped * (ground + task + learnt - 1)
@@ -143,7 +147,8 @@ def count_pairs(sizes: Mapping[str, int], settings: Any, kernel: str) -> int:
     if kernel == "neighbours":
         own = min(near, ground - 1) + 1
         others = ground * (min(near, learnt) + min(near, task)) + task * min(near, ground)
-        return ground * own + others + checked * (ground - own) + helped * (ground + task + learnt - 1)
+        left = 0 if itself else ground - checked
+        return ground * own + others + checked * (ground - own) + helped * (ground + task + learnt - 1) - left
     answered = ground if settings.landmark_targets is None else min(settings.landmark_targets, ground)
     rounds, tried, before = planning.plan_rounds(ground, settings.landmarks, answered), 0, 0
     for demos, targets in rounds:

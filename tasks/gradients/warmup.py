@@ -36,7 +36,7 @@ from tamis.language.batches import Batch, plan_batches
 from tamis.language.encoding import Encoding, refuse_long
 from tamis.language.packing import packed_attention, verify_packing
 from tamis.training import steps as training_steps
-from tamis.training.steps import collate, final_loss, optimise, plan_steps, response_loss
+from tamis.training.steps import final_loss, optimise, plan_steps, step_loss
 from tasks import models
 from tasks.artifacts.row_sets import read_sets as read_row_sets
 from tasks.artifacts.tables import digest_code
@@ -302,13 +302,10 @@ def run_steps(network: PreTrainedModel, rows: Encoding, work: Work) -> tuple[tor
     loss of every step."""
     settings, steps = work.settings, plan_warmup(len(rows), work.settings)
     optimizer, schedule = optimise(network, len(steps), settings.learning_rate, WARMUP_FRACTION)
-    device, losses = next(network.parameters()).device, []
+    losses = []
     with packed_attention(network):
         for number, places in enumerate(steps, start=1):
-            inputs = collate(rows.pick(places), device)
-            inputs = {name: one.to(device) if isinstance(one, Tensor) else one for name, one in inputs.items()}
-            labels = inputs.pop("labels")
-            loss = response_loss(network(**inputs, use_cache=False).logits, labels, work.loss_per)
+            loss = step_loss(network, rows.pick(places), work.loss_per)
             if not torch.isfinite(loss):
                 raise ValueError(
                     f"the warm-up's loss is {float(loss.detach())} at step {number} of {len(steps)}; lower "

@@ -29,7 +29,7 @@ from tamis.language.packing import NonFiniteError, packed_attention, score_rows,
 from tamis.masks.sparse_adamw import RestrictedAdamW, freeze, indices, mask_gradients
 from tamis.submodular.budgets import Budget
 from tamis.training import pilot
-from tamis.training.steps import collate, optimise, plan_steps, response_loss, scale_rate
+from tamis.training.steps import optimise, plan_steps, scale_rate, step_loss
 from tasks import models
 from tasks.artifacts.row_sets import read_set, read_sets
 from tasks.artifacts.tables import digest_code, write_json
@@ -188,14 +188,10 @@ def train(place: Place, brief: Brief, label: str) -> torch.nn.Module:
     base = (load if how.method == "lora" else load.__wrapped__)(place.model)
     steps = plan_brief(brief, how.batch_rows)
     network, optimizer, schedule = restrict(base, place, len(steps), brief.seed)
-    device = next(base.parameters()).device
     network.train()
     with packed_attention(base), models.multiplying(place.model):
         for number, places in enumerate(steps, start=1):
-            inputs = collate(brief.rows.pick(places), device)
-            inputs = {name: one.to(device) if isinstance(one, torch.Tensor) else one for name, one in inputs.items()}
-            labels = inputs.pop("labels")
-            loss = response_loss(network(**inputs, use_cache=False).logits, labels, how.loss_per)
+            loss = step_loss(network, brief.rows.pick(places), how.loss_per)
             if not torch.isfinite(loss):
                 raise SelectionError(
                     f"the pilot's loss of {label} is {float(loss.detach())} at step {number} of {len(steps)}; {WAY_OUT}"

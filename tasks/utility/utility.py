@@ -16,6 +16,7 @@ import tamis.language.packing
 import tamis.utility.utility
 from tamis.language.packing import Group, NonFiniteError, score_responses
 from tamis.utility.pairs import (
+    leave_itself,
     pair_all,
     pairs_of_all,
     pairs_of_landmarks,
@@ -84,11 +85,13 @@ def write_utility(
     runtime: RuntimeSettings,
     wanted: bool,
     kernel: str | None = None,
+    itself: bool = True,
     map: Map = map,
 ) -> Mapping[str, Any]:
     """Write `utility.parquet` and what belongs to it; return what this run scored.
 
-    The pairs are those of `kernel`: `probes`, or that of the settings, where it is None.
+    The pairs are those of `kernel`: `probes`, or that of the settings, where it is None; without those of a row and
+    itself where `itself` is false.
 
     Beside it: `distances.parquet` (each target alone), `checked.parquet` (some targets with every demo of the pool),
     `skipped.parquet` (pairs too long for the context) and `utility.json`. Where `wanted` is false (the rows are chosen
@@ -107,8 +110,9 @@ def write_utility(
 
     kernel = kernel or settings.kernel
     chosen, ground = choose_pairs(work, pool, vectors, kernel, map=map), pool.sets["ground"]
-    wanted_for = {"kernel": chosen.kernel, "tried": chosen.tried, "check": draw_check(ground, settings, kernel)}
-    helped = wanted_for["help"] = draw_help(pool.sets, chosen.kernel, settings, kernel)
+    pairs = chosen.kernel if itself else leave_itself(chosen.kernel)
+    wanted_for = {"kernel": pairs, "tried": chosen.tried, "check": draw_check(ground, settings, kernel)}
+    helped = wanted_for["help"] = draw_help(pool.sets, pairs, settings, kernel)
     targets = np.unique(helped[:, 0]) if kernel == "none" else pool.targets
     asked, skipped = ask(pool, wanted_for, model.max_tokens, targets)
     scores, done = score_missing(work, asked, map)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tamis.utility.pairs import pair_all, pairs_of_all, pairs_of_help, pairs_of_neighbours, unite
+from tamis.utility.pairs import leave_itself, pair_all, pairs_of_all, pairs_of_help, pairs_of_neighbours, unite
 from tamis.utility.probes import pairs_of_probes
 from tasks.estimate import calibration, plan, rates
 from tasks.estimate.pairs import count_pairs
@@ -128,7 +128,10 @@ def test_pairs_of_large_sets_are_counted_without_listing_them(kernel):
         "none": lambda: pairs_of_help(sets["ground"], np.arange(57), 5, 0),
     }[kernel]()
     settings = replace(settings, help_targets=5 if kernel == "none" else 0)
-    assert count_pairs({name: len(places) for name, places in sets.items()}, settings, kernel) == len(listed)
+    sizes = {name: len(places) for name, places in sets.items()}
+    assert count_pairs(sizes, settings, kernel) == len(listed)
+    checked = check if kernel == "neighbours" else listed[:0]
+    assert count_pairs(sizes, settings, kernel, itself=False) == len(unite([leave_itself(listed), checked]))
 
 
 def test_nothing_left_loads_no_weights():

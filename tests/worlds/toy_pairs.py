@@ -32,6 +32,7 @@ def run(
     store: str = ".",
     wanted: bool = True,
     kernel: str | None = None,
+    itself: bool = True,
     map: Callable = map,
 ) -> Mapping[str, Any]:
     """Write the utility of `root/examples` and return what was scored."""
@@ -42,6 +43,7 @@ def run(
         runtime=runtime,
         wanted=wanted,
         kernel=kernel,
+        itself=itself,
         map=map,
     )
 

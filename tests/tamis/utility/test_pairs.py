@@ -127,8 +127,11 @@ def test_favourites_have_the_largest_mean_over_the_targets_with_a_score(targets,
 def test_help_is_scored_on_the_same_drawn_targets_for_every_demo_but_itself(targets, demos, count, seed):
     targets, demos = np.array(targets), np.array(demos, np.int64)
     found = list(map(tuple, pairs_of_help(targets, demos, count, seed).tolist()))
-    drawn = np.random.default_rng([seed, 1]).choice(targets, min(count, len(targets)), replace=False)
+    drawn = {target for target, _ in found}
     assert found == sorted((target, demo) for target in drawn for demo in demos if target != demo)
+    assert drawn <= set(targets.tolist())
+    assert len(demos) < 2 or len(drawn) == min(count, len(targets))
+    assert set(found) <= set(map(tuple, pairs_of_help(targets, demos, count + 1, seed).tolist()))
     assert found == list(map(tuple, pairs_of_help(targets, demos, count, seed).tolist()))
 
 

@@ -234,3 +234,14 @@ def test_rows_of_one_text_are_scored_once(tmp_path, toy, settings):
         run(tmp_path / name, toy, settings)
         found.append(pairs_of(tmp_path / name / "out/utility.parquet"))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("settings", [EXACT, NEIGHBOURS, LANDMARKS])
+def test_pairs_of_a_row_and_itself_can_be_left_out(tmp_path, toy, settings):
+    write_examples(tmp_path / "examples", pool=5)
+    embed(tmp_path, toy)
+    run(tmp_path, toy, settings, out="whole")
+    run(tmp_path, toy, settings, itself=False)
+    whole, found = (pairs_of(tmp_path / f"{name}/utility.parquet") for name in ("whole", "out"))
+    assert found == {pair: utility for pair, utility in whole.items() if pair[0] != pair[1]}
+    assert len(found) < len(whole)
