@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from flows.params import Params
 from tasks.folders import Artifacts, Folders
 from tasks.gradients.settings import follow_training
-from tasks.selection.selectors import GATES, list_read, reads_vectors
+from tasks.selection.selectors import GATES, list_read, read_only, reads_vectors
 
 DATA = Path("data")
 RAW = DATA / "raw"
@@ -95,18 +95,18 @@ def gates_by(values: Params, stage: str) -> bool:
 
 def make_utility(values: Params, folders: Folders, map: Map) -> Notes:
     """Score pairs."""
-    from tasks.utility.settings import name_kernel, shows_itself
+    from tasks.utility.settings import name_kernel
     from tasks.utility.utility import write_utility
 
-    selector = values.selection.selector
+    chosen, selector = values.selection, values.selection.selector
     return write_utility(
         folders,
         model=language(values),
         settings=values.utility,
         runtime=values.runtime,
-        wanted="utility" in list_read(selector, values.selection.gate, values.selection.quality),
+        wanted="utility" in list_read(selector, chosen.gate, chosen.quality),
         kernel=name_kernel(selector, values.utility),
-        itself=shows_itself(selector),
+        quality=read_only(selector, chosen.gate, chosen.quality),
         map=map,
     )
 

@@ -98,6 +98,22 @@ def pairs_of_help(targets: Int[np.ndarray, " target"], demos: Int[np.ndarray, " 
     return leave_itself(unite([pair_all(drawn, demos)]))
 
 
+def pairs_of_quality(pairs: Pairs, sets: Sets, quality: str) -> Int[np.ndarray, "some_pair 2"]:
+    """Return of some pairs those that tell the quality of the ground set's demos, none of them of a row and itself.
+
+    `help` is measured on the task's rows, or on the ground set's where there is no task, `neighbours` on these.
+
+    >>> sets = {"ground": np.arange(2), "task": np.array([2]), "learnt": np.array([3])}
+    >>> pairs_of_quality(np.array([[0, 0], [0, 1], [0, 3], [2, 1]]), sets, "help").tolist()
+    [[2, 1]]
+    >>> pairs_of_quality(np.array([[0, 0], [0, 1], [0, 3], [2, 1]]), sets, "neighbours").tolist()
+    [[0, 1]]
+    """
+    helped = sets["task"] if quality == "help" and len(sets["task"]) else sets["ground"]
+    others = leave_itself(pairs)
+    return others[np.isin(others[:, 0], helped) & np.isin(others[:, 1], sets["ground"])]
+
+
 def leave_itself(pairs: Pairs) -> Int[np.ndarray, "other 2"]:
     """Return the pairs without those of an example and itself.
 

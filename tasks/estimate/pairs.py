@@ -13,13 +13,19 @@ from typing import Any
 import numpy as np
 
 from tamis.utility import pairs as planning
-from tamis.utility.pairs import leave_itself, pair_all, pairs_of_all, pairs_of_landmarks, pairs_of_neighbours, unite
+from tamis.utility.pairs import (
+    pair_all,
+    pairs_of_all,
+    pairs_of_landmarks,
+    pairs_of_neighbours,
+    pairs_of_quality,
+    unite,
+)
 from tamis.utility.probes import pairs_of_probes
 from tasks.artifacts.tables import read_table, stack
 from tasks.estimate.rows import Corpus
 from tasks.estimate.work import Case, Work, blank_group, count_packed
-from tasks.selection.selectors import list_read
-from tasks.utility.settings import shows_itself
+from tasks.selection.selectors import list_read, read_only
 
 LARGE = 250  # rows of a ground set whose pairs are planned one by one
 
@@ -37,11 +43,12 @@ def count_utility(case: Case) -> Work:
     if len(sets["ground"]) <= LARGE and len(sets["learnt"]) <= LARGE and len(sets["task"]) <= LARGE:
         return found
     sizes = {name: len(places) for name, places in sets.items()}
-    itself = shows_itself(case.values.selection.selector)
-    whole = count_pairs(sizes, case.values.utility, case.kernel, itself=itself)
-    answered = np.union1d(sets["ground"], sets["task"])
-    helped = min(len(sets["task"]) or len(sets["ground"]), case.values.utility.help_targets)
-    targets = len(answered) if case.kernel != "none" else helped
+    quality = read_only(chosen.selector, chosen.gate, chosen.quality)
+    whole = count_pairs(sizes, case.values.utility, case.kernel, quality=quality)
+    answered = len(np.union1d(sets["ground"], sets["task"]))
+    helped = sizes["task"] if sizes["task"] and quality != "neighbours" else sizes["ground"]
+    targets = min(helped, case.values.utility.help_targets) if case.kernel == "none" else answered
+    targets = helped if quality is not None and case.kernel != "none" else targets
     each = found.forward / max(1, found.pairs + found.rows)
     return replace(found, pairs=whole, rows=targets, forward=round(each * (whole + targets)))
 
@@ -61,10 +68,13 @@ def plan_pairs(case: Case, sets: Sets) -> list[np.ndarray]:
     settings, corpus = case.values.utility, case.corpus
     lengths = corpus.contexts + scored_tokens(case)
     *tried, kernel = _of_kernel(case, sets)
-    kernel = kernel if shows_itself(case.values.selection.selector) else leave_itself(kernel)
+    chosen = case.values.selection
+    quality = read_only(chosen.selector, chosen.gate, chosen.quality)
+    kernel = kernel if quality is None else pairs_of_quality(kernel, sets, quality)
     checked, helped = draw_check(sets["ground"], settings, case.kernel), draw_help(sets, kernel, settings, case.kernel)
     check = np.concatenate([checked, helped])
-    targets = np.union1d(sets["ground"], sets["task"]) if case.kernel != "none" else np.unique(helped[:, 0])
+    few = case.kernel == "none" or quality is not None
+    targets = np.unique(np.concatenate([kernel, check])[:, 0]) if few else np.union1d(sets["ground"], sets["task"])
     batches, known = [], np.empty(0, np.int64)
     alone = np.column_stack([targets, np.full(len(targets), -1)])
     for batch in (*tried, unite([kernel, check])):
@@ -124,7 +134,7 @@ def read_vectors(case: Case) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
 
 
-def count_pairs(sizes: Mapping[str, int], settings: Any, kernel: str, *, itself: bool = True) -> int:
+def count_pairs(sizes: Mapping[str, int], settings: Any, kernel: str, *, quality: str | None = None) -> int:
     """Return how many pairs large sets have, none of whose rows stands in two of them; an upper bound else, and where
     pairs that tell a demo's help are among those of the kernel.
 
@@ -132,12 +142,18 @@ def count_pairs(sizes: Mapping[str, int], settings: Any, kernel: str, *, itself:
         sizes: rows of ground, task and learnt.
         settings: of stage `utility`.
         kernel: which pairs are scored.
-        itself: whether a row is scored with itself, too.
+        quality: where it is all that is read of the pairs.
     """
     ground, task, learnt = (sizes[name] for name in ("ground", "task", "learnt"))
-    if kernel == "exact":
-        return ground * (ground + 2 * task + learnt) - (0 if itself else ground)
     helped = min(settings.help_targets, task or ground)
+    if quality is not None and kernel in ("exact", "neighbours"):
+        own = quality == "neighbours" or not task
+        targets, others = (ground, ground - 1) if own else (task, ground)
+        near = others if kernel == "exact" else min(settings.neighbours, others)
+        checked = 0 if kernel == "exact" else min(settings.check_targets, ground)
+        return targets * near + checked * (ground - near * own) + helped * (ground + task + learnt - 1)
+    if kernel == "exact":
+        return ground * (ground + 2 * task + learnt)
     if kernel == "none":
         return helped * (ground + task + learnt - 1)
     if kernel == "probes":
@@ -147,8 +163,7 @@ def count_pairs(sizes: Mapping[str, int], settings: Any, kernel: str, *, itself:
     if kernel == "neighbours":
         own = min(near, ground - 1) + 1
         others = ground * (min(near, learnt) + min(near, task)) + task * min(near, ground)
-        left = 0 if itself else ground - checked
-        return ground * own + others + checked * (ground - own) + helped * (ground + task + learnt - 1) - left
+        return ground * own + others + checked * (ground - own) + helped * (ground + task + learnt - 1)
     answered = ground if settings.landmark_targets is None else min(settings.landmark_targets, ground)
     rounds, tried, before = planning.plan_rounds(ground, settings.landmarks, answered), 0, 0
     for demos, targets in rounds:

@@ -75,7 +75,8 @@ def read_utility(source: Path, rows: Rows, settings: SelectionSettings, diagonal
     quality, unscored = measure_quality(scored, rows, texts, demos, quality=settings.quality, source=source)
     if settings.quality != "none":
         others = blocks.keys() & {"learnt", "asked"}
-        worth = {name: measure_others(scored, rows, texts, blocks[name][1], source) for name in others}
+        how = {"own": quality, "source": source}
+        worth = {name: measure_others(scored, rows, texts, blocks[name][1], **how) for name in others}
         worth |= {"own": quality, "queries": quality}
         similar = {name: weigh_demos(kernel, worth[name]) for name, kernel in similar.items()}
     return spread_copies(Similar(Kernels(**similar), demos, quality=quality), texts, unscored)
@@ -139,8 +140,16 @@ def read_nearby_help(scored: pa.Table, texts: Texts, demos: list[str], source: P
     return measure_nearby_help(cut(pairs, (texts.ids, demos), source), find_places(demos, texts.ids))
 
 
-def measure_others(scored: pa.Table, rows: Rows, texts: Texts, demos: list[str], source: Path) -> np.ndarray:
-    """Return the help of demos that are not to be chosen; theirs of all where one has no pair."""
+def measure_others(
+    scored: pa.Table, rows: Rows, texts: Texts, demos: list[str], *, own: np.ndarray, source: Path
+) -> np.ndarray:
+    """Return the help of demos that are not to be chosen.
+
+    Where one has no pair it is the median of theirs, where none has one that of the pool's demos, `own`.
+    """
+    there = (find(scored["target_id"], rows.target or texts.ids) >= 0) & (find(scored["demo_id"], demos) >= 0)
+    if not there.any():
+        return np.full(len(demos), np.median(own))
     return fill_by_topic(read_help(scored, rows, texts, demos, source))[0]
 
 
@@ -252,7 +261,7 @@ def read_worth(source: Path, rows: Rows, texts: Texts, *, target: list[str], lea
     """Return the quality of the demos that embeddings compare, as those of scored pairs have it."""
     scored = read_pairs(source, rows)
     own, unscored = measure_quality(scored, rows, texts, np.arange(len(texts.ids)), quality=quality, source=source)
-    others = [measure_others(scored, rows, texts, ids, source) if ids else np.empty(0) for ids in (learnt, target)]
+    others = [measure_others(scored, rows, texts, ids, own=own, source=source) for ids in (learnt, target)]
     return Worth(own[texts.places], int(unscored[texts.places].sum()), *others)
 
 

@@ -64,3 +64,13 @@ def reads_vectors(selector: str, gate: Mapping[str, Any] | None, quality: str, k
     """Return whether rows are compared by their embeddings, to choose them or to find the pairs that are scored."""
     pairs = "utility" in list_read(selector, gate, quality) and kernel not in ("exact", "none")
     return SELECTORS[selector].reads == "embedding" or pairs
+
+
+def read_only(selector: str, gate: Mapping[str, Any] | None, quality: str) -> str | None:
+    """Return the quality of demos where it is all that is read of the pairs; None where they are read as they are.
+
+    >>> read_only("embedding", None, "help"), read_only("delift", None, "help")
+    ('help', None)
+    """
+    by_help = gate is not None and gate["by"] == "help"
+    return quality if selector == "embedding" and quality != "none" and not by_help else None

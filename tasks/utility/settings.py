@@ -64,12 +64,3 @@ def name_kernel(selector: str, settings: UtilitySettings) -> str:
     ('neighbours', 'probes')
     """
     return "probes" if selector == "probes" else settings.kernel
-
-
-def shows_itself(selector: str) -> bool:
-    """Return whether a row is scored with itself as the demo: where it covers itself by that.
-
-    >>> shows_itself("delift"), shows_itself("embedding")
-    (True, False)
-    """
-    return selector not in ("embedding", "probes")

@@ -16,11 +16,11 @@ import tamis.language.packing
 import tamis.utility.utility
 from tamis.language.packing import Group, NonFiniteError, score_responses
 from tamis.utility.pairs import (
-    leave_itself,
     pair_all,
     pairs_of_all,
     pairs_of_landmarks,
     pairs_of_neighbours,
+    pairs_of_quality,
     plan_rounds,
     representatives,
     top_demos,
@@ -85,13 +85,13 @@ def write_utility(
     runtime: RuntimeSettings,
     wanted: bool,
     kernel: str | None = None,
-    itself: bool = True,
+    quality: str | None = None,
     map: Map = map,
 ) -> Mapping[str, Any]:
     """Write `utility.parquet` and what belongs to it; return what this run scored.
 
-    The pairs are those of `kernel`: `probes`, or that of the settings, where it is None; without those of a row and
-    itself where `itself` is false.
+    The pairs are those of `kernel`: `probes`, or that of the settings, where it is None; only those that tell the
+    quality of demos, by the word of `selection.quality`, where one is given.
 
     Beside it: `distances.parquet` (each target alone), `checked.parquet` (some targets with every demo of the pool),
     `skipped.parquet` (pairs too long for the context) and `utility.json`. Where `wanted` is false (the rows are chosen
@@ -110,10 +110,11 @@ def write_utility(
 
     kernel = kernel or settings.kernel
     chosen, ground = choose_pairs(work, pool, vectors, kernel, map=map), pool.sets["ground"]
-    pairs = chosen.kernel if itself else leave_itself(chosen.kernel)
+    pairs = chosen.kernel if quality is None else pairs_of_quality(chosen.kernel, pool.sets, quality)
     wanted_for = {"kernel": pairs, "tried": chosen.tried, "check": draw_check(ground, settings, kernel)}
-    helped = wanted_for["help"] = draw_help(pool.sets, pairs, settings, kernel)
-    targets = np.unique(helped[:, 0]) if kernel == "none" else pool.targets
+    wanted_for["help"] = draw_help(pool.sets, pairs, settings, kernel)
+    few = kernel == "none" or quality is not None
+    targets = np.unique(unite(wanted_for.values())[:, 0]) if few else pool.targets
     asked, skipped = ask(pool, wanted_for, model.max_tokens, targets)
     scores, done = score_missing(work, asked, map)
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tamis.utility.pairs import leave_itself, pair_all, pairs_of_all, pairs_of_help, pairs_of_neighbours, unite
+from tamis.utility.pairs import pair_all, pairs_of_all, pairs_of_help, pairs_of_neighbours, pairs_of_quality, unite
 from tamis.utility.probes import pairs_of_probes
 from tasks.estimate import calibration, plan, rates
 from tasks.estimate.pairs import count_pairs
@@ -131,7 +131,15 @@ def test_pairs_of_large_sets_are_counted_without_listing_them(kernel):
     sizes = {name: len(places) for name, places in sets.items()}
     assert count_pairs(sizes, settings, kernel) == len(listed)
     checked = check if kernel == "neighbours" else listed[:0]
-    assert count_pairs(sizes, settings, kernel, itself=False) == len(unite([leave_itself(listed), checked]))
+    if kernel in ("exact", "neighbours"):
+        for quality in ("help", "neighbours"):
+            for some in (sets, sets | {"task": np.arange(0)}):
+                found = unite([pairs_of_quality(listed, some, quality), checked])
+                sizes = {name: len(places) for name, places in some.items()}
+                if kernel == "neighbours" and not (quality == "help" and len(some["task"])):
+                    near = pairs_of_quality(pairs_of_neighbours(some, vectors, 7)[0], some, quality)
+                    found = unite([near, checked])
+                assert count_pairs(sizes, settings, kernel, quality=quality) == len(found)
 
 
 def test_nothing_left_loads_no_weights():

@@ -32,7 +32,7 @@ def run(
     store: str = ".",
     wanted: bool = True,
     kernel: str | None = None,
-    itself: bool = True,
+    quality: str | None = None,
     map: Callable = map,
 ) -> Mapping[str, Any]:
     """Write the utility of `root/examples` and return what was scored."""
@@ -43,7 +43,7 @@ def run(
         runtime=runtime,
         wanted=wanted,
         kernel=kernel,
-        itself=itself,
+        quality=quality,
         map=map,
     )
 

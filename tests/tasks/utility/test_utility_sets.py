@@ -237,11 +237,16 @@ def test_rows_of_one_text_are_scored_once(tmp_path, toy, settings):
 
 
 @pytest.mark.parametrize("settings", [EXACT, NEIGHBOURS, LANDMARKS])
-def test_pairs_of_a_row_and_itself_can_be_left_out(tmp_path, toy, settings):
-    write_examples(tmp_path / "examples", pool=5)
+@pytest.mark.parametrize(("task", "quality", "helped"), [(0, "help", "v"), (2, "help", "q"), (2, "neighbours", "v")])
+def test_where_quality_alone_is_read_only_what_tells_it_is_scored(tmp_path, toy, settings, task, quality, helped):
+    write_examples(tmp_path / "examples", pool=5, target=task, learnt=2)
     embed(tmp_path, toy)
     run(tmp_path, toy, settings, out="whole")
-    run(tmp_path, toy, settings, itself=False)
+    told = run(tmp_path, toy, settings, quality=quality, store="other")
+    sets = {"v": ids_of(tmp_path), "q": ids_of(tmp_path, "target")}
     whole, found = (pairs_of(tmp_path / f"{name}/utility.parquet") for name in ("whole", "out"))
-    assert found == {pair: utility for pair, utility in whole.items() if pair[0] != pair[1]}
-    assert len(found) < len(whole)
+    wanted = {(i, j): utility for (i, j), utility in whole.items() if i in sets[helped] and j in sets["v"] and i != j}
+    assert found == pytest.approx(wanted, abs=1e-6)
+    assert found
+    if settings is not LANDMARKS:
+        assert told["alone_scored"] == len({target for target, _ in found})
