@@ -128,9 +128,12 @@ def measure_quality(
 def read_help(scored: pa.Table, rows: Rows, texts: Texts, demos: list[str], source: Path) -> np.ndarray:
     """Return how much each demo helps the rows of the target task, or of the pool where there is no target task.
 
-    Pairs that are none of the kernel tell it, too. NaN where a demo has no such pair.
+    Pairs that are none of the kernel tell it, too. Where a gate took all rows out that it is measured on, it is that
+    for these. NaN where a demo has no such pair.
     """
-    helped = rows.target or texts.ids
+    helped, shown = rows.target or texts.ids, find(scored["demo_id"], demos) >= 0
+    if not (shown & (find(scored["target_id"], helped) >= 0)).any():
+        helped = rows.scored
     return measure_help(cut(scored, (helped, demos), source), find_places(demos, helped))
 
 

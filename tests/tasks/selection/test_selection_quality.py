@@ -7,7 +7,16 @@ import numpy as np
 import oracles
 import pytest
 from worlds.toy_corpus import learn, row, write_examples, write_rows
-from worlds.toy_selection import HALF, chosen, draw_vectors, run, write_check, write_embedding, write_utility
+from worlds.toy_selection import (
+    HALF,
+    chosen,
+    draw_vectors,
+    run,
+    write_check,
+    write_embedding,
+    write_scores,
+    write_utility,
+)
 
 from tasks.artifacts.tables import provenance, read_table
 
@@ -208,3 +217,25 @@ def test_with_a_target_task_help_is_that_for_its_rows(tmp_path, selector):
         lambda some: oracles.facility_location(kernel, some) + kernel[:, some].max(axis=0).sum(), 9, 3
     )
     assert places_of(subset, ids) == expected
+
+
+def test_help_is_that_for_rows_that_left_where_no_other_is_measured(world):
+    folder, ids = world
+    helped = np.zeros((12, 12), bool)
+    helped[[3, 5, 7]] = True
+    helped &= ~np.eye(12, dtype=bool)
+    mark_help(folder, ids, np.zeros((12, 12), bool), helped)
+    asked = replace(HALF, selector="embedding", quality="help", budget={"count": 3})
+    for left in ([3], [3, 5, 7]):
+        scores = np.where(np.isin(np.arange(12), left), 2.0, 0.5)
+        write_scores(folder / "aside", ids, scores.tolist(), "ifd")
+        (folder / "scores").mkdir(exist_ok=True)
+        (folder / "aside/scores.parquet").rename(folder / "scores/ifd.parquet")
+        subset, facts = run(folder, replace(asked, gate={"by": "ifd", "drop": len(left) / 12 + 0.01}))
+        kept = [place for place in range(12) if place not in left]
+        told = [place for place in (3, 5, 7) if place not in left] or left
+        worth = np.array([np.mean([UTILITY[i, j] for i in told if i != j]) for j in kept])
+        kernel = (COSINES[np.ix_(kept, kept)] * np.maximum(worth, 0)).astype(np.float32)
+        expected = oracles.greedy_of(lambda some, kernel=kernel: oracles.facility_location(kernel, some), len(kept), 3)
+        assert places_of(subset, ids) == [kept[place] for place in expected]
+        assert facts["gate"]["gated_rows"] == len(left)
