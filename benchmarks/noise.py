@@ -43,21 +43,16 @@ ROOT = Path(__file__).parents[1]
 BUDGET, LONGEST = 0.3, 160  # of the pool's rows; characters of a row
 BOILERPLATE = re.compile(r"\S+ (--help|-h|help|--version|-V)")
 SCORING = ("embedding", "utility", "scores", "gradients")
+PAIRS = {"kernel": "neighbours", "neighbours": 3, "help_targets": 0}
 SELECTORS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {  # name -> section of params.yaml -> what is other in it
     "default": {},
     "random": {"selection": {"selector": "random"}},
     "embedding": {"selection": {"selector": "embedding", "quality": "none"}},
-    "capped": {
-        "selection": {"selector": "delift", "quality": "none"},
-        "utility": {"diagonal": "capped", "kernel": "neighbours"},
-    },
-    "scored": {
-        "selection": {"selector": "delift", "quality": "none"},
-        "utility": {"diagonal": "scored", "kernel": "neighbours"},
-    },
+    "capped": {"selection": {"selector": "delift", "quality": "none"}, "utility": {**PAIRS, "diagonal": "capped"}},
+    "scored": {"selection": {"selector": "delift", "quality": "none"}, "utility": {**PAIRS, "diagonal": "scored"}},
     "capped x help": {
         "selection": {"selector": "delift", "quality": "help"},
-        "utility": {"diagonal": "capped", "kernel": "neighbours"},
+        "utility": {**PAIRS, "diagonal": "capped", "help_targets": 4},
     },
     "cosine x help": {"selection": {"selector": "embedding", "quality": "help"}},
 }

@@ -215,7 +215,7 @@ TOY = {
     "models": {"device": "cpu", "max_tokens": 128},
     "examples": {"pool_rows": 20, "held_out_rows": 4},
     "utility": {"neighbours": 3, "check_targets": 2, "help_targets": 0},
-    "selection": {"quality": "none"},
+    "selection": {"selector": "delift", "quality": "none", "gate": None},
     "finetuning": {"arms": {"chosen": [0], "random": [0], "full": [0]}, "epochs": 1, "lora_rank": 2, "lora_alpha": 4},
     "evaluation": {"new_tokens": 4, "bootstrap": 50, "demos": 1},
     "runtime": {"shard_pairs": 16},
