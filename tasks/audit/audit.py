@@ -63,10 +63,8 @@ PROMISES = {
     "pool": "SELECT DISTINCT id FROM subset ANTI JOIN pool USING (id)",
     "pairs": """
         SELECT target_id || ' with demo ' || demo_id FROM utility
-        WHERE NOT isfinite(utility) OR NOT CASE
-            WHEN target_id IN (SELECT id FROM pool)
-            THEN demo_id IN (SELECT id FROM pool UNION SELECT id FROM learnt UNION SELECT id FROM target)
-            ELSE target_id IN (SELECT id FROM target) AND demo_id IN (SELECT id FROM pool) END""",
+        WHERE NOT isfinite(utility) OR target_id NOT IN (SELECT id FROM pool UNION SELECT id FROM target)
+            OR demo_id NOT IN (SELECT id FROM pool UNION SELECT id FROM learnt UNION SELECT id FROM target)""",
     "budget": """
         SELECT format('{} {}, at most {}', spent, unit, most) FROM (
             SELECT *, CASE unit WHEN 'rows' THEN (SELECT count(*) FROM chosen_ids)

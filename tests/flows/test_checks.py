@@ -102,7 +102,7 @@ def test_one_validation_prompt_in_one_is_refused():
     [
         (
             {"utility.kernel": "none"},
-            {},
+            {"selection.selector": "delift"},
             "utility.kernel is none and selection.selector delift, which chooses by a kernel",
         ),
         (
@@ -131,7 +131,7 @@ def test_to_choose_by_pairs_that_are_not_scored_is_refused(utility, selection, s
     ("utility", "selection", "vectors", "pairs"),
     [
         ({}, {}, True, True),
-        ({"utility.kernel": "exact"}, {}, False, True),
+        ({"utility.kernel": "exact"}, {"selection.selector": "delift", "selection.gate": None}, False, True),
         ({}, {"selection.selector": "embedding", "selection.quality": "none"}, True, False),
         ({"utility.kernel": "none", "utility.help_targets": 8}, BY_HELP, True, True),
         ({"utility.kernel": "none"}, {"selection.selector": "random"}, False, False),

@@ -86,7 +86,12 @@ def test_what_is_left_out_has_its_default(tmp_path):
             "selection.objective is mutual_information but examples.target is null; name the target task's rows",
         ),
         (
-            {"utility__kernel": "landmarks", "utility__landmarks": 3, "selection__budget": {"count": 4}},
+            {
+                "utility__kernel": "landmarks",
+                "utility__landmarks": 3,
+                "selection__budget": {"count": 4},
+                "selection__selector": "delift",
+            },
             "selection.budget is count: 4, but kernel landmarks scores 3 demos",
         ),
         ({"examples__fields": {"promt": "q"}}, "examples.fields maps an unknown part 'promt' (did you mean 'prompt'?)"),
@@ -352,7 +357,7 @@ def test_needs_are_the_files_and_values_that_dvc_lists(monkeypatch):
     monkeypatch.chdir(ROOT)
     files, values = params.needs("utility@v1")
     assert files[:2] == ["data/examples/version=v1/examples.parquet", "data/embedding/version=v1/embedding.parquet"]
-    assert values["selection.selector"] == "delift"
+    assert values["selection.selector"] == "embedding"
     assert values["utility"] == yaml.safe_load((ROOT / "params.yaml").read_text())["utility"]
 
 

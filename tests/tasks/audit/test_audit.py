@@ -128,14 +128,16 @@ def pair_up(world: World, target: str, demo: str) -> World:
     return replace(world, examples=examples, utility=[*world.utility, pair])
 
 
-@pytest.mark.parametrize("pair", [("pool", "learnt"), ("pool", "target"), ("target", "pool")])
+@pytest.mark.parametrize(
+    "pair", [("pool", "learnt"), ("pool", "target"), ("target", "pool"), ("target", "learnt"), ("target", "target")]
+)
 def test_pairs_with_learnt_and_target_rows_are_kept(world, pair):
     assert all(pair_up(world, *pair).write().check()["passed"].to_pylist())
 
 
 @pytest.mark.parametrize(
     "pair",
-    [("learnt", "pool"), ("target", "learnt"), ("target", "target"), ("pool", "held_out"), ("held_out", "pool")],
+    [("learnt", "pool"), ("learnt", "target"), ("pool", "held_out"), ("held_out", "pool")],
 )
 def test_a_pair_that_no_objective_reads_is_named(world, pair):
     with pytest.raises(audit.AuditError, match=r"1 of 14 promises of v1 are broken: pairs: 1"):
