@@ -17,8 +17,8 @@ from tamis.training.steps import (
     optimise,
     plan_epochs,
     plan_steps,
-    response_loss,
     scale_rate,
+    step_loss,
     tabulate_curve,
 )
 
@@ -37,10 +37,8 @@ def encoding(toy_folder):
 
 
 def packed_loss(network, encoding, loss_per="row"):
-    batch = collate(encoding, CPU)
-    labels = batch.pop("labels")
     with packed_attention(network):
-        return response_loss(network(**batch).logits, labels, loss_per)
+        return step_loss(network, encoding, loss_per)
 
 
 def padded_gradient(network, encoding):

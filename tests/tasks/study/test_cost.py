@@ -39,7 +39,7 @@ def known(models):
 def ask(selector="delift", steps=None, rows=8, **utility) -> Asked:
     values = params.read(ROOT / "params.yaml")
     examples = replace(values.examples, held_out={"path": "held_out.jsonl"}, pool_rows=None, held_out_rows=None)
-    selection = replace(values.selection, selector=selector, budget={"count": rows}, caps={}, floors={})
+    selection = replace(values.selection, selector=selector, budget={"count": rows}, caps={}, floors={}, gate=None)
     version = {"now": VersionSettings(raw="raw", previous="base")}
     settings = replace(values.finetuning, batch_rows=8, arms={"chosen": [0]})
     values = replace(values, versions=version, examples=examples, selection=selection, finetuning=settings)
