@@ -7,20 +7,22 @@ instead, checked like params.yaml itself before anything runs.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from flows import params
 from flows.checks import ParamsError
 from flows.params import Params, check_section
-from tasks.selection.settings import SelectionSettings
+from tasks.selection.selectors import CHANCE
 from tasks.settings import checked, hint
 
 STUDIES = Path("studies")
 NOW, BEFORE = "now", "before"  # folders of a pool's rows, and the names of their data versions
 UNDECIDED = ("versions", "runtime", "audit")  # sections that no figure of a cell depends on
 GENERATED = ("bootstrap", "confidence", "demos", "generated_rows", "seed")  # likewise, of section evaluation
+
+BLIND = {"gate": None, "pilot": None}  # of what is chosen by chance, which knows nothing of the rows
 
 Layer = Mapping[str, Mapping[str, Any]]  # section of params.yaml -> its settings
 Count, Fraction = Annotated[int, Field(ge=1)], Annotated[float, Field(gt=0, le=1)]
@@ -217,15 +219,23 @@ def compose(study: Study, cell: Cell, folder: Path) -> Params:
     cut = {"mask": {"selector": cell.mask}, "finetuning": {"arms": {"chosen": [cell.seed]}}}
     if masked:
         cut["finetuning"]["method"] = "full" if cell.mask == "none" else "masked"
-    if cell.selector in study.plan.chance:  # it knows nothing of the rows
-        cut["selection"] = {name: None for name in ("gate", "pilot") if name in get_type_hints(SelectionSettings)}
+    by = study.plan.selectors[cell.selector].get("selection", {}).get("selector")
+    if cell.selector in study.plan.chance or by in CHANCE:
+        cut["selection"] = BLIND
     layers = [study.plan.params, study.pools[cell.pool].params, drawn, cut, study.plan.selectors[cell.selector]]
     return lay(layers, folder, study, cell.pool)
 
 
 def compose_before(study: Study, cell: Cell, folder: Path) -> Params:
     """Return the parameters of the version that a pool continues from: its rows are drawn, for all selectors alike."""
-    drawn = {"selector": "random", "objective": "facility_location", "seed": cell.seed, "caps": {}, "floors": {}}
+    drawn = {
+        "selector": "random",
+        "objective": "facility_location",
+        "seed": cell.seed,
+        "caps": {},
+        "floors": {},
+        **BLIND,
+    }
     arms = {"finetuning": {"arms": {"chosen": [cell.seed]}}, "mask": {"selector": "none"}}
     layers = [study.plan.params, study.pools[cell.pool].params, {"selection": drawn}, arms]
     return lay(layers, folder, study, cell.pool)

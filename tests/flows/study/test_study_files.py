@@ -10,6 +10,7 @@ from worlds.projects import ROOT
 from worlds.study_cells import make_cells
 
 from flows.study import plan, reporting, run
+from tasks.selection.selectors import CHANCE
 from tasks.study import results
 
 NAMES = sorted(path.stem for path in (ROOT / "studies").glob("*.yaml"))
@@ -142,3 +143,16 @@ def test_chance_has_neither_a_gate_nor_a_pilot(inside):
     found = {c.selector: plan.compose(study, c, inside).selection.gate for c in plan.list_cells(study)}
     assert found["random"] is None
     assert found["default"]["by"] == "agreement"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_that_are_drawn_by_chance_pass_no_gate_and_no_pilot(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    study, found = plan.read_study(name), []
+    for cell in {(c.pool, c.selector, c.budget, c.mask): c for c in plan.list_cells(study)}.values():
+        found.append(plan.compose(study, cell, ROOT).selection)
+        if study.pools[cell.pool].continues:
+            found.append(plan.compose_before(study, cell, ROOT).selection)
+    drawn = [each for each in found if each.selector in CHANCE]
+    assert drawn
+    assert {(each.gate, each.pilot) for each in drawn} == {(None, None)}
