@@ -118,7 +118,8 @@ def write_utility(
     asked, skipped = ask(pool, wanted_for, model.max_tokens, targets)
     scores, done = score_missing(work, asked, map)
 
-    record = Provenance("utility", version, _describe(model, settings, kernel), inputs, settings.seed)
+    described = _describe(model, settings, kernel) | {"quality": quality}
+    record = Provenance("utility", version, described, inputs, settings.seed)
     seconds, flops = measure_cost(folder, asked, pool, model)
     _write(out, record, scores, skipped, settings, more={"neighbour_recall": chosen.recall, "flops": flops})
     counts = count_pairs(asked, chosen.scored + done) | models.note_products(model)

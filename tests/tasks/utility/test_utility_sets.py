@@ -9,7 +9,7 @@ from worlds.toy_corpus import learn, reword, row, write_examples, write_rows
 from worlds.toy_pairs import EXACT, embed, pairs_of, run
 
 from tamis.utility.pairs import representatives
-from tasks.artifacts.tables import read_table
+from tasks.artifacts.tables import provenance, read_table
 
 NEIGHBOURS = replace(EXACT, kernel="neighbours", neighbours=1, check_targets=0)
 LANDMARKS = replace(EXACT, kernel="landmarks", landmarks=2, check_targets=0)
@@ -248,5 +248,7 @@ def test_where_quality_alone_is_read_only_what_tells_it_is_scored(tmp_path, toy,
     wanted = {(i, j): utility for (i, j), utility in whole.items() if i in sets[helped] and j in sets["v"] and i != j}
     assert found == pytest.approx(wanted, abs=1e-6)
     assert found
+    recorded = [provenance(tmp_path / f"{name}/utility.parquet")["parameters"]["quality"] for name in ("whole", "out")]
+    assert recorded == [None, quality]
     if settings is not LANDMARKS:
         assert told["alone_scored"] == len({target for target, _ in found})
