@@ -45,6 +45,7 @@ def study(
     minutes: Annotated[float | None, typer.Option(min=0, help="After which no further training is begun.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Make those cells anew that other code made.")] = False,
     pools: Annotated[str | None, typer.Option(help="Only these, with commas: machines may share a study so.")] = None,
+    selectors: Annotated[str | None, typer.Option(help="Only these, with commas: what matters first.")] = None,
     confirm: Annotated[
         bool, typer.Option("--confirm", help="The confirmation pools, once the default stands.")
     ] = False,
@@ -52,7 +53,7 @@ def study(
     as_json: Json = False,
 ) -> None:
     """Compare selectors on many pools with many seeds, over as many sittings as it takes; goes on where it stopped."""
-    from flows.study.plan import choose_pools, read_study
+    from flows.study.plan import choose_pools, choose_selectors, read_study
 
     asked = read_study(name)
     if report:
@@ -64,6 +65,7 @@ def study(
     from flows.study import costs
 
     asked = choose_pools(asked, confirm=confirm, only=split_words(pools) if pools else [])
+    asked = choose_selectors(asked, split_words(selectors) if selectors else [])
     if estimate:
         show_rows(costs.HEADINGS, costs.make_table(asked, costs.estimate_study(asked)), as_json=as_json)
         return

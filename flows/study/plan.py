@@ -182,6 +182,24 @@ def choose_pools(study: Study, *, confirm: bool, only: Sequence[str] = ()) -> St
     return replace(study, pools=pools)
 
 
+def choose_selectors(study: Study, only: Sequence[str]) -> Study:
+    """Return a study with some of its selectors; what is chance stays known.
+
+    Args:
+        study: of studies/.
+        only: names of selectors; all, where none is given.
+
+    Raises:
+        StudyError: it has no such selector.
+    """
+    own = study.plan.selectors
+    for name in only:
+        if name not in own:
+            raise StudyError(f"there is no selector {name!r}{hint(name, own)}; known: {', '.join(own)}")
+    kept = {name: said for name, said in own.items() if name in only or not only}
+    return replace(study, plan=replace(study.plan, selectors=kept))
+
+
 def list_cells(study: Study) -> list[Cell]:
     """Return all cells: seeds outermost, so that wherever it stops all pools have as many; pools in their order."""
     seeds = max(pool.seeds or study.plan.seeds for pool in study.pools.values())

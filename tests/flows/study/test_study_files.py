@@ -98,6 +98,17 @@ def test_confirmation_pools_are_run_apart(inside):
         plan.choose_pools(plan.read_study("more"), confirm=True)
 
 
+def test_some_selectors_may_be_run_before_the_others_and_chance_stays_chance(inside):
+    study = plan.read_study("model")
+    names = list(study.plan.selectors)
+    some = plan.choose_selectors(study, [names[-1]])
+    assert [cell for cell in plan.list_cells(study) if cell.selector == names[-1]] == plan.list_cells(some)
+    assert some.plan.chance == study.plan.chance
+    assert plan.choose_selectors(study, []) == study
+    with pytest.raises(plan.StudyError, match=rf"there is no selector 'nothing'; known: {', '.join(names)}"):
+        plan.choose_selectors(study, ["nothing"])
+
+
 def test_confirmation_waits_until_what_was_edited_is_committed(inside, monkeypatch):
     monkeypatch.setattr(run, "find_commit", lambda: "abc+")
     study = plan.choose_pools(plan.read_study("model"), confirm=True)
