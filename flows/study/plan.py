@@ -14,7 +14,7 @@ from pydantic import Field
 from flows import params
 from flows.checks import ParamsError
 from flows.params import Params, check_section
-from tasks.selection.selectors import CHANCE
+from tasks.selection.selectors import CHANCE, list_read
 from tasks.settings import checked, hint
 
 STUDIES = Path("studies")
@@ -293,17 +293,25 @@ def read_budget(text: str) -> dict[str, int | float]:
 def list_settings(values: Params) -> dict[str, Any]:
     """Return the settings that a cell's figures depend on, where they are not what their class has as the default.
 
-    So a setting that is new since, and at its default, makes no cell another one.
+    So a setting that is new since, and at its default, makes no cell another one; nor does how pairs are scored where
+    none is read.
     """
-    found = {}
+    found, unread = {}, {("evaluation", name) for name in GENERATED} | _list_unread(values)
     for section in (name for name in params.SECTIONS if name not in UNDECIDED):
         settings, own = getattr(values, section), {}
         for one in fields(settings):
-            value = getattr(settings, one.name)
-            if value != _find_default(one) and not (section == "evaluation" and one.name in GENERATED):
+            if getattr(settings, one.name) != _find_default(one) and (section, one.name) not in unread:
                 own[one.name] = asdict(settings)[one.name]
         found[section] = own
     return found
+
+
+def _list_unread(values: Params) -> set[tuple[str, str]]:
+    """Return the settings of section `utility`, and the quality of demos, where the selector reads none of them."""
+    chosen = values.selection
+    if "utility" in list_read(chosen.selector, chosen.gate, chosen.quality):
+        return set()
+    return {("selection", "quality")} | {("utility", one.name) for one in fields(values.utility)}
 
 
 def _find_default(one: Any) -> Any:

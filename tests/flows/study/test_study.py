@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+from pathlib import Path
 
 import pytest
 import yaml
@@ -207,6 +208,17 @@ def test_a_default_that_is_written_out_is_no_other_cell(inside):
     assert plan.list_settings(plan.compose(again, cell, folder)) == own
     write("other", params={**PLAN["params"], "selection": {"scaling": "minmax"}})
     assert plan.list_settings(plan.compose(plan.read_study("other"), cell, folder)) != own
+
+
+@pytest.mark.parametrize(("selector", "same"), [("random", True), ("embedding", True), ("delift", False)])
+def test_how_pairs_are_scored_makes_no_other_cell_where_none_is_read(inside, selector, same):
+    def compose(neighbours):
+        said = {"selection": {"selector": selector, "quality": "none"}, "utility": {"neighbours": neighbours}}
+        write("pairs", params=PLAN["params"], selectors={"one": said}, chance=["one"], pools={"clean-toys": {}})
+        study = plan.read_study("pairs")
+        return plan.list_settings(plan.compose(study, plan.list_cells(study)[0], Path(".")))
+
+    assert (compose(2) == compose(3)) == same
 
 
 def test_the_estimate_counts_trainings_of_all_seeds_and_runs_none(inside, monkeypatch):
