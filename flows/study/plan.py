@@ -307,11 +307,13 @@ def list_settings(values: Params) -> dict[str, Any]:
 
 
 def _list_unread(values: Params) -> set[tuple[str, str]]:
-    """Return the settings of section `utility`, and the quality of demos, where the selector reads none of them."""
+    """Return the settings of pairs and of the quality of demos, where what a cell is chosen by reads none."""
     chosen = values.selection
-    if "utility" in list_read(chosen.selector, chosen.gate, chosen.quality):
-        return set()
-    return {("selection", "quality")} | {("utility", one.name) for one in fields(values.utility)}
+    unread = {("selection", "quality_prior")} if chosen.quality == "none" else set()
+    if "utility" not in list_read(chosen.selector, chosen.gate, chosen.quality):
+        unread |= {("selection", "quality"), ("selection", "quality_prior")}
+        unread |= {("utility", one.name) for one in fields(values.utility)}
+    return unread
 
 
 def _find_default(one: Any) -> Any:

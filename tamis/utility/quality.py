@@ -1,7 +1,8 @@
 """What a demo is worth: the diagonal of a kernel, which measures copying, and how much a demo helps other rows.
 
 Symbols: `U_ij` utility of demo j for target i, any sign; `s_ij >= 0` similarity, the utility scaled; `U_ii`, a row that
-is shown before itself, is a pair like any other and says how well the row is copied. `q_j` is the quality of demo j.
+is shown before itself, is a pair like any other and says how well the row is copied. `q_j` is the quality of demo j,
+`n_j` the number of scored pairs that tell it.
 """
 
 from collections.abc import Sequence
@@ -54,28 +55,38 @@ def cap_diagonal(kernel: Other, demos: Int64[np.ndarray, " demo"], ceiling: Floa
     return capped
 
 
-def measure_help(utility: Other, demos: Int64[np.ndarray, " demo"]) -> Float64[np.ndarray, " demo"]:
+def measure_help(
+    utility: Other, demos: Int64[np.ndarray, " demo"], prior: float | int = 0
+) -> Float64[np.ndarray, " demo"]:
     """Return how much each demo helps the rows that it was shown to, itself not among them.
 
-    q_j = mean over i != j of the scored U_ij
+    q_j = (sum over i != j of the scored U_ij + prior * median of all means) / (n_j + prior)
 
-    **Source**: ours. Rows with a wrong response help nobody.
+    Without a prior it is the mean. A mean of one or two pairs is mostly chance, and a greedy choice takes those rows
+    whose chance was good; with a prior, what few pairs say is drawn towards what is usual.
+
+    **Source**: ours. Rows with a wrong response help nobody. The prior is that of an empirical Bayes mean.
 
     Args:
         utility: U, of which any pairs are scored.
         demos: as `find_ceiling`.
+        prior: pairs that the median counts for, >= 0.
 
     Returns:
         NaN for a demo without such a pair.
 
     >>> measure_help(np.float32([[9, 2], [1, 8], [3, 4]]), np.array([0, 1])).tolist()
     [2.0, 3.0]
+    >>> measure_help(np.float32([[9, 2], [1, 8], [3, 4]]), np.array([0, 1]), prior=2).tolist()
+    [2.25, 2.75]
     """
     values, _, columns, own = _list_entries(utility, demos)
-    return _average(values[~own], columns[~own], utility.shape[1])
+    return _average(values[~own], columns[~own], utility.shape[1], prior)
 
 
-def measure_nearby_help(utility: Kernel, demos: Int64[np.ndarray, " demo"]) -> Float64[np.ndarray, " demo"]:
+def measure_nearby_help(
+    utility: Kernel, demos: Int64[np.ndarray, " demo"], prior: float | int = 0
+) -> Float64[np.ndarray, " demo"]:
     """Return how much each demo and the rows nearest to it help each other.
 
     q_j = mean over the demos i that were shown to row j, itself not among them, of the scored U_ij and U_ji
@@ -87,6 +98,7 @@ def measure_nearby_help(utility: Kernel, demos: Int64[np.ndarray, " demo"]) -> F
     Args:
         utility: U, of which any pairs are scored.
         demos: as `find_ceiling`; each is a target.
+        prior: as of `measure_help`.
 
     Returns:
         NaN for a demo without such a pair.
@@ -103,7 +115,7 @@ def measure_nearby_help(utility: Kernel, demos: Int64[np.ndarray, " demo"]) -> F
     shown = np.unique(helping * len(demos) + helped)  # (j, i) where demo i was shown to row j
     back = np.isin(helped * len(demos) + helping, shown)  # U_ij of which U_ji is scored, too
     both = np.concatenate([values, values[back]])
-    return _average(both, np.concatenate([helping, helped[back]]), len(demos))
+    return _average(both, np.concatenate([helping, helped[back]]), len(demos), prior)
 
 
 def fill_by_topic(
@@ -146,7 +158,11 @@ def _list_entries(kernel: Other, demos: np.ndarray) -> tuple[np.ndarray, ...]:
     return values, targets, columns, demos[columns] == targets
 
 
-def _average(values: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray:
-    """Return the mean of the values of each group, NaN where there is none."""
+def _average(values: np.ndarray, groups: np.ndarray, count: int, prior: float | int) -> np.ndarray:
+    """Return the mean of each group's values, drawn to the median of all means; NaN for a group without a value."""
     sums, sizes = np.bincount(groups, values, count), np.bincount(groups, minlength=count)
-    return np.divide(sums, sizes, out=np.full(count, np.nan), where=sizes > 0)
+    there = sizes > 0
+    means = np.divide(sums, sizes, out=np.full(count, np.nan), where=there)
+    if prior and there.any():
+        means[there] = (sums[there] + prior * np.median(means[there])) / (sizes[there] + prior)
+    return means

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -72,10 +73,10 @@ def read_utility(source: Path, rows: Rows, settings: SelectionSettings, diagonal
         ceiling = np.zeros(len(ground), np.float32) if diagonal == "excluded" else find_ceiling(similar["own"], demos)
         for name in blocks.keys() & {"own", "learnt"}:
             similar[name] = cap_diagonal(similar[name], places[name], ceiling)
-    quality, unscored = measure_quality(scored, rows, texts, demos, quality=settings.quality, source=source)
+    quality, unscored = measure_quality(scored, rows, texts, demos, settings=settings, source=source)
     if settings.quality != "none":
         others = blocks.keys() & {"learnt", "asked"}
-        how = {"own": quality, "source": source}
+        how = {"own": quality, "prior": settings.quality_prior, "source": source}
         worth = {name: measure_others(scored, rows, texts, blocks[name][1], **how) for name in others}
         worth |= {"own": quality, "queries": quality}
         similar = {name: weigh_demos(kernel, worth[name]) for name, kernel in similar.items()}
@@ -116,16 +117,19 @@ def read_probes(source: Path, rows: Rows) -> np.ndarray:
 
 
 def measure_quality(
-    scored: pa.Table, rows: Rows, texts: Texts, demos: np.ndarray, *, quality: str, source: Path
+    scored: pa.Table, rows: Rows, texts: Texts, demos: np.ndarray, *, settings: SelectionSettings, source: Path
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the quality of texts of the pool as demos, and which of them have the median of their topic."""
     shown, topics = ([every[demo] for demo in demos] for every in (texts.ids, texts.topics))
-    nearby = quality == "neighbours"
-    found = read_nearby_help(scored, texts, shown, source) if nearby else read_help(scored, rows, texts, shown, source)
+    how: dict[str, Any] = {"source": source, "prior": settings.quality_prior}
+    nearby = settings.quality == "neighbours"
+    found = read_nearby_help(scored, texts, shown, **how) if nearby else read_help(scored, rows, texts, shown, **how)
     return fill_by_topic(found, topics)
 
 
-def read_help(scored: pa.Table, rows: Rows, texts: Texts, demos: list[str], source: Path) -> np.ndarray:
+def read_help(
+    scored: pa.Table, rows: Rows, texts: Texts, demos: list[str], source: Path, *, prior: float = 0
+) -> np.ndarray:
     """Return how much each demo helps the rows of the target task, or of the pool where there is no target task.
 
     Pairs that are none of the kernel tell it, too. Where a gate took all rows out that it is measured on, it is that
@@ -134,17 +138,17 @@ def read_help(scored: pa.Table, rows: Rows, texts: Texts, demos: list[str], sour
     helped, shown = rows.target or texts.ids, find(scored["demo_id"], demos) >= 0
     if not (shown & (find(scored["target_id"], helped) >= 0)).any():
         helped = rows.scored
-    return measure_help(cut(scored, (helped, demos), source), find_places(demos, helped))
+    return measure_help(cut(scored, (helped, demos), source), find_places(demos, helped), prior)
 
 
-def read_nearby_help(scored: pa.Table, texts: Texts, demos: list[str], source: Path) -> np.ndarray:
+def read_nearby_help(scored: pa.Table, texts: Texts, demos: list[str], source: Path, *, prior: float = 0) -> np.ndarray:
     """Return how much each demo of the pool and the rows near it help each other; only the kernel's pairs tell it."""
     pairs = scored.filter(scored["kernel"])
-    return measure_nearby_help(cut(pairs, (texts.ids, demos), source), find_places(demos, texts.ids))
+    return measure_nearby_help(cut(pairs, (texts.ids, demos), source), find_places(demos, texts.ids), prior)
 
 
 def measure_others(
-    scored: pa.Table, rows: Rows, texts: Texts, demos: list[str], *, own: np.ndarray, source: Path
+    scored: pa.Table, rows: Rows, texts: Texts, demos: list[str], *, own: np.ndarray, prior: float, source: Path
 ) -> np.ndarray:
     """Return the help of demos that are not to be chosen.
 
@@ -153,7 +157,7 @@ def measure_others(
     there = (find(scored["target_id"], rows.target or texts.ids) >= 0) & (find(scored["demo_id"], demos) >= 0)
     if not there.any():
         return np.full(len(demos), np.median(own))
-    return fill_by_topic(read_help(scored, rows, texts, demos, source))[0]
+    return fill_by_topic(read_help(scored, rows, texts, demos, source, prior=prior))[0]
 
 
 def find_places(ids: list[str], among: list[str] | pa.Array) -> np.ndarray:
@@ -216,7 +220,7 @@ def compare_vectors(source: Path, rows: Rows, settings: SelectionSettings, pairs
     own, task, outside = read_vectors(source, ground, target, beyond)
     texts = list_texts(rows)
     kernel, recall = compare_rows(own, texts.places)
-    worth = read_worth(pairs, rows, texts, target=target, learnt=beyond, quality=settings.quality) if pairs else None
+    worth = read_worth(pairs, rows, texts, target=target, learnt=beyond, settings=settings) if pairs else None
     if worth:
         kernel, outside = weigh_demos(kernel, worth.own), outside * np.maximum(worth.learnt, 0)[:, None].astype("f4")
     kernels = Kernels(kernel)
@@ -260,11 +264,14 @@ class Worth:
     asked: np.ndarray  # of the target task
 
 
-def read_worth(source: Path, rows: Rows, texts: Texts, *, target: list[str], learnt: list[str], quality: str) -> Worth:
+def read_worth(
+    source: Path, rows: Rows, texts: Texts, *, target: list[str], learnt: list[str], settings: SelectionSettings
+) -> Worth:
     """Return the quality of the demos that embeddings compare, as those of scored pairs have it."""
     scored = read_pairs(source, rows)
-    own, unscored = measure_quality(scored, rows, texts, np.arange(len(texts.ids)), quality=quality, source=source)
-    others = [measure_others(scored, rows, texts, ids, own=own, source=source) for ids in (learnt, target)]
+    own, unscored = measure_quality(scored, rows, texts, np.arange(len(texts.ids)), settings=settings, source=source)
+    how = {"own": own, "prior": settings.quality_prior, "source": source}
+    others = [measure_others(scored, rows, texts, ids, **how) for ids in (learnt, target)]
     return Worth(own[texts.places], int(unscored[texts.places].sum()), *others)
 
 

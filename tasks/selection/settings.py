@@ -83,6 +83,9 @@ class SelectionSettings:
         description="of delift and embedding, by which each demo's similarities are multiplied: 1 | its mean utility "
         "for all rows that it was scored with | for and from its nearest rows alone (utility.kernel: neighbours)",
     )
+    quality_prior: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="pairs that the median of all demos counts for in each one's quality; 0: its mean as it is"
+    )
     budget: RowBudget = Field(
         default_factory=lambda: {"fraction": 0.3},
         description="one of count: rows | fraction: of the used pool | response_tokens: tokens",

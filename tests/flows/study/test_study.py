@@ -213,12 +213,14 @@ def test_a_default_that_is_written_out_is_no_other_cell(inside):
 @pytest.mark.parametrize(("selector", "same"), [("random", True), ("embedding", True), ("delift", False)])
 def test_how_pairs_are_scored_makes_no_other_cell_where_none_is_read(inside, selector, same):
     def compose(neighbours):
-        said = {"selection": {"selector": selector, "quality": "none"}, "utility": {"neighbours": neighbours}}
+        chosen = {"selector": selector, "quality": "none", "quality_prior": neighbours}
+        said = {"selection": chosen, "utility": {"neighbours": neighbours}}
         write("pairs", params=PLAN["params"], selectors={"one": said}, chance=["one"], pools={"clean-toys": {}})
         study = plan.read_study("pairs")
         return plan.list_settings(plan.compose(study, plan.list_cells(study)[0], Path(".")))
 
     assert (compose(2) == compose(3)) == same
+    assert "quality_prior" not in compose(2)["selection"]
 
 
 def test_the_estimate_counts_trainings_of_all_seeds_and_runs_none(inside, monkeypatch):

@@ -1,6 +1,7 @@
 """The diagonal under a ceiling, and the quality of demos, against plain loops over scored pairs."""
 
-from statistics import fmean
+import math
+from statistics import fmean, median
 
 import numpy as np
 import pytest
@@ -67,6 +68,23 @@ def test_help_is_the_mean_over_the_other_rows_that_were_scored(world):
         mean(value for (i, j), value in pairs.items() if j == demo and places[j] != i) for demo in range(world[1])
     ]
     np.testing.assert_allclose(measure_help(kernel, places), expected, rtol=1e-6)
+
+
+@given(WORLDS, st.sampled_from([0, 0.5, 3]))
+def test_a_prior_adds_so_many_pairs_of_the_median_to_what_each_demo_says(world, prior):
+    kernel, pairs, places = make(*world)
+    known = [[value for (i, j), value in pairs.items() if j == demo and places[j] != i] for demo in range(world[1])]
+    middle = median([fmean(own) for own in known if own] or [0.0])
+    expected = [(sum(own) + prior * middle) / (len(own) + prior) if own else math.nan for own in known]
+    np.testing.assert_allclose(measure_help(kernel, places, prior), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_one_pair_says_is_drawn_further_than_what_many_say():
+    usual, often, once = [(i, 0, 1.0) for i in range(9)], [(i, 1, 5.0) for i in range(9)], [(0, 2, 5.0)]
+    rows, columns, values = zip(*usual, *often, *once, (0, 3, 1.0), (0, 4, 1.0), strict=True)
+    scored = gather(np.array(rows), np.array(columns), np.float32(values), (9, 5))
+    worth = measure_help(scored, np.full(5, -1), prior=2)
+    assert worth[0] == 1.0 < worth[2] < worth[1] < 5.0
 
 
 @given(WORLDS)

@@ -78,6 +78,23 @@ def test_with_quality_a_demo_counts_by_its_mean_help_for_the_others(world):
     assert facts["rows_without_quality"] == 0
 
 
+@pytest.mark.parametrize("selector", ["delift", "embedding"])
+@pytest.mark.parametrize("prior", [2.0, 1e9])
+def test_with_a_prior_what_pairs_say_is_drawn_to_the_median_of_all_demos(world, selector, prior):
+    folder, ids = world
+    utility = UTILITY + 1  # so that most help
+    write_utility(folder / "utility", ids, utility)
+    sums = np.where(np.eye(12, dtype=bool), 0, utility).sum(axis=0)
+    worth = np.maximum((sums + prior * np.median(sums / 11)) / (11 + prior), 0)
+    similar = {"delift": cap(np.maximum(utility, 0)), "embedding": COSINES}[selector]
+    asked = replace(HALF, selector=selector, quality="help", quality_prior=prior, budget={"count": 4})
+    picks = places_of(run(folder, asked, diagonal="capped")[0], ids)
+    kernel = (similar * worth).astype(np.float32)
+    assert picks == oracles.greedy_of(lambda some: oracles.facility_location(kernel, some), 12, 4)
+    plain = places_of(run(folder, replace(asked, quality="none"), "plain", diagonal="capped")[0], ids)
+    assert (picks == plain) == (prior == 1e9)
+
+
 def test_quality_of_neighbours_is_of_both_directions(world):
     folder, ids = world
     both = np.nanmean(np.stack([np.nanmean(OFF, axis=0), np.nanmean(OFF, axis=1)]), axis=0)
