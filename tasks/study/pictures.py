@@ -78,6 +78,7 @@ def draw_picks(summaries: Mapping[Group, Summary], path: Path) -> bool:
     ]
     if not shown:
         return False
+    names = list(dict.fromkeys(group.selector for group in summaries))
     rows = -(-len(shown) // COLUMNS)
     figure = Figure(figsize=(4.6 * COLUMNS, 2.4 * rows), layout="constrained")
     panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
@@ -86,7 +87,8 @@ def draw_picks(summaries: Mapping[Group, Summary], path: Path) -> bool:
         budget = choose_budget({one.group.budget: one for one in own if one.group.budget}, pool)
         own = [one for one in own if one.group.budget == budget]
         heights = [getattr(one, kind) for one in own]
-        panel.bar(range(len(own)), heights, color=[COLOURS[place % len(COLOURS)] for place in range(len(own))])
+        colours = [COLOURS[names.index(one.group.selector) % len(COLOURS)] for one in own]
+        panel.bar(range(len(own)), heights, color=colours)
         panel.axhline(getattr(own[0], f"pool_{kind}"), color="black", linestyle="--", linewidth=1)
         panel.set_xticks(range(len(own)), [one.group.selector for one in own], fontsize=7, rotation=20, ha="right")
         panel.tick_params(axis="y", labelsize=7)

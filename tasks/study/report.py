@@ -180,8 +180,8 @@ def write_advice(found: Findings) -> str:
     first = [one for one in found.beside if one.against.selector == found.chance[0]]
     rows = []
     for one in sorted(first, key=lambda one: -one.loss.mean):
-        best = min((each for each in first if same_place(each, one)), key=lambda each: each.loss.mean)
-        advice = name_line(best.group) if best.verdict == "better" else found.chance[0]
+        better = [each for each in first if same_place(each, one) and each.verdict == "better"]
+        advice = name_line(min(better, key=lambda each: each.loss.mean).group) if better else found.chance[0]
         rows.append((one.group.pool, one.group.budget, name_line(one.group), tell(one), one.verdict, advice))
     return tabulate(("pool", "budget", "selector", f"minus {found.chance[0]}", "verdict", "take here"), rows)
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from worlds.study_cells import make_cell, make_cells
 
@@ -55,6 +56,19 @@ def test_the_table_of_advice_begins_with_the_worst_case(cells, tmp_path):
     assert means == sorted(means, reverse=True)
     assert "embedding" in advice[0]
     assert advice[0].split("|")[6].strip() == "default"
+
+
+def test_a_selector_that_may_be_lucky_hides_none_that_is_better(cells, tmp_path):
+    own = make_cells("clean-tldr", seeds=5)
+    noise = np.random.default_rng(0).normal(0, 9, (5, 60))
+    noise -= noise.mean()
+    wild = [make_cell("clean-tldr", "default", seed=seed, rule="wild") | {"selector": "wild"} for seed in range(5)]
+    wild = [{**cell, "losses": (np.array(cell["losses"]) - 0.3 + noise[cell["seed"]]).tolist()} for cell in wild]
+    write([*own, *wild], tmp_path)
+    page = (tmp_path / "study.md").read_text()
+    advice = page.partition("## Which selector when\n")[2].partition("\n!")[0].strip().splitlines()[2:]
+    best = min(advice, key=lambda line: float(line.split("|")[4].split()[0]))
+    assert ("wild" in best, "no difference seen" in best, best.split("|")[6].strip()) == (True, True, "default")
 
 
 def test_the_page_names_roles_masks_goals_and_what_it_is_made_from(cells, tmp_path):
