@@ -321,7 +321,7 @@ def repeat(version: str, seeds: int = 5) -> list[dict[str, Any]]:
     folders = []
     for selector, seed in choices:
         choice = {"selector": selector, "quality": "none", "objective": "facility_location", "seed": seed}
-        choice |= {"caps": {}, "floors": {}}
+        choice |= {"caps": {}, "floors": {}, "gate": None, "pilot": None}
         chosen = replace(
             values, selection=replace(values.selection, **choice), mask=replace(values.mask, selector=NONE)
         )

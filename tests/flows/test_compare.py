@@ -325,6 +325,10 @@ def test_repeated_rows_that_are_left_in_are_kept_once_by_facility_location(insid
     path.write_text(line * 40)
     try:
         (found,) = compare.repeat("v1")
+        with restored(inside.root / "params.yaml") as settings:
+            settings.write_text(settings.read_text().replace("gate: null", "gate: {by: agreement, drop: 0.5}"))
+            assert params.read().selection.gate is not None
+            assert compare.repeat("v1") == [found]  # chance knows nothing of a gate
     finally:
         path.unlink()
     assert (found["topic"], found["rows"], found["distinct"], found["kept"]) == ("again", 40, 1, 1)
