@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
+from runpy import run_path
 from typing import Annotated, Any
 
 import numpy as np
@@ -41,6 +42,7 @@ from tasks.utility.utility import Shard, compute_utility, open_store, score_miss
 
 ROOT = Path(__file__).parents[1]
 BUDGET, LONGEST = 0.3, 160  # of the pool's rows; characters of a row
+APART = run_path(str(ROOT / "studies/pools.py"))["APART"]  # commands of the study's confirmation pool
 BOILERPLATE = re.compile(r"\S+ (--help|-h|help|--version|-V)")
 SCORING = ("embedding", "utility", "scores", "gradients")
 PAIRS = {"kernel": "neighbours", "neighbours": 3, "help_targets": 0}
@@ -132,11 +134,15 @@ def prepare(values: Params, model: str, embedding: str) -> Params:
 
 
 def read(data: Path) -> list[dict[str, str]]:
-    """Return the short rows of a file, each prompt once; the topic is the command without that of the subcommand."""
+    """Return the short rows of a file, each prompt once; the topic is the command without that of the subcommand.
+
+    Commands by which a study confirms what was chosen are left out: defaults are chosen by what is printed here.
+    """
     from utility import read_lines
 
     short = (row for row in read_lines(data) if len(row["prompt"]) + len(row["response"]) <= LONGEST)
-    return list({row["prompt"]: {**row, "topic": row["topic"].partition("-")[0]} for row in short}.values())
+    rows = ({**row, "topic": row["topic"].partition("-")[0]} for row in short)
+    return list({row["prompt"]: row for row in rows if row["topic"] not in APART}.values())
 
 
 def make_base(data: Path, rows: int, seed: int) -> Base:

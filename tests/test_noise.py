@@ -46,6 +46,13 @@ def test_a_fifth_of_the_rows_has_the_response_of_another_and_a_fifth_is_nearly_r
     assert len({row.group for row in pool}) == 40 - 8 - 7  # near-duplicates, and boilerplate but one
 
 
+def test_no_row_is_of_a_command_by_which_the_study_confirms(noise, data):
+    apart = [{"prompt": f"p{n}", "response": f"r{n}", "topic": f"{noise.APART[0]}-{n}"} for n in range(9)]
+    with data.open("a") as lines:
+        lines.writelines(json.dumps(row) + "\n" for row in apart)
+    assert {row["topic"] for row in noise.read(data)} == {f"c{n}" for n in range(30)}
+
+
 def test_draws_exchange_other_rows_and_a_row_has_one_wrong_response(noise, data):
     base = noise.make_base(data, 40, 0)
     pools = [noise.exchange(base, "across", seed) for seed in range(5)]
