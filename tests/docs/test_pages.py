@@ -19,6 +19,9 @@ from worlds.projects import ROOT, Project, environment
 from flows import cli, params
 
 PAGES = list_pages()
+LONG = {
+    f"docs/how-to/{name}.md" for name in ("compare", "less-memory", "mask", "new-version", "own-data", "wrong-rows")
+}
 BLOCKS = [block for page in PAGES for block in read_blocks(page)]
 KINDS = {
     "sh": {"", "slow", "help", "network"},
@@ -56,7 +59,7 @@ def test_a_block_is_of_a_known_kind(block):
     assert kind in KINDS[block.language], f"{block.place} is of kind {kind!r}; see worlds/documents.py"
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [pytest.param(one, marks=[pytest.mark.slow] * (one in LONG)) for one in PAGES])
 def test_the_blocks_of_a_page_run_from_top_to_bottom(page, world, project):
     session = Session(project, world.printed)
     for block in read_blocks(page):

@@ -40,7 +40,7 @@ KERNELS = {
     },
 }
 
-DAILY = ("neighbours", "landmarks")  # the others are paths of these, and slow
+DAILY = ("neighbours",)  # the others are slow
 PARAMS = [kernel if kernel in DAILY else pytest.param(kernel, marks=pytest.mark.slow) for kernel in KERNELS]
 
 

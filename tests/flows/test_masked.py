@@ -18,6 +18,8 @@ MASKED = (
     Change("params.yaml", "method: lora", "method: masked", ()),
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, toy_folder) -> Project:

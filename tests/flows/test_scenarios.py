@@ -1,7 +1,7 @@
 """One graph, two drivers: whichever ran last, the other finds nothing to do.
 
 Over the small graph (no torch) in the daily suite, over the real graph with the toy model when slow tests run;
-of these, two are run daily, by the flow.
+of these, the first is run daily, by the flow.
 """
 
 import shutil
@@ -18,7 +18,7 @@ CHILD = {
     "flow": [sys.executable, "-c", "from flows import pipeline; pipeline.run()"],
     "dvc": [sys.executable, "-m", "dvc", "repro"],
 }
-DAILY = ("fresh_run", "at_shard_three")
+DAILY = ("fresh_run",)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -27,6 +27,8 @@ STAGES = (
 )
 TRAINING = ("scores of less", "gradients", "finetuning", "finetuning in a mask")
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, toy_folder) -> Path:
