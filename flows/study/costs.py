@@ -6,7 +6,7 @@ from typing import Any
 from flows.estimate import RATES, tell_time
 from flows.stage import say
 from flows.stage_calls import encoder, language
-from flows.study.plan import NOW, Study, compose, list_cells
+from flows.study.plan import BEFORE, NOW, Study, compose, compose_before, list_cells
 from flows.study.run import find_rows
 
 HEADINGS = ["pool", "rows", "seeds", "scored", "trainings", "tokens", "hours"]
@@ -19,7 +19,7 @@ def estimate_study(study: Study) -> dict[str, Any]:
         StudyError: a pool cannot be built.
     """
     from tasks.estimate import rates
-    from tasks.study.cost import Asked, estimate_pool
+    from tasks.study.cost import Asked, add, estimate_pool
 
     known, found = rates.read_rates(RATES), {}
     for pool in study.pools:
@@ -28,6 +28,10 @@ def estimate_study(study: Study) -> dict[str, Any]:
         asked = [Asked(compose(study, cell, folder), steps) for cell in cells if cell.seed == 0]
         models = rates.Models(language(asked[0].values), encoder(asked[0].values))
         found[pool], known = estimate_pool(folder / NOW, asked, models, known)
+        if study.pools[pool].continues:
+            earlier = [Asked(compose_before(study, cells[0], folder), steps)]
+            before, known = estimate_pool(folder / BEFORE, earlier, models, known)
+            found[pool] = add(found[pool], before)
     rates.write_rates(known, RATES)
     return found
 

@@ -64,13 +64,18 @@ def run(study: Study, *, minutes: float | None = None, again: bool = False, seco
         seconds: that a block (`clean-tldr seed 0`) is expected to take; may be empty.
 
     Raises:
-        StudyError: a pool cannot be built; confirmation pools are asked for while files are edited.
+        StudyError: a pool cannot be built; confirmation pools are asked for while files are edited, or once more.
     """
     until = None if minutes is None else time.monotonic() + 60 * minutes
     loaded = sources(f"{name}@{NOW}" for name in STAGES)  # no stage's module is imported yet
     commit = find_commit()
-    if commit.endswith("+") and any(pool.role == "confirm" for pool in study.pools.values()):
-        raise StudyError("confirmation pools are scored once, by a default that is committed; commit what was edited")
+    if any(pool.role == "confirm" for pool in study.pools.values()):
+        if commit.endswith("+"):
+            raise StudyError(
+                "confirmation pools are scored once, by a default that is committed; commit what was edited"
+            )
+        if again:
+            raise StudyError("confirmation pools are scored once; leave out --again")
     sitting = Sitting(study, loaded, commit, find_model(study), until, again)
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), alone():
         return sit.with_options(name=f"tamis-study-{study.name}")(sitting, seconds)
@@ -105,11 +110,14 @@ def block(sitting: Sitting, cells: Sequence[Cell], before: int) -> Progress:
     folder = find_rows(study, pool, seed)
     path = results.find_file(RESULTS / study.name, pool)
     known, made, old = results.index_cells(results.read_all(RESULTS)), 0, []
-    there = {tuple(row[name] for name in results.MADE_FROM) for row in results.read_cells(path)}
+    stored = results.read_cells(path)
+    there = {tuple(row[name] for name in results.MADE_FROM) for row in stored}
     examples: dict[str, tuple[Trial, dict[str, Trial]]] = {}
     for number, cell in enumerate(cells):
         values = compose(study, cell, folder)
         facts = name_cell(sitting, cell, values, folder)
+        if study.pools[pool].role == "confirm":
+            refuse_second(facts, stored)
         key = tuple(facts[name] for name in results.MADE_FROM)
         found = known.get(key)
         if found is not None and (found["code"] == facts["code"] or not sitting.again):
@@ -127,6 +135,17 @@ def block(sitting: Sitting, cells: Sequence[Cell], before: int) -> Progress:
         many = f"{len(old)} of {len(cells)} cells are of other code, first of {old[0][:8]}"
         say(f"{pool} seed {seed}: {many}; --again makes them anew")
     return Progress(len(cells), len(cells), made)
+
+
+def refuse_second(facts: Mapping[str, Any], stored: Sequence[Mapping[str, Any]]) -> None:
+    """Raise StudyError where a confirmation pool was scored by a selector of this name with other settings."""
+    named = ("selector", "budget", "mask")
+    for row in stored:
+        if all(row[name] == facts[name] for name in named) and row["rule"] != facts["rule"]:
+            raise StudyError(
+                f"{facts['pool']} was scored by another {facts['selector']!r}, of commit {row['commit'][:8]}, and a "
+                "confirmation pool is scored once; put those settings back, or give it another name and role: design"
+            )
 
 
 def name_cell(sitting: Sitting, cell: Cell, values: Params, folder: Path) -> dict[str, Any]:
@@ -185,6 +204,7 @@ def run_cell(
     return {
         **results.describe_choice(done["examples"].folder, vectors.folder, done["selection"].folder),
         "steps": steps,
+        "epochs": values.finetuning.epochs,
         "ids": trained["ids"],
         "losses": trained["losses"],
         "base_losses": base["losses"],

@@ -56,6 +56,21 @@ class Summary:
     scoring_flops: float | None
     training_flops: float | None
     full_flops: float | None
+    epochs: float
+
+    @property
+    def scoring_epochs(self) -> float | None:
+        """Return what scoring costs in operations, as epochs of training on all rows; None where that is not known."""
+        if self.scoring_flops is None or not self.full_flops:
+            return None
+        return self.scoring_flops * self.epochs / self.full_flops
+
+    @property
+    def scoring_epochs_seconds(self) -> float | None:
+        """Return the same in seconds: those of an epoch are the training's, by operations."""
+        if not self.full_flops or not self.training_flops or not self.training:
+            return None
+        return self.scoring * self.epochs / (self.training * self.full_flops / self.training_flops)
 
     @property
     def break_even_flops(self) -> float | None:
@@ -137,6 +152,7 @@ def summarise(group: Group, cells: Mapping[int, Mapping[str, Any]]) -> Summary:
         scoring_flops=mean("scoring_flops"),
         training_flops=mean("training_flops"),
         full_flops=mean("full_flops"),
+        epochs=mean("epochs"),
     )
 
 

@@ -14,9 +14,10 @@ from tasks.estimate import plan, rates
 from tasks.estimate.rates import Models, Rates
 from tasks.estimate.rows import Lengths, mark_chosen, measure_lengths, read_raw
 from tasks.estimate.work import Case, Work, count_stage
-from tasks.selection.selectors import SELECTORS, reads_pairs
+from tasks.selection.selectors import GATES, SELECTORS, list_read, read_only, reads_vectors
 
 SCORING = ("embedding", "utility", "scores", "gradients")
+SUMMED = ("scored", "trainings", "tokens", "seconds")  # of a cost
 
 
 @dataclass(frozen=True)
@@ -81,15 +82,16 @@ def make_case(rows: list[dict[str, Any]], lengths: Lengths, values: Any, models:
 
 def name_scoring(stage: str, values: Any) -> str:
     """Return what cells share that score the same in a stage."""
-    chosen, reads = values.selection.selector, SELECTORS[values.selection.selector].reads
-    by_pairs = reads_pairs(chosen, values.selection.quality)
+    chosen = values.selection
+    asked = chosen.selector, chosen.gate, chosen.quality
+    read, gate = stage in list_read(*asked), chosen.gate and GATES[chosen.gate["by"]]
     said = {
-        "embedding": (values.embedding, reads == "embedding" or by_pairs),
-        "utility": (values.utility, by_pairs),
-        "scores": (values.scores, reads == "scores" and chosen),
-        "gradients": (values.gradients, reads == "gradients", values.mask.selector),
+        "embedding": (values.embedding, reads_vectors(*asked, values.utility.kernel)),
+        "utility": (values.utility, read, read and read_only(*asked)),
+        "scores": (values.scores, read and SELECTORS[chosen.selector].reads == stage and chosen.selector),
+        "gradients": (values.gradients, read, values.mask.selector),
     }
-    return f"scoring {stage} {said[stage]}"
+    return f"scoring {stage} {said[stage]}{' for a gate' if gate == stage else ''}"
 
 
 def count_training(case: Case, steps: int | None) -> Work:
@@ -115,12 +117,21 @@ def count_measuring(case: Case) -> Work:
     )
 
 
+def add(cost: Cost, before: Cost) -> Cost:
+    """Return what a pool costs with the version that it continues from, whose rows are not its own.
+
+    >>> add(Cost(10, 5, 2, 100, 1.5), Cost(8, 0, 1, 50, 1.0))
+    Cost(rows=10, scored=5, trainings=3, tokens=150, seconds=2.5)
+    """
+    sums = {name: getattr(cost, name) + getattr(before, name) for name in SUMMED}
+    return replace(cost, **sums)
+
+
 def total(costs: Mapping[str, Cost], seeds: Mapping[str, int]) -> Cost:
     """Return what all seeds of all pools cost together.
 
     >>> total({"a": Cost(10, 5, 2, 100, 1.5)}, {"a": 3})
     Cost(rows=10, scored=15, trainings=6, tokens=300, seconds=4.5)
     """
-    names = ("scored", "trainings", "tokens", "seconds")
-    sums = {name: sum(seeds[pool] * getattr(cost, name) for pool, cost in costs.items()) for name in names}
+    sums = {name: sum(seeds[pool] * getattr(cost, name) for pool, cost in costs.items()) for name in SUMMED}
     return Cost(sum(cost.rows for cost in costs.values()), **sums)

@@ -3,7 +3,7 @@
 `not above` counts only where the interval is narrow, so that few seeds cannot pass for no harm.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tamis.evaluation.paired import Difference
@@ -13,6 +13,7 @@ DEFAULT = "default"
 MET, MISSED, UNDECIDED = "met", "missed", "undecided"
 NARROW = 0.04  # nats: the largest half-width of an interval that shows that there is no difference
 FEW, OF_TARGET = 0.05, 0.8  # shares of the picks
+EPOCH = 1.0  # of training on all rows, what scoring may cost
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,24 @@ def judge_versions(found: Sequence[Comparison]) -> Goal | None:
     verdict = next(one for one in (MET, UNDECIDED, MISSED) if one in verdicts)
     told = ", ".join(f"{one.group.pool.removeprefix('versions-')} {one.loss.mean:+.3f}" for one in own)
     return Goal("versions", "below chance on one", told, verdict)
+
+
+def judge_costs(summaries: Iterable[Summary]) -> Goal | None:
+    """Return whether scoring costs at most an epoch of training on all rows, on every pool; None where none is known.
+
+    Args:
+        summaries: of the default.
+    """
+    known = [(one.scoring_epochs_seconds, one.scoring_epochs) for one in summaries]
+    known = [(seconds, operations) for seconds, operations in known if seconds is not None and operations is not None]
+    if not known:
+        return None
+    seconds, operations = zip(*known, strict=True)
+    told = ", ".join(
+        f"{min(own):.2f} to {max(own):.2f} epochs of {what}"
+        for own, what in ((seconds, "seconds"), (operations, "operations"))
+    )
+    return Goal("costs", "scoring at most an epoch of training on all rows", told, judge_share(max(seconds), EPOCH))
 
 
 def judge_masks(found: Sequence[Comparison]) -> Goal | None:

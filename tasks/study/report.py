@@ -18,7 +18,7 @@ from tasks.study.analysis import (
     group_cells,
     summarise,
 )
-from tasks.study.goals import DEFAULT, NARROW, Goal, judge_masks, judge_pools, judge_versions
+from tasks.study.goals import DEFAULT, NARROW, Goal, judge_costs, judge_masks, judge_pools, judge_versions
 from tasks.study.pictures import draw_differences, draw_picks, name_line
 from tasks.study.pilots import Piloted, judge_pilots
 
@@ -34,6 +34,7 @@ RESULTS = (
         "training, s",
         "scoring, FLOPs",
         "training, FLOPs",
+        "scoring, epochs",
         "pays",
         "by FLOPs",
     ),
@@ -113,7 +114,7 @@ def find(cells: Sequence[Mapping[str, Any]], name: str, chance: Sequence[str], o
 def list_goals(found: Findings) -> list[Goal]:
     """Return the goals of all pools, then those that several pools share."""
     versions = judge_versions([beside for _, beside in found.judged.values()])
-    more = [versions, judge_masks(found.masked)]
+    more = [versions, judge_masks(found.masked), judge_costs(found.summaries[group] for group in found.judged)]
     return [*(goal for goal, _ in found.judged.values()), *(goal for goal in more if goal)]
 
 
@@ -254,10 +255,11 @@ def write_costs(found: Findings) -> str:
     for one in found.summaries.values():
         seconds = f"{one.scoring + one.selecting:.0f}", f"{one.training:.0f}"
         flops, pays = (one.scoring_flops, one.training_flops), (one.break_even, one.break_even_flops)
-        told = ("" if each is None else f"{each:.1f}" for each in pays)
-        rows.append((*name_row(one.group), *seconds, *map(power, flops), *told))
+        epochs, *told = ("" if each is None else f"{each:.1f}" for each in (one.scoring_epochs_seconds, *pays))
+        rows.append((*name_row(one.group), *seconds, *map(power, flops), epochs, *told))
     told = (
-        "\nSeconds of different machines stand together. *Pays*: after how many trainings on the subset choosing "
+        "\nSeconds of different machines stand together. *Scoring, epochs*: its seconds, in those of an epoch of "
+        "training on all rows. *Pays*: after how many trainings on the subset choosing "
         "it has paid, against training as many epochs on all rows.\n"
     )
     return tabulate(RESULTS[2], rows) + told

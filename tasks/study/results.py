@@ -38,6 +38,7 @@ SCHEMA = pa.schema(
         pa.field("pool_rows", pa.int32(), nullable=False),  # that could be chosen
         pa.field("chosen_rows", pa.int32(), nullable=False),
         pa.field("steps", pa.int32(), nullable=False),  # optimiser steps
+        pa.field("epochs", pa.int32(), nullable=False),  # over the chosen rows
         pa.field("corrupted", pa.int32(), nullable=False),  # chosen rows with another's response, or one that is cut
         pa.field("pool_corrupted", pa.int32(), nullable=False),
         pa.field("repeats", pa.int32(), nullable=False),  # chosen rows that say what another chosen one says

@@ -12,7 +12,7 @@ def make_cell(pool="noisy-across-20", selector="default", budget="0.3", mask="no
     losses = shared.normal(2.5, 0.6, ROWS) + EFFECTS[selector] + own.normal(0, 0.05, ROWS)
     cell = {"pool": pool, "selector": selector, "budget": budget, "mask": mask, "seed": seed, "role": "design"}
     cell |= {"pool_digest": f"rows {pool} {seed}", "asked": f"{selector} {budget} {mask} {seed}", "rule": selector}
-    cell |= {"model": "m", "commit": "c" * 40, "code": "d", "machine": "here", "steps": 12}
+    cell |= {"model": "m", "commit": "c" * 40, "code": "d", "machine": "here", "steps": 12, "epochs": 2}
     cell |= {"pool_rows": 160, "chosen_rows": 48, "corrupted": 2 if selector == "default" else 10, "pool_corrupted": 32}
     cell |= {"repeats": 0, "pool_repeats": 0, "of_target": None, "pool_target": None, "coverage": 0.75}
     cell |= {

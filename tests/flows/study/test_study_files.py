@@ -116,6 +116,18 @@ def test_confirmation_waits_until_what_was_edited_is_committed(inside, monkeypat
         run.run(study, seconds={})
 
 
+def test_a_confirmation_pool_is_scored_once(inside, monkeypatch):
+    monkeypatch.setattr(run, "find_commit", lambda: "abc")
+    study = plan.choose_pools(plan.read_study("model"), confirm=True)
+    with pytest.raises(plan.StudyError, match="confirmation pools are scored once; leave out --again"):
+        run.run(study, again=True, seconds={})
+    facts = {"pool": "confirm-c", "selector": "default", "budget": "0.1", "mask": "none", "rule": "a"}
+    stored = [{**facts, "commit": "c" * 40}, {**facts, "selector": "random", "rule": "b", "commit": "d" * 40}]
+    run.refuse_second(facts, stored)
+    with pytest.raises(plan.StudyError, match="confirm-c was scored by another 'default', of commit cccccccc, and"):
+        run.refuse_second({**facts, "rule": "b"}, stored)
+
+
 def test_a_commit_is_marked_where_files_were_edited_but_for_results(inside):
     def git(*arguments):
         named = ["-c", "user.name=a", "-c", "user.email=a@b"]

@@ -87,6 +87,20 @@ def test_of_two_versions_one_must_be_below_chance():
     assert goals.judge_versions([comparison("clean-a", -0.2, -0.1)]) is None
 
 
+def test_scoring_may_cost_an_epoch_on_all_rows_on_every_pool():
+    flops = {"scoring_flops": 6e9, "training_flops": 8e9, "full_flops": 24e9, "epochs": 2}
+    cheap = replace(OWN, **flops, scoring=30.0, training=20.0)  # an epoch on all rows: 12e9 operations, 30 seconds
+    assert (cheap.scoring_epochs, cheap.scoring_epochs_seconds) == (0.5, 1.0)
+    dear = replace(cheap, scoring=31.0)
+    assert goals.judge_costs([cheap, replace(OWN, full_flops=None)]).verdict == "met"
+    found = goals.judge_costs([dear, cheap])
+    assert (found.verdict, found.found) == (
+        "missed",
+        "1.00 to 1.03 epochs of seconds, 0.50 to 0.50 epochs of operations",
+    )
+    assert goals.judge_costs([replace(OWN, full_flops=None)]) is None
+
+
 def test_a_mask_must_be_below_both_on_one_pool():
     both = [comparison("a", -0.2, -0.1, "everything"), comparison("a", -0.2, 0.2)]
     other = [comparison("b", -0.2, -0.1, "everything"), comparison("b", -0.3, -0.2)]
