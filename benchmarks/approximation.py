@@ -8,7 +8,10 @@ diagonal, and what a choice covers leaves out that rows cover themselves. `objec
 covers under the exact kernel, over what the exact choice covers, `random_objective_ratio` the mean of five drawn
 choices; `attainable_share` and `exact_attainable_share` are over what all rows cover. `time_ratio` is CPU seconds,
 embedding and scoring, over the exact kernel's; loading models is in neither. `error` is what the kernel lacks of all
-pairs. Each mode is printed, then the better one again.
+pairs. Each mode is printed, then the better one again, last.
+
+The goal is `objective_ratio` 0.95 at a `time_ratio` of 0.15, with `margin_over_random` 0.01. Where it is not reached,
+this is said, and the better mode is scored at other shares of the pairs, too: the curve of what is reached over time.
 """
 
 import json
@@ -44,6 +47,8 @@ from tasks.utility.utility import write_utility
 FIELDS = (("prompt", "response"), ("question", "answer"))  # of tldr, of gsm8k
 DRAWS = 5  # random choices
 PER_PICK = 4  # landmarks per row of the budget
+GOAL = {"objective_ratio": 0.95, "margin_over_random": 0.01, "time_ratio": 0.15}  # at least, at least, at most
+CURVE = (0.025, 0.05, 0.2, 0.4)  # shares of the pairs
 
 
 def main(
@@ -63,17 +68,37 @@ def main(
     count = len(texts)
     picks = resolve({"fraction": budget}, topics=[""] * count, response_tokens=np.ones(count, np.int64))
     settings = {mode: plan(mode, count, share, picks.limit) for mode in ("exact", "neighbours", "landmarks")}
+    fixed = {"rows": count, "picks": picks.limit, "seed": seed, "threads": torch.get_num_threads()}
     with tempfile.TemporaryDirectory() as folder:
         score(Path(folder) / "warm", texts[:2], settings["neighbours"], choices)
-        runs = {mode: score(Path(folder) / mode, texts, each, choices) for mode, each in settings.items()}
-    exact, whole = runs.pop("exact")
-    print(f"exact: {exact.size} pairs in {whole[2]:.1f} s", file=sys.stderr)
-    fixed = {"rows": count, "picks": picks.limit, "seed": seed, "threads": torch.get_num_threads()}
-    lines = [
-        {"mode": mode} | judge(kernel, exact, picks) | compare(spent, whole) for mode, (kernel, spent) in runs.items()
-    ]
-    for line in (*lines, max(lines, key=lambda line: line["objective_ratio"])):
-        print(json.dumps(line | fixed))
+        exact, whole = score(Path(folder) / "exact", texts, settings.pop("exact"), choices)
+        print(f"exact: {exact.size} pairs in {whole[2]:.1f} s", file=sys.stderr)
+
+        def measure(mode: str, each: UtilitySettings, at: float) -> dict[str, Any]:
+            kernel, spent = score(Path(folder) / f"{mode} {at}", texts, each, choices)
+            line = {"mode": mode, "share": at} | judge(kernel, exact, picks) | compare(spent, whole) | fixed
+            print(json.dumps(line), flush=True)
+            return line
+
+        lines = [measure(mode, each, share) for mode, each in settings.items()]
+        best = max(lines, key=lambda line: line["objective_ratio"])
+        if not reaches(best):
+            print(f"the goal is not reached: {GOAL}; at other shares of the pairs:")
+            for at in CURVE:
+                measure(best["mode"], plan(best["mode"], count, at, picks.limit), at)
+    print(json.dumps(best))
+
+
+def reaches(line: dict[str, Any]) -> bool:
+    """Return whether a line reaches the goal.
+
+    >>> reaches({"objective_ratio": 0.96, "margin_over_random": 0.02, "time_ratio": 0.15})
+    True
+    >>> reaches({"objective_ratio": 0.96, "margin_over_random": 0.0, "time_ratio": 0.15})
+    False
+    """
+    enough = all(line[name] >= GOAL[name] for name in ("objective_ratio", "margin_over_random"))
+    return enough and line["time_ratio"] <= GOAL["time_ratio"]
 
 
 def plan(mode: str, rows: int, share: float, picks: int) -> UtilitySettings:

@@ -14,7 +14,9 @@ from worlds.small_models import (
 from worlds.token_rows import batch_rows, make_rows
 
 from tamis.gradients.interaction import Terms, direction
+from tamis.gradients.layers import cover
 from tamis.gradients.per_example import GradientError, accumulate, group_parameters, score_second, validation_gradient
+from tamis.gradients.row_sums import RowSums
 from tamis.language.batches import Batch
 
 QUERIES, RESPONSES = small_pool()
@@ -46,6 +48,19 @@ def test_one_pass_gives_the_sums_and_inner_products_of_each_examples_own_gradien
     assert len(PACKED) > 1
     assert distance(found.phi_data, phi_data) <= 1e-8
     assert_same_sums(found.G, G)
+
+
+@pytest.mark.parametrize("per", ["row", "token"])
+def test_rows_that_differ_in_length_only_are_alike_per_row_and_differ_by_their_length_per_token(per, monkeypatch):
+    widen(monkeypatch)
+    model, lengths = small_model("llama"), [1, 2, 3, 5]  # of one word again and again: every token's gradient is alike
+    rows = RowSums(model, cover(model), len(lengths), seed=0, names=None)
+    batches = batch_rows([[7, 7]] * len(lengths), [[7] * length for length in lengths], tokens=24)
+    found = accumulate(model, batches, random_direction(model), loss_per=per, rows=rows)
+    times = torch.tensor(lengths if per == "token" else [1] * len(lengths), dtype=torch.float64)
+    assert distance(found.phi_data, times * found.phi_data[0]) <= 1e-6
+    assert distance(rows.squared, times**2 * rows.squared[0]) <= 1e-6
+    assert distance(rows.sketches.double(), times[:, None] * rows.sketches[0].double()) <= 1e-4
 
 
 def test_packed_rows_give_what_each_gives_alone():
