@@ -84,7 +84,7 @@ def main(
         best = max(lines, key=lambda line: line["objective_ratio"])
         if not reaches(best):
             print(f"the goal is not reached: {GOAL}; at other shares of the pairs:")
-            for at in CURVE:
+            for at in (other for other in CURVE if other != share):
                 measure(best["mode"], plan(best["mode"], count, at, picks.limit), at)
     print(json.dumps(best))
 
