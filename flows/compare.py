@@ -26,6 +26,7 @@ MASKS = get_args(get_type_hints(MaskSettings)["selector"])
 ALL, RANDOM, NONE = "all", "random", "none"  # every row of the pool; chance; every parameter
 SCORING = ("embedding", "utility", "scores", "gradients")  # stages whose cost is that of the choice
 TRIED = (*SCORING, "selection", "finetuning")
+BLIND = {"gate": None, "pilot": None}  # of what is chosen by chance, which knows nothing of the rows
 
 
 class CompareError(ValueError):
@@ -224,7 +225,7 @@ def ask(cell: Cell, seed: int, values: Params, masked: bool) -> Params:
     budget = read_budget(cell.budget)
     everything = {"selector": RANDOM, "budget": {"fraction": 1.0}, "caps": {}, "floors": {}}
     rows = everything if cell.selector == ALL else {"selector": cell.selector, "budget": budget}
-    rows |= {"gate": None, "pilot": None} if rows["selector"] in CHANCE else {}  # chance knows nothing of the rows
+    rows |= BLIND if rows["selector"] in CHANCE else {}
     rows |= {"quality": "none"} if cell.selector not in (values.selection.selector, "delift") else {}
     asked = replace(values.selection, **rows, seed=seed)
     cut = {"budget": budget} if cell.mask != NONE and "fraction" in budget else {}
@@ -321,7 +322,7 @@ def repeat(version: str, seeds: int = 5) -> list[dict[str, Any]]:
     folders = []
     for selector, seed in choices:
         choice = {"selector": selector, "quality": "none", "objective": "facility_location", "seed": seed}
-        choice |= {"caps": {}, "floors": {}, "gate": None, "pilot": None}
+        choice |= {"caps": {}, "floors": {}, **BLIND}
         chosen = replace(
             values, selection=replace(values.selection, **choice), mask=replace(values.mask, selector=NONE)
         )

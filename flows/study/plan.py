@@ -7,12 +7,13 @@ instead, checked like params.yaml itself before anything runs.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
 from flows import params
 from flows.checks import ParamsError
+from flows.compare import BLIND
 from flows.params import Params, check_section
 from tasks.selection.selectors import CHANCE, list_read
 from tasks.settings import checked, hint
@@ -22,8 +23,7 @@ NOW, BEFORE = "now", "before"  # folders of a pool's rows, and the names of thei
 UNDECIDED = ("versions", "runtime", "audit")  # sections that no figure of a cell depends on
 GENERATED = ("bootstrap", "confidence", "demos", "generated_rows", "seed")  # likewise, of section evaluation
 
-BLIND = {"gate": None, "pilot": None}  # of what is chosen by chance, which knows nothing of the rows
-
+T = TypeVar("T")
 Layer = Mapping[str, Mapping[str, Any]]  # section of params.yaml -> its settings
 Count, Fraction = Annotated[int, Field(ge=1)], Annotated[float, Field(gt=0, le=1)]
 Budgets = list[Count | Fraction | Annotated[str, Field(pattern=r"^[1-9][0-9]* tokens$")]]
@@ -172,11 +172,7 @@ def choose_pools(study: Study, *, confirm: bool, only: Sequence[str] = ()) -> St
         StudyError: it has no such pool.
     """
     role = "confirm" if confirm else "design"
-    pools = {name: pool for name, pool in study.pools.items() if pool.role == role}
-    for name in only:
-        if name not in pools:
-            raise StudyError(f"there is no {role} pool {name!r}{hint(name, pools)}; known: {', '.join(pools)}")
-    pools = {name: pool for name, pool in pools.items() if name in only or not only}
+    pools = _keep({name: pool for name, pool in study.pools.items() if pool.role == role}, only, f"{role} pool")
     if not pools:
         raise StudyError(f"0 of {len(study.pools)} pools of {STUDIES / study.name}.yaml are of role {role}")
     return replace(study, pools=pools)
@@ -192,12 +188,15 @@ def choose_selectors(study: Study, only: Sequence[str]) -> Study:
     Raises:
         StudyError: it has no such selector.
     """
-    own = study.plan.selectors
+    return replace(study, plan=replace(study.plan, selectors=_keep(study.plan.selectors, only, "selector")))
+
+
+def _keep(known: Mapping[str, T], only: Sequence[str], what: str) -> dict[str, T]:
+    """Return those of some names, all where none is given."""
     for name in only:
-        if name not in own:
-            raise StudyError(f"there is no selector {name!r}{hint(name, own)}; known: {', '.join(own)}")
-    kept = {name: said for name, said in own.items() if name in only or not only}
-    return replace(study, plan=replace(study.plan, selectors=kept))
+        if name not in known:
+            raise StudyError(f"there is no {what} {name!r}{hint(name, known)}; known: {', '.join(known)}")
+    return {name: one for name, one in known.items() if name in only or not only}
 
 
 def list_cells(study: Study) -> list[Cell]:
@@ -309,11 +308,10 @@ def list_settings(values: Params) -> dict[str, Any]:
 def _list_unread(values: Params) -> set[tuple[str, str]]:
     """Return the settings of pairs and of the quality of demos, where what a cell is chosen by reads none."""
     chosen = values.selection
-    unread = {("selection", "quality_prior")} if chosen.quality == "none" else set()
-    if "utility" not in list_read(chosen.selector, chosen.gate, chosen.quality):
-        unread |= {("selection", "quality"), ("selection", "quality_prior")}
-        unread |= {("utility", one.name) for one in fields(values.utility)}
-    return unread
+    prior = {("selection", "quality_prior")}
+    if "utility" in list_read(chosen.selector, chosen.gate, chosen.quality):
+        return prior if chosen.quality == "none" else set()
+    return {*prior, ("selection", "quality"), *(("utility", one.name) for one in fields(values.utility))}
 
 
 def _find_default(one: Any) -> Any:
