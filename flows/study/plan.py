@@ -15,7 +15,7 @@ from flows import params
 from flows.checks import ParamsError
 from flows.compare import BLIND
 from flows.params import Params, check_section
-from tasks.selection.selectors import CHANCE, list_read
+from tasks.selection.selectors import CHANCE, list_read, may_stratify
 from tasks.settings import checked, hint
 
 STUDIES = Path("studies")
@@ -306,12 +306,16 @@ def list_settings(values: Params) -> dict[str, Any]:
 
 
 def _list_unread(values: Params) -> set[tuple[str, str]]:
-    """Return the settings of pairs and of the quality of demos, where what a cell is chosen by reads none."""
-    chosen = values.selection
-    prior = {("selection", "quality_prior")}
-    if "utility" in list_read(chosen.selector, chosen.gate, chosen.quality):
-        return prior if chosen.quality == "none" else set()
-    return {*prior, ("selection", "quality"), *(("utility", one.name) for one in fields(values.utility))}
+    """Return settings that what a cell is chosen by does not read: of pairs, of the quality of demos, of strata."""
+    chosen, unread = values.selection, set()
+    if not may_stratify(chosen.selector, chosen.objective, chosen.budget):
+        unread.add(("selection", "stratify"))
+    pairs = "utility" in list_read(chosen.selector, chosen.gate, chosen.quality)
+    if not pairs or chosen.quality == "none":
+        unread.add(("selection", "quality_prior"))
+    if not pairs:
+        unread |= {("selection", "quality"), *(("utility", one.name) for one in fields(values.utility))}
+    return unread
 
 
 def _find_default(one: Any) -> Any:

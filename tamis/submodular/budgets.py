@@ -232,6 +232,22 @@ def narrow(budget: Budget, rows: Int64[np.ndarray, " candidate"]) -> Budget:
     return smaller
 
 
+def stratify(budget: Budget) -> Budget:
+    """Return a budget of rows in which each topic has at most its share, rounded up: a stratified choice.
+
+    cap'_t = min(cap_t, max(floor_t, ceil(limit * n_t / n))); where this leaves too few, the others share the rest
+
+    >>> stratify(resolve({"count": 3}, topics=["a"] * 4 + ["b"], response_tokens=np.ones(5, np.int64))).caps
+    array([3, 1])
+    """
+    sizes = np.bincount(budget.topic_of, minlength=len(budget.topics)).astype(np.int64)
+    caps = np.clip(-(-budget.limit * sizes // sizes.sum()), budget.floors, budget.caps)
+    while (left := budget.limit - int(caps.sum())) > 0:
+        free = np.where(caps < budget.caps, sizes, 0)
+        caps = np.minimum(caps - (-left * free // free.sum()), budget.caps)
+    return replace(budget, caps=caps)
+
+
 def affordable(budget: Budget, order: Sequence[int]) -> Int64[np.ndarray, " candidate"]:
     """Return the rows that may be taken after `order`, whose floors are met: within the caps and what is left."""
     left = budget.limit - int(budget.costs[list(order)].sum())

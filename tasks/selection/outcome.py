@@ -29,6 +29,7 @@ class ChosenRows:
     cover: np.ndarray | None = None  # that similarity
     scores: np.ndarray | None = None  # of each row of the pool, where the largest come first; NaN: not to be chosen
     similar: Similar | None = None  # what it was chosen by
+    strata: Budget | None = None  # whose caps are the shares of topics, where these bound the choice
 
 
 def widen(picks: ChosenRows, gate: Gated | None) -> ChosenRows:
@@ -106,6 +107,7 @@ def describe_objective(picks: ChosenRows, settings: SelectionSettings) -> dict[s
             "zero_gain_picks",
             "rows_covered_by_none",
             "rows_without_quality",
+            "strata",
         )
         return dict.fromkeys(names)
     full, reached = evaluate(objective.kernel) + float(objective.bonus.sum()), float(choice.objective[-1])
@@ -121,6 +123,7 @@ def describe_objective(picks: ChosenRows, settings: SelectionSettings) -> dict[s
         "zero_gain_picks": int((choice.gain == 0).sum()),
         "rows_covered_by_none": int((picks.covered_by < 0).sum()),
         "rows_without_quality": None if picks.similar.quality is None else picks.similar.unscored,
+        "strata": None if picks.strata is None else record(picks.strata)["caps"],
     }
 
 

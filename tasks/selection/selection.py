@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from tamis.scores.baselines import order_deft_ucs, order_longest, order_scores
 from tamis.scores.bm25 import order_bm25
 from tamis.submodular import cosines, objectives
-from tamis.submodular.budgets import Budget, draw, measure_room, narrow, rank, resolve
+from tamis.submodular.budgets import Budget, draw, measure_room, narrow, rank, resolve, stratify
 from tamis.submodular.greedy import choose
 from tamis.submodular.kernels import repeat, scale
 from tamis.submodular.optimisers import Map, maximise, restrict, share_of_all, share_of_random
@@ -44,7 +44,7 @@ from tasks.selection.inputs import (
 )
 from tasks.selection.outcome import ChosenRows, describe, describe_objective, describe_scores, tabulate, widen
 from tasks.selection.rows import Rows, SelectionError, list_texts, read_rows, read_texts
-from tasks.selection.selectors import SELECTORS, reads_pairs
+from tasks.selection.selectors import SELECTORS, may_stratify, reads_pairs
 from tasks.selection.settings import SelectionSettings
 from tasks.settings import RuntimeSettings
 
@@ -212,8 +212,9 @@ def choose_similar(
 ) -> ChosenRows:
     """Choose, of the rows that are demos, some whose objective is large; note which is most similar to each row.
 
-    A row of the pool counts as one that is to be covered as many times as its weight says. Picks that gain nothing are
-    taken by their quality instead, and among equal ones those first that the others cover least.
+    A row of the pool counts as one that is to be covered as many times as its weight says. Stratified, each topic has
+    at most its share of the budget, since a choice by similarity takes more of small and of mixed topics. Picks that
+    gain nothing are taken by their quality instead, and among equal ones those first that the others cover least.
 
     Args:
         similar: what is chosen by.
@@ -228,7 +229,9 @@ def choose_similar(
     weights = {"eta": settings.target_weight, "nu": settings.learnt_weight}
     weighed = objectives.weigh(kernels, heavy) if (heavy != 1).any() else kernels
     objective = objectives.build(weighed, settings.objective, information=settings.mutual_information, **weights)
-    allowed = restrict(budget, demos)
+    allowed, strata = restrict(budget, demos), None
+    if settings.stratify == "topic" and may_stratify(settings.selector, settings.objective, settings.budget):
+        allowed = strata = stratify(allowed)
     choice = maximise(
         objective,
         allowed,
@@ -244,7 +247,7 @@ def choose_similar(
         choice = choose(objective.kernel, allowed, objective.bonus, start=order)
     by, cover = objectives.cover(kernels.own, choice.order)
     covered_by = np.where(by < 0, -1, demos[by])
-    return ChosenRows(demos[choice.order], choice, objective, covered_by, cover, similar=similar)
+    return ChosenRows(demos[choice.order], choice, objective, covered_by, cover, similar=similar, strata=strata)
 
 
 def order_rest(kept: np.ndarray, similar: Similar, rows: pa.Table, vectors: Path | None) -> np.ndarray:

@@ -74,3 +74,12 @@ def read_only(selector: str, gate: Mapping[str, Any] | None, quality: str) -> st
     """
     by_help = gate is not None and gate["by"] == "help"
     return quality if selector == "embedding" and quality != "none" and not by_help else None
+
+
+def may_stratify(selector: str, objective: str, budget: Mapping[str, Any]) -> bool:
+    """Return whether topics may have shares: by an objective over the pool alone, and a budget of rows.
+
+    >>> may_stratify("embedding", "facility_location", {"count": 9}), may_stratify("random", "", {"count": 9})
+    (True, False)
+    """
+    return SELECTORS[selector].objective and objective != "mutual_information" and "response_tokens" not in budget

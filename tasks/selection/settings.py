@@ -105,6 +105,11 @@ class SelectionSettings:
         default_factory=dict, description='topic -> at most so many rows; "*": every topic not named'
     )
     floors: Mapping[str, Rows] = Field(default_factory=dict, description="topic -> at least so many rows")
+    stratify: Literal["none", "topic"] = Field(
+        "none",
+        description="of selectors with an objective, without a target task and by a budget of rows: topics as they "
+        "come | each has at most its share of the rows, rounded up",
+    )
     optimiser: Literal["lazy", "stochastic", "partition"] = Field("lazy", description="of the objective")
     epsilon: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.01, description="stochastic: a pick looks at n/k * log(1/epsilon) of n rows (arXiv 1409.7938)"

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from worlds.toy_kernels import wishes
 
-from tamis.submodular.budgets import BudgetError, count_by_topic, draw, narrow, rank, record, resolve, restore
+from tamis.submodular.budgets import BudgetError, count_by_topic, draw, narrow, rank, record, resolve, restore, stratify
 
 TOPICS = ["a"] * 5 + ["b"] * 3 + ["c"] * 2
 TOKENS = np.array([9, 2, 5, 7, 4, 3, 8, 6, 1, 5])
@@ -220,3 +221,21 @@ def test_a_budget_of_other_topics_is_refused():
     kept = record(ask({"count": 4}))
     with pytest.raises(BudgetError, match=r"resolved for 3 topics and these rows have 3, first \['c', 'd'\]"):
         restore(kept, topics=[*TOPICS[:8], "d", "d"], response_tokens=TOKENS)
+
+
+@given(wishes(12))
+def test_a_topic_has_at_most_its_share_rounded_up_where_no_bound_says_otherwise(asked):
+    budget = resolve(**asked | {"budget": {"count": max(1, sum(asked["floors"].values()))}})
+    found, sizes = stratify(budget), count_by_topic(budget, list(range(12)))
+    shares = [math.ceil(budget.limit * size / 12) for size in sizes.tolist()]
+    wanted = [min(max(*both), cap) for *both, cap in zip(budget.floors, shares, budget.caps, strict=True)]
+    assert (found.caps >= budget.floors).all()
+    assert (found.caps <= budget.caps).all()
+    assert budget.limit <= found.caps.sum()
+    assert (found.caps >= wanted).all()
+    assert sum(wanted) < budget.limit or found.caps.tolist() == wanted
+
+
+def test_what_a_cap_leaves_is_shared_by_the_other_topics():
+    assert stratify(ask({"count": 4})).caps.tolist() == [2, 2, 1]
+    assert stratify(ask({"count": 6}, caps={"a": 1})).caps.tolist() == [1, 3, 2]

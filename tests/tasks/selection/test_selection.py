@@ -151,6 +151,26 @@ def test_the_subset_says_where_it_comes_from(world):
     ]
 
 
+def test_stratified_no_topic_has_more_than_its_share_of_the_rows(world):
+    folder, ids, matrix = world
+    few = [place % 3 == 0 for place in range(12)]  # the topic that the objective would take whole
+    write_utility(folder / "utility", ids, np.where(few, 5, 0.1) * np.abs(matrix))
+    plain = run(folder, HALF, "plain")[1]
+    facts = run(folder, replace(HALF, stratify="topic"))[1]
+    assert plain["topics"][TOPICS[0]] == 4
+    assert facts["topics"] == facts["strata"] == dict.fromkeys(sorted(TOPICS), 2)
+    assert plain["strata"] is None
+
+
+@pytest.mark.parametrize("other", [{"selector": "random"}, {"budget": {"response_tokens": 9}}])
+def test_shares_of_topics_are_of_an_objective_and_a_budget_of_rows(world, other):
+    folder, *_ = world
+    asked = replace(HALF, stratify="topic", **other)
+    subset, facts = run(folder, asked)
+    assert facts["strata"] is None
+    assert subset == run(folder, replace(asked, stratify="none"), "free")[0]
+
+
 @pytest.mark.parametrize("selector", ["delift", "random"])
 def test_caps_and_floors_are_kept(world, selector):
     folder, *_ = world
