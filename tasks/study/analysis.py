@@ -14,6 +14,7 @@ from tamis.evaluation.multiple_testing import holm
 from tamis.evaluation.paired import Difference, compare_paired, mean_jaccard
 
 RESAMPLES, CONFIDENCE, SEED = 10_000, 0.95, 0
+FEWEST = 3  # seeds that a verdict needs: of one or two, resampling knows nothing of how others would differ
 NONE = "none"
 
 
@@ -103,7 +104,9 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """Return better, worse or no difference at family level 5%."""
+        """Return better, worse or no difference at family level 5%, or that there are too few seeds to say it."""
+        if self.seeds < FEWEST:
+            return "too few seeds"
         if self.adjusted > 1 - CONFIDENCE or self.loss.mean == 0:
             return "no difference seen"
         return "better" if self.loss.mean < 0 else "worse"

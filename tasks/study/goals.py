@@ -1,13 +1,14 @@
 """What the default selector is to reach on each kind of pool, and whether it does: met, missed or undecided.
 
-`not above` counts only where the interval is narrow, so that few seeds cannot pass for no harm.
+`not above` counts only where the interval is narrow, so that few seeds cannot pass for no harm; and of fewer seeds than
+`analysis.FEWEST` no interval counts, for it knows little of how choices of other rows would differ.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tamis.evaluation.paired import Difference
-from tasks.study.analysis import Comparison, Group, Summary
+from tasks.study.analysis import FEWEST, Comparison, Group, Summary
 
 DEFAULT = "default"
 MET, MISSED, UNDECIDED = "met", "missed", "undecided"
@@ -49,33 +50,40 @@ def judge_not_above(loss: Difference) -> str:
     return MET if loss.high < 0 or loss.half_width <= NARROW else UNDECIDED
 
 
+def judge(one: Comparison, rule: Callable[[Difference], str]) -> str:
+    """Return what a rule says of a comparison; undecided where it has too few seeds."""
+    return rule(one.loss) if one.seeds >= FEWEST else UNDECIDED
+
+
 def judge_share(share: float, most: float) -> str:
     """Return whether a share is at most another one."""
     return MET if share <= most else MISSED
 
 
-def judge_pool(own: Summary, chance: Summary, loss: Difference) -> Goal:
+def judge_pool(own: Summary, chance: Summary, beside: Comparison) -> Goal:
     """Return whether the default reaches what is asked of a pool of its kind, at the budget given."""
-    name, kind = own.group.pool, own.group.pool.partition("-")[0]
+    name, kind, loss = own.group.pool, own.group.pool.partition("-")[0], beside.loss
+    below, not_above = (judge(beside, rule) for rule in (judge_below, judge_not_above))
     figures = f"{loss.mean:+.3f} ({loss.low:+.3f} to {loss.high:+.3f})"
     corrupted = f"{own.corrupted:.0%} corrupted, chance {chance.corrupted:.0%}"
     repeats = f"{own.repeats:.0%} repeats, chance {chance.repeats:.0%}"
     if kind == "rare" and own.target is not None:
-        verdicts = [judge_below(loss), judge_share(OF_TARGET, own.target)]
+        verdicts = [below, judge_share(OF_TARGET, own.target)]
         asked, figures = "below chance, 80% of the picks of the target", f"{figures}; {own.target:.0%} of the target"
     elif kind == "redundant":
-        verdicts = [judge_not_above(loss), judge_share(own.repeats, chance.repeats / 2)]
+        verdicts = [not_above, judge_share(own.repeats, chance.repeats / 2)]
         asked, figures = "not above chance, at most half of its repeats", f"{figures}; {repeats}"
     elif name.startswith("noisy-across") and name.endswith("20"):
-        verdicts = [judge_below(loss), judge_share(own.corrupted, FEW)]
+        verdicts = [below, judge_share(own.corrupted, FEW)]
         asked, figures = "below chance, at most 5% corrupted", f"{figures}; {corrupted}"
     elif (name.startswith("noisy-within") and name.endswith("20")) or name == "confirm-tldr":
-        verdicts = [judge_below(loss), judge_share(own.corrupted, chance.corrupted / 2)]
+        verdicts = [below, judge_share(own.corrupted, chance.corrupted / 2)]
         asked, figures = "below chance, at most half of its corrupted", f"{figures}; {corrupted}"
     elif name == "noisy-cut-20":
-        verdicts, asked = [judge_below(loss)], "below chance"
+        verdicts, asked = [below], "below chance"
     else:
-        verdicts, asked = [judge_not_above(loss)], "not above chance"
+        verdicts, asked = [not_above], "not above chance"
+    figures += f"; {beside.seeds} seeds" if beside.seeds < FEWEST else ""
     return Goal(name, asked, figures, combine(verdicts))
 
 
@@ -104,7 +112,7 @@ def judge_pools(
         group = find_judged(summaries, pool)
         beside = by_pair.get((group, chance)) if group else None
         if group and beside:
-            goal = judge_pool(summaries[group], summaries[beside.against], beside.loss)
+            goal = judge_pool(summaries[group], summaries[beside.against], beside)
             found[group] = goal, beside
     return found
 
@@ -114,7 +122,7 @@ def judge_versions(found: Sequence[Comparison]) -> Goal | None:
     own = [one for one in found if one.group.pool.startswith("versions")]
     if not own:
         return None
-    verdicts = [judge_below(one.loss) for one in own]
+    verdicts = [judge(one, judge_below) for one in own]
     verdict = next(one for one in (MET, UNDECIDED, MISSED) if one in verdicts)
     told = ", ".join(f"{one.group.pool.removeprefix('versions-')} {one.loss.mean:+.3f}" for one in own)
     return Goal("versions", "below chance on one", told, verdict)
@@ -143,7 +151,7 @@ def judge_masks(found: Sequence[Comparison]) -> Goal | None:
     pools: dict[str, list[Comparison]] = {}
     for one in found:
         pools.setdefault(one.group.pool, []).append(one)
-    judged = {pool: combine([judge_below(one.loss) for one in own]) for pool, own in pools.items() if len(own) == 2}
+    judged = {pool: combine([judge(one, judge_below) for one in own]) for pool, own in pools.items() if len(own) == 2}
     if not judged:
         return None
     verdict = next(one for one in (MET, UNDECIDED, MISSED) if one in judged.values())

@@ -8,6 +8,7 @@ from typing import Any
 from tasks.artifacts.tables import write_json, write_text
 from tasks.study.analysis import (
     CONFIDENCE,
+    FEWEST,
     NONE,
     RESAMPLES,
     Comparison,
@@ -170,7 +171,7 @@ def write_goals(found: Findings) -> str:
     """Return the table of goals."""
     rule = (
         f"\n*Not above* counts as met only where the interval excludes 0 or its half-width is at most {NARROW} nats. "
-        "Pools without a goal of their own are held to it.\n"
+        f"Pools without a goal of their own are held to it. Fewer than {FEWEST} seeds decide nothing.\n"
     )
     rows = [(goal.pool, goal.asked, goal.found, f"**{goal.verdict}**") for goal in list_goals(found)]
     return tabulate(("pool", "asked of the default", "found", "verdict"), rows) + rule

@@ -32,9 +32,9 @@ def test_no_difference_counts_only_where_the_interval_is_narrow(low, high, below
     assert goals.judge_not_above(difference(low, high)) == not_above
 
 
-def judge(pool, own=None, chance=None, low=-0.2, high=-0.1):
+def judge(pool, own=None, chance=None, low=-0.2, high=-0.1, seeds=5):
     one = replace(OWN, group=Group(pool, "default", "0.3", "none"), **(own or {}))
-    return goals.judge_pool(one, replace(one, **(chance or {})), difference(low, high)).verdict
+    return goals.judge_pool(one, replace(one, **(chance or {})), comparison(pool, low, high, seeds=seeds)).verdict
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,16 @@ def test_equal_to_chance_is_enough_but_where_below_is_asked(pool, verdict):
     assert judge(pool, low=-0.03, high=0.03) == verdict
 
 
+@pytest.mark.parametrize("pool", ["noisy-cut-20", "clean-tldr", "redundant-tldr"])
+def test_an_interval_of_few_seeds_decides_nothing_and_what_was_picked_may(pool):
+    assert [judge(pool, seeds=seeds) for seeds in (1, 2, 3)] == ["undecided", "undecided", "met"]
+    assert judge("noisy-across-20", {"corrupted": 0.06}, seeds=1) == "missed"
+    few = comparison(pool, -0.2, -0.1, seeds=2)
+    assert few.verdict == "too few seeds"
+    assert replace(few, seeds=3).verdict != few.verdict
+    assert goals.judge_versions([replace(few, group=few.group._replace(pool="versions-a"))]).verdict == "undecided"
+
+
 def test_a_rare_target_is_judged_at_the_budget_of_its_size_and_others_at_the_largest():
     budgets = {name: replace(OWN, rows=rows, pool_rows=640.0, pool_target=0.05) for name, rows in SIZES.items()}
     assert goals.choose_budget(budgets, "rare-svamp") == "0.05"
@@ -75,9 +85,9 @@ def test_a_rare_target_is_judged_at_the_budget_of_its_size_and_others_at_the_lar
 SIZES = {"0.05": 32.0, "0.1": 64.0, "0.3": 192.0}
 
 
-def comparison(pool, low, high, against="random"):
+def comparison(pool, low, high, against="random", seeds=5):
     group = Group(pool, "default", "0.3", "none")
-    return Comparison(group, group._replace(selector=against), "design", 5, difference(low, high), 0.1, None)
+    return Comparison(group, group._replace(selector=against), "design", seeds, difference(low, high), 0.1, None)
 
 
 def test_of_two_versions_one_must_be_below_chance():
