@@ -232,18 +232,20 @@ def narrow(budget: Budget, rows: Int64[np.ndarray, " candidate"]) -> Budget:
     return smaller
 
 
-def stratify(budget: Budget) -> Budget:
+def stratify(budget: Budget, counted: Int64[np.ndarray, " row"]) -> Budget:
     """Return a budget of rows in which each topic has at most its share, rounded up: a stratified choice.
 
-    cap'_t = min(cap_t, max(floor_t, ceil(limit * n_t / n))); where this leaves too few, the others share the rest
+    cap'_t = min(cap_t, max(floor_t, ceil(limit * n_t / n))), of n rows that are counted n_t are of the topic; where
+    this leaves too few, the other topics share the rest
 
-    >>> stratify(resolve({"count": 3}, topics=["a"] * 4 + ["b"], response_tokens=np.ones(5, np.int64))).caps
-    array([3, 1])
+    >>> two = resolve({"count": 3}, topics=["a"] * 4 + ["b"], response_tokens=np.ones(5, np.int64))
+    >>> stratify(two, np.arange(5)).caps, stratify(two, np.array([3, 4])).caps
+    (array([3, 1]), array([2, 1]))
     """
-    sizes = np.bincount(budget.topic_of, minlength=len(budget.topics)).astype(np.int64)
+    sizes = np.bincount(budget.topic_of[counted], minlength=len(budget.topics)).astype(np.int64)
     caps = np.clip(-(-budget.limit * sizes // sizes.sum()), budget.floors, budget.caps)
     while (left := budget.limit - int(caps.sum())) > 0:
-        free = np.where(caps < budget.caps, sizes, 0)
+        free = np.where(caps < budget.caps, np.maximum(sizes, 1), 0)
         caps = np.minimum(caps - (-left * free // free.sum()), budget.caps)
     return replace(budget, caps=caps)
 

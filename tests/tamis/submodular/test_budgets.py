@@ -226,7 +226,7 @@ def test_a_budget_of_other_topics_is_refused():
 @given(wishes(12))
 def test_a_topic_has_at_most_its_share_rounded_up_where_no_bound_says_otherwise(asked):
     budget = resolve(**asked | {"budget": {"count": max(1, sum(asked["floors"].values()))}})
-    found, sizes = stratify(budget), count_by_topic(budget, list(range(12)))
+    found, sizes = stratify(budget, np.arange(12)), count_by_topic(budget, list(range(12)))
     shares = [math.ceil(budget.limit * size / 12) for size in sizes.tolist()]
     wanted = [min(max(*both), cap) for *both, cap in zip(budget.floors, shares, budget.caps, strict=True)]
     assert (found.caps >= budget.floors).all()
@@ -237,5 +237,11 @@ def test_a_topic_has_at_most_its_share_rounded_up_where_no_bound_says_otherwise(
 
 
 def test_what_a_cap_leaves_is_shared_by_the_other_topics():
-    assert stratify(ask({"count": 4})).caps.tolist() == [2, 2, 1]
-    assert stratify(ask({"count": 6}, caps={"a": 1})).caps.tolist() == [1, 3, 2]
+    assert stratify(ask({"count": 4}), np.arange(10)).caps.tolist() == [2, 2, 1]
+    assert stratify(ask({"count": 6}, caps={"a": 1}), np.arange(10)).caps.tolist() == [1, 3, 2]
+
+
+def test_rows_that_are_not_counted_make_no_topic_larger():
+    repeated = np.array([0, 5, 6, 7, 8, 9])  # the first topic is one text five times
+    assert stratify(ask({"count": 6}), repeated).caps.tolist() == [1, 3, 2]
+    assert stratify(ask({"count": 8}), repeated).caps.tolist() == [3, 3, 2]
