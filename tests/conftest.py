@@ -55,9 +55,7 @@ def toy(toy_folder):
     return ModelChoice(name=str(toy_folder), revision=None, device="cpu", dtype="float32", max_tokens=256)
 
 
-@pytest.fixture(scope="module")
-def frozen():
+def pytest_collection_finish() -> None:
     """Every training collects garbage, for which what was imported need not be looked at."""
+    gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()

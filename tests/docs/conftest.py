@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import gc
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -91,7 +90,7 @@ def driving() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def world(apart, toy_folder, tmp_path_factory) -> Iterator[World]:
+def world(apart, toy_folder, tmp_path_factory) -> World:
     """The toy project after `tamis run v1`."""
     from flows import cli
 
@@ -107,9 +106,7 @@ def world(apart, toy_folder, tmp_path_factory) -> Iterator[World]:
     with contextlib.chdir(root), driving():
         done = CliRunner().invoke(cli.app, ["run", "v1"])
     assert done.exit_code == 0, done.output
-    gc.freeze()  # every training collects garbage, for which what was imported need not be looked at
-    yield World(project, done.stdout)
-    gc.unfreeze()
+    return World(project, done.stdout)
 
 
 @pytest.fixture

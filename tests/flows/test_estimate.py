@@ -57,7 +57,7 @@ def start(root: Path, model: Path, changes: dict) -> None:
 
 
 @pytest.fixture(scope="module", params=PARAMS)
-def ran(request, toy_folder, tmp_path_factory, frozen):
+def ran(request, toy_folder, tmp_path_factory):
     """A project, what was expected of its two versions before any run, and the tokens that they then scored."""
     root, scored = tmp_path_factory.mktemp(request.param) / "project", {}
     start(root, toy_folder, KERNELS[request.param])

@@ -42,14 +42,6 @@ TRAINING = FinetuningSettings(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def toy(toy_folder) -> ModelChoice:
     return ModelChoice(str(toy_folder), device="cpu", max_tokens=256)

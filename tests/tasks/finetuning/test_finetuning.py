@@ -1,7 +1,6 @@
 """The stage `finetuning`: arms, resuming, artifacts."""
 
 import errno
-import gc
 import json
 import resource
 import shutil
@@ -27,17 +26,6 @@ SETTINGS = FinetuningSettings(
     arms={"chosen": [0], "random": [0, 1], "full": [0]}, epochs=2, learning_rate=1e-2, batch_rows=2, save_steps=2
 )
 ONE = replace(SETTINGS, arms={"chosen": [0]}, epochs=4, save_steps=4)  # 12 steps
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_world():
-    """A toy needs one thread; every training collects garbage, for which what was imported need not be looked at."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    gc.freeze()
-    yield
-    gc.unfreeze()
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -21,8 +21,6 @@ SETTINGS = FinetuningSettings(
 )
 ONE = replace(SETTINGS, arms={"chosen": [3]})
 
-pytestmark = pytest.mark.usefixtures("frozen")
-
 
 @pytest.fixture
 def world(tmp_path) -> Path:

@@ -24,7 +24,6 @@ from tasks.finetuning.settings import FinetuningSettings
 from tasks.finetuning.trainer import ArmProgress, Recipe, TrainingError
 from tasks.models import ModelChoice
 
-pytestmark = pytest.mark.usefixtures("frozen")
 FIRST = FinetuningSettings(arms={"chosen": [3], "full": [0]}, epochs=2, learning_rate=1e-2, batch_rows=2, save_steps=2)
 NEXT = replace(FIRST, arms={"chosen": [3, 4], "random": [0], "full": [0]}, epochs=1)
 ONE = replace(NEXT, arms={"chosen": [3]}, epochs=3)  # 6 steps

@@ -23,7 +23,6 @@ from tasks.gradients.settings import GradientsSettings
 from tasks.masks import sparse_deltas
 from tasks.models import ModelChoice
 
-pytestmark = pytest.mark.usefixtures("frozen")
 ONE = FinetuningSettings(
     arms={"chosen": [3]}, method="masked", epochs=2, learning_rate=1e-2, batch_rows=2, save_steps=2
 )  # 6 steps
