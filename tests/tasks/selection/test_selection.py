@@ -151,12 +151,13 @@ def test_the_subset_says_where_it_comes_from(world):
     ]
 
 
-def test_stratified_no_topic_has_more_than_its_share_of_the_rows(world):
+@pytest.mark.parametrize("optimiser", ["lazy", "stochastic", "partition"])
+def test_stratified_no_topic_has_more_than_its_share_of_the_rows(world, optimiser):
     folder, ids, matrix = world
     few = [place % 3 == 0 for place in range(12)]  # the topic that the objective would take whole
     write_utility(folder / "utility", ids, np.where(few, 5, 0.1) * np.abs(matrix))
     plain = run(folder, HALF, "plain")[1]
-    facts = run(folder, replace(HALF, stratify="topic"))[1]
+    facts = run(folder, replace(HALF, stratify="topic", optimiser=optimiser))[1]
     assert plain["topics"][TOPICS[0]] == 4
     assert facts["topics"] == facts["strata"] == dict.fromkeys(sorted(TOPICS), 2)
     assert plain["strata"] is None

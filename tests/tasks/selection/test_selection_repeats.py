@@ -70,12 +70,15 @@ HELPED &= ~np.eye(ROWS, dtype=bool)
 
 @pytest.mark.parametrize("quality", ["none", "help", "neighbours"])
 @pytest.mark.parametrize("exact", [False, True])
-def test_pairs_of_texts_hold_for_all_rows_that_repeat_them(pools, quality, exact):
+@pytest.mark.parametrize("stratify", ["none", "topic"])
+def test_pairs_of_texts_hold_for_all_rows_that_repeat_them(pools, quality, exact, stratify):
     folder, told, ids = pools
     whole = np.ones((ROWS, ROWS), bool)
     kernel = whole if exact else NEAR
     score(folder, told, ids, in_kernel=kernel, keep=whole if exact else NEAR | HELPED)
-    texts, facts = choose_both(folder, told, replace(HALF, quality=quality, budget={"count": 6}))
+    asked = replace(HALF, quality=quality, stratify=stratify, budget={"count": 6})
+    texts, facts = choose_both(folder, told, asked)
+    assert facts[0]["strata"] == facts[1]["strata"]
     gaining = 6 - facts[1]["zero_gain_picks"]
     assert gaining > 1
     assert texts[0][:gaining] == texts[1][:gaining]
