@@ -31,6 +31,7 @@ SHARD_TASKS = 64  # per stage: the local server's limit is about 100 task runs p
 
 T = TypeVar("T")
 R = TypeVar("R")
+Tell = Callable[[str, Sequence[str]], None]
 
 
 class RunnerError(ValueError):
@@ -47,21 +48,24 @@ class Outcome:
     files: tuple[File, ...]  # its artifacts, by reference
 
 
-def run(versions: Sequence[str] = (), *, runner: str = "threads", workers: int = 1) -> list[Outcome]:
+def run(
+    versions: Sequence[str] = (), *, runner: str = "threads", workers: int = 1, tell: Tell | None = None
+) -> list[Outcome]:
     """Run the flow for some data versions (all, where none is named), one flow per project at a time.
 
     Args:
         versions: names from params.yaml.
         runner: `threads` or `dask`, which runs the shards.
         workers: how many shards run at once.
+        tell: is given each version with its stages once all of these are up to date.
     """
     chosen = pipeline.with_options(task_runner=_runner(runner, workers))
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):  # it would cost a second at the end
-        return chosen(list(versions))
+        return chosen(list(versions), tell)
 
 
 @flow(name="tamis", validate_parameters=False)
-def pipeline(versions: list[str]) -> list[Outcome]:
+def pipeline(versions: list[str], tell: Tell | None = None) -> list[Outcome]:
     """Bring every stage of some data versions up to date."""
     states: dict[str, State] = {}
     outcomes = []
@@ -82,8 +86,17 @@ def pipeline(versions: list[str]) -> list[Outcome]:
             outcomes.append(Outcome(planned.address, how, round(time.monotonic() - start, 1), tuple(files)))
             clock = estimate.end_stage(clock, planned.address, outcomes[-1].seconds, computed=how == "computed")
             say(f"{planned.address:<16} {how} in {outcomes[-1].seconds} s{estimate.tell_left(clock)}")
+            tell_whole(plan, len(outcomes), tell)
         estimate.learn(expected, [one.address for one in outcomes if one.how == "computed"])
     return outcomes
+
+
+def tell_whole(plan: Sequence[Planned], done: int, tell: Tell | None) -> None:
+    """Tell of a version whose last stage is the last that is done."""
+    version = plan[done - 1].address.partition("@")[2]
+    own = [place for place, planned in enumerate(plan) if planned.address.endswith(f"@{version}")]
+    if tell and own[-1] == done - 1:
+        tell(version, [plan[place].address for place in own])
 
 
 def _wait(task: Any, run: Any, state: State) -> bool:

@@ -24,20 +24,24 @@ def run(
     workers: Workers = 1,
     as_json: Json = False,
 ) -> None:
-    """Bring every stage up to date, then show the results."""
+    """Bring every stage up to date, version after version, and show what came of each."""
     from flows import pipeline
     from flows.graph.versions import refuse_rewritten
 
     values = params.read()
     refuse_rewritten(values.versions)
     asked = versions or list(values.versions)
-    addresses = [outcome.address for outcome in pipeline.run(asked, runner=runner, workers=workers)]
-    found = [summarise(version, addresses) for version in asked]
+    found = []
+
+    def tell(version: str, stages: Sequence[str]) -> None:
+        if version in asked:
+            found.append(summarise(version, stages))
+            if not as_json:
+                show_summary(found[-1])
+
+    pipeline.run(asked, runner=runner, workers=workers, tell=tell)
     if as_json:
         show_json(found)
-        return
-    for one in found:
-        show_summary(one)
 
 
 @spoken
@@ -64,13 +68,12 @@ def serve(
     continual.serve(interval, runner=runner, workers=workers)
 
 
-def summarise(version: str, addresses: Sequence[str]) -> dict[str, Any]:
+def summarise(version: str, stages: Sequence[str]) -> dict[str, Any]:
     """Return a version's held-out losses by arm, the notes on them, its seconds per stage, and the pairs scored."""
     from tasks.audit import audit, costs
 
     found = audit.summarise(Path("."), version)
     names = ("arm", "rows", "loss", "low", "high", "seeds")
-    stages = [address for address in addresses if address.endswith(f"@{version}")]
     return {
         "version": version,
         "arms": [dict(zip(names, arm, strict=True)) for arm in found.arms],

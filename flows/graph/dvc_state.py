@@ -73,6 +73,8 @@ class File:
 def plan(versions: Iterable[str] = ()) -> list[Planned]:
     """Return the graph's stages, what comes first before what reads it; those of some versions with all they need.
 
+    Otherwise version after version: what came of the first one is known before the next is trained.
+
     Raises:
         StateError: unknown version, or a dvc.yaml that DVC cannot read.
     """
@@ -81,7 +83,8 @@ def plan(versions: Iterable[str] = ()) -> list[Planned]:
         edges = {stage.addressing: sorted(up.addressing for up in graph.successors(stage) if up.cmd) for stage in graph}
         stages = {stage.addressing: stage for stage in repo.index.stages if stage.cmd}
         asked = [address for address in stages if not versions or address.partition("@")[2] in set(versions)]
-        known = dict.fromkeys(address.partition("@")[2] for address in stages)
+        known = list(dict.fromkeys(address.partition("@")[2] for address in stages))
+        asked.sort(key=lambda address: known.index(address.partition("@")[2]))
         unknown = [version for version in versions if version not in known]
         if unknown:
             raise StateError(f"there is no data version {unknown[0]!r}; params.yaml has {', '.join(known)}")

@@ -26,17 +26,17 @@ class World:
     printed: str  # what that run printed
 
 
-def drive(versions=(), *, runner: str = "threads", workers: int = 1) -> list:
+def drive(versions=(), *, runner: str = "threads", workers: int = 1, tell=None) -> list:
     """Stand in for the flow: bring the stages of some versions up to date, as it does, but without a Prefect server.
 
     That the flow and this order of stages make the same is what tests/flows shows.
     """
     from flows import stage
     from flows.graph import dvc_state
-    from flows.pipeline import Outcome
+    from flows.pipeline import Outcome, tell_whole
 
-    outcomes = []
-    for planned in dvc_state.plan(list(versions)):
+    outcomes, plan = [], dvc_state.plan(list(versions))
+    for planned in plan:
         start = time.monotonic()
         found = dvc_state.probe(planned.address)
         if found.state == "stale":
@@ -44,6 +44,7 @@ def drive(versions=(), *, runner: str = "threads", workers: int = 1) -> list:
             dvc_state.record(planned.address, found.inputs)
         how = "computed" if found.state == "stale" else found.state
         outcomes.append(Outcome(planned.address, how, round(time.monotonic() - start, 1), ()))
+        tell_whole(plan, len(outcomes), tell)
     return outcomes
 
 
