@@ -71,6 +71,7 @@ def pipeline(versions: list[str], tell: Tell | None = None) -> list[Outcome]:
     outcomes = []
     with alone():
         plan = dvc_state.plan(versions)
+        ends = end_versions(plan)
         loaded = sources(planned.address for planned in plan)  # no stage's module is imported yet
         expected = estimate.try_estimate(versions)
         estimate.print_estimate(expected)
@@ -86,17 +87,18 @@ def pipeline(versions: list[str], tell: Tell | None = None) -> list[Outcome]:
             outcomes.append(Outcome(planned.address, how, round(time.monotonic() - start, 1), tuple(files)))
             clock = estimate.end_stage(clock, planned.address, outcomes[-1].seconds, computed=how == "computed")
             say(f"{planned.address:<16} {how} in {outcomes[-1].seconds} s{estimate.tell_left(clock)}")
-            tell_whole(plan, len(outcomes), tell)
+            if tell and planned.address in ends:
+                tell(*ends[planned.address])
         estimate.learn(expected, [one.address for one in outcomes if one.how == "computed"])
     return outcomes
 
 
-def tell_whole(plan: Sequence[Planned], done: int, tell: Tell | None) -> None:
-    """Tell of a version whose last stage is the last that is done."""
-    version = plan[done - 1].address.partition("@")[2]
-    own = [place for place, planned in enumerate(plan) if planned.address.endswith(f"@{version}")]
-    if tell and own[-1] == done - 1:
-        tell(version, [plan[place].address for place in own])
+def end_versions(plan: Sequence[Planned]) -> dict[str, tuple[str, list[str]]]:
+    """Return by the last stage of each version the version and all stages of it that are planned."""
+    stages: dict[str, list[str]] = {}
+    for planned in plan:
+        stages.setdefault(planned.address.partition("@")[2], []).append(planned.address)
+    return {own[-1]: (version, own) for version, own in stages.items()}
 
 
 def _wait(task: Any, run: Any, state: State) -> bool:

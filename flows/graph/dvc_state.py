@@ -83,11 +83,12 @@ def plan(versions: Iterable[str] = ()) -> list[Planned]:
         edges = {stage.addressing: sorted(up.addressing for up in graph.successors(stage) if up.cmd) for stage in graph}
         stages = {stage.addressing: stage for stage in repo.index.stages if stage.cmd}
         asked = [address for address in stages if not versions or address.partition("@")[2] in set(versions)]
-        known = list(dict.fromkeys(address.partition("@")[2] for address in stages))
-        asked.sort(key=lambda address: known.index(address.partition("@")[2]))
+        known = dict.fromkeys(address.partition("@")[2] for address in stages)
         unknown = [version for version in versions if version not in known]
         if unknown:
             raise StateError(f"there is no data version {unknown[0]!r}; params.yaml has {', '.join(known)}")
+        place = {version: number for number, version in enumerate(known)}
+        asked.sort(key=lambda address: place[address.partition("@")[2]])
         return [_planned(stages[address], edges[address]) for address in in_order(asked, edges) if address in stages]
 
 

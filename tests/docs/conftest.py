@@ -33,9 +33,10 @@ def drive(versions=(), *, runner: str = "threads", workers: int = 1, tell=None) 
     """
     from flows import stage
     from flows.graph import dvc_state
-    from flows.pipeline import Outcome, tell_whole
+    from flows.pipeline import Outcome, end_versions
 
     outcomes, plan = [], dvc_state.plan(list(versions))
+    ends = end_versions(plan)
     for planned in plan:
         start = time.monotonic()
         found = dvc_state.probe(planned.address)
@@ -44,7 +45,8 @@ def drive(versions=(), *, runner: str = "threads", workers: int = 1, tell=None) 
             dvc_state.record(planned.address, found.inputs)
         how = "computed" if found.state == "stale" else found.state
         outcomes.append(Outcome(planned.address, how, round(time.monotonic() - start, 1), ()))
-        tell_whole(plan, len(outcomes), tell)
+        if tell and planned.address in ends:
+            tell(*ends[planned.address])
     return outcomes
 
 

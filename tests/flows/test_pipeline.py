@@ -40,6 +40,22 @@ def test_outcomes_say_what_was_computed_restored_and_fresh(project):
     assert outcomes["choose@v1"].files[0].path == "data/choose/version=v1/chosen.txt"
 
 
+def test_a_version_is_told_of_before_the_next_is_begun(project):
+    project.edit("params.yaml", "v1: {raw: raw/v1.txt}", "v1: {raw: raw/v1.txt}\n  v2: {raw: raw/v2.txt}")
+    (project.root / "raw/v2.txt").write_text("one\ntwo\n")
+    told = []
+
+    def tell(version, stages):
+        told.append((version, list(stages), (project.root / "data/letters/version=v2").exists()))
+
+    with importing_from(project.root):
+        pipeline.run(tell=tell)
+    names = ("letters", "score", "choose", "total")
+    assert told == [
+        (version, [f"{name}@{version}" for name in names], begun) for version, begun in (("v1", False), ("v2", True))
+    ]
+
+
 def test_tasks_are_named_by_stage_and_version_and_cached_ones_say_so(project):
     (project.root / "data/total/version=v1/total.json").unlink()
     with importing_from(project.root):

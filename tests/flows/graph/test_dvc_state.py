@@ -58,6 +58,11 @@ def test_plan_is_dvcs_graph_in_order(project):
     assert score.outputs == ("data/score/version=v1/score.txt", "data/score/version=v1/run.json")
 
 
+def test_plan_is_version_after_version(project):
+    add_version(project)
+    assert [one.address.partition("@")[2] for one in dvc_state.plan()] == ["v1"] * 4 + ["v2"] * 4
+
+
 def test_plan_of_a_version_holds_its_stages_only(project):
     add_version(project)
     assert [one.address for one in dvc_state.plan(["v2"])] == ["letters@v2", "score@v2", "choose@v2", "total@v2"]
