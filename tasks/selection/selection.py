@@ -232,8 +232,8 @@ def choose_similar(
     objective = objectives.build(weighed, settings.objective, information=settings.mutual_information, **weights)
     allowed, strata = restrict(budget, demos), None
     if settings.stratify == "topic" and may_stratify(settings.selector, settings.objective, settings.budget):
-        texts = rows.ground["first"].take(demos).combine_chunks().dictionary_encode().indices.to_numpy()
-        allowed = strata = stratify(allowed, np.unique(texts, return_index=True)[1])  # repeats make no topic larger
+        firsts = np.unique(list_texts(rows).places[demos], return_index=True)[1]  # repeats make no topic larger
+        allowed = strata = stratify(allowed, firsts)
     choice = maximise(
         objective,
         allowed,

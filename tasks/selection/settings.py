@@ -108,7 +108,7 @@ class SelectionSettings:
     stratify: Literal["none", "topic"] = Field(
         "none",
         description="of selectors with an objective, without a target task and by a budget of rows: topics as they "
-        "come | each has at most its share of the rows, rounded up",
+        "come | each has at most its share of the distinct rows, rounded up",
     )
     optimiser: Literal["lazy", "stochastic", "partition"] = Field("lazy", description="of the objective")
     epsilon: Annotated[float, Field(gt=0, lt=1)] = Field(
