@@ -33,6 +33,8 @@ DEFAULTS = {
     "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
 }
 HOME = Path(__file__).parents[1]
+CPUINFO = Path("/proc/cpuinfo")
+PROCESSOR = ("vendor_id", "cpu family", "model", "model name", "flags")  # what it says of the kind
 OURS = ("flows", "tasks", "tamis", "desk")
 
 
@@ -48,8 +50,20 @@ def prepare() -> None:
 
 
 def name_machine() -> str:
-    """Return a short name of this machine that does not tell its own: a run elsewhere says nothing of seconds here."""
-    return hashlib.sha256(f"{platform.node()} {os.cpu_count()}".encode()).hexdigest()[:8]
+    """Return a short name of this machine that does not tell its own: a run elsewhere says nothing of seconds here.
+
+    The processor is part of it: what a scheduler starts under one host name may lie on another kind of processor today.
+    """
+    return hashlib.sha256(f"{platform.node()} {os.cpu_count()} {name_processor()}".encode()).hexdigest()[:8]
+
+
+def name_processor() -> str:
+    """Return family, model and features of the processor, as Linux states them; elsewhere what Python knows of it."""
+    if not CPUINFO.is_file():
+        return platform.processor()
+    told = (line.partition(":") for line in CPUINFO.read_text().splitlines())
+    known = {name.strip(): value.strip() for name, _, value in told if name.strip() in PROCESSOR}
+    return " ".join(known.get(name, "") for name in PROCESSOR)
 
 
 def quieten() -> None:
