@@ -308,7 +308,8 @@ def list_settings(values: Params) -> dict[str, Any]:
 def _list_unread(values: Params) -> set[tuple[str, str]]:
     """Return settings that what a cell is chosen by does not read: of pairs, of the quality of demos, of strata."""
     chosen, unread = values.selection, set()
-    if not may_stratify(chosen.selector, chosen.objective, chosen.budget):
+    targeted = values.examples.target is not None
+    if not may_stratify(chosen.selector, chosen.objective, chosen.budget, targeted=targeted):
         unread.add(("selection", "stratify"))
     pairs = "utility" in list_read(chosen.selector, chosen.gate, chosen.quality)
     if not pairs or chosen.quality == "none":

@@ -33,15 +33,21 @@ def pairs_of_all(sets: Sets) -> Pairs:
     return unite(pair_all(sets[targets], sets[demos]) for targets, demos in BLOCKS)
 
 
-def pairs_of_neighbours(sets: Sets, vectors: Float32[np.ndarray, "example width"], count: int) -> tuple[Pairs, float]:
+def pairs_of_neighbours(
+    sets: Sets, vectors: Float32[np.ndarray, "example width"], count: int, quality: str | None = None
+) -> tuple[Pairs, float]:
     """Return, in every block, each target with the demos nearest to it; in the ground set also with itself.
 
     With them comes the share of the nearest demos that were found, the least of the blocks; 1 but in large blocks.
+    Where nothing but `help` is read of the pairs and there is a task, each demo of the ground set comes with the task's
+    rows nearest to it instead: a few rows have few nearest demos, and of all others nothing would be known.
 
     Args:
         sets: places of examples.
         vectors: the unit embedding of every place.
-        count: demos per target and block, in the ground set itself not counted; all where there are fewer.
+        count: demos per target and block, in the ground set itself not counted, or the task's rows per demo; all where
+            there are fewer.
+        quality: where it is all that is read of the pairs.
 
     Cost: that of `neighbours.find_neighbours`.
 
@@ -49,8 +55,14 @@ def pairs_of_neighbours(sets: Sets, vectors: Float32[np.ndarray, "example width"
     >>> sets = {"ground": np.arange(3), "task": np.arange(0), "learnt": np.arange(0)}
     >>> pairs_of_neighbours(sets, square, 1)[0].tolist()
     [[0, 0], [0, 1], [1, 0], [1, 1], [2, 0], [2, 2]]
+    >>> pairs_of_neighbours({"ground": np.arange(2), "task": np.array([2])}, square, 1, "help")[0].tolist()
+    [[2, 0], [2, 1]]
     """
-    ground = sets["ground"]
+    ground, task = sets["ground"], sets["task"]
+    if quality == "help" and len(task):
+        near = find_neighbours_among(vectors[ground], vectors[task], count)
+        served = _pair_up(ground, task[near.indices])
+        return unite([served[:, ::-1]]), near.recall
     near = find_neighbours(vectors[ground], count)
     found, recall = [_pair_up(ground, ground[:, None]), _pair_up(ground, ground[near.indices])], near.recall
     for targets, demos in ((sets[targets], sets[demos]) for targets, demos in BLOCKS[1:]):

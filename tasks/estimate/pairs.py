@@ -67,9 +67,9 @@ def plan_pairs(case: Case, sets: Sets) -> list[np.ndarray]:
 
     settings, corpus = case.values.utility, case.corpus
     lengths = corpus.contexts + scored_tokens(case)
-    *tried, kernel = _of_kernel(case, sets)
     chosen = case.values.selection
     quality = read_only(chosen.selector, chosen.gate, chosen.quality)
+    *tried, kernel = _of_kernel(case, sets, quality)
     kernel = kernel if quality is None else pairs_of_quality(kernel, sets, quality)
     checked, helped = draw_check(sets["ground"], settings, case.kernel), draw_help(sets, kernel, settings, case.kernel)
     check = np.concatenate([checked, helped])
@@ -90,7 +90,7 @@ def scored_tokens(case: Case) -> np.ndarray:
     return np.minimum(case.corpus.answers, case.values.utility.answer_tokens or sys.maxsize)
 
 
-def _of_kernel(case: Case, sets: Sets) -> list[np.ndarray]:
+def _of_kernel(case: Case, sets: Sets, quality: str | None) -> list[np.ndarray]:
     """Return the pairs of the kernel, last, after those that are tried to find them, a round after the other."""
     settings = case.values.utility
     if case.kernel == "exact":
@@ -99,7 +99,7 @@ def _of_kernel(case: Case, sets: Sets) -> list[np.ndarray]:
         return [np.empty((0, 2), np.int64)]
     vectors = read_vectors(case)
     if case.kernel == "neighbours":
-        return [pairs_of_neighbours(sets, vectors, settings.neighbours)[0]]
+        return [pairs_of_neighbours(sets, vectors, settings.neighbours, quality)[0]]
     if case.kernel == "probes":
         ground, how = sets["ground"], asdict(settings.probes) | {"seed": settings.seed}
         return [pairs_of_probes(ground, vectors[ground], np.zeros(len(ground)), **how)[0]]
@@ -148,10 +148,10 @@ def count_pairs(sizes: Mapping[str, int], settings: Any, kernel: str, *, quality
     helped = min(settings.help_targets, task or ground)
     if quality is not None and kernel in ("exact", "neighbours"):
         own = quality == "neighbours" or not task
-        targets, others = (ground, ground - 1) if own else (task, ground)
+        others = ground - 1 if own else task
         near = others if kernel == "exact" else min(settings.neighbours, others)
         checked = 0 if kernel == "exact" else min(settings.check_targets, ground)
-        return targets * near + checked * (ground - near * own) + helped * (ground + task + learnt - 1)
+        return ground * near + checked * (ground - near * own) + helped * (ground + task + learnt - 1)
     if kernel == "exact":
         return ground * (ground + 2 * task + learnt)
     if kernel == "none":

@@ -231,7 +231,8 @@ def choose_similar(
     weighed = objectives.weigh(kernels, heavy) if (heavy != 1).any() else kernels
     objective = objectives.build(weighed, settings.objective, information=settings.mutual_information, **weights)
     allowed, strata = restrict(budget, demos), None
-    if settings.stratify == "topic" and may_stratify(settings.selector, settings.objective, settings.budget):
+    how = {"budget": settings.budget, "targeted": bool(rows.target)}
+    if settings.stratify == "topic" and may_stratify(settings.selector, settings.objective, **how):
         firsts = np.unique(list_texts(rows).places[demos], return_index=True)[1]  # repeats make no topic larger
         allowed = strata = stratify(allowed, firsts)
     choice = maximise(

@@ -76,10 +76,16 @@ def read_only(selector: str, gate: Mapping[str, Any] | None, quality: str) -> st
     return quality if selector == "embedding" and quality != "none" and not by_help else None
 
 
-def may_stratify(selector: str, objective: str, budget: Mapping[str, Any]) -> bool:
+def may_stratify(selector: str, objective: str, budget: Mapping[str, Any], *, targeted: bool) -> bool:
     """Return whether topics may have shares: by an objective over the pool alone, and a budget of rows.
 
-    >>> may_stratify("embedding", "facility_location", {"count": 9}), may_stratify("random", "", {"count": 9})
+    Where a target task is named, none may: shares would hold the target's topic down to what it is of the pool.
+
+    >>> how = {"budget": {"count": 9}, "targeted": False}
+    >>> may_stratify("embedding", "facility_location", **how), may_stratify("random", "", **how)
     (True, False)
+    >>> may_stratify("dualsft_cover", "facility_location", {"count": 9}, targeted=True)
+    False
     """
-    return SELECTORS[selector].objective and objective != "mutual_information" and "response_tokens" not in budget
+    by_pool = SELECTORS[selector].objective and objective != "mutual_information" and not targeted
+    return by_pool and "response_tokens" not in budget

@@ -109,7 +109,7 @@ def write_utility(
     work = Shard(source, known, folder, model, settings, runtime, np.empty((0, 2), np.int32))
 
     kernel = kernel or settings.kernel
-    chosen, ground = choose_pairs(work, pool, vectors, kernel, map=map), pool.sets["ground"]
+    chosen, ground = choose_pairs(work, pool, vectors, kernel, quality, map=map), pool.sets["ground"]
     pairs = chosen.kernel if quality is None else pairs_of_quality(chosen.kernel, pool.sets, quality)
     wanted_for = {"kernel": pairs, "tried": chosen.tried, "check": draw_check(ground, settings, kernel)}
     wanted_for["help"] = draw_help(pool.sets, pairs, settings, kernel)
@@ -178,7 +178,9 @@ def _describe(model: models.ModelChoice, settings: UtilitySettings, kernel: str)
     return described | {"model": model.name, "model_digest": models.model_digest(model)}
 
 
-def choose_pairs(work: Shard, pool: Pool, vectors: Path, kernel: str, *, map: Map) -> ChosenPairs:
+def choose_pairs(
+    work: Shard, pool: Pool, vectors: Path, kernel: str, quality: str | None, *, map: Map
+) -> ChosenPairs:
     """Return the pairs that the kernel asks for; to find landmarks, pairs are scored, to find probes, targets alone."""
     settings, none = work.settings, np.empty((0, 2), np.int64)
     if kernel == "none":
@@ -188,7 +190,7 @@ def choose_pairs(work: Shard, pool: Pool, vectors: Path, kernel: str, *, map: Ma
     place = {name: row for row, name in enumerate(read_table(vectors, columns=["id"])["id"].to_pylist())}
     found = read_lists(vectors, "embedding")[[place[name] for name in pool.ids]]
     if kernel == "neighbours":
-        pairs, recall = pairs_of_neighbours(pool.sets, found, settings.neighbours)
+        pairs, recall = pairs_of_neighbours(pool.sets, found, settings.neighbours, quality)
         return ChosenPairs(pairs, none, Counter(), recall)
     return (find_probes if kernel == "probes" else find_landmarks)(work, pool, found, map)
 

@@ -136,8 +136,8 @@ def test_pairs_of_large_sets_are_counted_without_listing_them(kernel):
             for some in (sets, sets | {"task": np.arange(0)}):
                 found = unite([pairs_of_quality(listed, some, quality), checked])
                 sizes = {name: len(places) for name, places in some.items()}
-                if kernel == "neighbours" and not (quality == "help" and len(some["task"])):
-                    near = pairs_of_quality(pairs_of_neighbours(some, vectors, 7)[0], some, quality)
+                if kernel == "neighbours":
+                    near = pairs_of_quality(pairs_of_neighbours(some, vectors, 7, quality)[0], some, quality)
                     found = unite([near, checked])
                 assert count_pairs(sizes, settings, kernel, quality=quality) == len(found)
 

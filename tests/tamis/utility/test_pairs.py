@@ -58,6 +58,19 @@ def test_neighbour_pairs_are_the_nearest_demos_of_every_block_and_each_target_it
     assert recall == 1
 
 
+@given(places, places, places, st.integers(1, 5), st.integers(0, 9))
+def test_for_help_alone_each_demo_has_the_nearest_rows_of_the_task(ground, task, learnt, count, seed):
+    vectors, made = halves(12, seed), sets(ground, task, learnt)
+    served = [
+        [target, demo]
+        for demo in ground
+        for target in sorted(task, key=lambda target: (-float(vectors[demo] @ vectors[target]), target))[:count]
+    ]
+    found, recall = pairs_of_neighbours(made, vectors, count, "help")
+    assert found.tolist() == (sorted(served) if task else pairs_of_neighbours(made, vectors, count)[0].tolist())
+    assert recall == 1
+
+
 @settings(deadline=None)  # numba compiles at the first call
 @given(st.integers(2, 9), st.integers(1, 8), st.integers(0, 99))
 def test_rows_are_spread_by_plain_greedy_on_facility_location_of_cosines(rows, count, seed):

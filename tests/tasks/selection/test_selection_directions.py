@@ -54,6 +54,15 @@ def test_choice_is_the_same_whatever_the_sizes_of_gradients(pool):
     assert picks(folder, ids) == one
 
 
+def test_a_target_takes_the_rows_that_serve_it_however_few_its_topic_has(tmp_path):
+    ids = write_examples(tmp_path / "examples", pool=ROWS, held_out=1, target=1)
+    served = np.arange(ROWS) % 3 == 0  # a topic of a third of the pool
+    write_phi_data(tmp_path, ids, np.where(served, 1.0, 1e-3), sketches=np.eye(ROWS), norm=1.0)
+    subset, facts = run(tmp_path, replace(COVER, stratify="topic"))
+    assert {ids.index(name) for name in chosen(subset)} == set(np.flatnonzero(served))
+    assert facts["strata"] is None
+
+
 def test_of_two_rows_with_one_direction_one_is_chosen(pool):
     folder, ids, directions, _, _ = pool
     directions[6:] = directions[:6]

@@ -148,3 +148,21 @@ def test_help_is_measured_on_rows_of_the_target_task_where_there_is_one(tmp_path
     assert len(helped) == 2
     assert helped < target
     assert {row["demo_id"] for row in found} == {*ids, *target}
+
+
+def test_of_help_alone_every_demo_of_the_pool_is_known_by_the_targets_row_nearest_to_it(tmp_path, toy):
+    ids = write_examples(tmp_path / "examples", pool=8, held_out=0, target=3)
+    embed(tmp_path, toy)
+    run(tmp_path, toy)
+    run(tmp_path, toy, NEAR, out="help", quality="help")
+    table = read_table(tmp_path / "embedding/embedding.parquet")
+    vectors = dict(zip(table["id"].to_pylist(), np.array(table["embedding"].to_pylist()), strict=True))
+    target = sorted(set(vectors) - set(ids))
+    found, exact = rows_of(tmp_path / "help"), rows_of(tmp_path / "out")
+    assert len(target) == 3
+    assert sorted(row["demo_id"] for row in found) == sorted(ids)
+    for row in found:
+        nearest = max(float(vectors[row["demo_id"]] @ vectors[name]) for name in target)
+        assert float(vectors[row["demo_id"]] @ vectors[row["target_id"]]) == pytest.approx(nearest, abs=1e-6)
+    whole = {(row["target_id"], row["demo_id"]): row["utility"] for row in exact}
+    assert all(row["utility"] == whole[row["target_id"], row["demo_id"]] for row in found)
