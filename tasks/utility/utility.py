@@ -178,9 +178,7 @@ def _describe(model: models.ModelChoice, settings: UtilitySettings, kernel: str)
     return described | {"model": model.name, "model_digest": models.model_digest(model)}
 
 
-def choose_pairs(
-    work: Shard, pool: Pool, vectors: Path, kernel: str, quality: str | None, *, map: Map
-) -> ChosenPairs:
+def choose_pairs(work: Shard, pool: Pool, vectors: Path, kernel: str, quality: str | None, *, map: Map) -> ChosenPairs:
     """Return the pairs that the kernel asks for; to find landmarks, pairs are scored, to find probes, targets alone."""
     settings, none = work.settings, np.empty((0, 2), np.int64)
     if kernel == "none":
