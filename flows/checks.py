@@ -5,7 +5,7 @@ What a setting may be by itself stands with it, in `tasks/<stage>/settings.py`.
 
 from typing import TYPE_CHECKING
 
-from tasks.selection.selectors import CHANCE, SELECTORS, list_read, reads_pairs
+from tasks.selection.selectors import CHANCE, SELECTORS, WEIGHED, list_read, reads_pairs
 from tasks.settings import hint
 from tasks.utility.settings import name_kernel
 
@@ -131,17 +131,22 @@ def _check_pilot(values: "Params") -> None:
 def _check_objective(values: "Params") -> None:
     """Refuse what selection would refuse after hours of scoring."""
     chosen, utility = values.selection, values.utility
-    aim = SELECTORS[chosen.selector].objective and chosen.objective == "mutual_information"
+    aim = chosen.selector in WEIGHED and chosen.objective == "mutual_information"
     if aim and values.examples.target is None:
         raise ParamsError(
             "selection.objective is mutual_information but examples.target is null; name the target task's rows, such "
             "as {topic: NAME, rows: 32}"
         )
-    by_pairs = reads_pairs(chosen.selector, chosen.quality)
-    if by_pairs and chosen.quality == "neighbours" and utility.kernel != "neighbours":
+    weighed = chosen.selector in WEIGHED
+    if weighed and chosen.quality == "neighbours" and utility.kernel != "neighbours":
         raise ParamsError(
             f"selection.quality is neighbours but utility.kernel is {utility.kernel}, whose pairs do not say which "
             "rows are near; set utility.kernel: neighbours or selection.quality: help"
+        )
+    if chosen.selector == "embedding" and chosen.quality == "help" and utility.kernel == "landmarks":
+        raise ParamsError(
+            "selection.quality is help and utility.kernel is landmarks, which scores some rows as demos and no others, "
+            "so that of most rows no help is known; set utility.kernel: neighbours, or none with help_targets: 8"
         )
     _check_no_kernel(values)
     count = chosen.budget.get("count", 0)

@@ -4,6 +4,7 @@ A recipe holds sections of params.yaml, and of each the settings that it changes
 """
 
 import difflib
+import itertools
 from pathlib import Path
 
 from flows import params
@@ -15,9 +16,15 @@ PARAMS = Path("params.yaml")
 
 
 def list_recipes() -> dict[str, str]:
-    """Return what each recipe is for, by its name: the comment that it begins with."""
+    """Return what each recipe is for, by its name: the lines of comment that it begins with."""
     found = {path.stem: path.read_text(encoding="utf-8") for path in sorted(RECIPES.glob("*.yaml"))}
-    return {name: text.partition("\n")[0].removeprefix("#").strip() for name, text in found.items()}
+    return {name: " ".join(_read_head(text)) for name, text in found.items()}
+
+
+def _read_head(text: str) -> list[str]:
+    """Return the lines of comment that a text begins with."""
+    head = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return [line.removeprefix("#").strip() for line in head]
 
 
 def merge(name: str) -> str:

@@ -95,14 +95,14 @@ def gates_by(values: Params, stage: str) -> bool:
 
 def make_utility(values: Params, folders: Folders, map: Map) -> Notes:
     """Score pairs."""
-    from tasks.utility.settings import name_kernel
+    from tasks.utility.settings import leave_unread, name_kernel
     from tasks.utility.utility import write_utility
 
     chosen, selector = values.selection, values.selection.selector
     return write_utility(
         folders,
         model=language(values),
-        settings=values.utility,
+        settings=leave_unread(values.utility, selector, chosen.gate, chosen.quality),
         runtime=values.runtime,
         wanted="utility" in list_read(selector, chosen.gate, chosen.quality),
         kernel=name_kernel(selector, values.utility),

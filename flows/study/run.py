@@ -117,7 +117,7 @@ def block(sitting: Sitting, cells: Sequence[Cell], before: int) -> Progress:
         values = compose(study, cell, folder)
         facts = name_cell(sitting, cell, values, folder)
         if study.pools[pool].role == "confirm":
-            refuse_second(facts, stored)
+            refuse_second(facts, [row for row in known.values() if row["pool"] == cell.pool])
         key = tuple(facts[name] for name in results.MADE_FROM)
         found = known.get(key)
         if found is not None and (found["code"] == facts["code"] or not sitting.again):
@@ -137,10 +137,10 @@ def block(sitting: Sitting, cells: Sequence[Cell], before: int) -> Progress:
     return Progress(len(cells), len(cells), made)
 
 
-def refuse_second(facts: Mapping[str, Any], stored: Sequence[Mapping[str, Any]]) -> None:
-    """Raise StudyError where a confirmation pool was scored by a selector of this name with other settings."""
+def refuse_second(facts: Mapping[str, Any], scored: Sequence[Mapping[str, Any]]) -> None:
+    """Raise StudyError where a confirmation pool was scored, in any study, by such a selector with other settings."""
     named = ("selector", "budget", "mask")
-    for row in stored:
+    for row in scored:
         if all(row[name] == facts[name] for name in named) and row["rule"] != facts["rule"]:
             raise StudyError(
                 f"{facts['pool']} was scored by another {facts['selector']!r}, of commit {row['commit'][:8]}, and a "

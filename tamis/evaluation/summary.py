@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+SAYING = 16  # checked targets from which on their shares say something
 IN_CONTEXT = ("chosen-random", "chosen-base")  # differences of the in-context learner that are worth a note
 NO_CHANCE = (
     "no random rows were trained on, so nothing is known about what chance would do; to know it, set "
@@ -70,7 +71,8 @@ def summarise(
         audit: lists of topics: `coverage`, `held_out_share`; `changes`: kept, edited, new and withdrawn `rows`;
             `withdrawn_learnt`: rows; empty where the audit has not run.
         selection: maybe `faults` of `pool` and `chosen`, as those of arms; maybe `gate`: `by`, `gated_rows`, `faults`;
-            maybe `pilot`: `why`, `validation` (rows, of), `seconds`.
+            maybe `pilot`: `why`, `validation` (rows, of), `seconds`; maybe `rows_without_quality`, `zero_gain_picks`
+            and, of a choice that had checked targets, `checked`: `targets`, `facility_location_share`, `random_share`.
     """
     arms = [
         ArmSummary(name, arm["rows"], arm["loss"], arm["loss_low"], arm["loss_high"], arm["seeds"])
@@ -78,6 +80,7 @@ def summarise(
     ]
     chosen = selection or {}
     notes = [*_note(metrics, utility, audit), *_tell_gate(chosen.get("gate"))]
+    notes += _tell_choice(chosen)
     notes += _tell_pilot(chosen.get("pilot"))
     notes += _tell_faults(metrics["arms"], chosen.get("faults"))
     return Summary(arms, utility["pairs_scored"], notes)
@@ -112,6 +115,26 @@ def _tell_gate(gate: Mapping[str, Any] | None) -> list[str]:
     return [
         f"gate by {gate['by']}: {gate['gated_rows']:,} rows of the pool left before the choice{wrong and f' ({wrong})'}"
     ]
+
+
+def _tell_choice(selection: Mapping[str, Any]) -> list[str]:
+    """Return notes on what a choice by an objective was not told or had nothing left to gain by, and what it covers."""
+    unknown, idle, notes = selection.get("rows_without_quality"), selection.get("zero_gain_picks"), []
+    checked = selection.get("checked") or {"facility_location_share": None}
+    if unknown:
+        notes.append(f"help was not measured for {unknown:,} rows of the pool: the median of their topic stands for it")
+    if idle:
+        notes.append(
+            f"nothing was left to gain for {idle:,} chosen rows: they follow by quality, then by how little the "
+            "others cover them"
+        )
+    if checked["facility_location_share"] is not None:
+        share, chance, many = (checked[name] for name in ("facility_location_share", "random_share", "targets"))
+        few = f"; fewer than {SAYING} say little" if many < SAYING else ""
+        notes.append(
+            f"of {many} checked targets the choice covers {share:.0%} of what can be, random rows {chance:.0%}{few}"
+        )
+    return notes
 
 
 def _tell_pilot(pilot: Mapping[str, Any] | None) -> list[str]:

@@ -4,6 +4,7 @@ A gate is no selector: it takes rows out by a score in which wrong rows stand at
 others. Symbols: `x_i` what row i asks, `y_i` its response.
 """
 
+from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -11,6 +12,7 @@ from jaxtyping import Bool, Float, Float64
 
 GATES = ("ifd", "help", "agreement")
 HIGHEST_LEAVE = {"ifd"}  # of these, those whose highest scores are the worst
+FEW = 4  # rows that the median of all counts for in what is usual in a group
 DEVIATION = 1.4826  # the standard deviation of a normal distribution over its median absolute deviation
 
 
@@ -36,20 +38,50 @@ def measure_agreement(
     return np.einsum("rw,rw->r", asked.astype(np.float64), said.astype(np.float64)).clip(-1, 1)
 
 
+def level(scores: Float[np.ndarray, " row"], groups: Sequence[str]) -> Float64[np.ndarray, " row"]:
+    """Return by how much each score differs from what is usual in its group.
+
+    r_i = x_i - (n_g median_g + FEW median) / (n_g + FEW)
+
+    over the n_g rows of its group g that have a score, and over all rows. An answer of one number is less like its
+    question than a sentence is, in every row of such a task: held against all rows, the whole task would look wrong.
+    Of a group of few rows the median says little, so that of all counts for some rows in it.
+
+    **Source**: ours.
+
+    Args:
+        scores: of every row; NaN: not known, and so is what is returned.
+        groups: of every row, such as its topic.
+
+    >>> level(np.array([1.0, 1.0, 1.0, 1.0, 5.0, 5.0, 5.0, 7.0]), list("aaaabbbb")).tolist()
+    [-1.0, -1.0, -1.0, -1.0, 1.0, 1.0, 1.0, 3.0]
+    """
+    known, usual = ~np.isnan(scores), np.zeros(len(scores))
+    names, own = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    overall = np.median(scores[known]) if known.any() else 0.0
+    for group in range(len(names)):
+        there = scores[known & (own == group)]
+        total = len(there) * np.median(there) if len(there) else 0.0
+        usual[own == group] = (total + FEW * overall) / (len(there) + FEW)
+    return scores.astype(np.float64) - usual
+
+
 def find_gated(
-    scores: Float[np.ndarray, " row"], by: str, drop: float, beyond: float | int | None = None
+    scores: Float[np.ndarray, " row"], groups: Sequence[str], by: str, drop: float, beyond: float | int | None = None
 ) -> Bool[np.ndarray, " row"]:
     """Return which rows leave: the share `drop` of all rows whose scores are the worst, or what of it stands out.
 
-    floor(drop * rows) rows leave, of equal scores the later ones first. With `beyond`, only those of them whose score
-    is worse than the median by more than so many standard deviations, as the median absolute deviation estimates one:
-    of a pool in which nothing is wrong few leave. A row without a score (NaN) stays: nothing is known against it.
+    Scores are held against what is usual in a row's group (`level`). floor(drop * rows) rows leave, of equal ones the
+    later rows first. With `beyond`, only those of them that are worse than the median by more than so many standard
+    deviations, as the median absolute deviation estimates one: of a pool in which nothing is wrong few leave. A row
+    without a score (NaN) stays: nothing is known against it.
 
     **Source**: ours; the rule of outliers is that of Iglewicz and Hoaglin 1993, "How to detect and handle outliers",
     on one side.
 
     Args:
         scores: of every row.
+        groups: of every row, such as its topic.
         by: one of `GATES`; of `ifd` the highest scores are the worst, of the others the lowest.
         drop: in [0, 1).
         beyond: standard deviations; None: the share leaves whatever its scores. Where half of the scores are equal,
@@ -58,17 +90,17 @@ def find_gated(
     Raises:
         ValueError: an unknown gate.
 
-    >>> find_gated(np.array([0.9, 0.2, 0.5, 0.2]), "agreement", 0.5).tolist()
+    >>> find_gated(np.array([0.9, 0.2, 0.5, 0.2]), "aaaa", "agreement", 0.5).tolist()
     [False, True, False, True]
-    >>> find_gated(np.array([0.9, np.nan, 1.5, 0.2]), "ifd", 0.25).tolist()
+    >>> find_gated(np.array([0.9, np.nan, 1.5, 0.2]), "aaaa", "ifd", 0.25).tolist()
     [False, False, True, False]
-    >>> find_gated(np.array([0.9, 0.8, 0.7, 0.1]), "agreement", 0.5, beyond=2).tolist()
+    >>> find_gated(np.array([0.9, 0.8, 0.7, 0.1]), "aaaa", "agreement", 0.5, beyond=2).tolist()
     [False, False, False, True]
     """
     if by not in GATES:
         raise ValueError(f"there is no gate {by!r}; known: {', '.join(GATES)}")
-    known = np.flatnonzero(~np.isnan(scores))
-    worth = -scores[known] if by in HIGHEST_LEAVE else scores[known]
+    known, levelled = np.flatnonzero(~np.isnan(scores)), level(scores, groups)
+    worth = -levelled[known] if by in HIGHEST_LEAVE else levelled[known]
     worst_first = np.lexsort((-known, worth))[: int(Fraction(str(drop)) * len(scores))]
     if beyond is not None and len(known):
         below = np.median(worth) - worth[worst_first]

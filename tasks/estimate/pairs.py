@@ -44,10 +44,10 @@ def count_utility(case: Case) -> Work:
         return found
     sizes = {name: len(places) for name, places in sets.items()}
     quality = read_only(chosen.selector, chosen.gate, chosen.quality)
-    whole = count_pairs(sizes, case.values.utility, case.kernel, quality=quality)
+    whole = count_pairs(sizes, case.utility, case.kernel, quality=quality)
     answered = len(np.union1d(sets["ground"], sets["task"]))
     helped = sizes["task"] if sizes["task"] and quality != "neighbours" else sizes["ground"]
-    targets = min(helped, case.values.utility.help_targets) if case.kernel == "none" else answered
+    targets = min(helped, case.utility.help_targets) if case.kernel == "none" else answered
     targets = helped if quality is not None and case.kernel != "none" else targets
     each = found.forward / max(1, found.pairs + found.rows)
     return replace(found, pairs=whole, rows=targets, forward=round(each * (whole + targets)))
@@ -65,7 +65,7 @@ def plan_pairs(case: Case, sets: Sets) -> list[np.ndarray]:
     """
     from tasks.utility.asking import draw_check, draw_help
 
-    settings, corpus = case.values.utility, case.corpus
+    settings, corpus = case.utility, case.corpus
     lengths = corpus.contexts + scored_tokens(case)
     chosen = case.values.selection
     quality = read_only(chosen.selector, chosen.gate, chosen.quality)
@@ -87,12 +87,12 @@ def plan_pairs(case: Case, sets: Sets) -> list[np.ndarray]:
 
 def scored_tokens(case: Case) -> np.ndarray:
     """Return how many answer tokens of each row of the corpus are scored."""
-    return np.minimum(case.corpus.answers, case.values.utility.answer_tokens or sys.maxsize)
+    return np.minimum(case.corpus.answers, case.utility.answer_tokens or sys.maxsize)
 
 
 def _of_kernel(case: Case, sets: Sets, quality: str | None) -> list[np.ndarray]:
     """Return the pairs of the kernel, last, after those that are tried to find them, a round after the other."""
-    settings = case.values.utility
+    settings = case.utility
     if case.kernel == "exact":
         return [pairs_of_all(sets)]
     if case.kernel == "none":
@@ -208,7 +208,7 @@ def count_lacking(case: Case) -> Work | None:
     from tasks.artifacts import stores
     from tasks.utility.utility import store_folder
 
-    sets, settings = read_sets(case.corpus), case.values.utility
+    sets, settings = read_sets(case.corpus), case.utility
     known = case.kernel in ("exact", "none") or (case.kernel == "neighbours" and case.vectors is not None)
     if not known or any(len(places) > LARGE for places in sets.values()):
         return None

@@ -25,7 +25,7 @@ from tasks import models
 from tasks.conversations import read_conversation
 from tasks.estimate.rows import SAMPLE, Corpus, is_learnt, make_budget
 from tasks.selection.selectors import SELECTORS, reads_vectors
-from tasks.utility.settings import name_kernel
+from tasks.utility.settings import leave_unread, name_kernel
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,12 @@ class Case:
     def kernel(self) -> str:
         """Return which pairs stage `utility` scores."""
         return name_kernel(self.values.selection.selector, self.values.utility)
+
+    @property
+    def utility(self) -> Any:
+        """Return how stage `utility` scores pairs."""
+        chosen = self.values.selection
+        return leave_unread(self.values.utility, chosen.selector, chosen.gate, chosen.quality)
 
 
 def add(one: Work, other: Work) -> Work:

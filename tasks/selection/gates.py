@@ -49,7 +49,8 @@ def read_gate(gate: Mapping[str, Any] | None, rows: Rows, source: Path | None) -
     if gate is None:
         return None
     scores = _read_help(source, rows) if gate["by"] == "help" else _read_scores(source, rows)
-    return Gated(gate["by"], gate["drop"], gate["beyond"], scores, find_gated(scores, **gate))
+    gated = find_gated(scores, rows.ground["topic"].to_pylist(), **gate)
+    return Gated(gate["by"], gate["drop"], gate["beyond"], scores, gated)
 
 
 def _read_scores(source: Path, rows: Rows) -> np.ndarray:

@@ -16,6 +16,7 @@ class Selector:
     references: bool = False  # it scores rows beside those of the target task or, without one, those that validate
 
 
+WEIGHED = ("delift", "embedding")  # selectors with a choice of objective, and of a quality of demos
 CHANCE = ("random", "balanced", "fresh")  # selectors that know nothing of the rows
 GATES = {"ifd": "scores", "help": "utility", "agreement": "embedding"}  # gate -> the stage that scores rows for it
 

@@ -1,9 +1,12 @@
 """Settings of the stage `utility`."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from tasks.selection.selectors import WEIGHED
 from tasks.settings import Seed, checked
 
 
@@ -64,3 +67,26 @@ def name_kernel(selector: str, settings: UtilitySettings) -> str:
     ('neighbours', 'probes')
     """
     return "probes" if selector == "probes" else settings.kernel
+
+
+def leave_unread(
+    settings: UtilitySettings, selector: str, gate: Mapping[str, Any] | None, quality: str
+) -> UtilitySettings:
+    """Return the settings without those drawn rows whose pairs nothing reads.
+
+    Checked rows tell what a choice by the kernel misses, and only `delift` chooses by it; random rows tell a demo's
+    help, to quality `help`, or to a gate where the kernel does not say which rows are near.
+
+    >>> asked = UtilitySettings(check_targets=16, help_targets=4)
+    >>> [leave_unread(asked, selector, None, "help").check_targets for selector in ("delift", "embedding")]
+    [16, 0]
+    >>> [leave_unread(asked, "embedding", None, quality).help_targets for quality in ("help", "neighbours")]
+    [4, 0]
+    """
+    by_gate = gate is not None and gate["by"] == "help" and name_kernel(selector, settings) != "neighbours"
+    by_quality = quality == "help" and selector in WEIGHED
+    return replace(
+        settings,
+        check_targets=settings.check_targets if selector == "delift" else 0,
+        help_targets=settings.help_targets if by_gate or by_quality else 0,
+    )

@@ -120,11 +120,28 @@ def test_one_validation_prompt_in_one_is_refused():
             {"selection.selector": "embedding", "selection.quality": "neighbours"},
             "selection.quality is neighbours but utility.kernel is none, whose pairs do not say which rows are near",
         ),
+        (
+            {"utility.kernel": "landmarks", "utility.help_targets": 8},
+            BY_HELP,
+            "selection.quality is help and utility.kernel is landmarks, which scores some rows as demos and no others",
+        ),
     ],
 )
 def test_to_choose_by_pairs_that_are_not_scored_is_refused(utility, selection, said):
     with pytest.raises(params.ParamsError, match=said):
         compose(utility | selection)
+
+
+@pytest.mark.parametrize(
+    "unread",
+    [
+        {"selection.selector": "dualsft_cover", "selection.objective": "mutual_information"},
+        {"selection.selector": "longest", "selection.objective": "mutual_information"},
+        {"selection.selector": "probes", "selection.quality": "neighbours", "utility.kernel": "exact"},
+    ],
+)
+def test_what_a_selector_does_not_read_is_no_reason_to_refuse_it(unread):
+    compose({"examples.validation_every": 10} | unread)
 
 
 @pytest.mark.parametrize(

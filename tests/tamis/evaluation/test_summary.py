@@ -184,3 +184,25 @@ def test_a_pilot_says_what_it_found_and_what_became_of_the_choice():
     pilot = {"why": "it is worse", "validation": {"rows": 1200, "of": "target"}, "seconds": 12.34}
     notes = summarise({"arms": {"chosen": ARM, "random": ARM}}, {"pairs_scored": 0}, {}, {"pilot": pilot}).notes
     assert notes == ["pilot on 1,200 target rows, 12.3 s: it is worse"]
+
+
+def test_what_a_choice_was_not_told_is_noted_and_nothing_where_it_was():
+    metrics = {"arms": {"base": ARM}}
+    told = {"rows_without_quality": 1037, "zero_gain_picks": 4}
+    notes = summarise(metrics, {"pairs_scored": 0}, {}, told).notes
+    assert [note.partition(":")[0] for note in notes] == [
+        "help was not measured for 1,037 rows of the pool",
+        "nothing was left to gain for 4 chosen rows",
+    ]
+    for known in (dict.fromkeys(told, 0), dict.fromkeys(told)):
+        assert summarise(metrics, {"pairs_scored": 0}, {}, known).notes == []
+
+
+@pytest.mark.parametrize(
+    ("targets", "end"), [(15, "random rows 52%; fewer than 16 say little"), (16, "random rows 52%")]
+)
+def test_what_a_choice_covers_of_checked_targets_is_noted_and_whether_they_are_too_few(targets, end):
+    checked = {"targets": targets, "facility_location_share": 0.913, "random_share": 0.52}
+    (note,) = summarise({"arms": {"base": ARM}}, {"pairs_scored": 0}, {}, {"checked": checked}).notes
+    assert note.startswith(f"of {targets} checked targets the choice covers 91% of what can be")
+    assert note.endswith(end)

@@ -1,0 +1,55 @@
+"""Settings that somebody has set and a run does not read: told in a line, so that nobody waits for their effect."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from tasks.selection.selectors import SELECTORS, WEIGHED, may_stratify, reads_pairs
+from tasks.utility.settings import leave_unread
+
+if TYPE_CHECKING:
+    from flows.params import Params
+
+
+def list_unread(values: "Params") -> list[str]:
+    """Return the settings of a choice of rows that are not at their default and change nothing, as `section.name`."""
+    found = {f"selection.{name}" for name in _unread_of_selection(values)}
+    found |= {f"utility.{name}" for name in _unread_of_utility(values)}
+    return sorted(name for name in found if _is_set(values, name))
+
+
+def _unread_of_selection(values: "Params") -> Iterator[str]:
+    chosen = values.selection
+    objective = SELECTORS[chosen.selector].objective
+    informed = chosen.selector in WEIGHED and chosen.objective == "mutual_information"
+    targeted = values.examples.target is not None
+    if chosen.selector not in WEIGHED:
+        yield from ("objective", "quality", "learnt_weight")
+    if chosen.selector not in WEIGHED or chosen.quality == "none":
+        yield "quality_prior"
+    if not informed:
+        yield from ("mutual_information", "target_weight")
+    if chosen.selector != "delift":
+        yield "scaling"
+    if not objective:
+        yield "optimiser"
+    if not may_stratify(chosen.selector, chosen.objective, chosen.budget, targeted=targeted):
+        yield "stratify"
+
+
+def _unread_of_utility(values: "Params") -> Iterator[str]:
+    chosen, asked = values.selection, values.utility
+    by_gate = chosen.gate is not None and chosen.gate["by"] == "help"
+    if not (reads_pairs(chosen.selector, chosen.quality) or by_gate):
+        yield from (one.name for one in fields(asked))
+        return
+    kept = leave_unread(asked, chosen.selector, chosen.gate, chosen.quality)
+    yield from (name for name in ("check_targets", "help_targets") if getattr(kept, name) != getattr(asked, name))
+    if chosen.selector != "delift":
+        yield "diagonal"
+
+
+def _is_set(values: "Params", dotted: str) -> bool:
+    section, name = dotted.split(".")
+    settings = getattr(values, section)
+    return getattr(settings, name) != getattr(type(settings)(), name)

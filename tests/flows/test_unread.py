@@ -1,0 +1,83 @@
+"""A setting that a run does not read is named, and one that it reads is not."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from flows import params, pipeline
+from flows.unread import list_unread
+from tasks.selection.selectors import SELECTORS
+from tasks.selection.settings import SelectionSettings
+
+ROOT = Path(__file__).parents[2]
+WORDS = {"quality": "help", "quality_prior": 1.0, "stratify": "topic", "scaling": "minmax", "optimiser": "partition"}
+
+
+@pytest.fixture
+def plain() -> params.Params:
+    """Settings at their defaults, by selector delift."""
+    values = params.read(ROOT / "params.yaml")
+    return replace(values, selection=SelectionSettings(), utility=type(values.utility)())
+
+
+def choose(values: params.Params, **words) -> params.Params:
+    return replace(values, selection=replace(values.selection, **words))
+
+
+def test_the_committed_settings_are_all_read():
+    assert list_unread(params.read(ROOT / "params.yaml")) == []
+
+
+@pytest.mark.parametrize("selector", list(SELECTORS))
+def test_defaults_are_not_named_whatever_the_selector(plain, selector):
+    assert list_unread(choose(plain, selector=selector)) == []
+
+
+@pytest.mark.parametrize(
+    ("selector", "read"),
+    [
+        ("delift", {"quality", "quality_prior", "stratify", "scaling", "optimiser"}),
+        ("embedding", {"quality", "quality_prior", "stratify", "optimiser"}),
+        ("dualsft_cover", {"stratify", "optimiser"}),
+        ("longest", set()),
+        ("probes", set()),
+    ],
+)
+def test_words_of_a_choice_are_named_where_its_selector_does_not_read_them(plain, selector, read):
+    named = list_unread(choose(plain, selector=selector, **WORDS))
+    assert {name.removeprefix("selection.") for name in named if name.startswith("selection.")} == WORDS.keys() - read
+
+
+def test_shares_of_topics_are_named_where_a_target_or_a_budget_of_tokens_rules_them_out(plain):
+    asked = choose(plain, selector="embedding", stratify="topic")
+    targeted = replace(asked, examples=replace(asked.examples, target={"topic": "ai", "rows": 2}))
+    assert list_unread(asked) == []
+    for other in (targeted, choose(asked, budget={"response_tokens": 9}), choose(targeted, selector="dualsft_cover")):
+        assert list_unread(other) == ["selection.stratify"]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ({"quality": "help"}, ["utility.check_targets", "utility.diagonal"]),
+        ({"gate": {"by": "help", "drop": 0.2, "beyond": None}}, ["utility.check_targets", "utility.diagonal"]),
+        ({"quality": "neighbours"}, ["utility.check_targets", "utility.diagonal", "utility.help_targets"]),
+    ],
+)
+def test_pairs_that_are_asked_for_and_read_by_nothing_are_named(plain, words, named):
+    pairs = replace(plain.utility, kernel="exact", check_targets=20, help_targets=4, diagonal="scored")
+    values = replace(choose(plain, selector="embedding", **words), utility=pairs)
+    assert list_unread(values) == named
+
+
+def test_nothing_of_section_utility_is_read_where_no_pair_is(plain):
+    values = replace(choose(plain, selector="longest"), utility=replace(plain.utility, neighbours=3, answer_tokens=9))
+    assert list_unread(values) == ["utility.answer_tokens", "utility.neighbours"]
+    assert {name.partition(".")[2] for name in list_unread(values)} <= {one.name for one in fields(plain.utility)}
+
+
+def test_a_run_says_what_is_not_read_in_a_line(plain, monkeypatch, capsys):
+    monkeypatch.setattr(params, "read", lambda: choose(plain, selector="longest", stratify="topic"))
+    pipeline.tell_unread()
+    assert capsys.readouterr().err == "set, and not read by selector longest: selection.stratify\n"
