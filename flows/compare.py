@@ -19,6 +19,7 @@ from flows.params import Params
 from flows.stage import fingerprint, refuse_edited, say, sources
 from flows.stage_calls import CACHE, STAGES, folder, language
 from flows.trials import Trial, attempt, conclude, digest
+from flows.unread import list_sparse
 from tasks.masks.settings import MaskSettings
 from tasks.selection.selectors import CHANCE, SELECTORS, reads_pairs
 
@@ -51,15 +52,15 @@ class Cell:
 
 
 def compare(
-    version: str, *, selectors: Sequence[str], budgets: Sequence[str], seeds: int, masks: Sequence[str] = (NONE,)
+    version: str, *, budgets: Sequence[str], seeds: int, selectors: Sequence[str] = (), masks: Sequence[str] = (NONE,)
 ) -> list[dict[str, Any]]:
     """Compare selectors and masks on a data version, write `data/comparison/version=<v>/`, and return a row per cell.
 
     Args:
         version: from params.yaml; the version that it continues from must be up to date.
-        selectors: words of selection.selector, or `all`; `random` is added where it is missing.
         budgets: fractions of the pool (with a point, at most 1) and of the parameters, or counts of rows.
         seeds: of training, and of what is drawn: 0 to seeds - 1.
+        selectors: words of selection.selector, or `all`; that of params.yaml, where none is given. `random` is added.
         masks: words of mask.selector; with any but `none`, `none` and `random` are added, and selector `all`.
 
     Raises:
@@ -69,7 +70,9 @@ def compare(
     """
     values = read(version)
     loaded = sources(f"{name}@{version}" for name in STAGES)  # no stage's module is imported yet
-    cells = plan(selectors, budgets, masks)
+    cells = plan(selectors or [values.selection.selector], budgets, masks)
+    for note in list_sparse(values, [cell.selector for cell in cells]):
+        say(note)
     if seeds < 1:
         raise CompareError(f"seeds is {seeds}; give at least 1")
     refuse_stale(version, values)

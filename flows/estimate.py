@@ -12,6 +12,7 @@ from flows import params
 from flows.environment import name_machine
 from flows.stage import format_error, last_run, say
 from flows.stage_calls import CACHE, encoder, folder, language
+from flows.unread import list_notes
 
 RATES = CACHE / "rates.json"
 STEADY = 10.0  # seconds of a run that its first stages must outweigh before they change what is expected of the others
@@ -33,6 +34,7 @@ class Estimate:
 
     lines: tuple[Line, ...]  # in the order of the flow
     planned: Mapping[str, Any] = field(default_factory=dict)  # address -> `tasks.estimate.plan.Planned`
+    notes: tuple[str, ...] = ()  # on settings that do less than was meant, where anything is to be computed
 
     @property
     def seconds(self) -> float:
@@ -79,7 +81,7 @@ def make_estimate(versions: Sequence[str] = ()) -> Estimate:
     for address, state, _ in standings:
         seconds = plan.predict(known, stale[address], values, models) if address in stale else 0.0
         lines.append(Line(address, state, stale[address].left if address in stale else None, seconds))
-    return Estimate(tuple(lines), stale)
+    return Estimate(tuple(lines), stale, tuple(list_notes(values)))
 
 
 def _read_runs(addresses: Sequence[str] | frozenset[str]) -> dict[str, dict[str, Any]]:
@@ -114,7 +116,9 @@ def try_estimate(versions: Sequence[str] = ()) -> Estimate | None:
 
 
 def print_estimate(estimate: Estimate | None, speak: Callable[[str], None] = say) -> None:
-    """Print what is expected of a run, a line per stage that is not up to date, and the total; on stderr."""
+    """Print notes on settings, a line per stage that is not up to date with what is expected, and a total."""
+    for note in estimate.notes if estimate else ():
+        speak(note)
     for line in estimate.lines if estimate else ():
         if line.work is not None:
             speak(f"{line.address:<16} {line.state:<8} {tell_work(line):<60} {tell_seconds(line.seconds):>9}")

@@ -20,11 +20,10 @@ from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
 from prefect.states import Completed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows import estimate, params
+from flows import estimate
 from flows.graph import dvc_state
 from flows.graph.dvc_state import File, Planned
 from flows.stage import counted, named, refuse_edited, say, sources
-from flows.unread import list_unread
 from tasks.artifacts.locks import locked
 
 LOCK = Path(".cache/flow.lock")
@@ -75,7 +74,6 @@ def pipeline(versions: list[str], tell: Tell | None = None) -> list[Outcome]:
         ends = end_versions(plan)
         loaded = sources(planned.address for planned in plan)  # no stage's module is imported yet
         expected = estimate.try_estimate(versions)
-        tell_unread()
         estimate.print_estimate(expected)
         clock = estimate.start_clock(expected)
         for planned in plan:
@@ -93,13 +91,6 @@ def pipeline(versions: list[str], tell: Tell | None = None) -> list[Outcome]:
                 tell(*ends[planned.address])
         estimate.learn(expected, [one.address for one in outcomes if one.how == "computed"])
     return outcomes
-
-
-def tell_unread() -> None:
-    """Say which settings somebody has set for a choice that does not read them."""
-    values = params.read()
-    if unread := list_unread(values):
-        say(f"set, and not read by selector {values.selection.selector}: {', '.join(unread)}")
 
 
 def end_versions(plan: Sequence[Planned]) -> dict[str, tuple[str, list[str]]]:

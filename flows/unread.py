@@ -1,6 +1,6 @@
-"""Settings that somebody has set and a run does not read: told in a line, so that nobody waits for their effect."""
+"""Settings that somebody has set for a choice and a run does not read, or that tell it little: said in a line each."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,28 @@ from tasks.utility.settings import leave_unread
 
 if TYPE_CHECKING:
     from flows.params import Params
+
+
+SPARSE = 3  # demos per target below which delift knows too few similarities
+
+
+def list_notes(values: "Params") -> list[str]:
+    """Return a line on what is set and not read, and one on a choice by too few similarities."""
+    unread, selector = list_unread(values), values.selection.selector
+    notes = [f"set, and not read by selector {selector}: {', '.join(unread)}"] if unread else []
+    return notes + list_sparse(values, [selector])
+
+
+def list_sparse(values: "Params", selectors: Sequence[str]) -> list[str]:
+    """Return a line where one of some selectors chooses by similarities of which hardly any is known."""
+    few = values.utility.kernel == "neighbours" and values.utility.neighbours < SPARSE
+    if "delift" not in selectors or not few:
+        return []
+    count = values.utility.neighbours
+    return [
+        f"delift knows how alike a row and another one are for {count} other row{'s' if count > 1 else ''} of each "
+        "(utility.neighbours), and takes all others for unlike: set utility.neighbours: 8"
+    ]
 
 
 def list_unread(values: "Params") -> list[str]:

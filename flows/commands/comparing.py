@@ -15,8 +15,9 @@ def compare(
     *,
     version: Annotated[str, typer.Argument(help="The data version.")] = "v1",
     selectors: Annotated[
-        str, typer.Option(help="Words of selection.selector, or all, with commas; random is added.")
-    ] = "delift",
+        str | None,
+        typer.Option(help="Words of selection.selector, or all, with commas; that of params.yaml. random is added."),
+    ] = None,
     masks: Annotated[
         str, typer.Option(help="Words of mask.selector, with commas; none, random and selector all are added.")
     ] = "none",
@@ -29,7 +30,8 @@ def compare(
     """Compare selectors and masks at equal budgets: loss with intervals, and cost; goes on where it stopped."""
     from flows.compare import compare as run_all
 
-    words = {"selectors": split_words(selectors), "budgets": split_words(budgets), "masks": split_words(masks)}
+    words = {"budgets": split_words(budgets), "masks": split_words(masks)}
+    words["selectors"] = split_words(selectors) if selectors else []
     rows = run_all(version, **words, seeds=seeds)
     show_rows(list(rows[0]), [[_round(value) for value in row.values()] for row in rows], as_json=as_json)
     picture = f"data/comparison/version={version}/comparison.png"

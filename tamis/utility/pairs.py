@@ -39,14 +39,15 @@ def pairs_of_neighbours(
     """Return, in every block, each target with the demos nearest to it; in the ground set also with itself.
 
     With them comes the share of the nearest demos that were found, the least of the blocks; 1 but in large blocks.
-    Where nothing but `help` is read of the pairs and there is a task, each demo of the ground set comes with the task's
-    rows nearest to it instead: a few rows have few nearest demos, and of all others nothing would be known.
+    Where nothing but `help` is read of the pairs, each demo of the ground set comes instead with those rows as targets
+    that are nearest to it, of the task or, where there is none, others of the ground set: many a row is the nearest
+    demo of no target, and of its help nothing would be known.
 
     Args:
         sets: places of examples.
         vectors: the unit embedding of every place.
-        count: demos per target and block, in the ground set itself not counted, or the task's rows per demo; all where
-            there are fewer.
+        count: demos per target and block, or targets per demo, in the ground set itself not counted; all where there
+            are fewer.
         quality: where it is all that is read of the pairs.
 
     Cost: that of `neighbours.find_neighbours`.
@@ -61,9 +62,10 @@ def pairs_of_neighbours(
     ground, task = sets["ground"], sets["task"]
     if quality == "help" and len(task):
         near = find_neighbours_among(vectors[ground], vectors[task], count)
-        served = _pair_up(ground, task[near.indices])
-        return unite([served[:, ::-1]]), near.recall
+        return unite([_pair_up(ground, task[near.indices])[:, ::-1]]), near.recall
     near = find_neighbours(vectors[ground], count)
+    if quality == "help":
+        return unite([_pair_up(ground, ground[near.indices])[:, ::-1]]), near.recall
     found, recall = [_pair_up(ground, ground[:, None]), _pair_up(ground, ground[near.indices])], near.recall
     for targets, demos in ((sets[targets], sets[demos]) for targets, demos in BLOCKS[1:]):
         near = find_neighbours_among(vectors[targets], vectors[demos], count)

@@ -142,7 +142,7 @@ def count_pairs(sizes: Mapping[str, int], settings: Any, kernel: str, *, quality
         sizes: rows of ground, task and learnt.
         settings: of stage `utility`.
         kernel: which pairs are scored.
-        quality: where it is all that is read of the pairs.
+        quality: where it is all that is read of the pairs; then no row is checked.
     """
     ground, task, learnt = (sizes[name] for name in ("ground", "task", "learnt"))
     helped = min(settings.help_targets, task or ground)
@@ -150,8 +150,7 @@ def count_pairs(sizes: Mapping[str, int], settings: Any, kernel: str, *, quality
         own = quality == "neighbours" or not task
         others = ground - 1 if own else task
         near = others if kernel == "exact" else min(settings.neighbours, others)
-        checked = 0 if kernel == "exact" else min(settings.check_targets, ground)
-        return ground * near + checked * (ground - near * own) + helped * (ground + task + learnt - 1)
+        return ground * near + helped * (ground + task + learnt - 1)
     if kernel == "exact":
         return ground * (ground + 2 * task + learnt)
     if kernel == "none":

@@ -192,11 +192,13 @@ def test_no_line_of_another_package_reaches_the_screen(project):
     ours = [
         "@v1 +(computing|computed in|fresh in|missing|waits|30 rows read, 0 rejected$)",
         "stages are up to date; the others take",
+        "^set, and not read by selector delift: selection.quality_prior$",
     ]
     known = "|".join([*ours, "per second", "it/s", "^$", r"\d/\d+ "])
     lines = done.stderr.replace("\r", "\n").splitlines()
     assert [line for line in lines if not re.search(known, line)] == []
     assert done.stderr.count(" computed in ") == len(REAL.stages)
+    assert done.stderr.count("set, and not read") == 1
 
 
 def test_notes_of_an_error_are_told_after_it(monkeypatch):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from flows import params, pipeline
-from flows.unread import list_unread
+from flows import params
+from flows.unread import list_notes, list_sparse, list_unread
 from tasks.selection.selectors import SELECTORS
 from tasks.selection.settings import SelectionSettings
 
@@ -77,7 +77,17 @@ def test_nothing_of_section_utility_is_read_where_no_pair_is(plain):
     assert {name.partition(".")[2] for name in list_unread(values)} <= {one.name for one in fields(plain.utility)}
 
 
-def test_a_run_says_what_is_not_read_in_a_line(plain, monkeypatch, capsys):
-    monkeypatch.setattr(params, "read", lambda: choose(plain, selector="longest", stratify="topic"))
-    pipeline.tell_unread()
-    assert capsys.readouterr().err == "set, and not read by selector longest: selection.stratify\n"
+def test_notes_are_a_line_on_what_is_not_read(plain):
+    assert list_notes(plain) == []
+    assert list_notes(choose(plain, selector="longest", stratify="topic")) == [
+        "set, and not read by selector longest: selection.stratify"
+    ]
+
+
+@pytest.mark.parametrize(("count", "told"), [(1, ["1 other row "]), (2, ["2 other rows "]), (3, [])])
+def test_delift_by_hardly_any_similarity_is_noted(plain, count, told):
+    values = replace(plain, utility=replace(plain.utility, neighbours=count))
+    notes = list_notes(values)
+    assert len(notes) == len(told)
+    assert all(words in note for note, words in zip(notes, told, strict=True))
+    assert list_sparse(values, ["longest"]) == list_sparse(choose(values, selector="longest"), []) == []

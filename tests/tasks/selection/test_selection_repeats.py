@@ -8,6 +8,7 @@ import pytest
 from worlds.toy_corpus import row, write_rows
 from worlds.toy_selection import HALF, chosen, draw_vectors, run, write_check, write_embedding, write_utility
 
+from tamis.scores.gates import level
 from tamis.submodular.kernels import SparseKernel
 from tasks.selection import inputs
 from tasks.selection.rows import read_rows
@@ -125,7 +126,10 @@ def test_a_gate_by_help_takes_repeats_as_one(pools):
     assert facts["gate"]["gated_rows"] == sum(TIMES) // 4
     assert left
     worth = np.nanmean(np.where(np.eye(ROWS, dtype=bool) | ~(NEAR | HELPED), np.nan, UTILITY), axis=0)
-    assert max(worth[list(left)]) <= min(worth[list({*range(ROWS)} - left)])
+    assert [one["gate_score"] for one in subset] == pytest.approx([worth[told[one["id"]]] for one in subset])
+    unlike = level(np.array([one["gate_score"] for one in subset]), [one["topic"] for one in subset])
+    gated = np.array([one["gated"] for one in subset])
+    assert unlike[gated].max() <= unlike[~gated].min()
 
 
 def test_the_kernel_stays_sparse(pools):

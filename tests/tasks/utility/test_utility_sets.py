@@ -241,11 +241,15 @@ def test_rows_of_one_text_are_scored_once(tmp_path, toy, settings):
 def test_where_quality_alone_is_read_only_what_tells_it_is_scored(tmp_path, toy, settings, task, quality, helped):
     write_examples(tmp_path / "examples", pool=5, target=task, learnt=2)
     embed(tmp_path, toy)
-    run(tmp_path, toy, settings, out="whole")
+    nearest = settings is NEIGHBOURS and quality == "help"  # each demo with the row nearest to it
+    run(tmp_path, toy, EXACT if nearest else settings, out="whole")
     told = run(tmp_path, toy, settings, quality=quality, store="other")
     sets = {"v": ids_of(tmp_path), "q": ids_of(tmp_path, "target")}
     whole, found = (pairs_of(tmp_path / f"{name}/utility.parquet") for name in ("whole", "out"))
     wanted = {(i, j): utility for (i, j), utility in whole.items() if i in sets[helped] and j in sets["v"] and i != j}
+    if nearest:
+        assert sorted(demo for _, demo in found) == sorted(sets["v"])
+        wanted = {pair: wanted[pair] for pair in found}
     assert found == pytest.approx(wanted, abs=1e-6)
     assert found
     recorded = [provenance(tmp_path / f"{name}/utility.parquet")["parameters"]["quality"] for name in ("whole", "out")]
