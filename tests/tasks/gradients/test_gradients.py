@@ -56,7 +56,14 @@ def stop_after(shards: int, of: str):
     return interrupted
 
 
-def slow_warm_up(network, sets, settings):
+def slow_loss(rows, per):
+    """The loss of some rows, each its logits and its response: what counts alike is a row or a token."""
+    tokens = [len(answer) if per == "token" else 1 for _, answer in rows]
+    losses = [torch.nn.functional.cross_entropy(*row) for row in rows]
+    return sum(size * loss for size, loss in zip(tokens, losses, strict=True)) / sum(tokens)
+
+
+def slow_warm_up(network, sets, settings, per="row"):
     """Train in place by plain passes; return AdamW's second moments and the number of steps."""
     steps = plan_steps(len(sets.warmup), settings.batch_rows, 1, settings.seed)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.0)
@@ -64,35 +71,39 @@ def slow_warm_up(network, sets, settings):
         optimizer.param_groups[0]["lr"] = settings.learning_rate * scale_rate(number, len(steps), 0.1)
         rows = [logits_of(network, sets, sets.warmup[place]) for place in places]
         optimizer.zero_grad()
-        torch.stack([torch.nn.functional.cross_entropy(*row) for row in rows]).mean().backward()
+        slow_loss(rows, per).backward()
         optimizer.step()
     return {name: optimizer.state[weight]["exp_avg_sq"] for name, weight in network.named_parameters()}, len(steps)
 
 
-def slow_prior(network, teacher, sets, settings):
+def slow_prior(network, teacher, sets, settings, per):
     """The gradient of L_CWSD with weights by the largest probability, an anchor at a time."""
     total, weights = 0.0, 0.0
     for place in sets.anchors:
         with torch.no_grad():
             q = (logits_of(teacher, sets, place)[0] / settings.temperature).softmax(-1)
         p = (logits_of(network, sets, place)[0] / settings.temperature).log_softmax(-1)
-        weight = q.amax(-1).mean()
+        weight = q.amax(-1).mean() * (len(q) if per == "token" else 1)
         total = total + weight * (q * (q.log() - p)).sum(-1).mean()
         weights = weights + weight
     return slow_gradient(network, settings.temperature**2 * total / weights)
 
 
-def slow_scores(model, sets, settings):
-    """phi_data and phi_param from every row's own gradient."""
+def slow_scores(model, sets, settings, per):
+    """phi_data and phi_param from every row's own gradient, that of its mean loss, or per token of the sum."""
     network, teacher = (AutoModelForCausalLM.from_pretrained(model.name).eval() for _ in range(2))
-    moments, steps = slow_warm_up(network, sets, settings)
-    loss = lambda place: torch.nn.functional.cross_entropy(*logits_of(network, sets, place))  # noqa: E731
-    steering = [slow_gradient(network, loss(place)) for place in sets.validation]
-    each = [slow_gradient(network, loss(place)) for place in sets.pool]
-    prior, u, G = slow_prior(network, teacher, sets, settings), {}, {}
+    moments, steps = slow_warm_up(network, sets, settings, per)
+    rows = lambda places: [logits_of(network, sets, place) for place in places]  # noqa: E731
+    steering = slow_gradient(network, slow_loss(rows(sets.validation), per))
+    each = []
+    for place in sets.pool:
+        ((logits, answer),) = rows([place])
+        loss = torch.nn.functional.cross_entropy(logits, answer, reduction="sum" if per == "token" else "mean")
+        each.append(slow_gradient(network, loss))
+    prior, u, G = slow_prior(network, teacher, sets, settings, per), {}, {}
     for name, moment in moments.items():
         G[name] = sum(one[name] for one in each)
-        u[name] = settings.lambda_new * sum(one[name] for one in steering) / len(steering)
+        u[name] = settings.lambda_new * steering[name]
         u[name] = u[name] + settings.lambda_prior * prior[name]
         if settings.order == "second":
             c = moment / (1 - BETA2**steps) if settings.curvature == "corrected" else moment
@@ -101,13 +112,13 @@ def slow_scores(model, sets, settings):
     return np.array(phi_data), {name: u[name] * G[name] for name in u}
 
 
-@pytest.mark.parametrize("order", ["first", "second"])
+@pytest.mark.parametrize(("order", "per"), [("first", "row"), ("second", "row"), ("second", "token")])
 @pytest.mark.parametrize("curvature", [pytest.param("raw", marks=pytest.mark.slow), "corrected"])
-def test_figures_are_those_of_every_rows_own_gradient(corpus, toy, order, curvature):
+def test_figures_are_those_of_every_rows_own_gradient(corpus, toy, order, per, curvature):
     tmp_path, ids = corpus
     settings = replace(SMALL, order=order, curvature=curvature, learning_rate=3e-2)
-    run(tmp_path, toy, settings)
-    phi_data, phi_param = slow_scores(toy, sets_of(tmp_path, toy, settings), settings)
+    run(tmp_path, toy, settings, loss_per=per)
+    phi_data, phi_param = slow_scores(toy, sets_of(tmp_path, toy, settings), settings, per)
     table = read_table(tmp_path / "out/phi_data.parquet", schemas.PHI_DATA)
     found = safetensors.torch.load_file(tmp_path / "out/phi_param.safetensors")
     assert table["id"].to_pylist() == ids
