@@ -21,7 +21,8 @@ from flows.stage_calls import CACHE, STAGES, folder, language
 from flows.trials import Trial, attempt, conclude, digest
 from flows.unread import list_sparse
 from tasks.masks.settings import MaskSettings
-from tasks.selection.selectors import CHANCE, SELECTORS, reads_pairs
+from tasks.selection.selectors import CHANCE, SELECTORS, list_read
+from tasks.utility.settings import name_kernel
 
 MASKS = get_args(get_type_hints(MaskSettings)["selector"])
 ALL, RANDOM, NONE = "all", "random", "none"  # every row of the pool; chance; every parameter
@@ -148,9 +149,15 @@ def tell_costs(rows: Sequence[Mapping[str, Any]], values: Params) -> None:
 
     for row in rows:
         if row["selector"] not in (ALL, *CHANCE):
-            by_pairs = reads_pairs(row["selector"], values.selection.quality)
+            read = list_read(row["selector"], values.selection.gate, find_quality(row["selector"], values))
+            by_all_pairs = "utility" in read and name_kernel(row["selector"], values.utility) == "exact"
             cell = Cell(row["selector"], row["mask"], row["budget"])
-            say(f"{cell}: {tell(row, power=2 if by_pairs and values.utility.kernel == 'exact' else 1)}")
+            say(f"{cell}: {tell(row, power=2 if by_all_pairs else 1)}")
+
+
+def find_quality(selector: str, values: Params) -> str:
+    """Return the quality of demos that a selector is compared with: it is of delift, and of the project's own one."""
+    return values.selection.quality if selector in (values.selection.selector, "delift") else "none"
 
 
 def tell_resumed(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -229,7 +236,7 @@ def ask(cell: Cell, seed: int, values: Params, masked: bool) -> Params:
     everything = {"selector": RANDOM, "budget": {"fraction": 1.0}, "caps": {}, "floors": {}}
     rows = everything if cell.selector == ALL else {"selector": cell.selector, "budget": budget}
     rows |= BLIND if rows["selector"] in CHANCE else {}
-    rows |= {"quality": "none"} if cell.selector not in (values.selection.selector, "delift") else {}
+    rows |= {"quality": find_quality(cell.selector, values)}
     asked = replace(values.selection, **rows, seed=seed)
     cut = {"budget": budget} if cell.mask != NONE and "fraction" in budget else {}
     cut |= {"update_steps": None} if cell.mask != "dualsft" else {}

@@ -21,12 +21,13 @@ Seed = Annotated[int, Field(ge=0)]
 
 
 def hint(name: Any, names: Iterable[Any]) -> str:
-    """Return a question after the nearest of some names, or nothing.
+    """Return a question after the nearest of some names, of several near ones that with the same first letter.
 
-    >>> hint("delft", ["delift", "random"])
-    " (did you mean 'delift'?)"
+    >>> hint("delft", ["delift", "random"]), hint("bfloat16", ["float32", "bf16"])
+    (" (did you mean 'delift'?)", " (did you mean 'bf16'?)")
     """
-    close = get_close_matches(str(name), [str(known) for known in names], n=1)
+    close = get_close_matches(str(name), [str(known) for known in names])
+    close = [*(each for each in close if each[:1] == str(name)[:1]), *close]
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

@@ -4,6 +4,7 @@ A group is all seeds of a pool, selector, budget and mask. Groups are compared o
 the same pools and the same held-out rows, so differences are paired by both.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -55,6 +56,7 @@ class Summary:
     selecting: float
     training: float
     scoring_flops: float | None
+    selecting_flops: float  # of a pilot; choosing itself has none
     training_flops: float | None
     full_flops: float | None
     epochs: float
@@ -78,7 +80,7 @@ class Summary:
         """Return the same by operations, which no other work on the machine changes; None where they are not known."""
         if self.scoring_flops is None or self.full_flops is None or self.full_flops <= self.training_flops:
             return None
-        return self.scoring_flops / (self.full_flops - self.training_flops)
+        return (self.scoring_flops + self.selecting_flops) / (self.full_flops - self.training_flops)
 
     @property
     def break_even(self) -> float | None:
@@ -153,6 +155,7 @@ def summarise(group: Group, cells: Mapping[int, Mapping[str, Any]]) -> Summary:
         selecting=mean("selecting_seconds"),
         training=mean("training_seconds"),
         scoring_flops=mean("scoring_flops"),
+        selecting_flops=float(np.mean([json.loads(row["pilot"])["flops"] if row["pilot"] else 0 for row in rows])),
         training_flops=mean("training_flops"),
         full_flops=mean("full_flops"),
         epochs=mean("epochs"),

@@ -1,5 +1,6 @@
 """Groups of cells are held against chance on the seeds that both have, all comparisons together."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -99,6 +100,8 @@ def test_by_operations_scoring_pays_likewise_and_is_not_known_where_they_are_not
     assert analysis.summarise(group, {0: counted}).break_even_flops == 3
     assert analysis.summarise(group, {0: make_cell()}).break_even_flops is None
     assert analysis.summarise(group, {0: {**counted, "full_flops": 30.0}}).break_even_flops is None
+    piloted = {**counted, "pilot": json.dumps({"flops": 40})}
+    assert analysis.summarise(group, {0: counted, 1: piloted}).break_even_flops == (60 + 40 / 2) / (50 - 30)
 
 
 def test_of_two_cells_with_one_name_the_first_counts_and_several_settings_are_told():
