@@ -19,6 +19,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from flows import cli
+from flows.checks import STEERED
 from flows.params import SECTIONS
 from tamis.gradients import row_sums
 from tasks.artifacts import schemas
@@ -35,7 +36,7 @@ ALIKE = {"checked": "utility", "ifd": "scores", "agreement": "scores"}  # tables
 BESIDE = {  # tables that no stage of dvc.yaml writes, and where they lie
     "comparison": "data/comparison/version=<v>/comparison.parquet, by `tamis compare`",
     "compared": "data/comparison/version=<v>/compared.parquet, by `tamis compare`",
-    "pairs": ".cache/pairs/, the parts of the store of scored pairs",
+    "pairs": ".cache/pairs/",
 }
 
 
@@ -55,21 +56,30 @@ def write_params() -> str:
     """Return the page of params.yaml: every setting with its type or allowed values, range, default and meaning."""
     text = HEADING.format("the settings of tasks/", "params.yaml")
     text += (
-        "Every setting, section by section. A setting without a default must stand in `params.yaml`. A name, a type or "
-        "a value that is not in this table is refused before anything runs. The same in a form that editors read, to "
-        "complete and check what you type, is [params.schema.json](params.schema.json).\n\n"
+        "Every setting, by section. The *default* holds where `params.yaml` leaves a setting out; *as it comes* "
+        "is what the committed `params.yaml` says, where it says anything. A setting without a default must stand "
+        "there. A name, a type or a value that is not here is refused before anything runs. The same in a form "
+        "that editors read, to complete and check what you type, is [params.schema.json](params.schema.json).\n\n"
     )
-    text += _write_section("versions.NAME", VersionSettings)
-    return text + "\n" + "\n".join(_write_section(name, kind) for name, kind in SECTIONS.items())
+    comes = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    text += _write_section("versions.NAME", VersionSettings, {})
+    return text + "\n" + "\n".join(_write_section(name, kind, comes.get(name, {})) for name, kind in SECTIONS.items())
 
 
-def _write_section(name: str, kind: type) -> str:
+def _write_section(name: str, kind: type, comes: Mapping[str, Any]) -> str:
     rows = [
-        [f"`{setting}`", _join(_alternatives(shape)), _ranges(shape), default, shape.get("description", "")]
+        [
+            f"`{setting}`",
+            _join(_alternatives(shape)),
+            _ranges(shape),
+            default,
+            f"`{_inline(comes[setting])}`" if setting in comes else "",
+            shape.get("description", ""),
+        ]
         for setting, shape, default in _list_settings(kind)
     ]
     heading = f"## {name}\n\n{(kind.__doc__ or '').strip()}\n\n"
-    return heading + _table(["setting", "type or values", "range", "default", "meaning"], rows)
+    return heading + _table(["setting", "type or values", "range", "default", "as it comes", "meaning"], rows)
 
 
 def _list_settings(kind: type, prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any], str]]:
@@ -151,8 +161,10 @@ def write_tables() -> str:
     """Return the page of the tables: columns, types, whether they may be null, and what they hold."""
     text = HEADING.format("tasks/artifacts/schemas.py and dvc.yaml", "Tables")
     text += (
-        "Every table is a Parquet file, and a view of the same name in `tamis sql`, with one more column, "
-        "`version`. Joins between tables are by `version` and `id`.\n\n"
+        "Every table is a Parquet file and, but for `pairs`, a view of the same name in `tamis sql`, with one more "
+        "column, `version`. Tables of rows are joined by `version` and `id`; `utility`, `skipped` and `checked` name "
+        "two rows, `target_id` and `demo_id`, and `mask` and `tensors` are joined by `version` and `tensor`. "
+        "The widths of vectors below are those of the encoder and of the sketches as they come.\n\n"
     )
     comments = _read_comments(Path(schemas.__file__).read_text(encoding="utf-8"))
     known = {name.lower(): value for name, value in vars(schemas).items() if isinstance(value, pa.Schema)}
@@ -216,7 +228,7 @@ def _write_stage(name: str, stage: Mapping[str, Any]) -> str:
     reads = [_place(dep) for dep in stage["deps"] if not dep.endswith(".py")]
     lists = {"reads": reads, "depends on": stage["params"], "writes": list(_outputs(stage))}
     lines = [f"- {what}: {', '.join(f'`{one}`' for one in several)}\n" for what, several in lists.items()]
-    return f"## {name}\n\nMakes {stage['desc']}.\n\n" + "".join(lines)
+    return f"## {name}\n\nWhat it makes: {stage['desc']}.\n\n" + "".join(lines)
 
 
 def _graph() -> dict[str, Any]:
@@ -301,14 +313,14 @@ def write_selectors() -> str:
     text += (
         "The words of `selection.selector`. A selector with an objective maximises it, and says of each row that was "
         "not chosen which chosen row covers it; the others sort the rows by a score, or draw them. Reference rows are "
-        "those that others are scored beside: of the target task (`examples.target`) or, without one, those that "
+        "those that others are scored by: of the target task (`examples.target`) or, without one, those that "
         "validate (`examples.validation_every`).\n\n"
     )
     rows = [
         [
             f"`{name}`",
             one.reads or "the examples alone",
-            *map(_yes, (one.references, one.objective, one.draws)),
+            *map(_yes, (one.references or name in STEERED, one.objective, one.draws)),
             one.source,
         ]
         for name, one in SELECTORS.items()

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from flows.params import Params
 from tasks.folders import Artifacts, Folders
 from tasks.gradients.settings import follow_training
-from tasks.selection.selectors import GATES, list_read, read_only, reads_vectors
+from tasks.selection.selectors import GATES, leave_unread, list_read, read_only, reads_vectors
 
 DATA = Path("data")
 RAW = DATA / "raw"
@@ -95,7 +95,7 @@ def gates_by(values: Params, stage: str) -> bool:
 
 def make_utility(values: Params, folders: Folders, map: Map) -> Notes:
     """Score pairs."""
-    from tasks.utility.settings import leave_unread, name_kernel
+    from tasks.utility.settings import name_kernel
     from tasks.utility.utility import write_utility
 
     chosen, selector = values.selection, values.selection.selector

@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from tasks.selection.selectors import SELECTORS, WEIGHED, may_stratify, reads_pairs
-from tasks.utility.settings import leave_unread
+from tasks.selection.selectors import SELECTORS, WEIGHED, leave_unread, may_stratify, reads_pairs
 
 if TYPE_CHECKING:
     from flows.params import Params

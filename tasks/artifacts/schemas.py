@@ -51,7 +51,7 @@ WITHDRAWN = pa.schema(  # distinct rows of the version before that stand here no
         pa.field("prompt", pa.string(), nullable=False),  # likewise
         pa.field("response", pa.string(), nullable=False),  # likewise
         pa.field("split", pa.string(), nullable=False),  # likewise
-        pa.field("earlier", pa.string()),  # as in EXAMPLES, the version before counted
+        pa.field("earlier", pa.string()),  # as in table examples, the version before counted
         pa.field("edited_to", pa.string()),  # the id that stands in its place; null where it was withdrawn
     ]
 )
@@ -91,7 +91,7 @@ SKIPPED = pa.schema(
     ]
 )
 
-PAIRS = pa.schema(  # the parts of the pair store
+PAIRS = pa.schema(  # the parts of the store of scored pairs
     [
         pa.field("target_id", pa.string(), nullable=False),
         pa.field("demo_id", pa.string(), nullable=False),  # "" where nothing is shown
@@ -104,7 +104,9 @@ PAIRS = pa.schema(  # the parts of the pair store
 SCORES = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
-        pa.field("score", pa.float64(), nullable=False),  # in the selector's own unit; the largest is chosen first
+        pa.field(
+            "score", pa.float64(), nullable=False
+        ),  # in its own unit. A selector takes the largest first; a gate says which end is worst
     ]
 )
 
@@ -216,13 +218,15 @@ COMPARISON = pa.schema(
         pa.field("total_flops", pa.float64(), nullable=False),  # scoring, selecting and training
         pa.field("full_seconds", pa.float64(), nullable=False),  # of training on all rows; where not run, by its tokens
         pa.field("full_flops", pa.float64(), nullable=False),
-        pa.field("pays_after", pa.int64()),  # trainings on these rows that with scoring cost no more than on all; null:
-        pa.field("pays_after_flops", pa.int64()),  # never. In seconds; in operations
+        pa.field(
+            "pays_after", pa.int64()
+        ),  # trainings from which on scoring costs less seconds than it saves; null: never
+        pa.field("pays_after_flops", pa.int64()),  # the same by operations
         pa.field("resumed", pa.int32(), nullable=False),  # scorings and trainings less what interrupted attempts took
     ]
 )
 
-COMPARED = pa.schema(  # what COMPARISON is made of
+COMPARED = pa.schema(  # what table comparison is made of
     [
         pa.field("selector", pa.string(), nullable=False),
         pa.field("mask", pa.string(), nullable=False),

@@ -24,8 +24,8 @@ from tamis.training.steps import plan_epochs
 from tasks import models
 from tasks.conversations import read_conversation
 from tasks.estimate.rows import SAMPLE, Corpus, is_learnt, make_budget
-from tasks.selection.selectors import SELECTORS, reads_vectors
-from tasks.utility.settings import leave_unread, name_kernel
+from tasks.selection.selectors import SELECTORS, leave_unread, reads_vectors
+from tasks.utility.settings import name_kernel
 
 
 @dataclass(frozen=True)

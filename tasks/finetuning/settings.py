@@ -46,7 +46,7 @@ class FinetuningSettings:
     batch_rows: Annotated[int, Field(ge=1)] = Field(8, description="examples per optimiser step")
     loss_per: Literal["row", "token"] = Field(
         "row",
-        description="what counts alike in a step's loss, and in every gradient that rows and parameters are scored by: "
+        description="what counts alike in a step's loss, and in every gradient of DualSFT and Fisher information: "
         "each row, whatever its length (DualSFT) | each response token, so that long responses count more",
     )
     lora_rank: Annotated[int, Field(ge=1)] = Field(16, description="width of the adapters")

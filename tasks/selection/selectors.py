@@ -1,7 +1,7 @@
 """The selectors, once: what each reads, whether it has an objective, whether it draws, and where it is published."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -90,3 +90,19 @@ def may_stratify(selector: str, objective: str, budget: Mapping[str, Any], *, ta
     """
     by_pool = SELECTORS[selector].objective and objective != "mutual_information" and not targeted
     return by_pool and "response_tokens" not in budget
+
+
+def leave_unread(settings: Any, selector: str, gate: Mapping[str, Any] | None, quality: str) -> Any:
+    """Return the settings of stage `utility` without those drawn rows whose pairs nothing reads.
+
+    Checked rows tell what a choice by the kernel misses, and only `delift` chooses by it; random rows tell a demo's
+    help, to quality `help`, or to a gate where the kernel does not say which rows are near.
+    """
+    near = settings.kernel == "neighbours" and selector != "probes"
+    by_gate = gate is not None and gate["by"] == "help" and not near
+    by_quality = quality == "help" and selector in WEIGHED
+    return replace(
+        settings,
+        check_targets=settings.check_targets if selector == "delift" else 0,
+        help_targets=settings.help_targets if by_gate or by_quality else 0,
+    )

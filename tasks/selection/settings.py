@@ -28,7 +28,8 @@ def refuse_gate(gate: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     if found.get("by") not in GATES:
         near = hint(found.get("by"), GATES)
         raise ValueError(
-            f"is {dict(gate)}{near}; give by: {' or '.join(GATES)} and, if not 0.2, drop: a share, or null"
+            f"is {dict(gate)}{near}; give by: {' or '.join(GATES)} and, if not 0.2 (beside beyond 0.5), drop: a share; "
+            "or null"
         )
     if isinstance(found["drop"], bool) or not isinstance(found["drop"], float | int) or not 0 < found["drop"] < 1:
         raise ValueError(f"has drop: {found['drop']!r}; it is a share of the pool, above 0 and below 1")
@@ -93,8 +94,9 @@ class SelectionSettings:
     gate: Annotated[Mapping[str, str | float | None] | None, AfterValidator(refuse_gate)] = Field(
         None,
         description="{by: ifd | help | agreement, drop: 0.2}: before all else so many of the used pool leave, those of "
-        "the highest IFD | of the lowest mean utility as demo | whose prompt and response are least alike; with "
-        "beyond: 2 only those of them that are worse than the median by so many standard deviations; null: none",
+        "the highest IFD | of the lowest mean utility as demo | whose prompt and response are least alike, for their "
+        "topic; with beyond: 2 only those of them (drop: 0.5 at most) that are worse than usual by so many standard "
+        "deviations; null: none",
     )
     pilot: Annotated[Mapping[str, int | float] | None, AfterValidator(refuse_pilot)] = Field(
         None,

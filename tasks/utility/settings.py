@@ -1,12 +1,9 @@
 """Settings of the stage `utility`."""
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tasks.selection.selectors import WEIGHED
 from tasks.settings import Seed, checked
 
 
@@ -28,7 +25,11 @@ class UtilitySettings:
         description="all pairs | each target's nearest demos by embedding | few demos | no pair but those of "
         "help_targets, for selector embedding with a quality",
     )
-    neighbours: Annotated[int, Field(ge=1)] = Field(32, description="demos per target, itself not counted")
+    neighbours: Annotated[int, Field(ge=1)] = Field(
+        32,
+        description="demos per target, itself not counted; where selector embedding reads a demo's help alone, targets "
+        "per demo",
+    )
     landmarks: Annotated[int, Field(ge=1)] = Field(
         64, description="demos that kernel landmarks scores; no others can be chosen"
     )
@@ -36,12 +37,12 @@ class UtilitySettings:
         None, description="targets that landmarks are scored on; null: all"
     )
     check_targets: Annotated[int, Field(ge=0)] = Field(
-        16, description="targets scored with every demo, to know the kernel's error"
+        16, description="targets scored with every demo, to know the kernel's error; of selector delift"
     )
     help_targets: Annotated[int, Field(ge=0)] = Field(
         0,
         description="random rows of the target task, or of the pool where there is none, that each demo is scored with "
-        "besides; they tell its help (selection.quality) and are no part of the kernel",
+        "besides; they tell its help (selection.quality: help, or a gate by it) and are no part of the kernel",
     )
     answer_tokens: Annotated[int, Field(ge=1)] | None = Field(
         None, description="of a target that are scored, the first ones; null: all. A demo is always shown whole"
@@ -67,26 +68,3 @@ def name_kernel(selector: str, settings: UtilitySettings) -> str:
     ('neighbours', 'probes')
     """
     return "probes" if selector == "probes" else settings.kernel
-
-
-def leave_unread(
-    settings: UtilitySettings, selector: str, gate: Mapping[str, Any] | None, quality: str
-) -> UtilitySettings:
-    """Return the settings without those drawn rows whose pairs nothing reads.
-
-    Checked rows tell what a choice by the kernel misses, and only `delift` chooses by it; random rows tell a demo's
-    help, to quality `help`, or to a gate where the kernel does not say which rows are near.
-
-    >>> asked = UtilitySettings(check_targets=16, help_targets=4)
-    >>> [leave_unread(asked, selector, None, "help").check_targets for selector in ("delift", "embedding")]
-    [16, 0]
-    >>> [leave_unread(asked, "embedding", None, quality).help_targets for quality in ("help", "neighbours")]
-    [4, 0]
-    """
-    by_gate = gate is not None and gate["by"] == "help" and name_kernel(selector, settings) != "neighbours"
-    by_quality = quality == "help" and selector in WEIGHED
-    return replace(
-        settings,
-        check_targets=settings.check_targets if selector == "delift" else 0,
-        help_targets=settings.help_targets if by_gate or by_quality else 0,
-    )

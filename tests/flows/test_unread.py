@@ -7,7 +7,7 @@ import pytest
 
 from flows import params
 from flows.unread import list_notes, list_sparse, list_unread
-from tasks.selection.selectors import SELECTORS
+from tasks.selection.selectors import SELECTORS, leave_unread
 from tasks.selection.settings import SelectionSettings
 
 ROOT = Path(__file__).parents[2]
@@ -91,3 +91,18 @@ def test_delift_by_hardly_any_similarity_is_noted(plain, count, told):
     assert len(notes) == len(told)
     assert all(words in note for note, words in zip(notes, told, strict=True))
     assert list_sparse(values, ["longest"]) == list_sparse(choose(values, selector="longest"), []) == []
+
+
+def test_drawn_rows_are_scored_only_where_something_reads_them(plain):
+    pairs, by_help = replace(plain.utility, check_targets=16, help_targets=4), {"by": "help"}
+    for selector, gate, quality, kernel, kept in (
+        ("delift", None, "none", "neighbours", (16, 0)),
+        ("delift", None, "help", "neighbours", (16, 4)),
+        ("embedding", None, "help", "neighbours", (0, 4)),
+        ("embedding", None, "neighbours", "neighbours", (0, 0)),
+        ("longest", by_help, "help", "neighbours", (0, 0)),
+        ("longest", by_help, "none", "exact", (0, 4)),
+        ("probes", by_help, "none", "neighbours", (0, 4)),
+    ):
+        found = leave_unread(replace(pairs, kernel=kernel), selector, gate, quality)
+        assert (found.check_targets, found.help_targets) == kept, (selector, gate, quality, kernel)
