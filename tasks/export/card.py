@@ -20,7 +20,8 @@ configs:
 # {rows} of {version}, chosen by {selector}
 
 {rows} of the {pool:,} that the pool of {version} offers, in the order of choice: the first of them are what a smaller
-budget would have chosen, but for caps and floors. They stand in `{file}`, one JSON object per line, {about}.
+budget would have chosen, but for caps, floors, shares of topics, optimisers `stochastic` and `partition`, and a pilot
+that mixed random rows in. They stand in `{file}`, one JSON object per line, {about}.
 """
 ABOUT = {
     "jsonl": "each as its raw file has it",
