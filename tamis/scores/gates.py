@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float, Float64
 
 GATES = ("ifd", "help", "agreement")
 HIGHEST_LEAVE = {"ifd"}  # of these, those whose highest scores are the worst
-FEW = 4  # rows that the median of all counts for in what is usual in a group
+FEW = 4  # rows that all others count for in what is usual in a group
+UPPER = 0.75  # quantile of the better rows, by which a group is known
 DEVIATION = 1.4826  # the standard deviation of a normal distribution over its median absolute deviation
 
 
@@ -38,32 +39,33 @@ def measure_agreement(
     return np.einsum("rw,rw->r", asked.astype(np.float64), said.astype(np.float64)).clip(-1, 1)
 
 
-def level(scores: Float[np.ndarray, " row"], groups: Sequence[str]) -> Float64[np.ndarray, " row"]:
-    """Return by how much each score differs from what is usual in its group.
+def level(worth: Float[np.ndarray, " row"], groups: Sequence[str]) -> Float64[np.ndarray, " row"]:
+    """Return by how much each row's worth differs from what is usual in its group.
 
-    r_i = x_i - (n_g median_g + FEW median) / (n_g + FEW)
+    r_i = x_i - (n_g q_g + FEW q) / (n_g + FEW)
 
-    over the n_g rows of its group g that have a score, and over all rows. An answer of one number is less like its
-    question than a sentence is, in every row of such a task: held against all rows, the whole task would look wrong.
-    Of a group of few rows the median says little, so that of all counts for some rows in it.
+    with the upper quartile q_g of the n_g rows of its group g whose worth is known, and q of all rows. An answer of one
+    number is less like its question than a sentence is, in every row of such a task: held against all rows, the whole
+    task would look wrong. Wrong rows lower the median of their group, half of them as far as they lie themselves, and
+    hardly its upper quartile. Of a group of few rows that says little, so that q counts for some rows in it.
 
     **Source**: ours.
 
     Args:
-        scores: of every row; NaN: not known, and so is what is returned.
+        worth: of every row, the larger the better; NaN: not known, and so is what is returned.
         groups: of every row, such as its topic.
 
-    >>> level(np.array([1.0, 1.0, 1.0, 1.0, 5.0, 5.0, 5.0, 7.0]), list("aaaabbbb")).tolist()
-    [-1.0, -1.0, -1.0, -1.0, 1.0, 1.0, 1.0, 3.0]
+    >>> level(np.array([1.0, 1.0, 1.0, 1.0, 5.0, 5.0, 5.0, 5.0]), list("aaaabbbb")).tolist()
+    [-2.0, -2.0, -2.0, -2.0, 0.0, 0.0, 0.0, 0.0]
     """
-    known, usual = ~np.isnan(scores), np.zeros(len(scores))
+    known, usual = ~np.isnan(worth), np.zeros(len(worth))
     names, own = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    overall = np.median(scores[known]) if known.any() else 0.0
+    overall = np.quantile(worth[known], UPPER) if known.any() else 0.0
     for group in range(len(names)):
-        there = scores[known & (own == group)]
-        total = len(there) * np.median(there) if len(there) else 0.0
+        there = worth[known & (own == group)]
+        total = len(there) * np.quantile(there, UPPER) if len(there) else 0.0
         usual[own == group] = (total + FEW * overall) / (len(there) + FEW)
-    return scores.astype(np.float64) - usual
+    return worth.astype(np.float64) - usual
 
 
 def find_gated(
@@ -99,8 +101,8 @@ def find_gated(
     """
     if by not in GATES:
         raise ValueError(f"there is no gate {by!r}; known: {', '.join(GATES)}")
-    known, levelled = np.flatnonzero(~np.isnan(scores)), level(scores, groups)
-    worth = -levelled[known] if by in HIGHEST_LEAVE else levelled[known]
+    known = np.flatnonzero(~np.isnan(scores))
+    worth = level(-scores if by in HIGHEST_LEAVE else scores, groups)[known]
     worst_first = np.lexsort((-known, worth))[: int(Fraction(str(drop)) * len(scores))]
     if beyond is not None and len(known):
         below = np.median(worth) - worth[worst_first]
