@@ -131,13 +131,12 @@ def _check_pilot(values: "Params") -> None:
 def _check_objective(values: "Params") -> None:
     """Refuse what selection would refuse after hours of scoring."""
     chosen, utility = values.selection, values.utility
-    aim = chosen.selector in WEIGHED and chosen.objective == "mutual_information"
-    if aim and values.examples.target is None:
+    weighed = chosen.selector in WEIGHED
+    if weighed and chosen.objective == "mutual_information" and values.examples.target is None:
         raise ParamsError(
             "selection.objective is mutual_information but examples.target is null; name the target task's rows, such "
             "as {topic: NAME, rows: 32}"
         )
-    weighed = chosen.selector in WEIGHED
     if weighed and chosen.quality == "neighbours" and utility.kernel != "neighbours":
         raise ParamsError(
             f"selection.quality is neighbours but utility.kernel is {utility.kernel}, whose pairs do not say which "
