@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 
 from flows import cli
 from flows.checks import STEERED
+from flows.graph.stages import read_stages
 from flows.params import SECTIONS
 from tamis.gradients import row_sums
 from tasks.artifacts import schemas
@@ -219,7 +220,9 @@ def write_stages() -> str:
     text += (
         "The stages in the order of the flow. `<v>` is a data version and `<previous>` the one that it continues from. "
         "A stage is made anew when what it reads, a setting listed here, or a module of its code has changed; the "
-        "modules are listed in `dvc.yaml` itself.\n\n"
+        "modules are listed in `dvc.yaml` itself. DVC runs the stages from copies of it, `versions/<v>/dvc.yaml`, each "
+        "with a `dvc.lock` of its own. The one stage of `dvc.yaml` that is of no version, `all`, computes nothing: "
+        "`dvc repro` brings up to date what it reads, the last stage of every version.\n\n"
     )
     return text + "\n".join(_write_stage(name, stage) for name, stage in _graph().items())
 
@@ -232,8 +235,7 @@ def _write_stage(name: str, stage: Mapping[str, Any]) -> str:
 
 
 def _graph() -> dict[str, Any]:
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    return {name: stage["do"] for name, stage in stages.items()}
+    return {name: stage["do"] for name, stage in read_stages(ROOT).items()}
 
 
 def _outputs(stage: Mapping[str, Any]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from typing import Any, get_args, get_type_hints
 
 from flows import params
 from flows.checks import refuse_contradictions
+from flows.graph.stages import needs
 from flows.params import Params
 from flows.stage import fingerprint, refuse_edited, say, sources
 from flows.stage_calls import CACHE, STAGES, folder, language
@@ -90,7 +91,7 @@ def compare(
         found, base = run_cell(cell, each, examples, version=version, loaded=loaded)
         trials.append(found)
     digests = fingerprint(f"examples@{version}")
-    inputs = {path: digests[path] for path in params.needs(f"examples@{version}")[0]}
+    inputs = {path: digests[path] for path in needs(f"examples@{version}")[0]}
     settings = {"resamples": values.evaluation.bootstrap, "confidence": values.evaluation.confidence}
     settings |= {"out": folder("comparison", version), "version": version, "inputs": inputs}
     losses = base["losses"], base["general_losses"]

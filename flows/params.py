@@ -1,8 +1,7 @@
 """The only reader and writer of params.yaml: its sections as the stages' settings, checked alone and together.
 
 A value that is unknown, missing, of another type, out of range, or that contradicts another one is refused here, by
-name, before anything runs. It also reads the parts of dvc.yaml that say which files and parameters a stage depends on.
-YAML is read as DVC reads it.
+name, before anything runs. YAML is read as DVC reads it.
 """
 
 import copy
@@ -104,35 +103,7 @@ def read_versions(path: Path = Path("params.yaml")) -> dict[str, VersionSettings
         ParamsError: a name that cannot be one; a version continues from itself, from one that is not there, or in a
             circle.
     """
-    return _versions(_at(load(path), "versions"))
-
-
-def needs(
-    address: str, root: Path = Path("."), versions: Mapping[str, VersionSettings] | None = None
-) -> tuple[list[str], dict[str, Any]]:
-    """Return the files that a stage depends on and the values of its parameters, by dvc.yaml's own lists.
-
-    Args:
-        address: name and version, `utility@v1`.
-        root: the folder that holds dvc.yaml and params.yaml.
-        versions: data versions; None: those of params.yaml.
-    """
-    name, _, key = address.partition("@")
-    raw = load(root / "params.yaml")
-    if versions is not None:
-        raw["versions"] = {name: vars(version) for name, version in versions.items()}
-    stages = load(root / "dvc.yaml")["stages"]
-    if name not in stages or key not in raw["versions"]:
-        known = [f"{stage}@{version}" for version in raw["versions"] for stage in stages]
-        raise ParamsError(f"there is no stage {address}{hint(address, known)}; known: {', '.join(known)}")
-    entry = stages[name]["do"]
-    context = {**raw, "key": key, "item": raw["versions"][key]}
-
-    def resolve(text: str) -> str:
-        return re.sub(r"\$\{([\w.]+)\}", lambda found: str(_at(context, found[1])), text)
-
-    keys = [resolve(text) for text in entry.get("params", [])]
-    return [resolve(text) for text in entry.get("deps", [])], {key: _at(raw, key) for key in keys}
+    return _versions(find(load(path), "versions"))
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -295,7 +266,7 @@ def _refuse_untracked(raw: Mapping[str, Any], graph: Path) -> None:
     if graph.exists():
         for entry in load(graph)["stages"].values():
             for dotted in entry.get("do", entry).get("params", []):
-                _at(raw, dotted)
+                find(raw, dotted)
 
 
 def _shorten(error: Exception) -> str:
@@ -307,7 +278,12 @@ def _shorten(error: Exception) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}: {problem}{tab}"
 
 
-def _at(value: Any, dotted: str) -> Any:
+def find(value: Any, dotted: str) -> Any:
+    """Return what stands under a dotted name.
+
+    Raises:
+        ParamsError: nothing does.
+    """
     for part in dotted.split("."):
         if part not in _mapping(value, dotted):
             raise ParamsError(f"params.yaml has no {dotted}, which dvc.yaml names; add it")
@@ -324,7 +300,7 @@ def _mapping(value: Any, name: str) -> dict[str, Any]:
 def _versions(raw: Any, *, bare: bool = False) -> dict[str, VersionSettings]:
     named = {} if raw is None else _mapping(raw, "versions")
     for name in named:
-        _check_name(name)
+        check_name(name)
     versions = {name: check_section(VersionSettings, values, f"versions.{name}") for name, values in named.items()}
     if not versions and not bare:
         raise ParamsError(
@@ -335,7 +311,7 @@ def _versions(raw: Any, *, bare: bool = False) -> dict[str, VersionSettings]:
     return versions
 
 
-def _check_name(name: Any) -> None:
+def check_name(name: Any) -> None:
     """Refuse a version's name that cannot name a folder, a stage and a git tag, or that stands for something else."""
     if not isinstance(name, str):
         kind = {bool: "true or false", int: "a number", float: "a number", date: "a date", type(None): "nothing"}

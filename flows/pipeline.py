@@ -22,8 +22,10 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows import estimate
 from flows.graph import dvc_state
-from flows.graph.dvc_state import File, Planned
+from flows.graph.dvc_state import File
+from flows.graph.stages import Planned, end_versions
 from flows.stage import counted, named, refuse_edited, say, sources
+from flows.told import tell_outdated
 from tasks.artifacts.locks import locked
 
 LOCK = Path(".cache/flow.lock")
@@ -72,13 +74,15 @@ def pipeline(versions: list[str], tell: Tell | None = None) -> list[Outcome]:
     with alone():
         plan = dvc_state.plan(versions)
         ends = end_versions(plan)
+        for line in tell_outdated(dvc_state.list_outdated(plan)):
+            say(line)
         loaded = sources(planned.address for planned in plan)  # no stage's module is imported yet
         expected = estimate.try_estimate(versions)
         estimate.print_estimate(expected)
         clock = estimate.start_clock(expected)
         for planned in plan:
             start = time.monotonic()
-            upstream = [states[address] for address in planned.upstream]
+            upstream = [states[address] for address in planned.upstream if address in states]
             bring = stage.with_options(name=planned.address, task_run_name=planned.address)
             state = states[planned.address] = bring(planned, loaded, wait_for=upstream, return_state=True)
             with named(planned.address):
@@ -89,16 +93,9 @@ def pipeline(versions: list[str], tell: Tell | None = None) -> list[Outcome]:
             say(f"{planned.address:<16} {how} in {outcomes[-1].seconds} s{estimate.tell_left(clock)}")
             if tell and planned.address in ends:
                 tell(*ends[planned.address])
+        dvc_state.record_whole()
         estimate.learn(expected, [one.address for one in outcomes if one.how == "computed"])
     return outcomes
-
-
-def end_versions(plan: Sequence[Planned]) -> dict[str, tuple[str, list[str]]]:
-    """Return by the last stage of each version the version and all stages of it that are planned."""
-    stages: dict[str, list[str]] = {}
-    for planned in plan:
-        stages.setdefault(planned.address.partition("@")[2], []).append(planned.address)
-    return {own[-1]: (version, own) for version, own in stages.items()}
 
 
 def _wait(task: Any, run: Any, state: State) -> bool:

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from flows import params
 from flows.environment import name_machine
+from flows.graph.stages import needs, read_stages
 from flows.stage_calls import CACHE, STAGES, Map, find_folders, folder
 from flows.told import tell_notes
 
@@ -105,13 +106,13 @@ def fingerprint(address: str, versions: Mapping[str, Any] | None = None) -> dict
         address: name and version, `utility@v1`.
         versions: data versions; None: those of params.yaml.
     """
-    files, values = params.needs(address, versions=versions)
+    files, values = needs(address, versions=versions)
     return {path: _digest(Path(path)) for path in files} | {key: repr(value) for key, value in values.items()}
 
 
 def sources(addresses: Iterable[str]) -> dict[str, str]:
     """Return the digest of every module that dvc.yaml lists for some stages, by its path."""
-    stages = params.load(Path("dvc.yaml"))["stages"]
+    stages = read_stages()
     named = (stages[address.partition("@")[0]]["do"].get("deps", []) for address in addresses)
     modules = {path for files in named for path in files if path.endswith(".py")}
     return {path: _digest(Path(path)) for path in sorted(modules)}

@@ -11,6 +11,16 @@ NOT_ROUNDED = (
 SPLIT = "several sequences, as the template writes turns otherwise once others follow"
 
 
+def tell_outdated(versions: Mapping[str, str]) -> Iterator[str]:
+    """Yield a line for each version that is read of as it was recorded, though it is not up to date.
+
+    >>> list(tell_outdated({"v1": "utility@v1: changed"}))
+    ['v1 is taken as recorded; it is not up to date (utility@v1: changed), and `tamis run v1` makes it anew']
+    """
+    for version, why in versions.items():
+        yield f"{version} is taken as recorded; it is not up to date ({why}), and `tamis run {version}` makes it anew"
+
+
 def tell_notes(version: str, notes: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines about products and raw rows, from what a stage said of its run; none where there is nothing to say.
 

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flows import params
+from flows.graph.stages import needs
 from flows.params import Params
 from flows.stage import fingerprint, in_order, named, refuse_edited, refuse_moved
 from flows.stage_calls import CACHE, STAGES, find_artifacts, find_folders, find_warmup
@@ -105,7 +105,7 @@ def describe(
 ) -> dict[str, Any]:
     """Return all that a trial depends on, by name."""
     address, previous = f"{name}@{version}", values.versions[version].previous
-    files, keys = params.needs(address, versions=values.versions)
+    files, keys = needs(address, versions=values.versions)
     found = fingerprint(address, values.versions)
     facts: dict[str, Any] = {"stage": name, "version": version, "previous": previous}
     for path in files:

@@ -26,9 +26,9 @@ def sql(
     if revision is None:
         show_rows(*views.query(ROOT, query), as_json=as_json)
         return
-    from flows.graph import dvc_state
+    from flows.graph import revisions
 
-    with dvc_state.at_revision(revision) as root:
+    with revisions.at_revision(revision) as root:
         show_rows(*views.query(root, query), as_json=as_json)
 
 

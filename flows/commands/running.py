@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -10,9 +10,11 @@ from rich.table import Table
 from flows import interrupts, params
 from flows.commands.errors import spoken
 from flows.commands.output import Json, plain, show_json, show_rows, show_text
-from flows.stage import last_run
+from flows.graph.stages import end_versions
+from flows.stage import last_run, say
+from flows.told import tell_outdated
 
-Runner = Annotated[str, typer.Option(help="What runs the shards: threads or dask.")]
+Runner = Annotated[Literal["threads", "dask"], typer.Option(help="What runs the shards.")]
 Workers = Annotated[int, typer.Option(min=1, help="Shards that run at once.")]
 
 
@@ -25,12 +27,12 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Bring every stage up to date, version after version, and show what came of each."""
-    from flows import pipeline
+    from flows.graph import dvc_state
     from flows.graph.versions import refuse_rewritten
 
     values = params.read()
-    refuse_rewritten(values.versions)
     asked = versions or list(values.versions)
+    refuse_rewritten(values.versions, versions or ())
     found = []
 
     def tell(version: str, stages: Sequence[str]) -> None:
@@ -39,7 +41,18 @@ def run(
             if not as_json:
                 show_summary(found[-1])
 
-    pipeline.run(asked, runner=runner, workers=workers, tell=tell)
+    planned = dvc_state.plan(asked)
+    if all(state == "fresh" for _, state, _ in dvc_state.standings(asked)):
+        for line in tell_outdated(dvc_state.list_outdated(planned)):
+            say(line)
+        dvc_state.record_whole()
+        say(f"{len(planned)} of {len(planned)} stages are up to date")
+        for version, stages in end_versions(planned).values():
+            tell(version, stages)
+    else:
+        from flows import pipeline  # and Prefect with it, which takes seconds to start
+
+        pipeline.run(asked, runner=runner, workers=workers, tell=tell)
     if as_json:
         show_json(found)
 

@@ -1,16 +1,19 @@
-"""Everything that touches DVC: its graph, whether a stage is fresh, restoring it, locking and recording it.
+"""What DVC knows of the stages: whether one is fresh, restoring it, locking and recording it.
 
-dvc.lock, DVC's cache and its run-cache are the only cache between stages, whoever drives. What is used of DVC's Python
-interface is held by tests/flows/graph/test_dvc_state.py; `dvc<4` is pinned.
+dvc.lock, DVC's cache and its run-cache are the only cache between stages, whoever drives. Of a version's stages its own
+copy of dvc.yaml is read (flows/graph/dvc_files.py) and its own dvc.lock written, so none of this grows with the number
+of versions. What is used of DVC's Python interface is held by tests/flows/graph/test_dvc_state.py; `dvc<4` is pinned.
 """
 
 import json
 import logging
+import os
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,13 +25,18 @@ from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK, rwlock
 from dvc.scm import NoSCM, SCMError, map_scm_exception
 from dvc.stage import Stage
 from dvc.stage.cache import RunCacheNotFoundError
+from dvc.stage.serialize import to_lockfile
 
-from flows.graph import aside
+from flows.graph import aside, dvc_files
+from flows.graph.stages import GRAPH, Planned, in_order, read_graph
 from flows.interrupts import LIMIT, cleaning, whole
 from flows.stage import refuse_moved
 
 logging.getLogger("dvc").setLevel(logging.ERROR)  # its notices go to stdout, which is for data
+WHOLE = "all"  # the one stage of dvc.yaml that is of no version
 PATIENCE = 3  # seconds that an interrupt waits for what is done under DVC's locks; it may be a long upload
+CONFIGS = (Path(".dvc/config"), Path(".dvc/config.local"))
+_kept = threading.local()
 
 __all__ = ["Busy", "File", "NotReady", "Planned", "Probe", "StateError"]
 
@@ -39,18 +47,6 @@ class StateError(ValueError):
 
 class NotReady(StateError):  # noqa: N818
     """A stage's inputs do not exist."""
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A stage of the graph."""
-
-    address: str  # name and version, `utility@v1`
-    command: str  # what `dvc repro` runs
-    upstream: tuple[str, ...]  # addresses of the stages whose artifacts it reads
-    inputs: tuple[str, ...]  # paths that it reads
-    outputs: tuple[str, ...]  # paths of its artifacts
-    about: str  # its description
 
 
 @dataclass(frozen=True)
@@ -71,25 +67,68 @@ class File:
 
 
 def plan(versions: Iterable[str] = ()) -> list[Planned]:
-    """Return the graph's stages, what comes first before what reads it; those of some versions with all they need.
+    """Return the stages of some data versions (all, where none is named), what comes first before what reads it.
 
-    Otherwise version after version: what came of the first one is known before the next is trained.
+    Version after version: what came of the first one is known before the next is trained. A version that they continue
+    from and that is not named is taken as it was recorded; where the artifacts that are read of it are not as recorded,
+    its stages are planned, too. The copies of dvc.yaml that DVC reads are brought up to date first.
 
     Raises:
         StateError: unknown version, or a dvc.yaml that DVC cannot read.
+        ParamsError: params.yaml or dvc.yaml cannot be used.
     """
+    dvc_files.write_copies()
+    graph = read_graph()
+    known = dict.fromkeys(one.version for one in graph.values())
+    unknown = [version for version in versions if version not in known]
+    if unknown:
+        raise StateError(f"there is no data version {unknown[0]!r}; params.yaml has {', '.join(known)}")
+    chosen = set(versions or known)
+    while foreign := _read_of_others(graph, chosen):
+        lacking = {address for address, paths in foreign.items() if not _as_recorded(address, paths)}
+        if not lacking:
+            break
+        chosen |= {graph[address].version for address in lacking}
+    asked = [
+        address for version in known if version in chosen for address in graph if graph[address].version == version
+    ]
+    edges = {address: one.upstream for address, one in graph.items()}
+    return [graph[address] for address in in_order(asked, edges) if graph[address].version in chosen]
+
+
+def _read_of_others(graph: Mapping[str, Planned], chosen: Container[str]) -> dict[str, set[str]]:
+    """Return the artifacts that the stages of some versions read of other ones, by the stages that made them."""
+    found: dict[str, set[str]] = {}
+    for one in graph.values():
+        for address in one.upstream if one.version in chosen else ():
+            if graph[address].version not in chosen:
+                read = {path for path in graph[address].outputs if path in one.inputs}
+                found.setdefault(address, set()).update(read)
+    return found
+
+
+def _as_recorded(address: str, paths: Container[str]) -> bool:
+    """Return whether some artifacts of a stage stand as dvc.lock has them."""
     with opened() as repo:
-        graph = repo.index.graph
-        edges = {stage.addressing: sorted(up.addressing for up in graph.successors(stage) if up.cmd) for stage in graph}
-        stages = {stage.addressing: stage for stage in repo.index.stages if stage.cmd}
-        asked = [address for address in stages if not versions or address.partition("@")[2] in set(versions)]
-        known = dict.fromkeys(address.partition("@")[2] for address in stages)
-        unknown = [version for version in versions if version not in known]
-        if unknown:
-            raise StateError(f"there is no data version {unknown[0]!r}; params.yaml has {', '.join(known)}")
-        place = {version: number for number, version in enumerate(known)}
-        asked.sort(key=lambda address: place[address.partition("@")[2]])
-        return [_planned(stages[address], edges[address]) for address in in_order(asked, edges) if address in stages]
+        outs = [out for out in _collect(repo, address).outs if out.def_path in paths]
+        return all(out.hash_info and out.exists and not out.changed_checksum() for out in outs)
+
+
+def list_outdated(planned: Iterable[Planned]) -> dict[str, str]:
+    """Return the versions that planned stages read of and that are taken as recorded though not up to date, and why."""
+    ours = {one.version for one in planned}
+    taken = dict.fromkeys(
+        address.partition("@")[2]
+        for one in planned
+        for address in one.upstream
+        if address.partition("@")[2] not in ours
+    )
+    found = {}
+    for version in taken:
+        stale = [f"{address}: {why}" for address, state, why in standings([version]) if state != "fresh"]
+        if stale:
+            found[version] = stale[0]
+    return found
 
 
 def probe(address: str) -> Probe:
@@ -155,6 +194,16 @@ def record(address: str, inputs: dict[str, Any]) -> None:
         _save(stage)
 
 
+def record_whole() -> None:
+    """Record that `all` of dvc.yaml has nothing to do: what it reads stands as the versions' stages have made it."""
+    with opened() as repo:
+        stage = repo.stage.load_one(GRAPH, WHOLE)
+        if stage.changed() and all(dep.exists for dep in stage.deps):
+            stage.save()
+            with whole(LIMIT):
+                dvc_files.record(Path(stage.path).with_suffix(".lock"), to_lockfile(stage))
+
+
 def add(path: str) -> list[str]:
     """Put a file or folder that no stage makes into DVC; returns the files that git is to hold in its place.
 
@@ -175,104 +224,39 @@ def files(address: str) -> list[File]:
         return [File(out.def_path, f"md5:{out.hash_info.value}", out.meta.size or 0) for out in outs if out.hash_info]
 
 
-def tables(revision: str) -> dict[str, Path]:
-    """Return where DVC's cache holds each table of a git revision, by the table's path in the project.
-
-    Raises:
-        StateError: git knows no such revision, it holds no table, or the cache lacks one.
-    """
-    with opened() as repo, repo.switch(revision):
-        outs = [out for out in repo.index.outs if out.fspath.endswith(".parquet") and out.hash_info]
-        found = {out.def_path: Path(out.cache.oid_to_path(out.hash_info.value)) for out in outs}
-    if not found:
-        raise StateError(f"{revision} holds no tables; name a revision whose dvc.lock records a run")
-    missing = [path for path, held in found.items() if not held.exists()]
-    if missing:
-        raise StateError(
-            f"{len(missing)} of {len(found)} tables of {revision} are not in the local cache, "
-            f"first {', '.join(missing[:3])}; bring them with `dvc fetch -T` (all tags) or `-A` (all commits)"
-        )
-    return found
-
-
-@contextmanager
-def at_revision(revision: str) -> Iterator[Path]:
-    """Lay the tables of a git revision out as a project has them, by links into DVC's cache; yields that folder."""
-    with tempfile.TemporaryDirectory() as folder:
-        for path, held in tables(revision).items():
-            link = Path(folder) / path
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(held.absolute())
-        yield Path(folder)
-
-
 def standings(versions: Iterable[str] = ()) -> list[tuple[str, str, str]]:
     """Return for every stage its address, `fresh`, `stale`, `missing`, `running` or `waits`, and why.
 
-    Of some versions with all they need, where any are named. A stage waits whose own inputs have not changed, but
+    Of some versions, as `plan` has them, where any are named. A stage waits whose own inputs have not changed, but
     whose upstream will be computed first.
     """
     found: dict[str, tuple[str, str]] = {}
-    for planned in plan(versions):
-        state, why = _standing(planned.address)
-        upstream = [address for address in planned.upstream if found[address][0] != "fresh"]
-        if state == "fresh" and upstream:
-            state, why = "waits", f"for {', '.join(upstream)}"
-        found[planned.address] = state, why
+    for version, planned in groupby(plan(versions), key=lambda one: one.version):
+        with opened() as repo:
+            stages = {stage.name: stage for stage in repo.stage.load_all(_copy(version))}
+            for one in planned:
+                state, why = _standing(stages[one.address])
+                upstream = [address for address in one.upstream if address in found and found[address][0] != "fresh"]
+                if state == "fresh" and upstream:
+                    state, why = "waits", f"for {', '.join(upstream)}"
+                found[one.address] = state, why
     return [(address, state, why) for address, (state, why) in found.items()]
 
 
-def _standing(address: str) -> tuple[str, str]:
-    with opened() as repo:
-        stage = _collect(repo, address)
-        try:
-            reasons = [_reason(entry) for entry in stage.status().get(address, [])]
-        except Busy:
-            return "running", "its paths are locked by a process at work"
-        missing = [out.def_path for out in stage.outs if not out.exists]
-        if missing:
-            return "missing", f"{len(missing)} of {len(stage.outs)} artifacts: {', '.join(missing[:2])}"
-        return ("stale", "; ".join(reasons)) if reasons else ("fresh", "")
+def _standing(stage: Stage) -> tuple[str, str]:
+    try:
+        reasons = [_reason(entry) for entry in stage.status().get(stage.addressing, [])]
+    except Busy:
+        return "running", "its paths are locked by a process at work"
+    missing = [out.def_path for out in stage.outs if not out.exists]
+    if missing:
+        return "missing", f"{len(missing)} of {len(stage.outs)} artifacts: {', '.join(missing[:2])}"
+    return ("stale", "; ".join(reasons)) if reasons else ("fresh", "")
 
 
 def without_git(repo: Repo) -> bool:
     """Return whether the project is kept without git (`dvc init --no-scm`)."""
     return isinstance(repo.scm, NoSCM)
-
-
-def digest(repo: Repo, path: str) -> str | None:
-    """Return the digest of a path that some stage reads; None where it is not there."""
-    deps = [dep for stage in repo.index.stages for dep in stage.deps if dep.def_path == path and dep.exists]
-    return deps[0].get_hash().value if deps else None
-
-
-def recorded_inputs(repo: Repo, version: str, revision: str) -> dict[str, str]:
-    """Return the digests of all files that a version's stages read, by path, as dvc.lock of a git revision has them."""
-    with repo.switch(revision):
-        stages = [stage for stage in repo.index.stages if stage.cmd and stage.addressing.endswith(f"@{version}")]
-        deps = [dep for stage in stages for dep in stage.deps if dep.hash_info and dep.hash_name == "md5"]
-    return {dep.def_path: dep.hash_info.value for dep in deps}
-
-
-def push(repo: Repo, revisions: Iterable[str]) -> None:
-    """Push the artifacts of some git revisions to the remote that the project names now.
-
-    By content, and not by `dvc push` of a revision, which reads the remote from that revision's own configuration and
-    takes a relative path in there for one from the file system's root.
-
-    Raises:
-        OSError: the remote lacks some of them afterwards.
-    """
-    found: set[Any] = set()
-    for revision in revisions:
-        with repo.switch(revision):
-            outs = [out for out in repo.index.outs if out.hash_info]
-            found.update(*(objects for out in outs for objects in out.get_used_objs(push=True).values()))
-    repo.cloud.push(found)
-    held = repo.cloud.status(found)
-    lacking = len(held.missing) + len(held.new)
-    if lacking:
-        raise OSError(f"{lacking} of {len(found)} files did not reach it")
 
 
 @contextmanager
@@ -283,9 +267,11 @@ def opened() -> Iterator[Repo]:
         StateError: what DVC or git refuses.
     """
     try:
-        with whole(PATIENCE), map_scm_exception(with_cause=True), _open() as repo, lock_repo(repo):
-            _mend_locks(repo)
-            yield repo
+        with whole(PATIENCE), map_scm_exception(with_cause=True):
+            repo = _open()
+            with lock_repo(repo):
+                _mend_locks(repo)
+                yield repo
     except Busy:
         raise
     except SCMError as error:
@@ -295,7 +281,18 @@ def opened() -> Iterator[Repo]:
 
 
 def _open() -> Repo:
-    return Repo(".", _wait_for_lock=True)
+    """Return the project in the current folder; it is opened once per thread, and anew where its settings have changed.
+
+    What DVC has read of the project's files it forgets whenever its lock is taken.
+    """
+    settings = tuple(path.read_bytes() for path in CONFIGS if path.exists())
+    if getattr(_kept, "key", None) != (os.getcwd(), settings):
+        if hasattr(_kept, "repo"):
+            _kept.repo.close()
+        _kept.key = None
+        _kept.repo = Repo(".", _wait_for_lock=True)
+        _kept.key = (os.getcwd(), settings)
+    return _kept.repo
 
 
 def _mend_locks(repo: Repo) -> None:
@@ -310,8 +307,11 @@ def _mend_locks(repo: Repo) -> None:
 
 
 def _collect(repo: Repo, address: str) -> Stage:
-    (stage,) = repo.stage.collect(address)
-    return stage
+    return repo.stage.load_one(_copy(address.partition("@")[2]), address)
+
+
+def _copy(version: str) -> str:
+    return os.fspath(dvc_files.place(version))
 
 
 def _locked(repo: Repo, stage: Stage) -> AbstractContextManager[None]:
@@ -330,8 +330,8 @@ def _save(stage: Stage) -> None:
     stage.save()
     stage.commit()
     with whole(LIMIT):
-        stage.dump(update_pipeline=False)
-        aside.discard(stage.addressing)
+        dvc_files.record(Path(stage.path).with_suffix(".lock"), to_lockfile(stage))
+        aside.discard(stage.name)
 
 
 def _inputs(stage: Stage) -> dict[str, Any]:
@@ -339,7 +339,7 @@ def _inputs(stage: Stage) -> dict[str, Any]:
     missing = [dep.def_path for dep in stage.deps if not dep.exists]
     if missing:
         raise NotReady(
-            f"{stage.addressing} cannot run: {len(missing)} of {len(stage.deps)} inputs are missing, "
+            f"{stage.name} cannot run: {len(missing)} of {len(stage.deps)} inputs are missing, "
             f"first {', '.join(missing[:3])}; make them, or bring them back from git or with `dvc pull`"
         )
     found: dict[str, Any] = {}
@@ -347,26 +347,6 @@ def _inputs(stage: Stage) -> dict[str, Any]:
         value = dep.get_hash().value
         found.update(value if isinstance(value, dict) else {dep.def_path: value})
     return found
-
-
-def in_order(addresses: Iterable[str], edges: dict[str, list[str]]) -> Iterator[str]:
-    """Yield addresses and all that they need, each once and after what it needs, in dvc.yaml's order otherwise."""
-    seen: set[str] = set()
-
-    def visit(address: str) -> Iterator[str]:
-        if address not in seen:
-            seen.add(address)
-            for needed in edges.get(address, []):
-                yield from visit(needed)
-            yield address
-
-    for address in addresses:
-        yield from visit(address)
-
-
-def _planned(stage: Stage, upstream: list[str]) -> Planned:
-    inputs, outputs = (tuple(item.def_path for item in items) for items in (stage.deps, stage.outs))
-    return Planned(stage.addressing, stage.cmd, tuple(upstream), inputs, outputs, stage.short_description() or "")
 
 
 def _reason(entry: Any) -> str:

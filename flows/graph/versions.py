@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flows.graph import dvc_state
+from flows.graph import dvc_files, dvc_state, revisions
+from flows.graph.stages import Planned, in_order, read_graph
 from tasks.settings import VersionSettings
 
 UNPUSHED = Path(".cache/unpushed")  # tags whose artifacts the remote may lack, a line each
@@ -47,24 +48,32 @@ def unrecorded(versions: Mapping[str, VersionSettings]) -> list[str]:
     if unfit:
         raise RecordError(f"the version's name {unfit[0]!r} cannot be part of a git tag; name it as v2 or 2026-11")
     edges = {name: [version.previous] for name, version in versions.items()}
-    return [name for name in dvc_state.in_order(versions, edges) if name in versions and tag_of(name) not in tags]
+    return [name for name in in_order(versions, edges) if name in versions and tag_of(name) not in tags]
 
 
-def refuse_rewritten(versions: Mapping[str, VersionSettings]) -> None:
-    """Raise RecordError where the raw data of a recorded version are not what they were."""
+def refuse_rewritten(versions: Mapping[str, VersionSettings], asked: Iterable[str] = ()) -> None:
+    """Raise RecordError where the raw data of a recorded version are not what they were.
+
+    Args:
+        versions: all data versions.
+        asked: those that are looked at, with what they continue from; all, where none is named.
+    """
+    looked_at = {one for name in asked for one in (name, *_earlier(name, versions)[:1])} or set(versions)
     with dvc_state.opened() as repo:
         known = set() if dvc_state.without_git(repo) else set(repo.scm.list_tags())
-        recorded = [name for name in versions if tag_of(name) in known]
-        now = {name: dvc_state.digest(repo, Path(versions[name].raw).as_posix()) for name in recorded}
-        then = {name: dvc_state.recorded_inputs(repo, name, tag_of(name)) for name in recorded}
+        recorded = [name for name in versions if name in looked_at and tag_of(name) in known]
+        digests = revisions.digest_now(repo, [versions[name].raw for name in recorded])
+        now = {name: digests[versions[name].raw] for name in recorded}
+        then = {name: revisions.read_lock(repo, name, tag_of(name)) for name in recorded}
     for name in recorded:
         if not then[name]:
             raise RecordError(
                 f"the tag {tag_of(name)} records no stage of {name}; "
                 f"`git tag --delete {tag_of(name)}` lets {name} be recorded"
             )
-        if now[name] not in then[name].values():
-            anew = [tag_of(one) for one in recorded if one == name or name in _earlier(one, versions)]
+        if f"md5: {now[name]}\n" not in then[name]:
+            after = [one for one in versions if tag_of(one) in known and name in _earlier(one, versions)]
+            anew = [tag_of(one) for one in (name, *after)]
             raise RecordError(
                 f"{name} is recorded (tag {tag_of(name)}), but its raw data, {versions[name].raw}, "
                 f"{'have changed since' if now[name] else 'are gone'}; bring them back and add what is new as a "
@@ -82,7 +91,7 @@ def refuse_uncommitted(version: str) -> None:
     with dvc_state.opened() as repo:
         changed, untracked = _changes(repo)
         foreign = [path for path in changed if not _within(path, _made(repo))]
-        unknown = _unknown(repo, {Path(path) for one in planned for path in one.inputs}, untracked)
+        unknown = _unknown(repo, planned, untracked)
     for paths, what in ((foreign, "with changes that are not committed"), (unknown, "read by a stage, but not in git")):
         if paths:
             raise RecordError(
@@ -128,7 +137,7 @@ def push() -> str:
         if not remote:
             return f"no DVC remote is set: the artifacts of {', '.join(tags)} stand in this clone only"
         try:
-            dvc_state.push(repo, tags)
+            revisions.push(repo, [(tag.removeprefix(tag_of("")), tag) for tag in tags])
         except Exception as error:  # a remote's library raises what it likes
             raise RecordError(
                 f"{', '.join(tags)} stand, but the DVC remote {remote!r} did not take their artifacts: "
@@ -165,25 +174,27 @@ def _changes(repo: Any) -> tuple[list[str], list[str]]:
 
 
 def _made(repo: Any) -> set[Path]:
-    """Return what a run writes and git holds, relative to git's root: dvc.lock, metrics, DVC's .gitignore files."""
-    outs = [out for stage in repo.index.stages if stage.cmd for out in stage.outs]
-    held = {Path(out.fs_path) for out in outs if not out.use_cache}
-    ignores = {Path(out.fs_path).parent / ".gitignore" for out in outs}
-    return {path.relative_to(repo.scm.root_dir) for path in {Path(repo.root_dir) / "dvc.lock", *held, *ignores}}
+    """Return what a run writes and git holds, relative to git's root: DVC's files of versions, metrics, .gitignores."""
+    held = {dvc_files.FOLDER, Path("dvc.lock")}
+    for one in read_graph().values():
+        held |= {Path(path) for path in one.held} | {Path(path).parent / ".gitignore" for path in one.outputs}
+    root = Path(repo.root_dir).relative_to(repo.scm.root_dir)
+    return {root / path for path in held}
 
 
-def _unknown(repo: Any, inputs: Iterable[Path], untracked: Iterable[str]) -> list[str]:
+def _unknown(repo: Any, planned: Iterable[Planned], untracked: Iterable[str]) -> list[str]:
     """Return what git does not know of the inputs that no stage makes, or of the .dvc files that stand for them.
 
     What lies outside of the project, git cannot know: of it, dvc.lock holds the digests.
     """
-    makers = {Path(out.fs_path): out.stage for out in repo.index.outs}
+    made = {Path(path) for one in read_graph().values() for path in one.outputs}
     sources = set()
-    for place in (Path(repo.root_dir) / path for path in inputs):
-        maker = next((makers[one] for one in (place, *place.parents) if one in makers), None)
-        source = Path(maker.path) if maker else place
-        if (maker is None or not maker.cmd) and source.is_relative_to(repo.scm.root_dir):
-            sources.add(source.relative_to(repo.scm.root_dir))
+    for path in {Path(path) for one in planned for path in one.inputs if not _within(path, made)}:
+        source = Path(os.path.abspath(Path(repo.root_dir) / path))
+        if source.is_relative_to(repo.scm.root_dir):
+            inside = source.relative_to(repo.scm.root_dir)
+            pointer = revisions.find_pointer(repo, path) if source.is_relative_to(repo.root_dir) else None
+            sources.add(inside if pointer is None else Path(repo.root_dir).relative_to(repo.scm.root_dir) / pointer)
     found: set[str] = set()
     for source in sources:
         place = Path(repo.scm.root_dir) / source

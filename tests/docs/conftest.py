@@ -33,7 +33,8 @@ def drive(versions=(), *, runner: str = "threads", workers: int = 1, tell=None) 
     """
     from flows import stage
     from flows.graph import dvc_state
-    from flows.pipeline import Outcome, end_versions
+    from flows.graph.stages import end_versions
+    from flows.pipeline import Outcome
 
     outcomes, plan = [], dvc_state.plan(list(versions))
     ends = end_versions(plan)
@@ -47,6 +48,7 @@ def drive(versions=(), *, runner: str = "threads", workers: int = 1, tell=None) 
         outcomes.append(Outcome(planned.address, how, round(time.monotonic() - start, 1), ()))
         if tell and planned.address in ends:
             tell(*ends[planned.address])
+    dvc_state.record_whole()
     return outcomes
 
 

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from worlds.projects import ROOT
 
+from flows.graph.stages import read_stages
 from flows.params import SECTIONS
 from tasks.selection.selectors import SELECTORS
 
@@ -60,7 +61,6 @@ def test_a_column_has_its_type_and_the_comment_behind_it(pages):
 
 
 def test_every_stage_command_and_selector_has_its_place(pages):
-    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    assert [name for name in graph if f"\n## {name}\n" not in pages["stages.md"]] == []
+    assert [name for name in read_stages(ROOT) if f"\n## {name}\n" not in pages["stages.md"]] == []
     assert "tamis merge [options] VERSION OUT" in pages["commands.md"]
     assert [name for name in SELECTORS if f"| `{name}` |" not in pages["selectors.md"]] == []

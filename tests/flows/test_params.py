@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from flows import params
+from flows.graph.stages import read_stages
 from tasks.settings import RuntimeSettings, VersionSettings
 
 ROOT = Path(__file__).parents[2]
@@ -332,7 +333,7 @@ def test_what_is_misspelt_is_said_before_what_dvc_then_lacks(tmp_path, refused):
 
 
 def test_dvc_follows_every_section_but_what_changes_no_figure():
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    stages = read_stages(ROOT)
     followed = {dotted.partition(".")[0] for entry in stages.values() for dotted in entry["do"]["params"]}
     assert followed == {*params.SECTIONS} - {"runtime"}
 
@@ -351,29 +352,3 @@ def test_every_setting_is_described(kind):
     described = {name: field.description for name, field in kind.__pydantic_fields__.items()}
     assert list(described) == [field.name for field in fields(kind)]
     assert [name for name, text in described.items() if not text] == []
-
-
-def test_needs_are_the_files_and_values_that_dvc_lists(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    files, values = params.needs("utility@v1")
-    assert files[:2] == ["data/examples/version=v1/examples.parquet", "data/embedding/version=v1/embedding.parquet"]
-    assert values["selection.selector"] == "embedding"
-    assert values["utility"] == yaml.safe_load((ROOT / "params.yaml").read_text())["utility"]
-
-
-def test_needs_equal_what_dvc_resolves(monkeypatch):
-    from dvc.repo import Repo
-
-    monkeypatch.chdir(ROOT)
-    with Repo(".") as repo:
-        for stage in repo.index.stages:
-            files, values = params.needs(stage.addressing)
-            assert files == [dep.def_path for dep in stage.deps if dep not in stage.params]
-            assert set(values) == {key for dep in stage.params for key in dep.params}
-
-
-@pytest.mark.parametrize("address", ["utilty@v1", "utility@v9", "utility"])
-def test_unknown_stage_is_refused_with_those_that_exist(address, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(params.ParamsError, match=rf"there is no stage {address}.*known: examples@v1, embedding@v1"):
-        params.needs(address)

@@ -148,7 +148,7 @@ def test_flow_waits_for_a_stage_that_dvc_computes(project, monkeypatch, capsys):
     held = dvc_state.claim("total@v1")
     held.__enter__()
     monkeypatch.setattr(sys, "argv", ["tamis", "run"])
-    timer = threading.Timer(1, lambda: held.__exit__(None, None, None))
+    timer = threading.Timer(5, lambda: held.__exit__(None, None, None))
     timer.start()
     assert drive_by_flow(project) == ["total@v1"]
     timer.join()

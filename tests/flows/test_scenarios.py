@@ -169,7 +169,7 @@ def test_new_data_version_computes_only_its_stages_and_the_old_one_is_read_by_re
     assert sorted(DRIVERS[driver](project)) == sorted(graph.all("v2"))
     assert settled(project, driver)
     path.unlink()
-    lock = yaml.safe_load(project.git("show", "HEAD:dvc.lock"))
+    lock = yaml.safe_load(project.git("show", "HEAD:versions/v1/dvc.lock"))
     outs = [out for stage in lock["stages"].values() for out in stage["outs"]]
     (digest,) = [out["md5"] for out in outs if out["path"] == f"data/{graph.revisited}"]
     assert (project.root / ".dvc/cache/files/md5" / digest[:2] / digest[2:]).read_bytes() == old

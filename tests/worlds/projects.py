@@ -12,6 +12,8 @@ from pathlib import Path
 
 import yaml
 
+from flows.graph import dvc_files
+
 ROOT = Path(__file__).parents[2]
 SMALL = ROOT / "tests/flows/small_graph"
 KILLER = ROOT / "tests/flows/killer"
@@ -90,7 +92,7 @@ class Project:
         from dvc.repo import Repo
 
         with contextlib.chdir(self.root), Repo(".") as repo:
-            return repo.status()
+            return {address.rpartition(":")[2]: found for address, found in repo.status().items()}
 
     def parts(self, store: str) -> dict[Path, int]:
         """Return the finished parts of a store outside DVC, and when each was written."""
@@ -108,6 +110,7 @@ def start_project(root: Path) -> Project:
     """Put a copied folder under git and DVC."""
     (root / ".dvc").mkdir()
     shutil.copy(ROOT / ".dvc/config", root / ".dvc/config")
+    shutil.copy(ROOT / ".dvcignore", root)
     shutil.copytree(ROOT / ".dvc/plots", root / ".dvc/plots")
     (root / ".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n")
     (root / ".gitignore").write_text("__pycache__/\n.cache/\n")
@@ -129,11 +132,12 @@ def drive_by_flow(project: Project) -> list[str]:
 
 def drive_by_dvc(project: Project) -> list[str]:
     """Run `dvc repro`; returns the stages that it computed."""
+    dvc_files.write_copies(project.root)
     done = run_dvc(project, "repro")
     if done.returncode:
         raise RuntimeError(done.stdout + done.stderr)
     lines = [line for line in done.stdout.splitlines() if line.startswith("Running stage '")]
-    return [line.split("'")[1] for line in lines]
+    return [line.split("'")[1].rpartition(":")[2] for line in lines if "@" in line]  # `all` is of no version
 
 
 DRIVERS: dict[str, Callable[[Project], list[str]]] = {"flow": drive_by_flow, "dvc": drive_by_dvc}

@@ -119,7 +119,7 @@ def test_commit_holds_what_the_run_made_and_nothing_else(finished):
     project, _ = finished
     names = project.git("show", "--name-only", "--format=", "data-v2^{commit}").split()
     ignores = [f"data/{stage}/version=v2/.gitignore" for stage in GRAPHS["small"].stages]
-    assert sorted(names) == sorted(["dvc.lock", "data/total/version=v2/total.json", *ignores])
+    assert sorted(names) == sorted(["dvc.lock", "versions/v2/dvc.lock", "data/total/version=v2/total.json", *ignores])
     assert project.git("status", "--porcelain", "--", ":!.dvc-remote") == ""
 
 

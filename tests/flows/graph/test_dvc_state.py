@@ -6,9 +6,10 @@ import shutil
 import sys
 
 import pytest
+from dvc.stage.serialize import to_lockfile
 from worlds.projects import GRAPHS, Project, drive_by_dvc, run_dvc, start_project
 
-from flows.graph import dvc_state
+from flows.graph import dvc_files, dvc_state, revisions
 from flows.stage import InputsChanged
 
 
@@ -68,11 +69,36 @@ def test_plan_of_a_version_holds_its_stages_only(project):
     assert [one.address for one in dvc_state.plan(["v2"])] == ["letters@v2", "score@v2", "choose@v2", "total@v2"]
 
 
-def test_plan_of_a_version_holds_the_stages_of_another_one_that_it_reads(project):
+@pytest.fixture
+def continued(project) -> Project:
+    """The project with a second version whose totals read what the first one chose, before its first run."""
     add_version(project)
     old = '"data/choose/version=${key}/chosen.txt", small/total.py'
     project.edit("dvc.yaml", old, old.replace("${key}", "v1"))
-    assert [one.address for one in dvc_state.plan(["v2"])][-2:] == ["choose@v1", "total@v2"]
+    dvc_files.write_copies()
+    return project
+
+
+def test_what_a_version_reads_of_another_one_is_taken_as_recorded(continued):
+    planned = dvc_state.plan(["v2"])
+    assert [one.address for one in planned] == ["letters@v2", "score@v2", "choose@v2", "total@v2"]
+    continued.edit("params.yaml", "rows: 5", "rows: 6")
+    planned = dvc_state.plan(["v2"])
+    assert {one.version for one in planned} == {"v2"}
+    assert list(dvc_state.list_outdated(planned)) == ["v1"]
+
+
+@pytest.mark.parametrize("harm", ["deleted", "edited", "never made"])
+def test_version_whose_artifacts_are_read_and_not_as_recorded_is_planned_too(continued, harm):
+    chosen = continued.root / "data/choose/version=v1/chosen.txt"
+    if harm == "edited":
+        chosen.write_text("by hand")
+    else:
+        chosen.unlink()
+    if harm == "never made":
+        (continued.root / "versions/v1/dvc.lock").unlink()
+    planned = [one.address for one in dvc_state.plan(["v2"])]
+    assert planned == [f"{stage}@{version}" for version in ("v1", "v2") for stage in GRAPHS["small"].stages]
 
 
 def test_unknown_version_is_refused(project):
@@ -186,10 +212,10 @@ def test_inputs_that_move_between_probe_and_record_are_not_recorded(project):
     project.edit("params.yaml", "rows: 5", "rows: 6")
     inputs = dvc_state.probe("choose@v1").inputs
     project.edit("params.yaml", "rows: 6", "rows: 7")
-    before = (project.root / "dvc.lock").read_text()
+    before = (project.root / "versions/v1/dvc.lock").read_text()
     with pytest.raises(InputsChanged, match=r"1 of 3 inputs of choose@v1 changed while it ran: choose"):
         dvc_state.record("choose@v1", inputs)
-    assert (project.root / "dvc.lock").read_text() == before
+    assert (project.root / "versions/v1/dvc.lock").read_text() == before
 
 
 def test_output_that_was_not_written_is_named(project):
@@ -254,8 +280,8 @@ def test_tables_of_a_revision_stand_in_the_cache_and_are_laid_out_as_in_a_projec
     tables.edit("params.yaml", "scale: 3", "scale: 4")
     drive_by_dvc(tables)
     assert (tables.root / path).read_bytes() != old
-    assert list(dvc_state.tables("HEAD")) == [path]
-    with dvc_state.at_revision("HEAD") as root:
+    assert list(revisions.tables("HEAD")) == [path]
+    with revisions.at_revision("HEAD") as root:
         assert [str(found.relative_to(root)) for found in root.rglob("*.parquet")] == [path]
         assert (root / path).read_bytes() == old
     assert not root.exists()
@@ -263,25 +289,47 @@ def test_tables_of_a_revision_stand_in_the_cache_and_are_laid_out_as_in_a_projec
 
 
 def test_table_of_a_revision_that_the_cache_lacks_is_named(tables):
-    (held,) = dvc_state.tables("HEAD").values()
+    (held,) = revisions.tables("HEAD").values()
     held.unlink()
     named = r"1 of 1 tables of HEAD are not in the local cache, first data/score/.*score\.parquet; .*`dvc fetch -T`"
-    with pytest.raises(dvc_state.StateError, match=named), dvc_state.at_revision("HEAD"):
+    with pytest.raises(dvc_state.StateError, match=named), revisions.at_revision("HEAD"):
         pass
 
 
 def test_revision_that_cannot_be_read_is_refused_by_name(tables):
     with pytest.raises(dvc_state.StateError, match="nowhere"):
-        dvc_state.tables("nowhere")
-    with pytest.raises(dvc_state.StateError, match=r"HEAD~1 holds no tables; name a revision whose dvc\.lock records"):
-        dvc_state.tables("HEAD~1")
+        revisions.tables("nowhere")
+    with pytest.raises(
+        dvc_state.StateError, match=r"HEAD~1 holds no tables; name a revision whose dvc\.lock files rec"
+    ):
+        revisions.tables("HEAD~1")
 
 
 def test_graph_that_dvc_cannot_read_is_an_error_of_ours(project):
-    project.edit(
-        "dvc.yaml",
-        "foreach: ${versions}\n    do:\n      cmd: python -m small.stage total",
-        "foreach: ${x}\n    do:\n      cmd: a",
-    )
+    project.edit("dvc.yaml", "params: [total]", "params: {total: 1}")
     with pytest.raises(dvc_state.StateError, match="DVC: "):
-        dvc_state.plan()
+        dvc_state.standings()
+
+
+def test_lock_file_is_written_byte_for_byte_as_dvc_writes_it(project, monkeypatch):
+    project.edit(
+        "params.yaml", "choose: {rows: 5}", "choose: {rows: 5, none: null, rate: 1.0e-05, text: 'a: b', on: 'yes'}"
+    )
+    project.edit(
+        "dvc.yaml", "params: [choose]", "params: [choose.rows, choose.none, choose.rate, choose.text, choose.on]"
+    )
+    dvc_files.write_copies()
+    lock = project.root / dvc_files.place_lock("v1")
+    written = {}
+    for how in ("theirs", "ours"):
+        lock.unlink()
+        with dvc_state.opened() as repo:
+            for stage in repo.stage.load_all(str(dvc_files.place("v1"))):
+                stage.save()
+                if how == "theirs":
+                    stage.dump(update_pipeline=False)
+                else:
+                    dvc_files.record(lock, to_lockfile(stage))
+        written[how] = lock.read_bytes()
+    assert b"rate: 1e-05" in written["theirs"] or b"rate: 1.0e-05" in written["theirs"]
+    assert written["ours"] == written["theirs"]

@@ -5,7 +5,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from flows import params
+from flows.graph.stages import needs
 from flows.stage import folder, recorded
 
 COMPUTED = Path(".cache/computed.log")
@@ -14,7 +14,7 @@ COMPUTED = Path(".cache/computed.log")
 def run(name, version, *, map=builtins.map):
     address = f"{name}@{version}"
     with recorded(address, folder(name, version)):
-        files, values = params.needs(address)
+        files, values = needs(address)
         COMPUTED.parent.mkdir(exist_ok=True)
         with open(COMPUTED, "a") as log:
             log.write(f"{address}\n")

@@ -1,0 +1,133 @@
+"""The two files that DVC keeps per data version: `versions/<v>/dvc.yaml`, which it reads, and `dvc.lock` beside it.
+
+DVC keeps what it has recorded beside the dvc.yaml that it has read, in one dvc.lock, which it reads and writes whole.
+With a copy of dvc.yaml per version each has a dvc.lock of its own, and what one version costs does not grow with their
+number. The stages of dvc.yaml are for each of `copied`, which is empty there, and in a copy the version that it is for.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML, YAMLError
+
+from flows import params
+from flows.graph.stages import COPIED, GRAPH, PARAMS, read_stages
+from tasks.artifacts.tables import write_text
+
+FOLDER = Path("versions")
+HEAD = "# Written from dvc.yaml and params.yaml by every `tamis` command; an edit here is lost.\n"
+UP = "../.."  # the project's folder, from that of a copy
+WIDE = 1 << 20  # columns: a line stays a line
+
+
+class LockError(ValueError):
+    """A dvc.lock cannot be read."""
+
+
+def place(version: str) -> Path:
+    """Return the path of a version's copy of dvc.yaml.
+
+    >>> place("v1").as_posix()
+    'versions/v1/dvc.yaml'
+    """
+    return FOLDER / version / GRAPH
+
+
+def place_lock(version: str) -> Path:
+    """Return the path of a version's dvc.lock.
+
+    >>> place_lock("v1").as_posix()
+    'versions/v1/dvc.lock'
+    """
+    return place(version).with_suffix(".lock")
+
+
+def find_stale(root: Path = Path(".")) -> dict[Path, str | None]:
+    """Return the copies that are not as they should be, by path with their text; None: of no version any more.
+
+    Raises:
+        ParamsError: params.yaml or dvc.yaml cannot be used, or a version's name cannot name a folder.
+    """
+    versions = params.load(root / PARAMS)["versions"] or {}
+    for name in versions:
+        params.check_name(name)
+    stages = {name: entry | {"do": {"wdir": UP, **entry["do"]}} for name, entry in read_stages(root).items()}
+    body = _dump({"stages": stages}, WIDE)
+    wanted: dict[Path, str | None] = {
+        place(name): f"{HEAD}{_dump({'vars': [{COPIED: {name: settings}}]}, WIDE)}{body}"
+        for name, settings in versions.items()
+    }
+    gone = [path for path in _list(root) if path not in wanted]
+    return {path: text for path, text in wanted.items() if _read(root / path) != text} | dict.fromkeys(gone)
+
+
+def write_copies(root: Path = Path(".")) -> list[Path]:
+    """Write the copies that are not as they should be, and delete those of no version; returns their paths.
+
+    A dvc.lock beside a deleted copy stays: a version that is named again is known again.
+    """
+    stale = find_stale(root)
+    for path, text in stale.items():
+        if text is None:
+            (root / path).unlink(missing_ok=True)
+            with suppress(OSError):
+                (root / path).parent.rmdir()
+        else:
+            write_text(text, root / path)
+    return list(stale)
+
+
+def parse_lock(text: str) -> dict[str, Any]:
+    """Return the stages that the text of a dvc.lock records, by their addresses.
+
+    Raises:
+        LockError: it is no lock file.
+    """
+    try:
+        return dict((YAML(typ="safe").load(text) or {}).get("stages") or {})
+    except (YAMLError, AttributeError, TypeError, ValueError) as error:
+        raise LockError(f"not a lock file of DVC: {' '.join(str(error).split())}") from error
+
+
+def record(path: Path, stages: Mapping[str, Any]) -> None:
+    """Put stages into a dvc.lock in one step, byte for byte as DVC writes it but in a tenth of the time.
+
+    Args:
+        path: of the file.
+        stages: what DVC records of them, by their addresses.
+    """
+    known = parse_lock(path.read_text(encoding="utf-8")) if path.exists() else {}
+    text = _dump({"schema": "2.0", "stages": known | _plain(stages)}, 80)
+    write_text(text.replace(": \n", ":\n"), path)  # of a null
+
+
+def _dump(value: Any, width: int) -> str:
+    """Return a value as YAML in the style of DVC, which leaves the place of a null empty."""
+    writer = YAML(typ="safe")
+    writer.default_flow_style, writer.sort_base_mapping_type_on_output, writer.width = False, False, width
+    writer.representer.add_representer(type(None), lambda one, _: one.represent_scalar("tag:yaml.org,2002:null", ""))
+    stream = StringIO()
+    writer.dump(value, stream)
+    return stream.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    """Return a value in Python's own dicts and lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _list(root: Path) -> Iterator[Path]:
+    if (root / FOLDER).is_dir():
+        with os.scandir(root / FOLDER) as folders:
+            found = [FOLDER / folder.name / GRAPH for folder in folders]
+        yield from (path for path in found if (root / path).exists())
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.exists() else None

@@ -1,0 +1,121 @@
+"""What dvc.lock says at a git revision, without a checkout: digests of what was read, tables in DVC's cache, a push."""
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dvc.dependency import loads_from
+from dvc.repo import Repo
+from dvc.scm import resolve_rev
+from dvc.stage import Stage
+
+from flows.graph import dvc_files
+from flows.graph.dvc_state import StateError, opened
+
+
+def tables(revision: str) -> dict[str, Path]:
+    """Return where DVC's cache holds each table of a git revision, by the table's path in the project.
+
+    Raises:
+        StateError: git knows no such revision, it holds no table, or the cache lacks one.
+    """
+    with opened() as repo:
+        outs = [
+            out
+            for version in _list_versions(repo, revision)
+            for stage in dvc_files.parse_lock(read_lock(repo, version, revision)).values()
+            for out in stage.get("outs", ())
+            if out["path"].endswith(".parquet") and "md5" in out
+        ]
+        found = {out["path"]: Path(repo.cache.local.oid_to_path(out["md5"])) for out in outs}
+    if not found:
+        raise StateError(f"{revision} holds no tables; name a revision whose dvc.lock files record a run")
+    missing = [path for path, held in found.items() if not held.exists()]
+    if missing:
+        raise StateError(
+            f"{len(missing)} of {len(found)} tables of {revision} are not in the local cache, "
+            f"first {', '.join(missing[:3])}; bring them with `dvc fetch -T` (all tags) or `-A` (all commits)"
+        )
+    return found
+
+
+@contextmanager
+def at_revision(revision: str) -> Iterator[Path]:
+    """Lay the tables of a git revision out as a project has them, by links into DVC's cache; yields that folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        for path, held in tables(revision).items():
+            link = Path(folder) / path
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(held.absolute())
+        yield Path(folder)
+
+
+def read_lock(repo: Repo, version: str, revision: str) -> str:
+    """Return the text of a version's dvc.lock at a git revision; empty where there is none."""
+    files = repo.scm.get_fs(resolve_rev(repo.scm, revision))
+    path = _in_git(repo, dvc_files.place_lock(version))
+    return files.read_text(path, encoding="utf-8") if files.exists(path) else ""
+
+
+def digest_now(repo: Repo, paths: Iterable[str]) -> dict[str, str | None]:
+    """Return the digests of files and folders as they are now, as dvc.lock would hold them; None: not there."""
+    wanted = list(dict.fromkeys(paths))
+    deps = loads_from(Stage(repo), wanted)
+    return {path: dep.get_hash().value if dep.exists else None for path, dep in zip(wanted, deps, strict=True)}
+
+
+def find_pointer(repo: Repo, path: Path) -> Path | None:
+    """Return the .dvc file that stands for a path or for a folder that it lies in; None: DVC does not hold it.
+
+    Args:
+        repo: the project, at the revision that is asked.
+        path: within the project.
+    """
+    pointers = (place.with_name(f"{place.name}.dvc") for place in (path, *path.parents) if place.name)
+    return next((pointer for pointer in pointers if repo.fs.isfile(os.fspath(pointer))), None)
+
+
+def push(repo: Repo, recorded: Iterable[tuple[str, str]]) -> None:
+    """Push the artifacts of some recorded versions to the remote that the project names now.
+
+    By content, and not by `dvc push` of a revision, which reads the remote from that revision's own configuration and
+    takes a relative path in there for one from the file system's root.
+
+    Args:
+        repo: the project.
+        recorded: versions, each with its git revision.
+
+    Raises:
+        OSError: the remote lacks some of them afterwards.
+    """
+    found: set[Any] = set()
+    for version, revision in recorded:
+        with repo.switch(revision):
+            stages = repo.stage.load_all(os.fspath(dvc_files.place(version)))
+            inputs = {Path(dep.def_path) for stage in stages for dep in stage.deps}
+            pointers = {find_pointer(repo, path) for path in inputs if not path.is_absolute()} - {None}
+            stages += [stage for pointer in pointers for stage in repo.stage.load_all(os.fspath(pointer))]
+            outs = [out for stage in stages for out in stage.outs if out.hash_info]
+            found.update(*(objects for out in outs for objects in out.get_used_objs(push=True).values()))
+    repo.cloud.push(found)
+    held = repo.cloud.status(found)
+    lacking = len(held.missing) + len(held.new)
+    if lacking:
+        raise OSError(f"{lacking} of {len(found)} files did not reach it")
+
+
+def _list_versions(repo: Repo, revision: str) -> list[str]:
+    """Return the versions of which a git revision holds a dvc.lock."""
+    files, folder = repo.scm.get_fs(resolve_rev(repo.scm, revision)), _in_git(repo, dvc_files.FOLDER)
+    if not files.isdir(folder):
+        return []
+    names = sorted(Path(path).name for path in files.ls(folder, detail=False))
+    return [name for name in names if files.exists(_in_git(repo, dvc_files.place_lock(name)))]
+
+
+def _in_git(repo: Repo, path: Path) -> str:
+    """Return a path of the project relative to git's root, which may lie above it."""
+    return (Path(repo.root_dir).relative_to(repo.scm.root_dir) / path).as_posix()
