@@ -12,6 +12,7 @@ from typing import Any
 
 from flows import params
 from flows.checks import ParamsError
+from flows.graph import dvc_files
 from flows.interrupts import cleaning
 from flows.stage_calls import RAW, find_record
 from tasks.examples.files import show_name
@@ -114,6 +115,7 @@ def _write(addition: Addition, sources: Sequence[Mapping[str, Any]], undo: ExitS
 
     place, record = Path(addition.raw), find_record(addition.version)
     kept = [addition.raw]
+    undo.callback(_write_copies)  # the last, once params.yaml is what it was
     for path in (PARAMS, record):
         undo.callback(_restore, path, path.read_bytes() if path.exists() else None)
     if addition.copied:
@@ -127,7 +129,14 @@ def _write(addition: Addition, sources: Sequence[Mapping[str, Any]], undo: ExitS
     write_record(place, addition.raw, record)
     settings = {"raw": addition.raw, "previous": addition.previous}
     params.write(PARAMS, params.add_version(PARAMS.read_text(encoding="utf-8"), addition.version, settings, sources))
-    return [str(PARAMS), record.as_posix(), *(one for one in kept if not Path(one).is_absolute())]
+    copies = [path.as_posix() for path in dvc_files.write_copies()]
+    return [str(PARAMS), *copies, record.as_posix(), *(one for one in kept if not Path(one).is_absolute())]
+
+
+def _write_copies() -> None:
+    """Let DVC's copies of the graph follow params.yaml; the next command does where this cannot."""
+    with suppress(OSError, ValueError):
+        dvc_files.write_copies()
 
 
 def _restore(path: Path, before: bytes | None) -> None:

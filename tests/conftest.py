@@ -21,29 +21,11 @@ torch.set_num_threads(1)  # toy models are too small for more
 
 @pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory) -> Path:
-    """A folder with a two-layer random Llama and a byte-level tokenizer with a chat template."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-    from worlds.toys import toy_tokenizer
+    """A folder with the toy model."""
+    from worlds.toys import write_toy_model
 
     folder = tmp_path_factory.mktemp("toy")
-    tokenizer = toy_tokenizer()
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=16_384,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    write_toy_model(folder)
     return folder
 
 

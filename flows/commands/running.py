@@ -83,9 +83,9 @@ def serve(
 
 def summarise(version: str, stages: Sequence[str]) -> dict[str, Any]:
     """Return a version's held-out losses by arm, the notes on them, its seconds per stage, and the pairs scored."""
-    from tasks.audit import audit, costs
+    from tasks.audit import costs, summary
 
-    found = audit.summarise(Path("."), version)
+    found = summary.summarise(Path("."), version)
     names = ("arm", "rows", "loss", "low", "high", "seeds")
     return {
         "version": version,

@@ -17,7 +17,7 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Bool, Int
-from transformers import AddedToken
+from tokenizers import AddedToken
 
 HIDDEN = re.compile("[\udc00-\udfff]")  # lone surrogates: no text that can be kept in a file has one
 PRIVATE = 0x100000  # the first character of Unicode's last plane, for private use

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from tamis.evaluation.summary import Summary, limit_spending, spread_caps
-from tamis.evaluation.summary import summarise as summarise_metrics
+from tamis.evaluation.summary import limit_spending, spread_caps
 from tamis.examples.conversations import split_key
 from tasks.artifacts import schemas, tables
 from tasks.artifacts.views import opened, stream
@@ -352,24 +351,3 @@ def count_kept(checks: Sequence[Check]) -> dict[str, Any]:
     """Return what audit.json holds: how many promises are kept, and what else was found."""
     information = {check.name: check.found for check in checks if not check.promise}
     return {"promises_kept": sum(check.promise for check in checks), **information}
-
-
-def summarise(root: Path, version: str) -> Summary:
-    """Return the held-out losses of a version's arms, how many pairs were scored, and what is worth a note.
-
-    Raises:
-        ArtifactError: the version was not evaluated yet.
-    """
-    names = {"evaluation": "metrics", "utility": "utility", "audit": "audit", "selection": "selection"}
-    paths = {stage: Path(root) / f"data/{stage}/version={version}/{name}.json" for stage, name in names.items()}
-    for stage in ("evaluation", "utility"):
-        if not paths[stage].exists():
-            raise tables.ArtifactError(f"{paths[stage]} is missing; run `tamis run` (or `dvc repro`) to make it")
-    found = [json.loads(path.read_text(encoding="utf-8")) if path.exists() else {} for path in paths.values()]
-    summary, counts = summarise_metrics(*found), Path(root) / f"data/examples/version={version}/examples.json"
-    gradients = Path(root) / f"data/gradients/version={version}/gradients.json"
-    scores = json.loads(gradients.read_text(encoding="utf-8")).get("notes", []) if gradients.exists() else []
-    left_out = json.loads(counts.read_text(encoding="utf-8"))["rejects"] if counts.exists() else 0
-    asked = f"tamis sql \"SELECT reason, count(*) FROM rejects WHERE version = '{version}' GROUP BY ALL\""
-    told = [f"{left_out} raw rows were left out, each with its reason: {asked}"] if left_out else []
-    return replace(summary, notes=[*summary.notes, *scores, *told])

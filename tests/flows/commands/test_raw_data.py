@@ -344,7 +344,7 @@ def test_dvc_repro_tells_of_rejects_files_that_are_not_read_and_what_was_left_ou
         file.write("{bad\n" + json.dumps({"prompt": "a?", "response": ends, "topic": "t"}) + "\n")
     (project.root / "data/raw/v1/notes.txt").write_text("x")
     project.edit("params.yaml", "on_bad_row: stop", "on_bad_row: reject")
-    done = run_dvc(project, "repro", "examples@v1", PYTHONPATH=str(ROOT))
+    done = run_dvc(project, "repro", "versions/v1/dvc.yaml:examples@v1", PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("examples@v1")]
     assert lines == [

@@ -9,7 +9,7 @@ from worlds.toy_project import POOL, World, answer, make_world, withdraw
 
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import ArtifactError, provenance, read_table, write_json
-from tasks.audit import audit
+from tasks.audit import audit, summary
 from tasks.masks.settings import MaskSettings
 
 
@@ -283,10 +283,10 @@ def test_a_summary_reads_metrics_and_notes(world):
     write_json(metrics, world.folder("evaluation") / "metrics.json")
     write_json({"pairs_scored": 0, "why": "rows are random"}, world.folder("utility") / "utility.json")
     write_json({"coverage": ["health"], "held_out_share": []}, world.folder("audit") / "audit.json")
-    summary = audit.summarise(world.root, "v1")
-    assert summary.arms == [(arm, 2, 1.5, 1.0, 2.0, 1) for arm in ("chosen", "random")]
-    assert summary.pairs_scored == 0
-    assert summary.notes == [
+    found = summary.summarise(world.root, "v1")
+    assert found.arms == [(arm, 2, 1.5, 1.0, 2.0, 1) for arm in ("chosen", "random")]
+    assert found.pairs_scored == 0
+    assert found.notes == [
         "loss of chosen minus base: -0.3000 (-0.4000 to -0.2000): lower",
         "loss of chosen minus full: +0.3000 (+0.2000 to +0.4000): higher",
         "loss of chosen minus random: -0.1000 (-0.2000 to +0.1000): no clear difference",
@@ -299,7 +299,7 @@ def test_a_summary_tells_what_a_score_of_rows_mostly_is(world):
     write_json({"arms": {}}, world.folder("evaluation") / "metrics.json")
     write_json({"pairs_scored": 0}, world.folder("utility") / "utility.json")
     write_json({"notes": ["dualsft: this score is mostly length"]}, world.folder("gradients") / "gradients.json")
-    assert "dualsft: this score is mostly length" in audit.summarise(world.root, "v1").notes
+    assert "dualsft: this score is mostly length" in summary.summarise(world.root, "v1").notes
 
 
 @pytest.mark.parametrize("rejects", [0, 9])
@@ -307,7 +307,7 @@ def test_a_summary_tells_how_many_raw_rows_were_left_out(world, rejects):
     write_json({"arms": {}}, world.folder("evaluation") / "metrics.json")
     write_json({"pairs_scored": 0}, world.folder("utility") / "utility.json")
     write_json({"rejects": rejects}, world.folder("examples") / "examples.json")
-    told = [note for note in audit.summarise(world.root, "v1").notes if "left out" in note]
+    told = [note for note in summary.summarise(world.root, "v1").notes if "left out" in note]
     assert [note.partition(" raw rows were left out, each with its reason: ")[0] for note in told] == ["9"] * (
         rejects > 0
     )
@@ -316,7 +316,7 @@ def test_a_summary_tells_how_many_raw_rows_were_left_out(world, rejects):
 
 def test_a_summary_needs_an_evaluation(tmp_path):
     with pytest.raises(ArtifactError, match=r"metrics.json is missing; run `tamis run`"):
-        audit.summarise(tmp_path, "v1")
+        summary.summarise(tmp_path, "v1")
 
 
 UP, NORM = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
