@@ -19,6 +19,7 @@ COMMANDS = {
     "serve": running.serve,
     "status": graph.status,
     "stages": graph.stages,
+    "models": graph.models,
     "sql": artifacts.sql,
     "show": artifacts.show,
     "compare": comparing.compare,

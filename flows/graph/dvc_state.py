@@ -27,8 +27,9 @@ from dvc.stage import Stage
 from dvc.stage.cache import RunCacheNotFoundError
 from dvc.stage.serialize import to_lockfile
 
+from flows import model_records, params
 from flows.graph import aside, dvc_files
-from flows.graph.stages import GRAPH, Planned, in_order, read_graph
+from flows.graph.stages import GRAPH, PARAMS, Planned, in_order, read_graph
 from flows.interrupts import LIMIT, cleaning, whole
 from flows.stage import refuse_moved
 
@@ -71,13 +72,14 @@ def plan(versions: Iterable[str] = ()) -> list[Planned]:
 
     Version after version: what came of the first one is known before the next is trained. A version that they continue
     from and that is not named is taken as it was recorded; where the artifacts that are read of it are not as recorded,
-    its stages are planned, too. The copies of dvc.yaml that DVC reads are brought up to date first.
+    its stages are planned, too. The copies of dvc.yaml that DVC reads, and the records of the models, are brought up to
+    date first.
 
     Raises:
         StateError: unknown version, or a dvc.yaml that DVC cannot read.
         ParamsError: params.yaml or dvc.yaml cannot be used.
     """
-    dvc_files.write_copies()
+    prepare()
     graph = read_graph()
     known = dict.fromkeys(one.version for one in graph.values())
     unknown = [version for version in versions if version not in known]
@@ -94,6 +96,19 @@ def plan(versions: Iterable[str] = ()) -> list[Planned]:
     ]
     edges = {address: one.upstream for address, one in graph.items()}
     return [graph[address] for address in in_order(asked, edges) if graph[address].version in chosen]
+
+
+def prepare() -> None:
+    """Bring what stands for params.yaml and for the models up to date: DVC's copies of the graph, the models' records.
+
+    Raises:
+        ParamsError: params.yaml or dvc.yaml cannot be used.
+        ModelError: a model cannot be found, and nothing is recorded of it.
+    """
+    dvc_files.write_copies()
+    models = params.load(Path(PARAMS)).get("models")
+    if models:
+        model_records.write(models)
 
 
 def _read_of_others(graph: Mapping[str, Planned], chosen: Container[str]) -> dict[str, set[str]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from flows import model_records
 from flows.graph import dvc_files, dvc_state, revisions
 from flows.graph.stages import Planned, in_order, read_graph
 from tasks.settings import VersionSettings
@@ -175,7 +176,7 @@ def _changes(repo: Any) -> tuple[list[str], list[str]]:
 
 def _made(repo: Any) -> set[Path]:
     """Return what a run writes and git holds, relative to git's root: DVC's files of versions, metrics, .gitignores."""
-    held = {dvc_files.FOLDER, Path("dvc.lock")}
+    held = {dvc_files.FOLDER, model_records.FOLDER, Path("dvc.lock")}
     for one in read_graph().values():
         held |= {Path(path) for path in one.held} | {Path(path).parent / ".gitignore" for path in one.outputs}
     root = Path(repo.root_dir).relative_to(repo.scm.root_dir)

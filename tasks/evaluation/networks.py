@@ -22,6 +22,7 @@ from tasks import models
 from tasks.artifacts.tables import digest_code
 from tasks.evaluation.inputs import EvaluationError, Run
 from tasks.masks import sparse_deltas
+from tasks.model_files import refuse_other_base
 
 PACK_TOKENS = 2048  # tokens per forward pass
 CODE = digest_code(packing, sparse_deltas, sys.modules[__name__])  # what losses and answers depend on, as imported
@@ -30,6 +31,8 @@ CODE = digest_code(packing, sparse_deltas, sys.modules[__name__])  # what losses
 @contextmanager
 def loaded(run: Run, base: PreTrainedModel, model: models.ModelChoice) -> Iterator[PreTrainedModel]:
     """Yield a run's model in eval mode: the base, the base with adapters or a delta, or weights of its own."""
+    if run.folder is not None:
+        refuse_other_base(run.folder, model.name, model.revision)
     if run.folder is None:
         yield base
     elif (run.folder / "adapter_config.json").exists():

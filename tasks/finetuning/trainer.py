@@ -35,6 +35,7 @@ from tasks.finetuning import mask_updates
 from tasks.finetuning.mask_updates import MaskedTraining, Rescorer, Restriction
 from tasks.finetuning.settings import FinetuningSettings
 from tasks.masks import sparse_deltas
+from tasks.model_files import refuse_other_base
 
 GOES_ON = {("lora", "lora"), ("full", "full"), ("masked", "masked"), ("masked", "full")}  # method before, and now
 
@@ -118,6 +119,7 @@ def find_start(previous: Path, model: models.ModelChoice, settings: FinetuningSe
     if not weights:
         raise ArtifactError(f"{folder} holds no weights; restore it with `dvc checkout` or train it with `tamis run`")
     refuse_other(folder, model, settings)
+    refuse_other_base(folder, model.name, model.revision)
     return Start(label, folder, tables.digest_inputs(*weights))
 
 

@@ -28,6 +28,7 @@ from tamis.masks.tensor_layout import MaskError, refuse_other
 from tasks import models
 from tasks.artifacts.tables import ArtifactError, read_facts
 from tasks.artifacts.tensors import read, write
+from tasks.model_files import refuse_other_base
 
 DELTA = "delta.safetensors"
 ADAPTER = "adapter_config.json"
@@ -187,6 +188,7 @@ def load_merged(arm: Path, model: models.ModelChoice) -> PreTrainedModel:
             f"{arm} was trained on {theirs['base_model_name_or_path']} (revision {theirs['revision']}), not on "
             f"{model.name} (revision {model.revision}); set models.language back"
         )
+    refuse_other_base(arm, model.name, model.revision)
     with quiet_peft():
         return peft.PeftModel.from_pretrained(network, arm).merge_and_unload()
 

@@ -171,3 +171,52 @@ def test_only_rounding_that_was_asked_for_is_noted(toy):
     rounded = replace(toy, matmul=ROUNDED)
     assert models.note_products(toy) == {}
     assert models.note_products(rounded) == {"matmul_rounds": models.rounds_products(rounded)}
+
+
+@pytest.fixture
+def harmed(toy, toy_folder, tmp_path):
+    """Return a function that loads the toy model from a copy whose tensors were changed."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    def load(change, encoder: bool = False):
+        folder = tmp_path / "harmed"
+        shutil.copytree(toy_folder, folder)
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        choice = replace(toy, name=str(folder))
+        (models.embedder if encoder else models.language_model)(choice)
+
+    return load
+
+
+NORM = "model.norm.weight"
+
+
+@pytest.mark.parametrize("encoder", [False, True])
+def test_weights_that_lack_a_tensor_are_refused_by_its_name(harmed, encoder):
+    with pytest.raises(ModelError, match=r"harmed lack 1 tensors, first (model\.)?norm\.weight; fetch or convert"):
+        harmed(lambda tensors: tensors.pop(NORM), encoder)
+
+
+def test_weights_with_a_tensor_of_another_model_are_refused_by_its_name(harmed):
+    with pytest.raises(ModelError, match=r"harmed hold, beside those of the model, 1 tensors, first x\.weight; "):
+        harmed(lambda tensors: tensors.update({"x.weight": torch.ones(2)}))
+
+
+@pytest.mark.parametrize("encoder", [False, True])
+def test_weights_with_a_tensor_of_another_shape_are_refused(harmed, encoder):
+    with pytest.raises(ModelError, match=r"harmed have, in another shape, 1 tensors, first (model\.)?norm\.weight; "):
+        harmed(lambda tensors: tensors.update({NORM: torch.ones(7)}), encoder)
+
+
+def test_weights_that_are_cut_off_are_refused(toy, toy_folder, tmp_path):
+    import shutil
+
+    shutil.copytree(toy_folder, tmp_path / "cut")
+    whole = (tmp_path / "cut/model.safetensors").read_bytes()
+    (tmp_path / "cut/model.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(ModelError, match=r"cut cannot be loaded: .*; fetch or convert the model again"):
+        models.language_model(replace(toy, name=str(tmp_path / "cut")))
