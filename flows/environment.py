@@ -9,6 +9,8 @@ import os
 import platform
 import sys
 import warnings
+from collections.abc import Mapping
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ DEFAULTS = {
 HOME = Path(__file__).parents[1]
 CPUINFO = Path("/proc/cpuinfo")
 PROCESSOR = ("vendor_id", "cpu family", "model", "model name", "flags")  # what it says of the kind
+LIBRARIES = ("torch", "transformers", "tokenizers", "numba")  # whose versions decide numbers
 OURS = ("flows", "tasks", "tamis", "desk")
 
 
@@ -64,6 +67,24 @@ def name_processor() -> str:
     told = (line.partition(":") for line in CPUINFO.read_text().splitlines())
     known = {name.strip(): value.strip() for name, _, value in told if name.strip() in PROCESSOR}
     return " ".join(known.get(name, "") for name in PROCESSOR)
+
+
+def name_libraries() -> dict[str, str]:
+    """Return the installed versions of the libraries that decide numbers outside of our code."""
+    return {name: installed(name) for name in LIBRARIES}
+
+
+def tell_other_libraries(made: Mapping[str, str]) -> str:
+    """Return in words with which other versions something was made than are installed here; empty: with the same.
+
+    Args:
+        made: the versions by library, as `name_libraries` gave them then; may be empty.
+    """
+    here = name_libraries()
+    told = [
+        f"{name} {version}, here {here[name]}" for name, version in made.items() if here.get(name, version) != version
+    ]
+    return f"made with {'; '.join(told)}" if told else ""
 
 
 def quieten() -> None:

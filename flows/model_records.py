@@ -1,8 +1,11 @@
 """The models as inputs: `data/models/<role>.json`, a small file per model, held by git, that stages depend on.
 
-It names the model, its files, and digests of their contents. Without it, weights that are replaced under the same name
-would leave every stage fresh, and old adapters would be measured on new weights. Every `tamis` command that looks at
-the graph writes it anew where it differs; a stage that `dvc repro` starts refuses to run where it does.
+Beside them stands `environment.json`, which is empty unless `models.strict_environment` asks for what else decides a
+result outside of our code: versions of libraries, the kind of device.
+
+A record names the model, its files, and digests of their contents. Without it, weights that are replaced under the same
+name would leave every stage fresh, and old adapters would be measured on new weights. Every `tamis` command that looks
+at the graph writes it anew where it differs; a stage that `dvc repro` starts refuses to run where it does.
 """
 
 import json
@@ -10,11 +13,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from flows.environment import name_libraries
 from tasks.artifacts.tables import write_json
 from tasks.model_files import ModelError, describe
 
 FOLDER = Path("data/models")
 ROLES = {"language": "language_revision", "embedding": "embedding_revision"}  # setting of the name -> of the revision
+ENVIRONMENT = "environment"
+ALL = (*ROLES, ENVIRONMENT)
 
 
 class ModelsChanged(ValueError):  # noqa: N818
@@ -38,7 +44,7 @@ def read(role: str) -> dict[str, Any] | None:
         return None
 
 
-def find_stale(models: Mapping[str, Any], roles: Iterable[str] = ROLES) -> dict[str, dict[str, Any]]:
+def find_stale(models: Mapping[str, Any], roles: Iterable[str] = ALL) -> dict[str, dict[str, Any]]:
     """Return by role what should be recorded of the models whose record differs.
 
     Args:
@@ -48,8 +54,19 @@ def find_stale(models: Mapping[str, Any], roles: Iterable[str] = ROLES) -> dict[
     Raises:
         ModelError: a model cannot be found.
     """
-    found = {role: describe(models[role], models[ROLES[role]]) for role in roles}
+    found = {role: _describe(role, models) for role in roles}
     return {role: record for role, record in found.items() if record != read(role)}
+
+
+def _describe(role: str, models: Mapping[str, Any]) -> dict[str, Any]:
+    if role != ENVIRONMENT:
+        return describe(models[role], models[ROLES[role]])
+    if not models.get("strict_environment"):
+        return {}
+    from tasks.models import ModelChoice, device  # and torch with it
+
+    kind = device(ModelChoice("any", device=models["device"])).type
+    return {"libraries": name_libraries(), "device": kind}
 
 
 def write(models: Mapping[str, Any]) -> list[str]:
@@ -61,7 +78,7 @@ def write(models: Mapping[str, Any]) -> list[str]:
         ModelError: a model cannot be found, and nothing is recorded of it.
     """
     stale: dict[str, dict[str, Any]] = {}
-    for role in ROLES:
+    for role in ALL:
         try:
             stale |= find_stale(models, [role])
         except ModelError:
@@ -80,7 +97,12 @@ def refuse_changed(models: Mapping[str, Any], read_by: Iterable[str]) -> None:
         read_by: the paths that a stage depends on; of these, records are looked at.
     """
     paths = set(read_by)
-    for role, now in find_stale(models, [role for role in ROLES if place(role).as_posix() in paths]).items():
+    for role, now in find_stale(models, [role for role in ALL if place(role).as_posix() in paths]).items():
+        if role == ENVIRONMENT:
+            raise ModelsChanged(
+                f"libraries or device are not those that {place(role)} names, and models.strict_environment is true; "
+                "`tamis models --update` takes them as they are, and every stage is made anew"
+            )
         then = (read(role) or {}).get("digest") or "none"
         raise ModelsChanged(
             f"models.{role}, {models[role]}, is not the model that {place(role)} names (digest {then[:8]}, now "

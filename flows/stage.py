@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flows import params
-from flows.environment import name_machine
+from flows.environment import name_libraries, name_machine
 from flows.graph.stages import needs, read_stages
 from flows.model_records import refuse_changed
 from flows.stage_calls import CACHE, STAGES, Map, find_folders, folder
@@ -63,6 +63,7 @@ def run(name: str, version: str, *, map: Map | None = None) -> None:
             folders = find_folders(values, version)
             notes.update(STAGES[name](values, folders, map or partial(in_order, label=address)) or {})
         refuse_changed(vars(values.models), reads)
+        notes |= {"device": _name_device(values.models.device), "dtype": values.models.dtype}
     for line in tell_notes(version, notes):
         say(f"{address:<16} {line}")
 
@@ -93,6 +94,7 @@ def recorded(address: str, out: Path) -> Iterator[dict[str, Any]]:
     name, _, version = address.partition("@")
     record = {"stage": name, "version": version, "created": created}
     record |= {"code": installed("tamis"), "sources": _summary(code), "machine": name_machine()}
+    record["libraries"] = name_libraries()
     write_json({**notes, **record, "seconds": round(time.monotonic() - start, 1)}, out / "run.json")
     refuse_moved(address, before, fingerprint(address))
 
@@ -212,6 +214,12 @@ def _digest(path: Path) -> str:
         return "missing"
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _name_device(asked: str) -> str:
+    """Return what kind of device a stage had: cuda where it was to be had and was not refused, else cpu."""
+    torch = sys.modules.get("torch")  # of a stage that runs no model it is not imported
+    return "cuda" if asked != "cpu" and torch is not None and torch.cuda.is_available() else "cpu"
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -128,6 +128,11 @@ class ModelsSettings:
         default_factory=dict, description="passed to the chat template, such as {date_string: 26 Jul 2026}"
     )
     chat_template: str | None = Field(None, description="file of a chat template; null: the tokenizer's own")
+    strict_environment: bool = Field(
+        False,
+        description="make stages anew where torch, transformers, tokenizers, numba or the kind of device have changed; "
+        "else `tamis status` tells of it",
+    )
 
 
 @checked

@@ -7,6 +7,7 @@ import typer
 from flows import model_records, params
 from flows.commands.errors import spoken
 from flows.commands.output import Json, show_rows
+from flows.environment import tell_other_libraries
 from flows.stage import last_run
 
 
@@ -20,7 +21,10 @@ def status(
     from flows.graph import dvc_state
 
     made = [(last_run(address), address, state, why) for address, state, why in dvc_state.standings(versions or ())]
-    rows = [(address, state, run.get("created"), run.get("seconds"), why) for run, address, state, why in made]
+    rows = []
+    for run, address, state, why in made:
+        reasons = "; ".join(filter(None, (why, tell_other_libraries(run.get("libraries", {})))))
+        rows.append((address, state, run.get("created"), run.get("seconds"), reasons))
     show_rows(["stage", "state", "made", "seconds", "why"], rows, as_json=as_json)
 
 

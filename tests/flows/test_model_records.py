@@ -123,3 +123,30 @@ def test_record_that_cannot_be_read_is_written_anew(project, text):
     path.write_text(text)
     assert model_records.write(vars(params.read().models)) == ["embedding"]
     assert path.read_text() == wanted
+
+
+def test_libraries_are_recorded_and_others_are_told_by_status(project):
+    run = stage.last_run("examples@v1")
+    assert set(run["libraries"]) == {"torch", "transformers", "tokenizers", "numba"}
+    assert (run["device"], run["dtype"]) == ("cpu", "float32")
+    path = project.root / "data/examples/version=v1/run.json"
+    path.write_text(json.dumps(run | {"libraries": run["libraries"] | {"transformers": "5.0"}}))
+    command = [sys.executable, "-m", "flows.cli", "status", "v1", "--json"]
+    rows = {row["stage"]: row for row in json.loads(run_child(command, project).stdout)}
+    here = run["libraries"]["transformers"]
+    assert rows["examples@v1"]["why"].endswith(f"made with transformers 5.0, here {here}")
+    assert "made with" not in rows["embedding@v1"]["why"]
+
+
+def test_other_libraries_make_stages_stale_where_that_is_asked_for(project, monkeypatch):
+    project.edit("params.yaml", "device: cpu", "device: cpu\n  strict_environment: true")
+    assert states(project)["examples"] == "stale"
+    run_stages("v1", until="examples")
+    assert states(project)["examples"] == "fresh"
+    monkeypatch.setattr(model_records, "name_libraries", lambda: {"torch": "9.9"})
+    with pytest.raises(ModelsChanged, match="libraries or device are not those that"):
+        stage.run("examples", "v1")
+    assert states(project)["examples"] == "stale"
+    project.edit("params.yaml", "device: cpu\n  strict_environment: true", "device: cpu")
+    assert states(project)["examples"] == "stale"  # until it is restored
+    assert dvc_state.probe("examples@v1").state == "restored"
