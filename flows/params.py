@@ -5,6 +5,7 @@ name, before anything runs. YAML is read as DVC reads it.
 """
 
 import copy
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -38,7 +39,9 @@ from tasks.utility.settings import UtilitySettings
 
 BASE = "base"  # what a first version continues from: the base model, and empty artifacts that stand in git
 GENERAL = "general"  # what evaluation calls rows of examples.retention_set, beside the versions' held-out rows
-NAME = re.compile(r"(?!.*\.\.)(?!.*(?:\.lock|\.)$)[A-Za-z0-9][A-Za-z0-9._-]*\Z")  # of a folder, a stage and a git tag
+NAME = re.compile(
+    r"(?!.*\.\.)(?!.*(?:\.lock|\.)$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
+)  # of a folder, a stage and a git tag
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ def compose(raw: Mapping[str, Any], place: str = "params.yaml", *, bare: bool = 
         ParamsError: as `read`.
     """
     raw = {"runtime": {}, **raw}
+    _refuse_infinite(raw, "")
     _refuse_unknown(raw, ["versions", *SECTIONS], place)
     missing = [name for name in ("versions", *SECTIONS) if name not in raw]
     if missing:
@@ -319,8 +323,8 @@ def check_name(name: Any) -> None:
         raise ParamsError(f"versions names {name}, which YAML reads as {read}; write '{name}' in quotes")
     if not NAME.match(name):
         raise ParamsError(
-            f"versions names {name!r}; a version's name has letters, digits, and . _ - between them, such as v2 or "
-            "2026-11"
+            f"versions names {name!r}; a version's name has letters, digits, and . _ - between them, 64 at most, such "
+            "as v2 or 2026-11"
         )
     for taken, what in ((BASE, "what was before any version"), (GENERAL, "rows of examples.retention_set")):
         if name == taken:
@@ -362,6 +366,15 @@ def check_section(kind: type, raw: Any, name: str) -> Any:
         return kind(**values)
     except ValidationError as error:
         raise ParamsError(explain(error, kinds, values, name)) from None
+
+
+def _refuse_infinite(value: Any, dotted: str) -> None:
+    """Raise ParamsError at a number that is infinite or none (NaN), wherever it stands."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ParamsError(f"{dotted.removeprefix('.')} is {value}; it must be a finite number")
+    inside = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, one in inside:
+        _refuse_infinite(one, f"{dotted}.{key}")
 
 
 def _refuse_unknown(values: Mapping[str, Any], names: Any, where: str) -> None:

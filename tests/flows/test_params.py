@@ -1,5 +1,6 @@
 """params.yaml is read once, completely, and refused by name where it cannot be used."""
 
+import re
 import shutil
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -295,6 +296,9 @@ def edit(folder: Path, old: str, new: str) -> Path:
         ("a.lock", "versions names 'a.lock'; a version's name has letters"),
         ('"a\\n"', "versions names 'a\\n'; a version's name has letters"),
         ("é", "versions names 'é'; a version's name has letters"),
+        ("v" * 65, "; a version's name has letters, digits, and . _ - between them, 64 at most, such as"),
+        ("v;touch${IFS}x", "versions names 'v;touch${IFS}x'; a version's name has letters"),
+        ("$(x)", "versions names '$(x)'; a version's name has letters"),
     ],
 )
 def test_a_name_that_cannot_be_a_versions_is_refused(tmp_path, name, message):
@@ -305,7 +309,26 @@ def test_a_name_that_cannot_be_a_versions_is_refused(tmp_path, name, message):
         assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["v2", "2026-11", "'2026-11-01'", "a.b_c-d", "V2"])
+@pytest.mark.parametrize("number", [".inf", "-.inf", ".nan"])
+@pytest.mark.parametrize(
+    ("old", "dotted"),
+    [
+        ("learning_rate: 2.0e-4", "finetuning.learning_rate"),
+        ("quality_prior: 1", "selection.quality_prior"),
+        ("beyond: 2", "selection.gate.beyond"),
+        ("caps: {}", "selection.caps.greetings"),
+        ("chosen: [0]", "finetuning.arms.chosen.0"),
+    ],
+)
+def test_a_number_that_is_infinite_or_none_is_refused_wherever_it_stands(tmp_path, number, old, dotted):
+    key, _, value = old.partition(": ")
+    nested = {"{}": f"{{greetings: {number}}}", "[0]": f"[{number}]"}
+    path = edit(tmp_path, old, f"{key}: {nested.get(value, number)}")
+    with pytest.raises(params.ParamsError, match=rf"^{re.escape(dotted)} is -?(inf|nan); it must be a finite number$"):
+        params.read(path)
+
+
+@pytest.mark.parametrize("name", ["v2", "2026-11", "v" * 64, "'2026-11-01'", "a.b_c-d", "V2"])
 def test_a_name_that_can_be_a_versions_is_taken(tmp_path, name):
     assert list(params.read(edit(tmp_path, "  v2: {raw", f"  {name}: {{raw")).versions)[1] == name.strip("'")
 
