@@ -106,7 +106,7 @@ def _watch(wakes: int, screen: int) -> None:
     start = time.monotonic()
     _interrupted.set()
     _say(screen)
-    for child in _descendants():
+    for child in list_descendants():
         with suppress(ProcessLookupError, PermissionError):
             os.kill(child, signal.SIGKILL)
     while time.monotonic() - start < max((limit for limits in [*_sections.values()] for limit in limits), default=0):
@@ -134,7 +134,7 @@ def _clean() -> None:
             cleanup()
 
 
-def _descendants() -> list[int]:
+def list_descendants() -> list[int]:
     """Return the processes that this one started, and those that they did."""
     parents, found = _parents(), [os.getpid()]
     for one in found:

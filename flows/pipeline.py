@@ -1,53 +1,31 @@
-"""The flow: the stages of dvc.yaml in order, each a Prefect task whose only cache is DVC.
+"""The flow: the stages of dvc.yaml as Prefect tasks, in the order of flows/drive.py; their only cache is DVC."""
 
-for each stage, what it reads first:
-    fresh, or restored from the run-cache -> Cached
-    else lock its paths, compute its shards on the task runner, record; refused where its code was edited meanwhile
-"""
-
-import importlib
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Completed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows import estimate
-from flows.graph import dvc_state
-from flows.graph.dvc_state import File
-from flows.graph.stages import Planned, end_versions
-from flows.stage import counted, named, refuse_edited, say, sources
-from flows.told import tell_outdated
-from tasks.artifacts.locks import locked
+from flows import drive, prefect_server
+from flows.drive import Outcome, Tell, bring, tell_waiting
+from flows.graph.dvc_state import Busy, File
+from flows.graph.stages import Planned
+from flows.stage import counted, say
 
-LOCK = Path(".cache/flow.lock")
 SHARD_TASKS = 64  # per stage: the local server's limit is about 100 task runs per flow
+CACHED = "dvc: "  # before how, in the message of a state
 
 T = TypeVar("T")
 R = TypeVar("R")
-Tell = Callable[[str, Sequence[str]], None]
 
 
 class RunnerError(ValueError):
     """A task runner cannot be had."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a flow did about a stage."""
-
-    address: str
-    how: str  # computed | fresh | restored
-    seconds: float
-    files: tuple[File, ...]  # its artifacts, by reference
 
 
 def run(
@@ -62,72 +40,60 @@ def run(
         tell: is given each version with its stages once all of these are up to date.
     """
     chosen = pipeline.with_options(task_runner=_runner(runner, workers))
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):  # it would cost a second at the end
-        return chosen(list(versions), tell)
+    quick = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})  # it would cost a second at the end
+    told, made = set(), []
+
+    def tell_once(version: str, stages: Sequence[str]) -> None:
+        if tell and version not in told:
+            told.add(version)
+            tell(version, stages)
+
+    try:
+        with prefect_server.kept(), quick:
+            return chosen(list(versions), tell_once, made)
+    except httpx.TransportError as error:
+        say(f"the Prefect server is gone ({error}): its page does not show all of this run; what is recorded stands")
+        return made or drive.run(versions, workers=workers, tell=tell_once)
 
 
 @flow(name="tamis", validate_parameters=False)
-def pipeline(versions: list[str], tell: Tell | None = None) -> list[Outcome]:
-    """Bring every stage of some data versions up to date."""
+def pipeline(versions: list[str], tell: Tell | None = None, made: list[Outcome] | None = None) -> list[Outcome]:
+    """Bring every stage of some data versions up to date.
+
+    Args:
+        versions: names from params.yaml; all, where none is named.
+        tell: is given each version with its stages once all of these are up to date.
+        made: takes the outcomes, too, once all stages have one, whatever becomes of Prefect after that.
+    """
+    prefect_server.remember()
     states: dict[str, State] = {}
-    outcomes = []
-    with alone():
-        plan = dvc_state.plan(versions)
-        ends = end_versions(plan)
-        for line in tell_outdated(dvc_state.list_outdated(plan)):
-            say(line)
-        loaded = sources(planned.address for planned in plan)  # no stage's module is imported yet
-        expected = estimate.try_estimate(versions)
-        estimate.print_estimate(expected)
-        clock = estimate.start_clock(expected)
-        for planned in plan:
-            start = time.monotonic()
-            upstream = [states[address] for address in planned.upstream if address in states]
-            bring = stage.with_options(name=planned.address, task_run_name=planned.address)
-            state = states[planned.address] = bring(planned, loaded, wait_for=upstream, return_state=True)
-            with named(planned.address):
-                files = state.result()
-            how = (state.message or "").removeprefix("dvc: ") if state.name == "Cached" else "computed"
-            outcomes.append(Outcome(planned.address, how, round(time.monotonic() - start, 1), tuple(files)))
-            clock = estimate.end_stage(clock, planned.address, outcomes[-1].seconds, computed=how == "computed")
-            say(f"{planned.address:<16} {how} in {outcomes[-1].seconds} s{estimate.tell_left(clock)}")
-            if tell and planned.address in ends:
-                tell(*ends[planned.address])
-        dvc_state.record_whole()
-        estimate.learn(expected, [one.address for one in outcomes if one.how == "computed"])
+
+    def bring_one(planned: Planned, loaded: dict[str, str]) -> tuple[str, list[File]]:
+        upstream = [states[address] for address in planned.upstream if address in states]
+        run_stage = stage.with_options(name=planned.address, task_run_name=planned.address)
+        state = states[planned.address] = run_stage(planned, loaded, wait_for=upstream, return_state=True)
+        files = state.result()
+        return (state.message or "").removeprefix(CACHED) if state.name == "Cached" else "computed", files
+
+    outcomes = drive.drive(versions, bring_one, tell)
+    if made is not None:
+        made.extend(outcomes)
     return outcomes
 
 
 def _wait(task: Any, run: Any, state: State) -> bool:
     """Return whether a stage failed because `dvc repro` is at work on it; it is then tried again."""
-    busy = isinstance(state.data, dvc_state.Busy)
+    busy = isinstance(state.data, Busy)
     if busy and run.run_count <= 1:
-        say(f"{run.name:<16} waiting for another process: {state.data}")
+        tell_waiting(run.name, state.data)
     return busy
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, retries=7200, retry_delay_seconds=2, retry_condition_fn=_wait)
 def stage(planned: Planned, loaded: dict[str, str]) -> Any:
-    """Bring one stage up to date; returns references to its artifacts.
-
-    Args:
-        planned: the stage.
-        loaded: digests of the modules, as this process has imported them or will.
-
-    Raises:
-        InputsChanged: a module, another file or a parameter of the stage was edited; nothing is recorded.
-    """
-    found = dvc_state.probe(planned.address)
-    if found.state != "stale":
-        return Completed(name="Cached", message=f"dvc: {found.state}", data=dvc_state.files(planned.address))
-    refuse_edited(planned.address, loaded)  # now, too: computing may take hours
-    function, name, version = _implementation(planned)
-    say(f"{planned.address:<16} computing")
-    with dvc_state.claim(planned.address):
-        function(name, version, map=partial(in_shards, label=planned.address))
-        refuse_edited(planned.address, loaded)
-        dvc_state.record(planned.address, found.inputs)
-    return dvc_state.files(planned.address)
+    """Bring one stage up to date, as `drive.bring` does; returns references to its artifacts."""
+    how, files = bring(planned, loaded, in_shards)
+    return files if how == "computed" else Completed(name="Cached", message=f"{CACHED}{how}", data=files)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -151,23 +117,6 @@ def in_shards(function: Callable[[T], R], items: Sequence[T], *, label: str) -> 
 
 def _each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
     return [function(item) for item in items]
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """Hold the project's flow lock, waiting for it; the kernel frees it when the process ends, however it ends."""
-    with locked(LOCK, waiting=partial(say, "another flow runs in this project: waiting for it")):
-        yield
-
-
-def _implementation(planned: Planned) -> tuple[Callable[..., None], str, str]:
-    """Return the function that a stage's command runs, and its two arguments."""
-    words = planned.command.split()
-    if len(words) != 5 or words[1] != "-m":
-        raise dvc_state.StateError(
-            f"{planned.address} runs {planned.command!r}; dvc.yaml's commands read `python -m MODULE NAME VERSION`"
-        )
-    return importlib.import_module(words[2]).run, words[3], words[4]
 
 
 def _runner(name: str, workers: int) -> TaskRunner[Any]:

@@ -77,7 +77,13 @@ def allowed(path: Path) -> set[str]:
         if path.stem == "settings":
             return {"pydantic", "tamis", "tasks"}
         return {"tamis", "tasks", *(LOADERS_MAY if path.stem == "models" else TASKS_MAY)}
-    only = {"dvc_state": {"dvc"}, "revisions": {"dvc"}, "dvc_files": {"ruamel"}, "params": {"ruamel"}}
+    only = {
+        "dvc_state": {"dvc"},
+        "revisions": {"dvc"},
+        "dvc_files": {"ruamel"},
+        "params": {"ruamel"},
+        "pipeline": {"httpx"},
+    }
     lazily = {"tamis"} if path.stem == "stage" else set()
     return FLOWS_MAY | only.get(path.stem, set()) | lazily
 

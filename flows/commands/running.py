@@ -7,14 +7,16 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from flows import interrupts, params
+from flows import engines, interrupts, params
 from flows.commands.errors import spoken
 from flows.commands.output import Json, plain, show_json, show_rows, show_text
+from flows.engines import Engine
 from flows.graph.stages import end_versions
 from flows.stage import last_run, say
 from flows.told import tell_outdated
 
 Runner = Annotated[Literal["threads", "dask"], typer.Option(help="What runs the shards.")]
+Chosen = Annotated[Engine, typer.Option("--engine", help="Prefect, or this process alone, without a server.")]
 Workers = Annotated[int, typer.Option(min=1, help="Shards that run at once.")]
 
 
@@ -22,6 +24,7 @@ Workers = Annotated[int, typer.Option(min=1, help="Shards that run at once.")]
 def run(
     context: typer.Context,
     versions: Annotated[list[str] | None, typer.Argument(help="Data versions; all, where none is named.")] = None,
+    engine: Chosen = "prefect",
     runner: Runner = "threads",
     workers: Workers = 1,
     as_json: Json = False,
@@ -50,20 +53,24 @@ def run(
         for version, stages in end_versions(planned).values():
             tell(version, stages)
     else:
-        from flows import pipeline  # and Prefect with it, which takes seconds to start
-
-        pipeline.run(asked, runner=runner, workers=workers, tell=tell)
+        engines.run(engine, asked, runner=runner, workers=workers, tell=tell)
     if as_json:
         show_json(found)
 
 
 @spoken
-def advance(context: typer.Context, runner: Runner = "threads", workers: Workers = 1, as_json: Json = False) -> None:
+def advance(
+    context: typer.Context,
+    engine: Chosen = "prefect",
+    runner: Runner = "threads",
+    workers: Workers = 1,
+    as_json: Json = False,
+) -> None:
     """Run every data version that is not recorded yet, in order; commit, tag and push what each made."""
     from flows.graph import continual
     from flows.graph.versions import tag_of
 
-    made = continual.advance(runner=runner, workers=workers)
+    made = continual.advance(engine=engine, runner=runner, workers=workers)
     show_rows(["version", "tag"], [(version, tag_of(version)) for version in made], as_json=as_json)
 
 
@@ -75,10 +82,10 @@ def serve(
     workers: Workers = 1,
 ) -> None:
     """Do what `continue` does every so often, by a schedule of a Prefect server on this machine."""
-    from flows.graph import continual
+    from flows import serving
 
     interrupts.uninstall()  # it ends by Ctrl-C in a way of its own: the schedule is deleted
-    continual.serve(interval, runner=runner, workers=workers)
+    serving.serve(interval, runner=runner, workers=workers)
 
 
 def summarise(version: str, stages: Sequence[str]) -> dict[str, Any]:

@@ -32,9 +32,9 @@ def drive(versions=(), *, runner: str = "threads", workers: int = 1, tell=None) 
     That the flow and this order of stages make the same is what tests/flows shows.
     """
     from flows import stage
+    from flows.drive import Outcome
     from flows.graph import dvc_state
     from flows.graph.stages import end_versions
-    from flows.pipeline import Outcome
 
     outcomes, plan = [], dvc_state.plan(list(versions))
     ends = end_versions(plan)

@@ -11,7 +11,7 @@ from prefect import flow
 from worlds import toy_corpus, toy_selection
 from worlds.projects import GRAPHS, Project, drive_by_flow, importing_from
 
-from flows import pipeline
+from flows import drive, pipeline
 from flows.graph import dvc_state
 from flows.stage import InputsChanged
 from tasks.artifacts.tables import read_table
@@ -130,10 +130,10 @@ def test_second_flow_waits_for_the_first(tmp_path, monkeypatch, capsys):
     entered = threading.Event()
 
     def second() -> None:
-        with pipeline.alone():
+        with drive.alone():
             entered.set()
 
-    with pipeline.alone():
+    with drive.alone():
         thread = threading.Thread(target=second)
         thread.start()
         assert not entered.wait(0.3)

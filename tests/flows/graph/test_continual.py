@@ -234,7 +234,7 @@ def test_file_that_is_edited_while_a_version_runs_keeps_it_from_being_recorded(p
     def run_and_edit(*arguments, **options):
         project.edit("small/total.py", "import json", "import json  # edited")
 
-    monkeypatch.setattr(continual.pipeline, "run", run_and_edit)
+    monkeypatch.setattr(continual.engines, "run", run_and_edit)
     monkeypatch.setattr(dvc_state, "standings", lambda versions: [])
     with pytest.raises(RecordError, match=r"^1 file with changes .*, first small/total\.py; "):
         advance(project)

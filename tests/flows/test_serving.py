@@ -17,9 +17,9 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from worlds.projects import Project, environment
 
-from flows.graph import continual
+from flows import serving as schedule
 
-SERVE = [sys.executable, "-c", "import sys; from flows.graph import continual; continual.serve(int(sys.argv[1]))"]
+SERVE = [sys.executable, "-c", "import sys; from flows import serving; serving.serve(int(sys.argv[1]))"]
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +108,8 @@ def test_scheduled_runs_record_new_versions_until_they_are_stopped(serving, proj
     project.edit("params.yaml", "score:", "  v2: {raw: raw/v2.txt, previous: v1}\nscore:")
     project.git("commit", "--quiet", "--all", "--message", "v2")
     assert wait_until(lambda: "data-v2" in project.git("tag", "--list"), 60), said.read_text()
-    with pytest.raises(
-        continual.ServerError, match=r"^`tamis serve` is at work in this project already; stop it first$"
-    ):
-        continual.serve(3)
+    with pytest.raises(schedule.ServerError, match=r"^`tamis serve` is at work in this project already; stop it f"):
+        schedule.serve(3)
     os.killpg(serving.pid, signal.SIGINT)  # as a terminal does
     assert serving.wait(30) == 0
     lines = said.read_text().splitlines()
@@ -123,11 +121,9 @@ def test_scheduled_runs_record_new_versions_until_they_are_stopped(serving, proj
 def test_schedule_needs_a_server(monkeypatch):
     with (
         temporary_settings(restore_defaults={PREFECT_API_URL}),
-        pytest.raises(
-            continual.ServerError, match=r"^a schedule needs a Prefect server: run `prefect server start` in"
-        ),
+        pytest.raises(schedule.ServerError, match=r"^a schedule needs a Prefect server: run `prefect server start` in"),
     ):
-        continual.serve(3)
+        schedule.serve(3)
 
 
 @pytest.mark.parametrize(
@@ -141,8 +137,8 @@ def test_schedule_needs_a_server(monkeypatch):
     ],
 )
 def test_server_must_answer_and_be_on_this_machine(url, text):
-    with temporary_settings({PREFECT_API_URL: url}), pytest.raises(continual.ServerError, match=text):
-        continual.serve(3)
+    with temporary_settings({PREFECT_API_URL: url}), pytest.raises(schedule.ServerError, match=text):
+        schedule.serve(3)
 
 
 def test_projects_are_served_under_names_of_their_own(tmp_path, monkeypatch):
@@ -150,13 +146,13 @@ def test_projects_are_served_under_names_of_their_own(tmp_path, monkeypatch):
     for folder in (tmp_path / "a/same", tmp_path / "b/same"):
         folder.mkdir(parents=True)
         monkeypatch.chdir(folder)
-        names.append(continual.deployment_name())
+        names.append(schedule.deployment_name())
     assert len(set(names)) == 2
     assert all(name.startswith("same-") for name in names)
 
 
 def test_error_of_a_scheduled_run_is_said_where_it_is_served(project, server, capsys):
     project.edit("small/letters.py", "import os", "import os  # edited")
-    state = continual.scheduled("threads", 1, return_state=True)
+    state = schedule.scheduled("threads", 1, return_state=True)
     assert state.is_failed()
     assert "error: 1 file with changes that are not committed, first small/letters.py; " in capsys.readouterr().err

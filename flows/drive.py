@@ -1,0 +1,151 @@
+"""The stages of dvc.yaml in order, each brought up to date: what is done with Prefect and without it.
+
+for each stage, what it reads first:
+    fresh, or restored from the run-cache -> nothing to do
+    else lock its paths, compute its shards, record; refused where its code was edited meanwhile
+"""
+
+import importlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flows import estimate
+from flows.graph import dvc_state
+from flows.graph.dvc_state import File
+from flows.graph.stages import Planned, end_versions
+from flows.stage import counted, named, refuse_edited, say, sources
+from flows.told import tell_outdated
+from tasks.artifacts.locks import locked
+
+LOCK = Path(".cache/flow.lock")
+PAUSE = 2.0  # seconds between looks at a stage that another process holds
+
+T = TypeVar("T")
+R = TypeVar("R")
+Tell = Callable[[str, Sequence[str]], None]
+Shards = Callable[..., Iterator[Any]]  # of a function, items and `label`: yields the results in order, with progress
+Bring = Callable[[Planned, dict[str, str]], tuple[str, Sequence[File]]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was done about a stage."""
+
+    address: str
+    how: str  # computed | fresh | restored
+    seconds: float
+    files: tuple[File, ...]  # its artifacts, by reference
+
+
+def run(versions: Sequence[str] = (), *, workers: int = 1, tell: Tell | None = None) -> list[Outcome]:
+    """Bring some data versions up to date (all, where none is named) without Prefect, in this process and its threads.
+
+    Args:
+        versions: names from params.yaml.
+        workers: how many shards run at once.
+        tell: is given each version with its stages once all of these are up to date.
+    """
+    with ThreadPoolExecutor(workers) as threads:
+
+        def in_threads(function: Callable[[T], R], items: Sequence[T], *, label: str) -> Iterator[R]:
+            return counted(threads.map(function, items), len(items), label=label)
+
+        return drive(versions, partial(_bring_patiently, shards=in_threads), tell)
+
+
+def drive(versions: Sequence[str], bring_one: Bring, tell: Tell | None = None) -> list[Outcome]:
+    """Bring every stage of some data versions up to date, one run per project at a time.
+
+    Args:
+        versions: names from params.yaml; all, where none is named.
+        bring_one: brings a stage up to date; returns how, and references to its artifacts.
+        tell: is given each version with its stages once all of these are up to date.
+    """
+    outcomes = []
+    with alone():
+        plan = dvc_state.plan(versions)
+        ends = end_versions(plan)
+        for line in tell_outdated(dvc_state.list_outdated(plan)):
+            say(line)
+        loaded = sources(planned.address for planned in plan)  # no stage's module is imported yet
+        expected = estimate.try_estimate(versions)
+        estimate.print_estimate(expected)
+        clock = estimate.start_clock(expected)
+        for planned in plan:
+            start = time.monotonic()
+            with named(planned.address):
+                how, files = bring_one(planned, loaded)
+            outcomes.append(Outcome(planned.address, how, round(time.monotonic() - start, 1), tuple(files)))
+            clock = estimate.end_stage(clock, planned.address, outcomes[-1].seconds, computed=how == "computed")
+            say(f"{planned.address:<16} {how} in {outcomes[-1].seconds} s{estimate.tell_left(clock)}")
+            if tell and planned.address in ends:
+                tell(*ends[planned.address])
+        dvc_state.record_whole()
+        estimate.learn(expected, [one.address for one in outcomes if one.how == "computed"])
+    return outcomes
+
+
+def bring(planned: Planned, loaded: Mapping[str, str], shards: Shards) -> tuple[str, list[File]]:
+    """Bring one stage up to date; returns `fresh`, `restored` or `computed`, and references to its artifacts.
+
+    Args:
+        planned: the stage.
+        loaded: digests of the modules, as this process has imported them or will.
+        shards: runs a function over items.
+
+    Raises:
+        InputsChanged: a module, another file or a parameter of the stage was edited; nothing is recorded.
+        Busy: another process is at work on the same paths.
+    """
+    found = dvc_state.probe(planned.address)
+    if found.state != "stale":
+        return found.state, dvc_state.files(planned.address)
+    refuse_edited(planned.address, loaded)  # now, too: computing may take hours
+    function, name, version = _implementation(planned)
+    say(f"{planned.address:<16} computing")
+    with dvc_state.claim(planned.address):
+        function(name, version, map=partial(shards, label=planned.address))
+        refuse_edited(planned.address, loaded)
+        dvc_state.record(planned.address, found.inputs)
+    return "computed", dvc_state.files(planned.address)
+
+
+def tell_waiting(address: str, error: dvc_state.Busy) -> None:
+    """Say that a stage waits for another process."""
+    say(f"{address:<16} waiting for another process: {error}")
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Hold the project's flow lock, waiting for it; the kernel frees it when the process ends, however it ends."""
+    with locked(LOCK, waiting=partial(say, "another flow runs in this project: waiting for it")):
+        yield
+
+
+def _bring_patiently(planned: Planned, loaded: Mapping[str, str], shards: Shards) -> tuple[str, list[File]]:
+    """Bring a stage up to date, waiting for a process that is at work on it."""
+    told = False
+    while True:
+        try:
+            return bring(planned, loaded, shards)
+        except dvc_state.Busy as error:
+            if not told:
+                tell_waiting(planned.address, error)
+            told = True
+            time.sleep(PAUSE)
+
+
+def _implementation(planned: Planned) -> tuple[Callable[..., None], str, str]:
+    """Return the function that a stage's command runs, and its two arguments."""
+    words = planned.command.split()
+    if len(words) != 5 or words[1] != "-m":
+        raise dvc_state.StateError(
+            f"{planned.address} runs {planned.command!r}; dvc.yaml's commands read `python -m MODULE NAME VERSION`"
+        )
+    return importlib.import_module(words[2]).run, words[3], words[4]

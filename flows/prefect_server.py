@@ -1,0 +1,159 @@
+"""The Prefect server that a run starts for itself: looked at before, closed to all others, and ended after a kill.
+
+Prefect starts a server for a flow where none is named (`PREFECT_API_URL`). It would answer whoever reaches its port,
+any web page in a browser on this machine among them, so it is started with a password that this process alone has. A
+run that is killed leaves it behind; the next run in the project ends it.
+"""
+
+import json
+import os
+import re
+import secrets
+import signal
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+import prefect
+from prefect.client.orchestration import get_client
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_HOME,
+    PREFECT_SERVER_API_AUTH_STRING,
+    PREFECT_SERVER_DATABASE_CONNECTION_URL,
+    temporary_settings,
+)
+
+from flows.interrupts import list_descendants
+from flows.stage import say
+
+LEFT = Path(".cache/server.json")  # the server of the run at work, or of one that was killed
+APP = "prefect.server.api.server:create_app"  # in its command
+OTHERWISE = "or run without a server: --engine local"
+PATIENCE = 5.0  # seconds that a locked database, or a server that is ended, is waited for
+
+
+class PrefectError(ValueError):
+    """Prefect cannot be used as it is set up."""
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Refuse what Prefect could not start with, and let its own server, where it starts one, answer nobody else.
+
+    Raises:
+        PrefectError: its folder or its database cannot be used, or the server that is named does not answer.
+    """
+    if PREFECT_API_URL.value():
+        refuse_silent()
+        yield
+        return
+    end_left()
+    refuse_unusable()
+    password = f"tamis:{secrets.token_urlsafe(32)}"
+    try:
+        with temporary_settings({PREFECT_SERVER_API_AUTH_STRING: password, PREFECT_API_AUTH_STRING: password}):
+            yield
+    finally:
+        LEFT.unlink(missing_ok=True)
+
+
+def remember() -> None:
+    """Note the server that was started for this process, for a run that comes after a kill of this one."""
+    found = next((child for child in list_descendants() if APP in _read_command(child)), None)
+    if found is not None:
+        LEFT.parent.mkdir(exist_ok=True)
+        LEFT.write_text(json.dumps({"process": found, "started": _read_start(found)}), encoding="utf-8")
+
+
+def end_left() -> None:
+    """End the server of a run that was killed, and of nobody else."""
+    try:
+        known = json.loads(LEFT.read_text(encoding="utf-8"))
+        process, started = int(known["process"]), known["started"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if started and _read_start(process) == started and APP in _read_command(process):
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(process, signal.SIGTERM)
+            end = time.monotonic() + PATIENCE
+            while _read_start(process) == started and time.monotonic() < end:
+                time.sleep(0.05)
+            os.kill(process, signal.SIGKILL)
+        say("ended the Prefect server that a killed run had left behind")
+    LEFT.unlink(missing_ok=True)
+
+
+def refuse_silent() -> None:
+    """Raise PrefectError where the server that is named does not answer."""
+    with get_client(sync_client=True) as client:
+        problem = client.api_healthcheck()
+    if problem:
+        raise PrefectError(
+            f"no Prefect server answers at {PREFECT_API_URL.value()} ({type(problem).__name__}); start it, unset "
+            f"PREFECT_API_URL, {OTHERWISE}"
+        )
+
+
+def refuse_unusable() -> None:
+    """Raise PrefectError where Prefect's folder or its SQLite file cannot be used."""
+    home = PREFECT_HOME.value()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        probe = home / f".tamis-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise PrefectError(
+            f"PREFECT_HOME, {home}, cannot be written ({error.strerror}); allow it, name another folder, {OTHERWISE}"
+        ) from error
+    url = PREFECT_SERVER_DATABASE_CONNECTION_URL.value()
+    path = Path(re.sub(r"^sqlite\+?\w*:///", "", url)) if url and url.startswith("sqlite") else home / "prefect.db"
+    if (url and not url.startswith("sqlite")) or not path.exists():
+        return
+    try:
+        _refuse_damaged(path)
+    except (sqlite3.Error, OSError) as error:
+        raise PrefectError(
+            f"Prefect's database, {path}, cannot be used ({error}); move it away (it holds past runs, no result), "
+            f"{OTHERWISE}"
+        ) from error
+
+
+def _refuse_damaged(path: Path) -> None:
+    """Read and write a SQLite file in a transaction that is taken back; refuse one of a newer Prefect."""
+    if not os.access(path, os.W_OK):
+        raise PermissionError("it may not be written")
+    with closing(sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)) as connection:
+        connection.execute("PRAGMA schema_version").fetchone()
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if "alembic_version" in tables:
+            known = _list_migrations()
+            for (version,) in connection.execute("SELECT version_num FROM alembic_version"):
+                if version not in known:
+                    raise sqlite3.DatabaseError(f"another Prefect than {prefect.__version__} made it")
+
+
+def _list_migrations() -> set[str]:
+    """Return the states of its tables that this Prefect knows."""
+    folder = Path(prefect.__module_path__) / "server/database/_migrations/versions/sqlite"
+    named = (re.search(r'^revision = "(\w+)"', path.read_text(), re.MULTILINE) for path in folder.glob("*.py"))
+    return {found[1] for found in named if found}
+
+
+def _read_command(process: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{process}/cmdline").read_text()
+    return ""
+
+
+def _read_start(process: int) -> str:
+    """Return when a process was started, in the kernel's clock: a number is given to another one later."""
+    with suppress(OSError, IndexError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    return ""
