@@ -5,6 +5,10 @@ from typing import Literal
 
 from flows import drive
 from flows.drive import Outcome, Tell
+from flows.graph import dvc_state
+from flows.graph.stages import end_versions
+from flows.stage import say
+from flows.told import tell_outdated
 
 Engine = Literal["prefect", "local"]
 
@@ -12,7 +16,7 @@ Engine = Literal["prefect", "local"]
 def run(
     engine: Engine, versions: Sequence[str], *, runner: str = "threads", workers: int = 1, tell: Tell | None = None
 ) -> list[Outcome]:
-    """Bring some data versions up to date.
+    """Bring some data versions up to date. Where they are, neither engine is started.
 
     Args:
         engine: `prefect`, or `local`, which needs no server and shows nothing on Prefect's page.
@@ -21,8 +25,26 @@ def run(
         workers: how many shards run at once.
         tell: is given each version with its stages once all of these are up to date.
     """
+    fresh = find_fresh(versions, tell)
+    if fresh:
+        return fresh
     if engine == "local":
         return drive.run(versions, workers=workers, tell=tell)
     from flows import pipeline  # and Prefect with it, which takes seconds to start
 
     return pipeline.run(versions, runner=runner, workers=workers, tell=tell)
+
+
+def find_fresh(versions: Sequence[str], tell: Tell | None) -> list[Outcome]:
+    """Return the outcomes of a run that has nothing to do, and say so; none, where it has."""
+    planned = dvc_state.plan(versions)
+    if any(state != "fresh" for _, state, _ in dvc_state.standings(versions)):
+        return []
+    for line in tell_outdated(dvc_state.list_outdated(planned)):
+        say(line)
+    dvc_state.record_whole()
+    say(f"{len(planned)} of {len(planned)} stages are up to date")
+    for version, stages in end_versions(planned).values():
+        if tell:
+            tell(version, stages)
+    return [Outcome(one.address, "fresh", 0.0, tuple(dvc_state.files(one.address))) for one in planned]

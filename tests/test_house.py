@@ -25,6 +25,7 @@ SHARED = {
     "first_look",
     "folders",
     "masks",
+    "model_files",
     "models",
     "scoring_model",
     "settings",
@@ -76,7 +77,7 @@ def allowed(path: Path) -> set[str]:
     if path.is_relative_to(ROOT / "tasks"):
         if path.stem == "settings":
             return {"pydantic", "tamis", "tasks"}
-        return {"tamis", "tasks", *(LOADERS_MAY if path.stem == "models" else TASKS_MAY)}
+        return {"tamis", "tasks", *(LOADERS_MAY if path.stem in ("models", "model_files") else TASKS_MAY)}
     only = {
         "dvc_state": {"dvc"},
         "revisions": {"dvc"},

@@ -11,9 +11,7 @@ from flows import engines, interrupts, params
 from flows.commands.errors import spoken
 from flows.commands.output import Json, plain, show_json, show_rows, show_text
 from flows.engines import Engine
-from flows.graph.stages import end_versions
-from flows.stage import last_run, say
-from flows.told import tell_outdated
+from flows.stage import last_run
 
 Runner = Annotated[Literal["threads", "dask"], typer.Option(help="What runs the shards.")]
 Chosen = Annotated[Engine, typer.Option("--engine", help="Prefect, or this process alone, without a server.")]
@@ -24,13 +22,13 @@ Workers = Annotated[int, typer.Option(min=1, help="Shards that run at once.")]
 def run(
     context: typer.Context,
     versions: Annotated[list[str] | None, typer.Argument(help="Data versions; all, where none is named.")] = None,
+    *,
     engine: Chosen = "prefect",
     runner: Runner = "threads",
     workers: Workers = 1,
     as_json: Json = False,
 ) -> None:
     """Bring every stage up to date, version after version, and show what came of each."""
-    from flows.graph import dvc_state
     from flows.graph.versions import refuse_rewritten
 
     values = params.read()
@@ -44,16 +42,7 @@ def run(
             if not as_json:
                 show_summary(found[-1])
 
-    planned = dvc_state.plan(asked)
-    if all(state == "fresh" for _, state, _ in dvc_state.standings(asked)):
-        for line in tell_outdated(dvc_state.list_outdated(planned)):
-            say(line)
-        dvc_state.record_whole()
-        say(f"{len(planned)} of {len(planned)} stages are up to date")
-        for version, stages in end_versions(planned).values():
-            tell(version, stages)
-    else:
-        engines.run(engine, asked, runner=runner, workers=workers, tell=tell)
+    engines.run(engine, asked, runner=runner, workers=workers, tell=tell)
     if as_json:
         show_json(found)
 
