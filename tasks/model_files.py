@@ -1,26 +1,24 @@
 """The files of a model: where they lie, and digests of their contents, found without loading anything.
 
-Hashing some gigabytes takes minutes, so a file's digest is kept in `.cache/models/hashes.json` and taken from there as
-long as the file has the same size, times of change and inode.
+Digests are kept in `.cache/models/hashes.json` as long as a file stays what it is.
 """
 
 import hashlib
 import importlib.util
 import json
 import re
-import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts.tables import write_json
+from tasks.artifacts import tables
+from tasks.artifacts.remembered import remember
 
 CACHE = Path(".cache/models")
 BASE = "base.json"  # beside the weights of an arm: what they stand on
 HASHES = CACHE / "hashes.json"
 COUNTED = {".safetensors", ".gguf", ".json", ".txt", ".model", ".jinja"}  # suffixes of what decides a result
 COMMIT = re.compile("[0-9a-f]{40}")
-SETTLED = 2e9  # nanoseconds: a file that changed since then could change again within the clock's tick
 
 
 class ModelError(ValueError):
@@ -74,23 +72,9 @@ def digest(files: Mapping[str, Mapping[str, Any]]) -> str:
     return total.hexdigest()[:32]
 
 
-def hash_files(paths: list[Path]) -> dict[Path, str]:
-    """Return the sha256 of files' contents, of those that have not changed since from the cache."""
-    known, found, fresh = _read_hashes(), {}, {}
-    for path in paths:
-        about = path.stat()
-        state = [about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
-        key = str(path.absolute())
-        if known.get(key, [None])[0] == state:
-            found[path] = known[key][1]
-            continue
-        with open(path, "rb") as file:
-            found[path] = hashlib.file_digest(file, "sha256").hexdigest()
-        if time.time_ns() - max(about.st_mtime_ns, about.st_ctime_ns) > SETTLED:
-            fresh[key] = [state, found[path]]
-    if fresh:
-        write_json({**_read_hashes(), **fresh}, HASHES)
-    return found
+def hash_files(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return the sha256 of files' contents; of those that have not changed since, without reading them."""
+    return remember(HASHES, paths, tables.digest)
 
 
 def describe_base(name: str, revision: str | None) -> dict[str, Any]:
@@ -135,14 +119,6 @@ def refuse_strange_index(folder: Path, name: str) -> None:
             if Path(file).name != file or not (folder / file).is_file():
                 where = "outside of its folder" if Path(file).name != file else "which is not there"
                 raise ModelError(f"{name}: {index.name} names {file!r}, {where}; fetch the model again")
-
-
-def _read_hashes() -> dict[str, Any]:
-    """Return the digests that are kept; what cannot be read is kept anew."""
-    try:
-        return dict(json.loads(HASHES.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
 
 
 def _package_folder(name: str) -> Path:

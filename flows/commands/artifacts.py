@@ -24,7 +24,8 @@ def sql(
     from tasks.artifacts import views
 
     if revision is None:
-        show_rows(*views.query(ROOT, query), as_json=as_json)
+        versions = {name: vars(one) for name, one in params.read(bare=True).versions.items()}
+        show_rows(*views.query(ROOT, query, versions), as_json=as_json)
         return
     from flows.graph import revisions
 

@@ -1,12 +1,15 @@
 """The artifacts opened to people's questions: `tamis sql` and `tamis show`.
 
 DuckDB sees each artifact as a view that Arrow streams from Parquet, and has no way of its own to a file or the network:
-a question can read these views and nothing else, and write nothing.
+a question can read these views and nothing else, write nothing, and take no more time, memory and rows than `Limits`.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,14 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from tasks.artifacts import tables
+from tasks.artifacts.remembered import remember
 
 SHOWN = 3  # examples that an error suggests
+BASE = "base"  # stands for no version
+CHECKED = Path(".cache/checked.json")  # of a project: tables whose digests were found right
 BEST = 5  # demos and targets that `show` names
-READING = ("SELECT", "EXPLAIN")  # kinds of statement that are let through
+READING = ("SELECT", "MULTI")  # kinds of statement that are let through; MULTI: PIVOT, whose columns come of a query
+STARTS = {"select", "from", "with", "pivot", "unpivot", "describe", "summarize", "show", "values", "table", "("}
 LOCKS = (
     "SET enable_progress_bar = false",
     "SET python_enable_replacements = false",  # no variables of this program as tables
@@ -69,57 +76,174 @@ def stream(paths: Sequence[Path], schema: pa.Schema | None = None) -> pads.Datas
     """
     for path in paths:
         tables.check_table(path, schema)
+    return _open(paths)
+
+
+def _open(paths: Sequence[Path]) -> pads.Dataset:
     by_folder = pads.partitioning(pa.schema([("version", pa.string())]), flavor="hive")
     return pads.dataset([str(path) for path in paths], format="parquet", partitioning=by_folder)
 
 
 @contextmanager
-def opened(sources: Mapping[str, pa.Table | pads.Dataset]) -> Iterator[duckdb.DuckDBPyConnection]:
+def opened(
+    sources: Mapping[str, pa.Table | pads.Dataset], limits: "Limits | None" = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open a database in memory with these views and nothing else, and lock it."""
     with duckdb.connect(":memory:") as connection:
         for name, source in sources.items():
             connection.register(name, source)
-        for lock in LOCKS:
+        memory = [f"SET memory_limit = '{limits.gigabytes}GB'"] if limits else []
+        for lock in (*memory, *LOCKS):
             connection.execute(lock)
         yield connection
 
 
-def find_artifacts(root: Path) -> dict[str, pads.Dataset]:
-    """Return every table under a project's data folder by its name, all versions together.
+@dataclass(frozen=True)
+class Limits:
+    """What a question may take."""
+
+    seconds: float = 60.0
+    gigabytes: float = 4.0  # of memory
+    rows: int = 1_000_000  # of the answer
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """A project's tables."""
+
+    views: Mapping[str, pads.Dataset | pa.Table]  # by name, all versions together
+    broken: Mapping[str, str]  # name of a view that cannot be read -> why
+
+
+def find_artifacts(root: Path, versions: Mapping[str, Mapping[str, str]] | None = None) -> Artifacts:
+    """Return every table under a project's data folder, and `versions`: which there are, and which are configured.
+
+    A file that is damaged costs its own view. What was checked once is not read again for it while it stays the same.
+
+    Args:
+        root: the project's folder.
+        versions: the data versions of params.yaml and their settings; None: `versions` is left out.
 
     Raises:
-        ArtifactError: there is none, or one was edited.
+        ArtifactError: there is none.
     """
     paths: dict[str, list[Path]] = {}
     for path in sorted(Path(root).glob("data/*/version=*/*.parquet")):
         paths.setdefault(path.stem, []).append(path)
     if not paths:
         raise tables.ArtifactError(f"there are no artifacts in {Path(root) / 'data'} yet; make them: `tamis run`")
-    return {name: stream(versions) for name, versions in paths.items()}
+    views, broken = {}, {}
+    for name, several in paths.items():
+        try:
+            remember(Path(root) / CHECKED, several, _check)
+            views[name] = _open(several)
+        except tables.ArtifactError as error:
+            broken[name] = str(error)
+    if versions is not None:
+        views["versions"] = _tabulate_versions(
+            {path.parent.name for several in paths.values() for path in several}, versions
+        )
+    return Artifacts(views, broken)
 
 
-def query(root: Path, sql: str) -> tuple[list[str], list[tuple]]:
+def query(
+    root: Path, sql: str, versions: Mapping[str, Mapping[str, str]] | None = None, limits: Limits = Limits()
+) -> tuple[list[str], list[tuple]]:
     """Answer a question in SQL about the artifacts of a project; returns the columns' names and the rows.
 
+    Args:
+        root: the project's folder.
+        sql: one statement that reads.
+        versions: the data versions of params.yaml, for the view `versions`.
+        limits: of seconds, memory and rows.
+
     Raises:
-        QuestionError: not one reading statement, a mistake in it, or a way to something else than the artifacts.
-        ArtifactError: there are no artifacts, or one was edited.
+        QuestionError: not one reading statement, a mistake in it, a way to something else than the artifacts, a broken
+            artifact, or more than the limits allow.
+        ArtifactError: there are no artifacts.
     """
-    sources = find_artifacts(root)
-    with opened(sources) as connection:
+    found = find_artifacts(root, versions)
+    with opened(found.views, limits) as connection:
+        ended = threading.Event()
+        clock = threading.Timer(limits.seconds, lambda: (ended.set(), connection.interrupt()))
+        clock.start()
         try:
-            statements = connection.extract_statements(sql)
-            kinds = [statement.type.name for statement in statements]
-            if len(kinds) != 1 or kinds[0] not in READING:
-                raise QuestionError(
-                    f"{', '.join(kinds) or 'nothing'} is not answered: `tamis sql` takes one statement that reads, "
-                    "such as SELECT, FROM, WITH, DESCRIBE, SUMMARIZE or SHOW TABLES"
-                )
-            answer = connection.execute(statements[0])
-            return [column[0] for column in answer.description], answer.fetchall()
+            answer = connection.execute(_refuse_writing(connection, sql))
+            names, rows = [column[0] for column in answer.description], answer.fetchmany(limits.rows + 1)
         except duckdb.Error as error:
-            views = ", ".join(sorted(sources))
-            raise QuestionError(f"{error}\n`tamis sql` reads these views and nothing else: {views}") from None
+            raise QuestionError(_explain(error, found, ended.is_set(), limits)) from None
+        finally:
+            clock.cancel()
+    if len(rows) > limits.rows:
+        raise QuestionError(f"the answer has more than {limits.rows:,} rows; ask for fewer, with LIMIT or WHERE")
+    return names, rows
+
+
+def _refuse_writing(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
+    """Return the one statement of a text, if it reads; of one that is explained, what is explained must read."""
+    statements = connection.extract_statements(sql)
+    kinds = [statement.type.name for statement in statements]
+    if len(kinds) == 1:
+        words = [sql[start : start + 64] for start, kind in duckdb.tokenize(sql) if kind != duckdb.token_type.comment]
+        first = re.match(r"\w+|.", words[0])[0].lower() if words else ""
+        if kinds[0] == "EXPLAIN":
+            _refuse_writing(connection, _cut_explain(sql))
+            return statements[0]
+        if kinds[0] in READING and first in STARTS:
+            return statements[0]
+    raise QuestionError(
+        f"{', '.join(kinds) or 'nothing'} is not answered: one statement is, and one that reads, such as SELECT, FROM, "
+        "WITH, PIVOT, DESCRIBE, SUMMARIZE or SHOW TABLES"
+    )
+
+
+def _cut_explain(sql: str) -> str:
+    """Return the statement that is explained.
+
+    >>> _cut_explain("/* a */ EXPLAIN (ANALYZE, FORMAT json) FROM subset")
+    'FROM subset'
+    """
+    starts = [start for start, kind in duckdb.tokenize(sql) if kind != duckdb.token_type.comment]
+    words = [re.match(r"\w+|.", sql[start:])[0].lower() for start in starts]
+    place = 1
+    if words[place : place + 1] == ["analyze"]:
+        place += 1
+    elif (
+        words[place : place + 1] == ["("] and words[place + 1 : place + 2] and words[place + 1] in ("analyze", "format")
+    ):
+        place = words.index(")") + 1 if ")" in words else len(words)
+    return sql[starts[place] :] if place < len(starts) else ""
+
+
+def _explain(error: duckdb.Error, found: Artifacts, late: bool, limits: Limits) -> str:
+    """Return why a question was not answered."""
+    if late:
+        return f"no answer within {limits.seconds:g} s; ask for less, with WHERE, LIMIT or fewer joins"
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return f"the answer takes more than {limits.gigabytes:g} GB of memory; ask for less, with WHERE or fewer joins"
+    told = [str(error), f"`tamis sql` reads these views and nothing else: {', '.join(sorted(found.views))}"]
+    told += [f"{name} cannot be read: {why}" for name, why in found.broken.items()]
+    return "\n".join(told)
+
+
+def _tabulate_versions(folders: Iterable[str], versions: Mapping[str, Mapping[str, str]]) -> pa.Table:
+    """Return the versions that have artifacts or are configured, the configured ones first, in their order."""
+    there = {folder.removeprefix("version=") for folder in folders} - {BASE}
+    names = [*versions, *sorted(there - versions.keys())]
+    return pa.table(
+        {
+            "version": pa.array(names, pa.string()),
+            "configured": pa.array([name in versions for name in names], pa.bool_()),
+            "made": pa.array([name in there for name in names], pa.bool_()),
+            "previous": pa.array([versions.get(name, {}).get("previous") for name in names], pa.string()),
+            "raw": pa.array([versions.get(name, {}).get("raw") for name in names], pa.string()),
+        }
+    )
+
+
+def _check(path: Path) -> bool:
+    tables.check_table(path)
+    return True
 
 
 def show(root: Path, id: str) -> dict[str, Any]:
@@ -128,10 +252,15 @@ def show(root: Path, id: str) -> dict[str, Any]:
     Raises:
         QuestionError: no example, or several, begin like this; with suggestions.
     """
-    sources = find_artifacts(root)
+    artifacts = find_artifacts(root)
+    sources = artifacts.views
+    if "examples" not in sources:
+        raise tables.ArtifactError(
+            artifacts.broken.get("examples", "there are no examples yet; make them: `tamis run`")
+        )
     with opened(sources) as connection:
         full = _complete(connection, id)
-        found = {"id": full}
+        found = {"id": full} | ({"cannot_be_read": dict(artifacts.broken)} if artifacts.broken else {})
         for name, (needed, sql) in FACTS.items():
             if needed <= sources.keys():
                 answer = connection.execute(sql, {"id": full})

@@ -1,6 +1,7 @@
 """Questions that are answered, and those that must not be."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -49,12 +50,82 @@ def drop_a_row(path: Path) -> None:
     ("edit", "text"),
     [(flip_a_byte, "was changed after it was written"), (drop_a_row, "was written or edited by other hands")],
 )
-def test_an_artifact_edited_by_hand_stops_the_audit_and_every_question(world, edit, text):
+def test_an_artifact_edited_by_hand_stops_the_audit_and_costs_its_own_view(world, edit, text):
     edit(world.write().folder("utility") / "utility.parquet")
-    asked = lambda: views.query(world.root, "FROM examples"), lambda: views.show(world.root, "a")
-    for ask in (world.check, *asked):
-        with pytest.raises(ArtifactError, match=rf"utility.parquet .*{text}.* restore it with `dvc checkout"):
-            ask()
+    named = rf"utility.parquet .*{text}.* restore it with `dvc checkout"
+    with pytest.raises(ArtifactError, match=named):
+        world.check()
+    with pytest.raises(views.QuestionError, match=rf"(?s)reads these views.*utility cannot be read: .*{named}"):
+        views.query(world.root, "FROM utility")
+    assert views.query(world.root, "SELECT count(*) FROM examples")[1] == [(8,)]
+    assert re.search(named, views.show(world.root, world.examples[0]["id"])["cannot_be_read"]["utility"])
+
+
+def test_a_table_is_read_once_for_its_check_until_it_changes(world, monkeypatch):
+    from tasks.artifacts import remembered
+
+    monkeypatch.setattr(remembered, "SETTLED", -1e18)
+    asked, real = [], views.tables.check_table
+    monkeypatch.setattr(views.tables, "check_table", lambda path: asked.append(path.name) or real(path))
+    world.write()
+    views.query(world.root, "SELECT count(*) FROM examples")
+    first = list(asked)
+    views.query(world.root, "SELECT count(*) FROM examples")
+    assert "examples.parquet" in first
+    assert asked == first
+    flip_a_byte(world.folder("examples") / "examples.parquet")
+    with pytest.raises(views.QuestionError, match=r"examples cannot be read: .*was changed after it was written"):
+        views.query(world.root, "SELECT count(*) FROM examples")
+
+
+PIVOTS = [
+    "PIVOT examples ON topic USING count(*)",
+    "FROM (PIVOT examples ON topic USING count(*) GROUP BY version)",
+    "WITH p AS (PIVOT examples ON topic USING count(*)) SELECT * FROM p",
+    "/* a comment */ pivot examples ON topic USING count(*)",
+    "EXPLAIN (FORMAT json) SELECT * FROM examples",
+    "EXPLAIN ANALYZE SELECT count(*) FROM examples",
+    "(SELECT 1) UNION (SELECT 2)",
+    "VALUES (1)",
+]
+
+
+@pytest.mark.parametrize("sql", PIVOTS)
+def test_pivots_and_explanations_of_what_reads_are_answered(world, sql):
+    world.write()
+    assert views.query(world.root, sql)[1]
+
+
+@pytest.mark.parametrize(
+    ("sql", "limits", "text"),
+    [
+        ("SELECT count(*) FROM range(100000000) a, range(100000) b", {"seconds": 0.2}, r"no answer within 0\.2 s; ask"),
+        (
+            "SELECT string_agg(repeat('x', 1000) || range) FROM range(10000000)",
+            {"gigabytes": 0.1},
+            r"takes more than 0\.1 GB of memory; ask",
+        ),
+        ("FROM range(11)", {"rows": 10}, r"more than 10 rows; ask for fewer"),
+    ],
+)
+def test_a_question_that_takes_too_much_is_refused(world, sql, limits, text):
+    world.write()
+    with pytest.raises(views.QuestionError, match=text):
+        views.query(world.root, sql, limits=views.Limits(**limits))
+    assert len(views.query(world.root, "FROM range(10)", limits=views.Limits(rows=10))[1]) == 10
+
+
+def test_versions_that_are_not_configured_any_more_are_marked(world):
+    world.write()
+    replace(world, examples=world.examples[:3]).write("v9")
+    configured = {"v1": {"raw": "data/raw/v1", "previous": "base"}, "v2": {"raw": "data/raw/v2", "previous": "v1"}}
+    names, rows = views.query(world.root, "FROM versions", configured)
+    assert names == ["version", "configured", "made", "previous", "raw"]
+    assert rows == [
+        ("v1", True, True, "base", "data/raw/v1"),
+        ("v2", True, False, "v1", "data/raw/v2"),
+        ("v9", False, True, None, None),
+    ]
 
 
 def test_questions_see_all_versions(world):
@@ -68,7 +139,12 @@ def test_questions_see_all_versions(world):
 
 REFUSED = {
     "COPY examples TO '{out}'": "COPY is not answered",
-    "EXPLAIN ANALYZE COPY (SELECT 1) TO '{out}'": "file system operations are disabled",
+    "EXPLAIN ANALYZE COPY (SELECT 1) TO '{out}'": "COPY is not answered",
+    "EXPLAIN ANALYZE CREATE TABLE mine AS SELECT 1": "CREATE is not answered",
+    "/* a */ explain (analyze, format json) /* b */ DELETE FROM examples": "DELETE is not answered",
+    "EXPLAIN": "syntax error",
+    "CREATE TABLE mine AS PIVOT examples ON topic USING count(*)": "is not answered",
+    "PIVOT examples ON topic USING count(*); SELECT 1": "MULTI, SELECT is not answered",
     "ATTACH '{out}'": "ATTACH is not answered",
     "SELECT * FROM read_csv('/etc/passwd')": "file system operations are disabled",
     "SELECT * FROM read_parquet('{data}')": "file system operations are disabled",
@@ -93,13 +169,19 @@ REFUSED = {
 }
 
 
+def contents(root: Path) -> dict[Path, bytes]:
+    """Return all files but what was found of them."""
+    files = [file for file in root.rglob("*") if file.is_file()]
+    return {file: file.read_bytes() for file in files if file != root / views.CHECKED}
+
+
 @pytest.mark.parametrize("sql", REFUSED)
 def test_a_question_can_only_read_the_artifacts(world, sql):
     path = world.write().folder("examples") / "examples.parquet"
-    before = {file: file.read_bytes() for file in world.root.rglob("*") if file.is_file()}
+    before = contents(world.root)
     with pytest.raises(views.QuestionError, match=REFUSED[sql]):
         views.query(world.root, sql.format(out=world.root / "out", data=path))
-    assert {file: file.read_bytes() for file in world.root.rglob("*") if file.is_file()} == before
+    assert contents(world.root) == before
 
 
 def test_without_artifacts_there_is_nothing_to_ask(tmp_path):

@@ -1,0 +1,51 @@
+"""What was found of a file by reading all of it, kept as long as its size, times of change and inode stay.
+
+Hashing gigabytes takes minutes, so a digest or a check is done once per content and not once per command.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tasks.artifacts.tables import write_json
+
+SETTLED = 2e9  # nanoseconds: a file that changed since then could change again within the clock's tick
+
+T = TypeVar("T")
+
+
+def remember(cache: Path, paths: Iterable[Path], find: Callable[[Path], T]) -> dict[Path, T]:
+    """Return what `find` says of files; of those that are known and have not changed, without reading them.
+
+    Args:
+        cache: a JSON file that keeps what was found; one that cannot be read is made anew.
+        paths: the files.
+        find: reads a file; what it returns must be fit for JSON. What it raises is not kept.
+    """
+    known, found, fresh = _read(cache), {}, {}
+    try:
+        for path in paths:
+            about = path.stat()
+            state = [about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
+            key = str(path.absolute())
+            if known.get(key, [None])[0] == state:
+                found[path] = known[key][1]
+                continue
+            found[path] = find(path)
+            if time.time_ns() - max(about.st_mtime_ns, about.st_ctime_ns) > SETTLED:
+                fresh[key] = [state, found[path]]
+    finally:
+        if fresh:
+            kept = {key: one for key, one in (_read(cache) | fresh).items() if Path(key).exists()}
+            write_json(kept, cache)
+    return found
+
+
+def _read(cache: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(cache.read_text(encoding="utf-8"))
+        return {key: one for key, one in found.items() if isinstance(one, list) and len(one) == 2}
+    except (OSError, ValueError, AttributeError):
+        return {}
