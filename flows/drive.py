@@ -6,6 +6,8 @@ for each stage, what it reads first:
 """
 
 import importlib
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -124,7 +126,12 @@ def tell_waiting(address: str, error: dvc_state.Busy) -> None:
 @contextmanager
 def alone() -> Iterator[None]:
     """Hold the project's flow lock, waiting for it; the kernel frees it when the process ends, however it ends."""
-    with locked(LOCK, waiting=partial(say, "another flow runs in this project: waiting for it")):
+
+    def tell() -> None:
+        say(f"another flow runs in this project ({LOCK.read_text(encoding='utf-8')}): waiting for it")
+
+    with locked(LOCK, waiting=tell):
+        LOCK.write_text(f"process {os.getpid()}: {' '.join(sys.argv)[:80]}", encoding="utf-8")
         yield
 
 

@@ -17,6 +17,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import prefect
+import psutil
 from prefect.client.orchestration import get_client
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
@@ -73,7 +74,7 @@ def end_left() -> None:
     """End the server of a run that was killed, and of nobody else."""
     try:
         known = json.loads(LEFT.read_text(encoding="utf-8"))
-        process, started = int(known["process"]), known["started"]
+        process, started = int(known["process"]), float(known["started"])
     except (OSError, ValueError, KeyError, TypeError):
         return
     if started and _read_start(process) == started and APP in _read_command(process):
@@ -147,13 +148,13 @@ def _list_migrations() -> set[str]:
 
 
 def _read_command(process: int) -> str:
-    with suppress(OSError):
-        return Path(f"/proc/{process}/cmdline").read_text()
+    with suppress(psutil.Error):
+        return " ".join(psutil.Process(process).cmdline())
     return ""
 
 
-def _read_start(process: int) -> str:
-    """Return when a process was started, in the kernel's clock: a number is given to another one later."""
-    with suppress(OSError, IndexError):
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-    return ""
+def _read_start(process: int) -> float:
+    """Return when a process was started: its number is given to another one later; 0: there is none."""
+    with suppress(psutil.Error):
+        return psutil.Process(process).create_time()
+    return 0.0

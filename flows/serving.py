@@ -16,7 +16,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.flows import EntrypointType
 from prefect.settings import PREFECT_API_URL
 
-from flows.graph.continual import advance
+from flows.continual import advance
 from flows.stage import format_error, say
 from tasks.artifacts.locks import locked
 

@@ -81,6 +81,8 @@ def allowed(path: Path) -> set[str]:
     only = {
         "dvc_state": {"dvc"},
         "revisions": {"dvc"},
+        "dvc_locks": {"dvc", "psutil", "voluptuous"},
+        "prefect_server": {"psutil"},
         "dvc_files": {"ruamel"},
         "params": {"ruamel"},
         "pipeline": {"httpx"},

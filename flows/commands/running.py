@@ -56,7 +56,7 @@ def advance(
     as_json: Json = False,
 ) -> None:
     """Run every data version that is not recorded yet, in order; commit, tag and push what each made."""
-    from flows.graph import continual
+    from flows import continual
     from flows.graph.versions import tag_of
 
     made = continual.advance(engine=engine, runner=runner, workers=workers)

@@ -5,7 +5,6 @@ copy of dvc.yaml is read (flows/graph/dvc_files.py) and its own dvc.lock written
 of versions. What is used of DVC's Python interface is held by tests/flows/graph/test_dvc_state.py; `dvc<4` is pinned.
 """
 
-import json
 import logging
 import os
 import sys
@@ -19,16 +18,15 @@ from typing import Any, Literal
 
 from dvc.exceptions import DvcException
 from dvc.lock import LockError as Busy
-from dvc.lock import make_lock
-from dvc.repo import Repo, lock_repo
-from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK, rwlock
+from dvc.repo import Repo
+from dvc.rwlock import rwlock
 from dvc.scm import NoSCM, SCMError, map_scm_exception
 from dvc.stage import Stage
 from dvc.stage.cache import RunCacheNotFoundError
 from dvc.stage.serialize import to_lockfile
 
 from flows import model_records, params
-from flows.graph import aside, dvc_files
+from flows.graph import aside, dvc_files, dvc_locks
 from flows.graph.stages import GRAPH, PARAMS, Planned, in_order, read_graph
 from flows.interrupts import LIMIT, cleaning, whole
 from flows.stage import refuse_moved
@@ -282,11 +280,8 @@ def opened() -> Iterator[Repo]:
         StateError: what DVC or git refuses.
     """
     try:
-        with whole(PATIENCE), map_scm_exception(with_cause=True):
-            repo = _open()
-            with lock_repo(repo):
-                _mend_locks(repo)
-                yield repo
+        with whole(PATIENCE), map_scm_exception(with_cause=True), dvc_locks.held(_open()) as repo:
+            yield repo
     except Busy:
         raise
     except SCMError as error:
@@ -308,17 +303,6 @@ def _open() -> Repo:
         _kept.repo = Repo(".", _wait_for_lock=True)
         _kept.key = (os.getcwd(), settings)
     return _kept.repo
-
-
-def _mend_locks(repo: Repo) -> None:
-    """Delete DVC's list of locked paths where a kill broke into its writing: whoever locked them is gone."""
-    path = Path(repo.tmp_dir, RWLOCK_FILE)
-    hardlink = repo.config["core"].get("hardlink_lock", False)
-    with make_lock(str(path.with_name(RWLOCK_LOCK)), tmp_dir=repo.tmp_dir, hardlink_lock=hardlink):
-        try:
-            json.loads(path.read_bytes() if path.exists() else "{}")
-        except ValueError:
-            path.unlink()
 
 
 def _collect(repo: Repo, address: str) -> Stage:

@@ -1,5 +1,6 @@
 """The flow: its tasks and states, its shards, its lock, and its patience."""
 
+import os
 import sys
 import threading
 import time
@@ -139,7 +140,7 @@ def test_second_flow_waits_for_the_first(tmp_path, monkeypatch, capsys):
         assert not entered.wait(0.3)
     thread.join(5)
     assert entered.is_set()
-    assert "another flow runs in this project: waiting for it" in capsys.readouterr().err
+    assert f"another flow runs in this project (process {os.getpid()}: " in capsys.readouterr().err
 
 
 def test_flow_waits_for_a_stage_that_dvc_computes(project, monkeypatch, capsys):

@@ -130,7 +130,7 @@ def stranger(tmp_path, monkeypatch):
     process.wait()
 
 
-def leave(process: int, started: str) -> None:
+def leave(process: int, started: float) -> None:
     LEFT.parent.mkdir(exist_ok=True)
     LEFT.write_text(json.dumps({"process": process, "started": started}))
 
@@ -154,7 +154,7 @@ def test_note_that_cannot_be_read_ends_nothing(stranger, text):
 
 
 def test_process_that_only_has_the_number_of_the_server_is_left_alone(stranger):
-    leave(stranger.pid, "1")
+    leave(stranger.pid, 1.0)
     prefect_server.end_left()
     assert stranger.poll() is None
 

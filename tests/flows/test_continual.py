@@ -11,8 +11,8 @@ import pytest
 import yaml
 from worlds.projects import GRAPHS, KILLER, Project, environment, importing_from, run_child, run_dvc, start_project
 
-from flows import params
-from flows.graph import continual, dvc_state
+from flows import continual, params
+from flows.graph import dvc_state
 from flows.graph.versions import (
     GIT,
     RecordError,
@@ -25,7 +25,7 @@ from flows.graph.versions import (
 from tasks.settings import VersionSettings
 
 VERSIONS = {"v1": {"raw": "raw/v1.txt", "previous": "base"}, "v2": {"raw": "raw/v2.txt", "previous": "v1"}}
-CHILD = [sys.executable, "-c", "from flows.graph import continual; continual.advance()"]
+CHILD = [sys.executable, "-c", "from flows import continual; continual.advance()"]
 
 
 @pytest.fixture(scope="session")

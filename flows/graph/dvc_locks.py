@@ -1,0 +1,98 @@
+"""DVC's locks: waiting with a line that names who holds them, and mending what a kill or another DVC has left in them.
+
+The repository's lock is a file that the kernel frees. The list of locked paths (`.dvc/tmp/rwlock`) is JSON, in which a
+process that was killed stays; DVC removes it once no process has its number, which another one may have been given.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+from dvc.lock import LockError as Busy
+from dvc.lock import make_lock
+from dvc.repo import Repo, lock_repo
+from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK, SCHEMA
+from voluptuous import Invalid
+
+from flows.stage import say
+
+OURS = ("dvc", "tamis", "flows", "prefect", "pytest", "python")  # of which one is in the command of who locks paths
+
+
+@contextmanager
+def held(repo: Repo) -> Iterator[Repo]:
+    """Hold the repository's lock, with a line that says who has it where it waits, and a list of paths that is mended."""
+    lock = lock_repo(repo)
+    repo.lock._wait = False  # but for three seconds
+    try:
+        lock.__enter__()
+    except Busy:
+        say(f"DVC is at work in this project ({name_holder(repo)}): waiting for it")
+        repo.lock._wait = True
+        lock = lock_repo(repo)
+        lock.__enter__()
+    try:
+        mend(repo)
+        yield repo
+    finally:
+        lock.__exit__(None, None, None)
+
+
+def name_holder(repo: Repo) -> str:
+    """Return the process that holds the repository's lock, in words."""
+    with suppress(OSError, ValueError, AttributeError):
+        number = int(Path(repo.lock.lockfile).read_text().split()[0])
+        with suppress(psutil.Error):
+            return f"process {number}: {' '.join(psutil.Process(number).cmdline())[:80]}"
+        return f"process {number}"
+    return "another process"
+
+
+def mend(repo: Repo) -> None:
+    """Delete DVC's list of locked paths where it cannot be read, and from it those who are gone."""
+    path = Path(repo.tmp_dir, RWLOCK_FILE)
+    hardlink = repo.config["core"].get("hardlink_lock", False)
+    with make_lock(str(path.with_name(RWLOCK_LOCK)), tmp_dir=repo.tmp_dir, hardlink_lock=hardlink):
+        if not path.exists():
+            return
+        try:
+            listed = SCHEMA(json.loads(path.read_bytes()))
+        except (ValueError, Invalid):
+            path.unlink()
+            say(f"{path} could not be read, as a kill or another DVC leaves it, and was deleted")
+            return
+        written = path.stat().st_mtime
+        left = {kind: _drop_gone(listed[kind], written) for kind in ("read", "write")}
+        if left != listed:
+            path.write_text(json.dumps(left), encoding="utf-8")
+
+
+def _drop_gone(paths: dict[str, Any], written: float) -> dict[str, Any]:
+    """Return locked paths without those whose process is gone."""
+    found = {}
+    for path, holders in paths.items():
+        several = holders if isinstance(holders, list) else [holders]
+        alive = [one for one in several if one and _is_alive(one, written)]
+        if alive:
+            found[path] = alive if isinstance(holders, list) else alive[0]
+    return found
+
+
+def _is_alive(holder: dict[str, Any], written: float) -> bool:
+    """Return whether a process still holds what it has locked: it lives, is older than the list, and is of our kind.
+
+    Args:
+        holder: its number and command, as the list has them.
+        written: when the list was written, seconds since 1970.
+    """
+    try:
+        process = psutil.Process(holder["pid"])
+        words = " ".join(process.cmdline()).lower()
+        return process.create_time() <= written + 1 and any(name in words for name in OURS)
+    except psutil.AccessDenied:
+        return True
+    except psutil.Error:
+        return False

@@ -1,0 +1,98 @@
+"""DVC's locks: a line names who is waited for, and what a kill has left in them is mended."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+
+import psutil
+import pytest
+from worlds.projects import GRAPHS, Project, start_project
+
+from flows.graph import dvc_state
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, apart) -> Project:
+    """The small project before its first run, as the current folder."""
+    GRAPHS["small"].make(tmp_path / "small", "")
+    monkeypatch.chdir(tmp_path / "small")
+    return start_project(tmp_path / "small")
+
+
+@pytest.fixture
+def other(tmp_path):
+    """A process of another kind."""
+    process = subprocess.Popen(["sleep", "60"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def lock(project: Project, **kinds) -> None:
+    path = project.root / ".dvc/tmp/rwlock"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(kinds))
+
+
+def locked(project: Project) -> dict:
+    """Return what stands in the list after a look at the project."""
+    with dvc_state.opened():
+        pass
+    path = project.root / ".dvc/tmp/rwlock"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"read": []}', '{"write": {"/a": {"pid": "x", "cmd": "c"}}}', '{"write": {"/a": 5}}', '{"x": {}}'],
+)
+def test_list_that_cannot_be_read_is_deleted_and_told(project, text, capsys):
+    path = project.root / ".dvc/tmp/rwlock"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    assert locked(project) == {}
+    assert "rwlock could not be read, as a kill or another DVC leaves it, and was deleted" in capsys.readouterr().err
+    dvc_state.plan()
+    assert dvc_state.probe("letters@v1").state == "stale"
+
+
+def test_process_that_has_the_number_of_one_that_was_killed_locks_nothing(project, other):
+    blocked = {"pid": other.pid, "cmd": "tamis run"}
+    lock(project, write={str(project.root / "data"): blocked}, read={str(project.root / "raw"): [blocked]})
+    assert locked(project) == {"read": {}, "write": {}}
+
+
+def test_process_that_was_started_after_the_list_was_written_locks_nothing(project):
+    lock(project, write={str(project.root / "data"): {"pid": os.getpid(), "cmd": "tamis run"}}, read={})
+    old = psutil.Process().create_time() - 60
+    os.utime(project.root / ".dvc/tmp/rwlock", (old, old))
+    assert locked(project)["write"] == {}
+
+
+def test_process_that_is_gone_is_taken_out_and_one_at_work_stays(project):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    mine = {"pid": os.getpid(), "cmd": "tamis run"}
+    lock(project, write={}, read={"/a": [{"pid": gone.pid, "cmd": "tamis run"}, mine], "/b": [mine]})
+    assert locked(project)["read"] == {"/a": [mine], "/b": [mine]}
+
+
+def test_waiting_for_another_dvc_is_told_with_its_process(project, capsys):
+    code = (
+        "import sys, time\nfrom dvc.repo import Repo, lock_repo\nwith lock_repo(Repo('.')):\n"
+        "    print('held', flush=True)\n    time.sleep(float(sys.argv[1]))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, "8"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    with process.stdout, dvc_state.opened():
+        assert process.wait(30) == 0
+    assert f"DVC is at work in this project (process {process.pid}: " in capsys.readouterr().err
+
+
+def test_lock_is_free_after_an_error(project, capsys):
+    for _ in range(2):
+        with contextlib.suppress(ZeroDivisionError), dvc_state.opened():
+            raise ZeroDivisionError
+    assert capsys.readouterr().err == ""
