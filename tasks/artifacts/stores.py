@@ -12,7 +12,9 @@ what no model named today has use for) holds it alone.
 
 import hashlib
 import json
+import os
 import shutil
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.artifacts.locks import locked
-from tasks.artifacts.tables import Provenance, check_part, provenance, write_json, write_table
+from tasks.artifacts.tables import ArtifactError, Provenance, provenance, write_json, write_table
 
 KINDS = ("pairs", "embeddings", "scores", "gradients", "losses", "answers", "texts")
 LOCK = "store.lock"
@@ -32,6 +34,7 @@ ABOUT = "store.json"
 PARTS = "part-*.parquet"
 STORED = "read_parquet($parts, filename = true, hive_partitioning = false)"  # all rows of a folder, in SQL
 LEFT_OVER = ".*.part"  # what a killed process was writing
+DAMAGED = ".damaged"  # ending of a part that was not as it was written
 
 
 class StoreError(ValueError):
@@ -171,8 +174,19 @@ def cost(folder: Path, wanted: pa.Table) -> float:
 
 
 def _read_parts(folder: Path) -> dict[Path, dict[str, Any]]:
-    """Return the records of a folder's parts, after checking that they are as they were written."""
-    return {path: provenance(check_part(path)) for path in sorted(Path(folder).glob(PARTS))}
+    """Return the records of a folder's parts that are as they were written; a damaged one is set aside, and told of."""
+    found = {}
+    for path in sorted(Path(folder).glob(PARTS)):
+        try:
+            found[path] = provenance(path)
+        except ArtifactError:
+            os.replace(path, path.with_suffix(DAMAGED))
+            warnings.warn(
+                f"{path}, a part of a store, was damaged and stands aside, with ending {DAMAGED}: what it held is "
+                "computed again; `tamis store --prune` deletes it",
+                stacklevel=2,
+            )
+    return found
 
 
 def _read_filled(folder: Path) -> dict[Path, dict[str, Any]]:
@@ -213,9 +227,6 @@ def survey(root: Path, keep: Collection[str]) -> list[Stored]:
     Args:
         root: of all stores.
         keep: digests of the models and of the code that are named today.
-
-    Raises:
-        ArtifactError: a part is damaged.
     """
     return [_inspect(folder, keep) for folder in list_folders(root)]
 
@@ -236,7 +247,7 @@ def compact(folder: Path) -> Compacted:
     Cost: all rows of the folder in memory.
 
     Raises:
-        ArtifactError: a part is damaged, or the disk is full; every row is still there.
+        ArtifactError: the disk is full; every row is still there.
     """
     before = _measure(folder)
     records = _read_parts(folder)
@@ -263,6 +274,9 @@ def prune(root: Path, keep: Collection[str], *, unknown: bool = False) -> Pruned
     removed, spared, freed = [], [], 0
     for folder in list_folders(root):
         found = _inspect(folder, keep)
+        for path in folder.glob(f"*{DAMAGED}"):
+            freed += path.stat().st_size
+            path.unlink()
         if found.current is False or (found.current is None and unknown):
             freed += _measure(folder)
             _remove(folder)

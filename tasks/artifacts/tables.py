@@ -75,21 +75,6 @@ def digest_code(*modules: ModuleType) -> str:
     return total.hexdigest()[:32]
 
 
-def check_part(path: Path) -> Path:
-    """Return the path of a store's part after checking that its bytes are those that were written.
-
-    Raises:
-        ArtifactError: it is damaged or was edited; it can be deleted without loss but of time.
-    """
-    try:
-        provenance(path)
-    except ArtifactError as error:
-        raise ArtifactError(
-            f"{path}, a part of a store, is damaged; delete it: what it held is computed again"
-        ) from error
-    return path
-
-
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path` that takes its place on success and is removed on any failure.

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from tasks.artifacts import schemas, stores
-from tasks.artifacts.tables import ArtifactError, provenance
+from tasks.artifacts.tables import provenance
 
 
 def scores(*pairs, distance=0.5) -> pa.Table:
@@ -95,15 +95,19 @@ def test_of_a_row_in_two_parts_the_smaller_figures_are_found(tmp_path):
     assert stores.find(tmp_path, asked(("a", "b")))["distance"].to_pylist() == [0.25]
 
 
-def test_a_damaged_part_is_refused_with_the_way_out(tmp_path):
+def test_a_damaged_part_is_set_aside_and_told_and_the_others_are_found(tmp_path):
+    append(tmp_path, scores(("c", "d")))
     path = append(tmp_path, scores(("a", "b")))
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(
-        ArtifactError, match=r"a part of a store, is damaged; delete it: what it held is computed again"
-    ):
-        stores.find(tmp_path, asked(("a", "b")))
+    wanted = asked(("a", "b"), ("c", "d"))
+    with pytest.warns(UserWarning, match=r"a part of a store, was damaged and stands aside, .* computed again"):
+        assert stores.missing(tmp_path, wanted).num_rows == 1
+    assert stores.find(tmp_path, wanted).num_rows == 1
+    assert path.with_suffix(".damaged").read_bytes() == content
+    append(tmp_path, scores(("a", "b")))
+    assert stores.find(tmp_path, wanted).num_rows == 2
 
 
 def test_a_killed_append_leaves_no_part(tmp_path):

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from tasks.artifacts import schemas, stores
-from tasks.artifacts.tables import ArtifactError, Provenance, provenance, read_table, write_table
+from tasks.artifacts.tables import Provenance, provenance, read_table, write_table
 from tasks.embedding import embedding
 
 KEEP = {"model-1", "code-1"}
@@ -175,14 +175,17 @@ def test_a_killed_compaction_loses_no_row_and_counts_no_second_twice(tmp_path, e
     assert provenance(path)["parameters"]["seconds"] == 6.5
 
 
-def test_a_damaged_part_stops_compaction_and_nothing_is_deleted(tmp_path):
-    fill_overlapping(tmp_path)
-    path = max(tmp_path.iterdir())
+def test_a_damaged_part_stands_aside_of_compaction_and_is_deleted_by_pruning(tmp_path):
+    folder = describe(tmp_path / "pairs/one")
+    fill_overlapping(folder)
+    path = max(folder.glob("part-*"))
     path.write_bytes(path.read_bytes()[:-9])
-    before = names(tmp_path)
-    with pytest.raises(ArtifactError, match="a part of a store, is damaged; delete it"):
-        stores.compact(tmp_path)
-    assert names(tmp_path) == before
+    with pytest.warns(UserWarning, match="a part of a store, was damaged and stands aside"):
+        stores.compact(folder)
+    damaged = path.with_suffix(".damaged")
+    size = damaged.stat().st_size
+    assert stores.prune(tmp_path, {"model-1", "code-1"}).freed == size
+    assert not damaged.exists()
 
 
 def describe(folder: Path, model: str = "model-1", code: str = "code-1", **more: str) -> Path:
