@@ -20,6 +20,7 @@ COMMANDS = {
     "status": graph.status,
     "stages": graph.stages,
     "models": graph.models,
+    "verify": graph.verify,
     "sql": artifacts.sql,
     "show": artifacts.show,
     "compare": comparing.compare,

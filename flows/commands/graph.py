@@ -1,4 +1,4 @@
-"""Commands that show the graph and what it stands on: `tamis status`, `tamis stages`, `tamis models`."""
+"""Commands that show the graph and what it stands on: status, stages, models, verify."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from flows import model_records, params
 from flows.commands.errors import spoken
 from flows.commands.output import Json, show_rows
 from flows.environment import tell_other_libraries
-from flows.stage import last_run
+from flows.stage import last_run, say
 
 
 @spoken
@@ -35,6 +35,21 @@ def stages(context: typer.Context, as_json: Json = False) -> None:
 
     rows = [(planned.address, planned.about, ", ".join(planned.upstream)) for planned in dvc_state.plan()]
     show_rows(["stage", "makes", "reads"], rows, as_json=as_json)
+
+
+@spoken
+def verify(context: typer.Context, as_json: Json = False) -> None:
+    """Read all that is kept again, hold it against what was recorded, and mend what can be; never while a run works."""
+    from flows import verify as verifying
+
+    found = verifying.verify()
+    rows = [(one.kind, one.path, one.problem, one.done) for one in found.findings]
+    show_rows(["kind", "path", "problem", "done"], rows, as_json=as_json)
+    say(f"looked at {', '.join(f'{count:,} of kind {kind}' for kind, count in found.looked_at.items())}")
+    left = sum(not one.mended for one in found.findings)
+    if left:
+        say(f"{left} {'is' if left == 1 else 'are'} not mended yet")
+        raise typer.Exit(1)
 
 
 @spoken

@@ -24,7 +24,7 @@ OURS = ("dvc", "tamis", "flows", "prefect", "pytest", "python")  # of which one 
 
 @contextmanager
 def held(repo: Repo) -> Iterator[Repo]:
-    """Hold the repository's lock, with a line that says who has it where it waits, and a list of paths that is mended."""
+    """Hold the repository's lock, saying who has it where it waits, with a list of locked paths that is mended."""
     lock = lock_repo(repo)
     repo.lock._wait = False  # but for three seconds
     try:

@@ -29,7 +29,7 @@ from flows import model_records, params
 from flows.graph import aside, dvc_files, dvc_locks
 from flows.graph.stages import GRAPH, PARAMS, Planned, in_order, read_graph
 from flows.interrupts import LIMIT, cleaning, whole
-from flows.stage import refuse_moved
+from flows.stage import refuse_moved, say
 
 logging.getLogger("dvc").setLevel(logging.ERROR)  # its notices go to stdout, which is for data
 WHOLE = "all"  # the one stage of dvc.yaml that is of no version
@@ -77,6 +77,8 @@ def plan(versions: Iterable[str] = ()) -> list[Planned]:
         StateError: unknown version, or a dvc.yaml that DVC cannot read.
         ParamsError: params.yaml or dvc.yaml cannot be used.
     """
+    from flows.graph import revisions  # which stands on this module
+
     prepare()
     graph = read_graph()
     known = dict.fromkeys(one.version for one in graph.values())
@@ -84,6 +86,8 @@ def plan(versions: Iterable[str] = ()) -> list[Planned]:
     if unknown:
         raise StateError(f"there is no data version {unknown[0]!r}; params.yaml has {', '.join(known)}")
     chosen = set(versions or known)
+    before = {graph[up].version for one in graph.values() if one.version in chosen for up in one.upstream}
+    revisions.mend_lock_files(chosen | before)
     while foreign := _read_of_others(graph, chosen):
         lacking = {address for address, paths in foreign.items() if not _as_recorded(address, paths)}
         if not lacking:
@@ -164,6 +168,10 @@ def probe(address: str) -> Probe:
             try:
                 repo.stage_cache.restore(stage)
             except RunCacheNotFoundError:
+                return Probe("stale", inputs)
+            damaged = _drop_damaged(repo, stage)
+            if damaged:
+                say(f"{address:<16} DVC's cache had {', '.join(damaged[:3])} damaged: it is made again")
                 return Probe("stale", inputs)
             _save(stage)
         return Probe("restored", {})
@@ -303,6 +311,24 @@ def _open() -> Repo:
         _kept.repo = Repo(".", _wait_for_lock=True)
         _kept.key = (os.getcwd(), settings)
     return _kept.repo
+
+
+def _drop_damaged(repo: Repo, stage: Stage) -> list[str]:
+    """Return the artifacts that came out of DVC's cache other than they were recorded, and remove them from there.
+
+    DVC takes a file of the right name in its cache for the right file.
+    """
+    found = []
+    for out in (out for out in stage.outs if out.use_cache and out.hash_info):
+        if out.hash_info.isdir:
+            files = {Path(out.fs_path, *key): info.value for key, _, info in out.get_obj()}
+        else:
+            files = {Path(out.fs_path): out.hash_info.value}
+        for path, wanted in files.items():
+            if dvc_files.digest(path) != wanted:
+                found.append(os.path.relpath(path))
+                Path(repo.cache.local.oid_to_path(wanted)).unlink(missing_ok=True)
+    return found
 
 
 def _collect(repo: Repo, address: str) -> Stage:

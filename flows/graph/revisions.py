@@ -13,7 +13,9 @@ from dvc.scm import resolve_rev
 from dvc.stage import Stage
 
 from flows.graph import dvc_files
-from flows.graph.dvc_state import StateError, opened
+from flows.graph.dvc_state import StateError, opened, without_git
+from flows.stage import say
+from tasks.artifacts.tables import write_text
 
 
 def tables(revision: str) -> dict[str, Path]:
@@ -55,9 +57,37 @@ def at_revision(revision: str) -> Iterator[Path]:
 
 def read_lock(repo: Repo, version: str, revision: str) -> str:
     """Return the text of a version's dvc.lock at a git revision; empty where there is none."""
-    files = repo.scm.get_fs(resolve_rev(repo.scm, revision))
-    path = _in_git(repo, dvc_files.place_lock(version))
-    return files.read_text(path, encoding="utf-8") if files.exists(path) else ""
+    return read_file(repo, dvc_files.place_lock(version), revision)
+
+
+def read_file(repo: Repo, path: Path, revision: str) -> str:
+    """Return the text of a file of the project at a git revision; empty where there is none."""
+    files, place = repo.scm.get_fs(resolve_rev(repo.scm, revision)), _in_git(repo, path)
+    return files.read_text(place, encoding="utf-8") if files.exists(place) else ""
+
+
+def mend_lock_files(versions: Iterable[str]) -> None:
+    """Bring dvc.lock files that cannot be read, as a kill of DVC leaves them, back from git, or delete them."""
+    for path in [Path("dvc.lock"), *map(dvc_files.place_lock, sorted(versions))]:
+        if not path.exists() or dvc_files.is_lock(path.read_bytes()):
+            continue
+        text = _read_committed(path)
+        if text:
+            write_text(text, path)
+            say(f"{path} could not be read, as a kill leaves it; it is what git holds of it again")
+        else:
+            path.unlink()
+            say(f"{path} could not be read, as a kill leaves it; what it recorded is looked up in DVC's run-cache")
+
+
+def _read_committed(path: Path) -> str:
+    """Return a lock file's text in the last commit, if that can be read; empty, where there is none."""
+    try:
+        with opened() as repo:
+            text = "" if without_git(repo) or repo.scm.no_commits else read_file(repo, path, "HEAD")
+    except StateError:
+        return ""
+    return text if dvc_files.is_lock(text.encode()) else ""
 
 
 def digest_now(repo: Repo, paths: Iterable[str]) -> dict[str, str | None]:

@@ -173,25 +173,9 @@ def cost(folder: Path, wanted: pa.Table) -> float:
     return float(sum(each[part["filename"]] * part["rows"] for part in found.to_pylist()))
 
 
-def _read_parts(folder: Path) -> dict[Path, dict[str, Any]]:
-    """Return the records of a folder's parts that are as they were written; a damaged one is set aside, and told of."""
-    found = {}
-    for path in sorted(Path(folder).glob(PARTS)):
-        try:
-            found[path] = provenance(path)
-        except ArtifactError:
-            os.replace(path, path.with_suffix(DAMAGED))
-            warnings.warn(
-                f"{path}, a part of a store, was damaged and stands aside, with ending {DAMAGED}: what it held is "
-                "computed again; `tamis store --prune` deletes it",
-                stacklevel=2,
-            )
-    return found
-
-
 def _read_filled(folder: Path) -> dict[Path, dict[str, Any]]:
     """Return the records of the parts that hold rows: what has none need not have the others' types of columns."""
-    return {path: record for path, record in _read_parts(folder).items() if record["rows"]}
+    return {path: record for path, record in check_parts(folder).items() if record["rows"]}
 
 
 def _keys(parts: Mapping[Path, Mapping[str, Any]]) -> list[str]:
@@ -219,6 +203,22 @@ def _join(parts: Mapping[Path, Any], wanted: pa.Table, query: str) -> pa.Table:
         connection.register("numbered", numbered)
         asked = {"parts": [str(path) for path in parts]}
         return connection.sql(query, params=asked).to_arrow_table().drop_columns(["_position"])
+
+
+def check_parts(folder: Path) -> dict[Path, dict[str, Any]]:
+    """Return the records of a folder's parts that are as they were written; a damaged one is set aside, and told of."""
+    found = {}
+    for path in sorted(Path(folder).glob(PARTS)):
+        try:
+            found[path] = provenance(path)
+        except ArtifactError:
+            os.replace(path, path.with_suffix(DAMAGED))
+            warnings.warn(
+                f"{path}, a part of a store, was damaged and stands aside, with ending {DAMAGED}: what it held is "
+                "computed again; `tamis store --prune` deletes it",
+                stacklevel=2,
+            )
+    return found
 
 
 def survey(root: Path, keep: Collection[str]) -> list[Stored]:
@@ -250,7 +250,7 @@ def compact(folder: Path) -> Compacted:
         ArtifactError: the disk is full; every row is still there.
     """
     before = _measure(folder)
-    records = _read_parts(folder)
+    records = check_parts(folder)
     replaced = {name for record in records.values() for name in record["parameters"].get("replaces", ())}
     current = {path: record for path, record in records.items() if path.name not in replaced and record["rows"]}
     for path in [*folder.glob(LEFT_OVER), *(records.keys() - current.keys())]:
@@ -310,7 +310,7 @@ def upkeep(root: Path) -> Iterator[None]:
 
 def _inspect(folder: Path, keep: Collection[str]) -> Stored:
     about = _read_about(folder / ABOUT)
-    parts = _read_parts(folder).values()
+    parts = check_parts(folder).values()
     return Stored(
         kind=folder.parent.name,
         key=folder.name,

@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from tasks.artifacts.tables import ArtifactError
 from tasks.conversations import WRITERS, encode_rows
 from tasks.finetuning import mask_updates, trainer
 from tasks.finetuning.costs import count_training
+from tasks.finetuning.finished import is_sound, seal
 from tasks.finetuning.trainer import Arm, FinetuningSettings, Recipe
 from tasks.folders import Folders
 from tasks.gradients import warmup
@@ -210,6 +212,9 @@ def finish_arm(arm: Arm, pool: Pool, home: Path, recipe: Recipe) -> Path:
     it is whole.
     """
     finished = home / "finished"
+    if finished.exists() and not is_sound(finished):
+        warnings.warn(f"{finished}, arm {arm.label}, was damaged and is trained again", stacklevel=2)
+        shutil.rmtree(finished)
     if not finished.exists():
         try:
             trained = trainer.train(arm, pool.encoding, home / "checkpoints", recipe)
@@ -220,6 +225,7 @@ def finish_arm(arm: Arm, pool: Pool, home: Path, recipe: Recipe) -> Path:
                 record = steps.describe(pool.encoding, [arm.rows[each] for each in arm.epochs], trained.losses)
                 record |= {"replayed": arm.replayed, "seconds": round(trained.seconds, 3)}
                 tables.write_json(record | facts, part / "log.json")
+                seal(part)
         except Exception as error:
             error.add_note(f"arm {arm.label}; the next run goes on from what {home.parent} holds")
             raise

@@ -1,0 +1,163 @@
+"""Everything that is kept, read again and held against what was recorded of it; what can be mended is mended.
+
+DVC's cache: a file's name is the digest of its content. Artifacts: dvc.lock of each version says what they are; one
+that is not is brought back from the cache, or set aside so that the next run makes it anew. Parts of the stores and
+finished arms carry their own digests; damaged ones are set aside or removed, and computed again when they are wanted.
+"""
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.graph import dvc_files, dvc_state
+from flows.stage_calls import CACHE
+from tasks.artifacts import stores
+from tasks.artifacts.tables import replacing
+from tasks.finetuning.finished import find_damaged_arms
+
+ASIDE = CACHE / "damaged"  # artifacts that could not be brought back
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not what was recorded of it."""
+
+    kind: str  # cache | artifact | store | arm | lock
+    path: str
+    problem: str  # damaged | missing
+    done: str  # what was done about it
+    mended: bool  # whether nothing is left to do
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a look at everything found."""
+
+    looked_at: Mapping[str, int]  # kind -> how many
+    findings: tuple[Finding, ...]
+
+
+def verify() -> Verified:
+    """Look at DVC's cache, at the artifacts of every version, at the stores and at finished arms.
+
+    Raises:
+        StateError: DVC cannot open the project.
+    """
+    with dvc_state.opened() as repo:
+        cache = Path(repo.cache.local.path)
+        objects, findings = check_cache(cache)
+        wanted, unreadable = read_records()
+        findings += unreadable
+        findings += [one for path, digest in wanted.items() for one in check_artifact(Path(path), digest, cache)]
+    looked_at = {"cache": objects, "artifact": len(wanted)}
+    with stores.upkeep(CACHE):
+        parts, damaged = check_stores()
+        arms, broken = find_damaged_arms(CACHE)
+        for home in broken:
+            shutil.rmtree(home)
+    findings += damaged
+    findings += [Finding("arm", str(home), "damaged", "removed: the arm is trained again", True) for home in broken]
+    return Verified(looked_at | {"store": parts, "arm": arms}, tuple(findings))
+
+
+def check_cache(cache: Path) -> tuple[int, list[Finding]]:
+    """Return how many files DVC's cache has, and the damaged ones, which are removed."""
+    count, found = 0, []
+    for path in sorted(cache.glob("??/*")):
+        count += 1
+        if dvc_files.digest(path) != (path.parent.name + path.name).removesuffix(".dir"):
+            path.chmod(0o644)
+            path.unlink()
+            found.append(Finding("cache", str(path), "damaged", "removed", True))
+    return count, found
+
+
+def read_records() -> tuple[dict[str, str], list[Finding]]:
+    """Return the digest of every artifact that a dvc.lock records, by path, and the lock files that cannot be read."""
+    wanted: dict[str, str] = {}
+    unreadable = []
+    for path in sorted(dvc_files.FOLDER.glob("*/dvc.lock")):
+        try:
+            stages = dvc_files.parse_lock(path.read_text(encoding="utf-8"))
+        except (dvc_files.LockError, UnicodeDecodeError) as error:
+            told = f"{error}; the next `tamis run` brings it back from git"
+            unreadable.append(Finding("lock", str(path), "damaged", told, False))
+            continue
+        outs = [out for stage in stages.values() for out in stage.get("outs", ())]
+        wanted |= {out["path"]: out["md5"] for out in outs if "md5" in out}
+    return wanted, unreadable
+
+
+def check_artifact(path: Path, wanted: str, cache: Path) -> Iterator[Finding]:
+    """Yield what was wrong with an artifact; it is brought back from the cache, or the cache is filled from it.
+
+    Args:
+        path: of the artifact, a file or a folder.
+        wanted: its digest; of a folder, that of DVC's list of its files.
+        cache: the folder of files by digest in DVC's cache.
+    """
+    if not wanted.endswith(".dir"):
+        yield from _check_file(path, wanted, cache)
+        return
+    listing = _place(cache, wanted)
+    if not listing.exists():
+        done = "DVC's list of its files is gone: `tamis run` makes it anew"
+        yield Finding("artifact", str(path), "unknown", done, False)
+        return
+    for one in json.loads(listing.read_text(encoding="utf-8")):
+        yield from _check_file(path / one["relpath"], one["md5"], cache)
+
+
+def _check_file(path: Path, wanted: str, cache: Path) -> Iterator[Finding]:
+    kept, sound = _place(cache, wanted), path.is_file() and dvc_files.digest(path) == wanted
+    if sound and not kept.exists():
+        _copy(path, kept)
+        kept.chmod(0o444)
+        yield Finding("cache", str(kept), "missing", f"copied from {path}", True)
+    elif not sound:
+        problem = "damaged" if path.exists() else "missing"
+        if kept.exists():
+            _copy(kept, path)
+            yield Finding("artifact", str(path), problem, "brought back from DVC's cache", True)
+        else:
+            done = f"{_set_aside(path)}`tamis run` makes it anew, or `dvc fetch` has it"
+            yield Finding("artifact", str(path), problem, done, False)
+
+
+def check_stores() -> tuple[int, list[Finding]]:
+    """Return how many parts the stores have, and the damaged ones, which are set aside."""
+    count, found = 0, []
+    for folder in stores.list_folders(CACHE):
+        before = set(folder.glob(stores.PARTS))
+        count += len(before)
+        with warnings.catch_warnings(action="ignore"):
+            stores.check_parts(folder)
+        for path in sorted(before - set(folder.glob(stores.PARTS))):
+            found.append(Finding("store", str(path), "damaged", "set aside: what it held is computed again", True))
+    return count, found
+
+
+def _place(cache: Path, name: str) -> Path:
+    return cache / name[:2] / name[2:]
+
+
+def _copy(source: Path, target: Path) -> None:
+    with replacing(target) as part:
+        shutil.copyfile(source, part)
+
+
+def _set_aside(path: Path) -> str:
+    """Move what stands in an artifact's place away, so that nobody takes it for what was recorded."""
+    if not path.exists():
+        return ""
+    target = ASIDE / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):
+        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+    os.replace(path, target)
+    return f"set aside as {target}; "

@@ -1,0 +1,163 @@
+"""Nothing damaged is served: what is kept is held against what was recorded, and mended."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from worlds.projects import GRAPHS, Project, drive_by_dvc, importing_from, run_child, start_project
+
+from flows import drive
+from flows.graph import dvc_files, dvc_state
+from flows.verify import verify
+
+CHOSEN = Path("data/choose/version=v1/chosen.txt")
+PART = Path("data/total/version=v1/all/total.txt")  # in an artifact that is a folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, apart) -> Project:
+    """The small project after a run."""
+    root = tmp_path_factory.mktemp("verify") / "small"
+    GRAPHS["small"].make(root, "")
+    project = start_project(root)
+    drive_by_dvc(project)
+    project.git("add", ".")
+    project.git("commit", "--quiet", "--message", "made")
+    return project
+
+
+@pytest.fixture
+def project(finished, tmp_path, monkeypatch) -> Project:
+    """A copy of it, as the current folder."""
+    shutil.copytree(finished.root, tmp_path / "small")
+    monkeypatch.chdir(tmp_path / "small")
+    return Project(tmp_path / "small")
+
+
+def kept(path: Path) -> Path:
+    """Return where DVC's cache holds a file."""
+    digest = dvc_files.digest(path)
+    return Path(".dvc/cache/files/md5") / digest[:2] / digest[2:]
+
+
+def flip(path: Path) -> None:
+    """Change one bit, and nothing that can be seen from outside."""
+    state = path.stat()
+    text = bytearray(path.read_bytes())
+    text[0] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(text)
+    path.chmod(state.st_mode)  # DVC trusts what is read-only
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def test_what_is_as_recorded_is_left_alone(project):
+    found = verify()
+    assert found.findings == ()
+    assert found.looked_at["cache"] > 5
+    assert found.looked_at["artifact"] == 9
+
+
+@pytest.mark.parametrize("path", [CHOSEN, PART])
+@pytest.mark.parametrize("harm", ["flipped", "gone"])
+def test_artifact_is_brought_back_from_the_cache(project, path, harm):
+    before = path.read_bytes()
+    flip(path) if harm == "flipped" else path.unlink()
+    (found,) = verify().findings
+    assert (found.kind, found.path, found.mended) == ("artifact", str(path), True)
+    assert found.done == "brought back from DVC's cache"
+    assert path.read_bytes() == before
+    assert verify().findings == ()
+    assert project.status() == {}
+
+
+@pytest.mark.parametrize("path", [CHOSEN, PART])
+def test_damaged_file_of_the_cache_is_replaced_by_the_artifact(project, path):
+    place = kept(path)
+    flip(place)
+    removed, filled = verify().findings
+    assert (removed.problem, removed.done, filled.problem) == ("damaged", "removed", "missing")
+    assert place.read_bytes() == path.read_bytes()
+    assert verify().findings == ()
+
+
+@pytest.mark.parametrize("path", [CHOSEN, PART])
+def test_what_is_damaged_in_both_places_is_set_aside_and_made_again(project, path):
+    before, place = path.read_bytes(), kept(path)
+    flip(place)
+    flip(path)
+    *_, found = verify().findings
+    assert (found.kind, found.mended) == ("artifact", False)
+    assert not path.exists()
+    with importing_from(project.root):
+        drive.run()
+    assert path.read_bytes() == before
+    assert verify().findings == ()
+
+
+def test_list_of_a_folder_that_is_damaged_leaves_it_to_the_next_run(project):
+    lock = dvc_files.parse_lock(Path("versions/v1/dvc.lock").read_text())
+    (digest,) = [out["md5"] for out in lock["total@v1"]["outs"] if out["path"].endswith("all")]
+    flip(Path(".dvc/cache/files/md5") / digest[:2] / digest[2:])
+    assert [one.mended for one in verify().findings] == [True, False]
+
+
+@pytest.mark.parametrize("path", [CHOSEN, PART])
+def test_run_does_not_bring_back_what_the_cache_has_damaged(project, path, capsys):
+    before = path.read_bytes()
+    flip(kept(path))
+    path.unlink()
+    with importing_from(project.root):
+        outcomes = {one.address: one.how for one in drive.run()}
+    address = f"{path.parts[1]}@v1"
+    assert outcomes[address] == "computed"
+    assert f"DVC's cache had {path} damaged: it is made again" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert verify().findings == ()
+
+
+def test_command_ends_with_status_one_where_something_is_left_to_do(project):
+    flip(CHOSEN)
+    done = run_child([sys.executable, "-c", CODE], project, PYTHONPATH=str(project.root))
+    assert (done.returncode, json.loads(done.stdout)[0]["done"]) == (0, "brought back from DVC's cache")
+    flip(kept(CHOSEN))
+    flip(CHOSEN)
+    done = run_child([sys.executable, "-c", CODE], project, PYTHONPATH=str(project.root))
+    assert done.returncode == 1
+    assert "1 is not mended yet" in done.stderr
+
+
+CODE = """
+import sys
+from flows import cli, params
+params.read = lambda **how: None  # the small project has settings of its own
+sys.argv = ["tamis", "verify", "--json"]
+cli.app()
+"""
+
+
+def test_lock_file_that_a_kill_left_unreadable_is_brought_back_by_the_next_command(project, capsys):
+    path = Path("versions/v1/dvc.lock")
+    whole = path.read_text()
+    path.write_text(whole[: len(whole) // 2] + "\n  x: [")
+    (found,) = [one for one in verify().findings if one.kind == "lock"]
+    assert found.path == str(path)
+    assert [state for _, state, _ in dvc_state.standings()] == ["fresh"] * 4
+    assert path.read_text() == whole
+    assert (
+        "versions/v1/dvc.lock could not be read, as a kill leaves it; it is what git holds" in capsys.readouterr().err
+    )
+
+
+def test_lock_file_that_git_does_not_hold_is_filled_from_dvcs_run_cache(project, capsys):
+    path = Path("versions/v1/dvc.lock")
+    project.git("rm", "--quiet", "--cached", str(path))
+    project.git("commit", "--quiet", "--message", "no lock")
+    path.write_bytes(b"\0" * 500)
+    with importing_from(project.root):
+        assert [one.how for one in drive.run()] == ["restored"] * 4
+    assert "could not be read, as a kill leaves it; what it recorded is looked up" in capsys.readouterr().err
+    assert project.status() == {}
