@@ -86,6 +86,15 @@ def describe_base(name: str, revision: str | None) -> dict[str, Any]:
     return {key: value for key, value in describe(name, revision).items() if key != "files"}
 
 
+def write_base(folder: Path, name: str, revision: str | None) -> None:
+    """Write down beside an arm's weights which model they stand on.
+
+    Raises:
+        ModelError: as `find_folder`.
+    """
+    tables.write_json(describe_base(name, revision), folder / BASE)
+
+
 def refuse_other_base(folder: Path, name: str, revision: str | None) -> None:
     """Raise ModelError where an arm was trained on a model with other files than this one has now.
 

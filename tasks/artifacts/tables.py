@@ -28,6 +28,9 @@ import safetensors
 UNSEALED = b"(here stands the digest of this file, once the rest is written.)"  # 64 bytes
 CHUNK = 1 << 20  # bytes read at once
 VECTORS = 8192  # rows of a batch of vectors
+UMASK = os.umask(0)  # what the user withholds from new files
+os.umask(UMASK)
+FILE, FOLDER = 0o666, 0o777  # modes of new files and folders, but for that
 
 
 class ArtifactError(ValueError):
@@ -90,8 +93,8 @@ def replacing(path: Path) -> Iterator[Path]:
         os.close(handle)
         part = Path(name)
         yield part
-        os.chmod(part, 0o644)
-        os.replace(part, path)
+        os.chmod(part, FILE & ~UMASK)
+        put_in_place(part, path)
     except OSError as error:
         raise ArtifactError(
             f"{path} could not be written: {error.strerror or error}; nothing was left behind. "
@@ -100,6 +103,25 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if part is not None:
             part.unlink(missing_ok=True)
+
+
+def put_in_place(part: Path, path: Path) -> None:
+    """Rename a file or folder once it is on the disk with all that it holds, and wait until the new name is, too.
+
+    A computer that loses power then has the old or the new one, and never an empty one.
+    """
+    for inside in [*part.rglob("*"), part] if part.is_dir() else [part]:
+        _flush(inside)
+    os.replace(part, path)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def name_remedy(path: Path, error: OSError) -> str:

@@ -44,7 +44,7 @@ from tasks.gradients import warmup
 from tasks.gradients.settings import GradientsSettings
 from tasks.masks import mask_tables, sparse_deltas
 from tasks.masks.sparse_deltas import replacing_folder
-from tasks.model_files import BASE, describe_base
+from tasks.model_files import describe_base, write_base
 from tasks.settings import RuntimeSettings
 
 UNPUBLISHED = ("losses", "seconds")  # of what is known of an arm
@@ -221,7 +221,7 @@ def finish_arm(arm: Arm, pool: Pool, home: Path, recipe: Recipe) -> Path:
             with replacing_folder(finished) as part:
                 facts = trainer.save(trained, part / "weights", arm, recipe)
                 tables.write_json(arm.ids, part / "weights/rows.json")
-                tables.write_json(name_base(recipe.model), part / "weights" / BASE)
+                write_base(part / "weights", recipe.model.name, recipe.model.revision)
                 record = steps.describe(pool.encoding, [arm.rows[each] for each in arm.epochs], trained.losses)
                 record |= {"replayed": arm.replayed, "seconds": round(trained.seconds, 3)}
                 tables.write_json(record | facts, part / "log.json")
@@ -238,17 +238,12 @@ def describe_start(recipe: Recipe) -> dict[str, Any]:
     start = recipe.start
     return {
         "method": recipe.settings.method,
-        "base": name_base(recipe.model),
+        "base": describe_base(recipe.model.name, recipe.model.revision),
         "matmul": recipe.model.matmul,
         "replay": recipe.settings.replay,
         "continues_from": start.label if start else None,
         "continues_from_digest": start.digest if start else None,
     }
-
-
-def name_base(model: models.ModelChoice) -> dict[str, Any]:
-    """Return the model that arms stand on, with a digest of its files."""
-    return describe_base(model.name, model.revision)
 
 
 def publish(

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from tamis.masks.sparse_adamw import Delta
 from tamis.masks.tensor_layout import MaskError, refuse_other
 from tasks import models
-from tasks.artifacts.tables import ArtifactError, read_facts
+from tasks.artifacts.tables import FILE, FOLDER, UMASK, ArtifactError, put_in_place, read_facts
 from tasks.artifacts.tensors import read, write
 from tasks.model_files import refuse_other_base
 
@@ -215,10 +215,10 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     try:
         yield part
         for inside in (part, *part.rglob("*")):
-            os.chmod(inside, 0o755 if inside.is_dir() else 0o644)
+            os.chmod(inside, (FOLDER if inside.is_dir() else FILE) & ~UMASK)
         if path.exists():
             shutil.rmtree(path)
-        os.replace(part, path)
+        put_in_place(part, path)
     except (OSError, SafetensorError) as error:
         raise ArtifactError(
             f"{path} could not be written: {getattr(error, 'strerror', None) or error}; nothing was left behind. "

@@ -258,3 +258,33 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path):
     (tmp_path / "data").write_text("a file where a folder should be")
     with pytest.raises(ArtifactError, match=r"x.json could not be written: (Not a directory|File exists)"):
         write_json({}, tmp_path / "data/version=v1/x.json")
+
+
+@pytest.mark.parametrize(("umask", "mode"), [("022", 0o644), ("077", 0o600), ("002", 0o664)])
+def test_files_have_the_mode_that_the_user_grants(tmp_path, umask, mode):
+    code = (
+        "import sys, pathlib\nfrom tasks.artifacts.tables import write_text\nwrite_text('', pathlib.Path(sys.argv[1]))"
+    )
+    path = tmp_path / "file"
+    subprocess.run(["sh", "-c", f'umask {umask} && exec "$0" "$@"', sys.executable, "-c", code, str(path)], check=True)
+    assert path.stat().st_mode & 0o777 == mode
+
+
+def test_file_and_folder_are_on_the_disk_before_and_after_the_renaming(tmp_path, monkeypatch):
+    done = []
+    real = os.fsync, os.replace
+
+    def note(kind, call):
+        def noted(*arguments):
+            done.append((kind, Path(os.readlink(f"/proc/self/fd/{arguments[0]}")).name if kind == "flush" else ""))
+            return call(*arguments)
+
+        return noted
+
+    monkeypatch.setattr(os, "fsync", note("flush", real[0]))
+    monkeypatch.setattr(os, "replace", note("rename", real[1]))
+    write_text("x", tmp_path / "file")
+    (first, name), (second, _), (third, folder) = done
+    assert (first, second, third) == ("flush", "rename", "flush")
+    assert name.startswith(".file.")
+    assert folder == tmp_path.name

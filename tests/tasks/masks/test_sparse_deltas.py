@@ -20,6 +20,7 @@ from tamis.masks.tensor_layout import MaskError
 from tasks import models
 from tasks.artifacts.tables import ArtifactError
 from tasks.masks import sparse_deltas
+from tasks.model_files import write_base
 from tasks.models import ModelChoice
 
 ROOT = Path(__file__).parents[3]
@@ -111,6 +112,7 @@ def test_adapters_are_merged_too(toy, base, tmp_path):
         network = peft.get_peft_model(base, config)
         network.peft_config["default"].base_model_name_or_path = toy.name
         network.save_pretrained(tmp_path / "arms/chosen-0")
+        write_base(tmp_path / "arms/chosen-0", toy.name, None)
         wanted = network.eval()(IDS).logits
         sparse_deltas.merge(tmp_path / "arms/chosen-0", toy, tmp_path / "merged")
         other = replace(toy, name=str(shutil.copytree(toy.name, tmp_path / "other")))
