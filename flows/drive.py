@@ -21,6 +21,7 @@ from flows import estimate
 from flows.graph import dvc_state
 from flows.graph.dvc_state import File
 from flows.graph.stages import Planned, end_versions
+from flows.late import tell_late
 from flows.stage import counted, named, refuse_edited, say, sources
 from flows.told import tell_outdated
 from tasks.artifacts.locks import locked
@@ -89,6 +90,8 @@ def drive(versions: Sequence[str], bring_one: Bring, tell: Tell | None = None) -
             if tell and planned.address in ends:
                 tell(*ends[planned.address])
         dvc_state.record_whole()
+        for line in tell_late(plan):
+            say(line)
         estimate.learn(expected, [one.address for one in outcomes if one.how == "computed"])
     return outcomes
 

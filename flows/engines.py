@@ -7,6 +7,7 @@ from flows import drive
 from flows.drive import Outcome, Tell
 from flows.graph import dvc_state
 from flows.graph.stages import end_versions
+from flows.late import tell_edited
 from flows.stage import say
 from flows.told import tell_outdated
 
@@ -44,6 +45,8 @@ def find_fresh(versions: Sequence[str], tell: Tell | None) -> list[Outcome]:
         say(line)
     dvc_state.record_whole()
     say(f"{len(planned)} of {len(planned)} stages are up to date")
+    for line in tell_edited(dict.fromkeys(one.version for one in planned)):
+        say(line)
     for version, stages in end_versions(planned).values():
         if tell:
             tell(version, stages)
