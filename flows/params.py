@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.tokens import CommentToken
 
 from flows.checks import ParamsError, refuse_contradictions
@@ -231,9 +232,15 @@ def _open_editor() -> YAML:
     """Return a reader and writer of YAML that keeps comments."""
     editor = YAML()
     editor.width = 1000  # a line stays a line
-    null = "tag:yaml.org,2002:null"
-    editor.representer.add_representer(type(None), lambda one, _: one.represent_scalar(null, "null"))
+    editor.Representer = _NamedNulls
     return editor
+
+
+class _NamedNulls(RoundTripRepresenter):
+    """Of its own, since representers are kept by class: another's would change how DVC writes in this process."""
+
+
+_NamedNulls.add_representer(type(None), lambda one, _: one.represent_scalar("tag:yaml.org,2002:null", "null"))
 
 
 def _dump(whole: Any, editor: YAML) -> str:

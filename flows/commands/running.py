@@ -7,14 +7,13 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from flows import engines, interrupts, params
+from flows import interrupts, params
 from flows.commands.errors import spoken
 from flows.commands.output import Json, plain, show_json, show_rows, show_text
-from flows.engines import Engine
 from flows.stage import last_run
 
 Runner = Annotated[Literal["threads", "dask"], typer.Option(help="What runs the shards.")]
-Chosen = Annotated[Engine, typer.Option("--engine", help="Prefect, or this process alone, without a server.")]
+Engine = Annotated[Literal["prefect", "local"], typer.Option(help="Prefect, or this process alone, without a server.")]
 Workers = Annotated[int, typer.Option(min=1, help="Shards that run at once.")]
 
 
@@ -23,12 +22,13 @@ def run(
     context: typer.Context,
     versions: Annotated[list[str] | None, typer.Argument(help="Data versions; all, where none is named.")] = None,
     *,
-    engine: Chosen = "prefect",
+    engine: Engine = "prefect",
     runner: Runner = "threads",
     workers: Workers = 1,
     as_json: Json = False,
 ) -> None:
     """Bring every stage up to date, version after version, and show what came of each."""
+    from flows import engines
     from flows.graph.versions import refuse_rewritten
 
     values = params.read()
@@ -50,7 +50,7 @@ def run(
 @spoken
 def advance(
     context: typer.Context,
-    engine: Chosen = "prefect",
+    engine: Engine = "prefect",
     runner: Runner = "threads",
     workers: Workers = 1,
     as_json: Json = False,

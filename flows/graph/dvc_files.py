@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml.representer import SafeRepresenter
 
 from flows import params
 from flows.graph.stages import COPIED, GRAPH, PARAMS, read_stages
@@ -121,11 +122,18 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
+class _EmptyNulls(SafeRepresenter):
+    """Of its own, since representers are kept by class: another's would change how DVC writes in this process."""
+
+
+_EmptyNulls.add_representer(type(None), lambda one, _: one.represent_scalar("tag:yaml.org,2002:null", ""))
+
+
 def _dump(value: Any, width: int) -> str:
     """Return a value as YAML in the style of DVC, which leaves the place of a null empty."""
     writer = YAML(typ="safe")
     writer.default_flow_style, writer.sort_base_mapping_type_on_output, writer.width = False, False, width
-    writer.representer.add_representer(type(None), lambda one, _: one.represent_scalar("tag:yaml.org,2002:null", ""))
+    writer.Representer = _EmptyNulls
     stream = StringIO()
     writer.dump(value, stream)
     return stream.getvalue()

@@ -24,6 +24,7 @@ from dvc.scm import NoSCM, SCMError, map_scm_exception
 from dvc.stage import Stage
 from dvc.stage.cache import RunCacheNotFoundError
 from dvc.stage.serialize import to_lockfile
+from dvc.ui import colorama
 
 from flows import model_records, params
 from flows.graph import aside, dvc_files, dvc_locks
@@ -32,6 +33,7 @@ from flows.interrupts import LIMIT, cleaning, whole
 from flows.stage import refuse_moved, say
 
 logging.getLogger("dvc").setLevel(logging.ERROR)  # its notices go to stdout, which is for data
+colorama.deinit()  # by which DVC takes control characters out of what is written to a pipe, which may be data
 WHOLE = "all"  # the one stage of dvc.yaml that is of no version
 PATIENCE = 3  # seconds that an interrupt waits for what is done under DVC's locks; it may be a long upload
 CONFIGS = (Path(".dvc/config"), Path(".dvc/config.local"))

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import yaml
 
+from flows import model_records
 from flows.graph import dvc_files
+from tasks.model_files import ModelError
 
 ROOT = Path(__file__).parents[2]
 SMALL = ROOT / "tests/flows/small_graph"
@@ -114,11 +116,21 @@ def start_project(root: Path) -> Project:
     shutil.copytree(ROOT / ".dvc/plots", root / ".dvc/plots")
     (root / ".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n")
     (root / ".gitignore").write_text("__pycache__/\n.cache/\n")
+    prepare(root)
     project = Project(root)
     project.git("init", "--quiet")
     project.git("add", ".")
     project.git("commit", "--quiet", "--message", "start")
     return project
+
+
+def prepare(root: Path) -> None:
+    """Do what every `tamis` command does first; of a model that is not there nothing is recorded."""
+    dvc_files.write_copies(root)
+    models = yaml.safe_load((root / "params.yaml").read_text()).get("models")
+    with contextlib.chdir(root), contextlib.suppress(ModelError):
+        if models:
+            model_records.write(models)
 
 
 def drive_by_flow(project: Project) -> list[str]:
@@ -132,7 +144,7 @@ def drive_by_flow(project: Project) -> list[str]:
 
 def drive_by_dvc(project: Project) -> list[str]:
     """Run `dvc repro`; returns the stages that it computed."""
-    dvc_files.write_copies(project.root)
+    prepare(project.root)
     done = run_dvc(project, "repro")
     if done.returncode:
         raise RuntimeError(done.stdout + done.stderr)

@@ -218,6 +218,8 @@ COMMANDS = (
     ["serve"],
     ["status"],
     ["stages"],
+    ["models"],
+    ["verify"],
     ["sql", "select 1"],
     ["show", "1"],
     ["compare"],

@@ -26,6 +26,7 @@ from tasks.evaluation.networks import loaded, score
 from tasks.evaluation.settings import EvaluationSettings
 from tasks.finetuning.settings import FinetuningSettings
 from tasks.masks import sparse_deltas
+from tasks.model_files import write_base
 from tasks.models import ModelChoice
 
 SETTINGS = EvaluationSettings(new_tokens=4, demos=1, bootstrap=50)
@@ -240,6 +241,7 @@ def test_a_run_with_a_delta_is_its_base_with_other_entries_for_as_long_as_it_is_
     values = before.flatten()[places] + 1
     shapes = {each: tuple(one.shape) for each, one in named.items()}
     sparse_deltas.write_delta(Delta(shapes, {name: places}, {name: values}), tmp_path, model, {})
+    write_base(tmp_path, model.name, model.revision)
     held_out = read_held_out({"v1": home / "v1/examples"}, model)
     arm = Run("chosen", 0, inputs.TRAINED, 1, tmp_path)
     with loaded(arm, base, model) as network:

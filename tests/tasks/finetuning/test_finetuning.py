@@ -21,6 +21,7 @@ from tasks.artifacts.tables import ArtifactError, digest_inputs
 from tasks.finetuning import finetuning, trainer
 from tasks.finetuning.settings import FinetuningSettings
 from tasks.finetuning.trainer import ArmProgress, TrainingError
+from tasks.model_files import ModelError
 
 SETTINGS = FinetuningSettings(
     arms={"chosen": [0], "random": [0, 1], "full": [0]}, epochs=2, learning_rate=1e-2, batch_rows=2, save_steps=2
@@ -66,7 +67,7 @@ def steps(monkeypatch) -> list[str]:
 
 def test_every_arm_and_seed_has_a_folder_of_safetensors_and_json_only(trained):
     assert sorted(path.name for path in trained.iterdir()) == ["arms", "curve.csv", "finetuning.json"]
-    files = ["adapter_config.json", "adapter_model.safetensors", "rows.json"]
+    files = ["adapter_config.json", "adapter_model.safetensors", "base.json", "rows.json"]
     found = {path.name: sorted(file.name for file in path.iterdir()) for path in (trained / "arms").iterdir()}
     assert found == dict.fromkeys(["chosen-0", "random-0", "random-1", "full-0"], files)
 
@@ -203,7 +204,7 @@ def test_error_in_an_arm_says_which_arm(world, toy, monkeypatch):
 
 
 def test_adapter_names_the_model_as_it_was_chosen(world, toy, toy_folder, monkeypatch):
-    monkeypatch.setattr(models, "_package_folder", lambda name: toy_folder)
+    monkeypatch.setattr("tasks.model_files._package_folder", lambda name: toy_folder)
     out = run(world, replace(toy, name="package:toy"), ONE)
     config = json.loads((out / "arms/chosen-0/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "package:toy"
@@ -341,3 +342,28 @@ def test_real_model_learns_eight_rows(tmp_path):
     out = run(tmp_path, model, settings)
     losses = [float(line.split(",")[4]) for line in (out / "curve.csv").read_text().splitlines()[1:]]
     assert np.mean(losses[-2:]) < np.mean(losses[:2])
+
+
+def test_a_finished_arm_that_was_damaged_is_trained_again_and_never_published(world, toy, monkeypatch):
+    out = run(world, toy, ONE)
+    wanted = (out / "arms/chosen-0/adapter_model.safetensors").read_bytes()
+    (kept,) = (out.parent / "scratch").glob("*/finished/weights/adapter_model.safetensors")
+    text = bytearray(kept.read_bytes())
+    text[-1] ^= 1
+    kept.write_bytes(text)
+    with pytest.warns(UserWarning, match=r"finished, arm chosen-0, was damaged and is trained again"):
+        run(world, toy, ONE)
+    assert (out / "arms/chosen-0/adapter_model.safetensors").read_bytes() == wanted
+
+
+def test_a_version_does_not_go_on_from_an_arm_of_other_weights(world, toy, toy_folder, tmp_path):
+    out = run(world, toy, ONE)
+    copy = tmp_path / "other"
+    shutil.copytree(toy_folder, copy)
+    generation = copy / "generation_config.json"
+    generation.write_text(generation.read_text() + " ")
+    other = replace(toy, name=str(copy))
+    config = out / "arms/chosen-0/adapter_config.json"
+    config.write_text(config.read_text().replace(toy.name, other.name))
+    with pytest.raises(ModelError, match=r"chosen-0 was trained on other weights than .*other has now"):
+        trainer.find_start(out, other, replace(ONE))

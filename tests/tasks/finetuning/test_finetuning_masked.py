@@ -81,7 +81,7 @@ def test_entries_outside_the_mask_keep_their_bits_for_three_epochs_with_decay(
 
 def test_the_delta_on_the_base_has_the_logits_of_the_trained_model(before, model, toy_folder):
     folder = before / "out/arms/chosen-3"
-    assert sorted(path.name for path in folder.iterdir()) == ["delta.safetensors", "model", "rows.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["base.json", "delta.safetensors", "model", "rows.json"]
     whole = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
     base = AutoModelForCausalLM.from_pretrained(toy_folder).eval()
     plain = base(IDS).logits
@@ -248,7 +248,7 @@ def test_another_base_than_that_of_the_delta_before_is_named(after, model, befor
 
 
 def test_a_package_names_the_base_in_the_delta_and_no_place_on_this_machine(world, model, toy_folder, monkeypatch):
-    monkeypatch.setattr("tasks.models._package_folder", lambda name: toy_folder)
+    monkeypatch.setattr("tasks.model_files._package_folder", lambda name: toy_folder)
     model = replace(model, name="package:toy")
     write_mask(world, model)
     out = run(world, model, replace(ONE, epochs=1))
