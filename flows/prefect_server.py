@@ -36,6 +36,8 @@ APP = "prefect.server.api.server:create_app"  # in its command
 OTHERWISE = "or run without a server: --engine local"
 PATIENCE = 5.0  # seconds that a locked database, or a server that is ended, is waited for
 
+_owners: set[int] = set()  # this process, while a run of it has a server of its own
+
 
 class PrefectError(ValueError):
     """Prefect cannot be used as it is set up."""
@@ -55,15 +57,19 @@ def kept() -> Iterator[None]:
     end_left()
     refuse_unusable()
     password = f"tamis:{secrets.token_urlsafe(32)}"
+    _owners.add(os.getpid())
     try:
         with temporary_settings({PREFECT_SERVER_API_AUTH_STRING: password, PREFECT_API_AUTH_STRING: password}):
             yield
     finally:
+        _owners.discard(os.getpid())
         LEFT.unlink(missing_ok=True)
 
 
 def remember() -> None:
-    """Note the server that was started for this process, for a run that comes after a kill of this one."""
+    """Note the server that was started for this run, if one was, for a run that comes after a kill of this one."""
+    if os.getpid() not in _owners:
+        return
     found = next((child for child in list_descendants() if APP in _read_command(child)), None)
     if found is not None:
         LEFT.parent.mkdir(exist_ok=True)

@@ -168,10 +168,10 @@ def probe(address: str) -> Probe:
         inputs = _inputs(stage)  # must not save them: restore() would take the outputs in dvc.lock for theirs
         with _locked(repo, stage), aside.set_aside(address, _paths(stage)):
             try:
-                repo.stage_cache.restore(stage)
+                restored = _restore(repo, stage)
             except RunCacheNotFoundError:
                 return Probe("stale", inputs)
-            damaged = _drop_damaged(repo, stage)
+            damaged = _drop_damaged(repo, restored)
             if damaged:
                 say(f"{address:<16} DVC's cache had {', '.join(damaged[:3])} damaged: it is made again")
                 return Probe("stale", inputs)
@@ -256,7 +256,7 @@ def standings(versions: Iterable[str] = ()) -> list[tuple[str, str, str]]:
     found: dict[str, tuple[str, str]] = {}
     for version, planned in groupby(plan(versions), key=lambda one: one.version):
         with opened() as repo:
-            stages = {stage.name: stage for stage in repo.stage.load_all(_copy(version))}
+            stages = {stage.name: stage for stage in repo.stage.load_all(os.fspath(dvc_files.place(version)))}
             for one in planned:
                 state, why = _standing(stages[one.address])
                 upstream = [address for address in one.upstream if address in found and found[address][0] != "fresh"]
@@ -315,6 +315,22 @@ def _open() -> Repo:
     return _kept.repo
 
 
+def _restore(repo: Repo, stage: Stage) -> Stage:
+    """Bring a stage's artifacts back from DVC's cache; returns it with those as it was recorded with these inputs.
+
+    Raises:
+        RunCacheNotFoundError: it was not recorded with these inputs, or the cache lacks an artifact.
+    """
+    cache, made = repo.stage_cache, []
+    create = cache._create_stage  # which restore() calls once, and keeps to itself
+    cache._create_stage = lambda *given, **named: made.append(create(*given, **named)) or made[-1]
+    try:
+        cache.restore(stage)
+    finally:
+        del cache._create_stage
+    return made[-1]
+
+
 def _drop_damaged(repo: Repo, stage: Stage) -> list[str]:
     """Return the artifacts that came out of DVC's cache other than they were recorded, and remove them from there.
 
@@ -334,11 +350,7 @@ def _drop_damaged(repo: Repo, stage: Stage) -> list[str]:
 
 
 def _collect(repo: Repo, address: str) -> Stage:
-    return repo.stage.load_one(_copy(address.partition("@")[2]), address)
-
-
-def _copy(version: str) -> str:
-    return os.fspath(dvc_files.place(version))
+    return repo.stage.load_one(os.fspath(dvc_files.place(address.partition("@")[2])), address)
 
 
 def _locked(repo: Repo, stage: Stage) -> AbstractContextManager[None]:

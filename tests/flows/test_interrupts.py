@@ -135,7 +135,7 @@ def test_interrupt_in_shards_on_threads(project, server):
 @pytest.mark.parametrize(
     ("at", "computed"),
     [
-        ("open|dvc.lock w|0", ["total@v1"]),
+        ("os.rename|dvc.lock|0", ["total@v1"]),
         ("open|rwlock w|0", ["choose@v1", "total@v1"]),
         ("os.rename|cache/runs/|0", ["total@v1"]),
     ],

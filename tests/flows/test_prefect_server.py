@@ -1,6 +1,7 @@
 """The server that a run starts for itself: what it cannot start with is named, others are shut out, none is left."""
 
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -137,6 +138,9 @@ def leave(process: int, started: float) -> None:
 
 def test_server_that_a_killed_run_left_is_ended_by_the_next_one(stranger, capsys, monkeypatch):
     monkeypatch.setattr(prefect_server, "list_descendants", lambda: [1, stranger.pid])
+    prefect_server.remember()
+    assert not LEFT.exists()  # it is not of a run
+    monkeypatch.setattr(prefect_server, "_owners", {os.getpid()})
     prefect_server.remember()
     assert json.loads(LEFT.read_text())["process"] == stranger.pid
     prefect_server.end_left()
