@@ -25,7 +25,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from flows import params
 from flows.environment import name_libraries, name_machine
 from flows.graph.stages import needs, read_stages
-from flows.model_records import refuse_changed
 from flows.stage_calls import CACHE, STAGES, Map, find_folders, folder
 from flows.told import tell_notes
 
@@ -54,6 +53,7 @@ def run(name: str, version: str, *, map: Map | None = None) -> None:
     """
     address = f"{name}@{version}"
     with named(address), recorded(address, folder(name, version)) as notes:
+        from flows.model_records import refuse_changed
         from tasks.artifacts.stores import in_use
 
         values = params.read()

@@ -318,6 +318,7 @@ def test_a_name_that_cannot_be_a_versions_is_refused(tmp_path, name, message):
         ("beyond: 2", "selection.gate.beyond"),
         ("caps: {}", "selection.caps.greetings"),
         ("chosen: [0]", "finetuning.arms.chosen.0"),
+        ("template_arguments: {}", "models.template_arguments.greetings"),
     ],
 )
 def test_a_number_that_is_infinite_or_none_is_refused_wherever_it_stands(tmp_path, number, old, dotted):

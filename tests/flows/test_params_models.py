@@ -36,10 +36,6 @@ def read(folder: Path, old: str, new: str) -> params.Params:
             "{names: {2026-07-26: one}}",
             "has names: 2026-07-26, which YAML reads as a date; write '2026-07-26' in quotes",
         ),
-        (
-            "{scale: .nan}",
-            "has scale: nan, which JSON cannot say; give texts, numbers, true, false, null, lists of them",
-        ),
         ("{names: {1: one}}", "has names: {1: 'one'}, which JSON cannot say; give texts, numbers, true, false, null"),
         ("silent", "must be `name: value` pairs, got 'silent'"),
     ],
