@@ -142,7 +142,7 @@ def _refuse_damaged(path: Path) -> None:
         if "alembic_version" in tables:
             known = _list_migrations()
             for (version,) in connection.execute("SELECT version_num FROM alembic_version"):
-                if version not in known:
+                if known and version not in known:
                     raise sqlite3.DatabaseError(f"another Prefect than {prefect.__version__} made it")
 
 
