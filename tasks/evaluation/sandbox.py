@@ -4,9 +4,10 @@ Run as a program (`python -I -S sandbox.py LIMITS`) this file is that process: i
 reads any code, then executes it and its tests, and says that both ran to their end by a token that it reads after them.
 
 What holds is meant against mistakes and ordinary misbehaviour: code sees and signals no other process, starts none,
-opens no socket, and changes no file but in an empty folder in memory, which ends with it. It can read what the user can
-(and write to a named pipe of theirs). It is no examination of cheats: the token is within reach of code that looks for
-it, which can so pass tests that it fails.
+opens no socket, and changes no file but in an empty folder in memory, which ends with it. Of the system's calls it has
+those of `CALLS` alone: no keyrings, no shared memory, no messages. It can read what the user can (and write to a named
+pipe of theirs). It is no examination of cheats: the token is within reach of code that looks for it, which can so pass
+tests that it fails.
 """
 
 import ctypes
@@ -36,11 +37,28 @@ CLOSED, PRIVATE = 0b111, 1 << 18  # its attributes: read-only, no rights of owne
 PLAIN = 0b1110  # mount(2): no rights of owners, no devices, no programs
 FOLDER, ROOM = b"/proc", b"size=16m,nr_inodes=4096,mode=700"  # what stands there shows other processes
 CAPABILITIES = 0x20080522  # version of capset(2)
-CALLS = {  # machine -> its number in filters, and the system calls refused: socket, clone, fork, vfork, prctl, unshare
-    "x86_64": (0xC000003E, (41, 56, 57, 58, 157, 272)),
-    "aarch64": (0xC00000B7, (198, 220, 167, 97)),
-}
-EVERYWHERE = (425, 435)  # io_uring_setup, which makes calls past the filter, and clone3
+MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # their numbers in filters
+CALLS = """
+read 0 63, write 1 64, open 2 -, close 3 57, stat 4 -, fstat 5 80, lstat 6 -, poll 7 -, lseek 8 62, mmap 9 222,
+mprotect 10 226, munmap 11 215, brk 12 214, rt_sigaction 13 134, rt_sigprocmask 14 135, rt_sigreturn 15 139,
+ioctl 16 29, pread64 17 67, pwrite64 18 68, readv 19 65, writev 20 66, access 21 -, pipe 22 -, select 23 -,
+sched_yield 24 124, mremap 25 216, msync 26 227, mincore 27 232, madvise 28 233, dup 32 23, dup2 33 -, pause 34 -,
+nanosleep 35 101, getitimer 36 102, alarm 37 -, setitimer 38 103, getpid 39 172, sendfile 40 71, exit 60 93,
+kill 62 129, uname 63 160, fcntl 72 25, flock 73 32, fsync 74 82, fdatasync 75 83, truncate 76 45, ftruncate 77 46,
+getdents 78 -, getcwd 79 17, chdir 80 49, fchdir 81 50, rename 82 -, mkdir 83 -, rmdir 84 -, creat 85 -, link 86 -,
+unlink 87 -, symlink 88 -, readlink 89 -, chmod 90 -, fchmod 91 52, umask 95 166, gettimeofday 96 169,
+getrlimit 97 163, getrusage 98 165, sysinfo 99 179, times 100 153, getuid 102 174, getgid 104 176, geteuid 107 175,
+getegid 108 177, getppid 110 173, getpgrp 111 -, getgroups 115 158, getresuid 118 148, getresgid 120 150,
+getpgid 121 155, getsid 124 156, rt_sigpending 127 136, rt_sigtimedwait 128 137, rt_sigsuspend 130 133,
+sigaltstack 131 132, utime 132 -, statfs 137 43, fstatfs 138 44, getpriority 140 141, gettid 186 178, tkill 200 130,
+time 201 -, futex 202 98, sched_getaffinity 204 123, getdents64 217 61, set_tid_address 218 96, clock_gettime 228 113,
+clock_getres 229 114, clock_nanosleep 230 115, exit_group 231 94, tgkill 234 131, utimes 235 -, openat 257 56,
+mkdirat 258 34, newfstatat 262 79, unlinkat 263 35, renameat 264 38, linkat 265 37, symlinkat 266 36, readlinkat 267 78,
+fchmodat 268 53, faccessat 269 48, pselect6 270 72, ppoll 271 73, set_robust_list 273 99, utimensat 280 88,
+eventfd2 290 19, epoll_create1 291 20, dup3 292 24, pipe2 293 59, prlimit64 302 261, renameat2 316 276,
+getrandom 318 278, membarrier 324 283, copy_file_range 326 285, statx 332 291, rseq 334 293, close_range 436 436,
+faccessat2 439 439
+"""  # all that code may ask of the system, with their numbers by machine; `-`: it has no such call
 LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06  # instructions of filters
 ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050001, 0x80000000  # what they return; the second is "not permitted"
 OTHER_CALLS = 0x40000000  # from here on the same calls have other numbers (x32)
@@ -215,16 +233,21 @@ def _confine(libc: ctypes.CDLL, limits: Limits) -> None:
 
 
 def _filter_calls(libc: ctypes.CDLL) -> None:
-    """Refuse sockets, other processes, and what undoes that, whatever these are called by."""
+    """Allow the calls that are listed and refuse all others: sockets, other processes, what undoes any of this."""
     machine = os.uname().machine
-    if machine not in CALLS:
-        raise OSError(f"no filter of system calls is known for {machine}, only for {' and '.join(CALLS)}")
-    architecture, calls = CALLS[machine]
-    calls += EVERYWHERE
+    if machine not in MACHINES:
+        raise OSError(f"no filter of system calls is known for {machine}, only for {' and '.join(MACHINES)}")
+    column = 1 + [*MACHINES].index(machine)
+    calls = [int(number) for line in CALLS.split(",") if (number := line.split()[column]) != "-"]
     left = len(calls)
-    lines = [(LOAD, 0, 0, 4), (EQUAL, 0, left + 4, architecture), (LOAD, 0, 0, 0), (AT_LEAST, left + 1, 0, OTHER_CALLS)]
+    lines = [
+        (LOAD, 0, 0, 4),
+        (EQUAL, 0, left + 4, MACHINES[machine]),
+        (LOAD, 0, 0, 0),
+        (AT_LEAST, left, 0, OTHER_CALLS),
+    ]
     lines += [(EQUAL, left - place, 0, call) for place, call in enumerate(calls)]
-    lines += [(RETURN, 0, 0, what) for what in (ALLOW, REFUSE, KILL)]
+    lines += [(RETURN, 0, 0, what) for what in (REFUSE, ALLOW, KILL)]
     text = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in lines))
     program = struct.pack("HP", len(lines), ctypes.addressof(text))
     _ask("a filter of system calls", libc.prctl(FILTER_CALLS, 2, program, 0, 0))

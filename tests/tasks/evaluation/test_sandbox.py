@@ -18,6 +18,7 @@ from tasks.evaluation.sandbox import Limits, SandboxError, refuse_open, run_test
 
 SMALL = Limits(cpu_seconds=1, wall_seconds=2.5, memory_bytes=128 * 2**20, file_bytes=2**16)
 SECRET = "TAMIS_SECRET"
+KEYCTL, ADD_KEY = {"x86_64": (250, 248), "aarch64": (219, 217)}.get(os.uname().machine, (0, 0))
 LIBC = "import ctypes\nlibc = ctypes.CDLL(None)\n"
 ADD = "def add(a, b):\n    return a + b\n"
 PASSING = {
@@ -32,7 +33,12 @@ PASSING = {
     "code with a main part, which is not run": ("if __name__ == '__main__':\n    raise ValueError", "assert True"),
     "a small file in a folder that was empty": ("open('x', 'w').write('y')", "import os; assert os.listdir() == ['x']"),
     "many folders in each other": ("import os\nfor _ in range(1500): os.mkdir('x'), os.chdir('x')", "assert True"),
-    "two sockets that lead nowhere": ("import socket", "assert socket.socketpair()"),
+    "a copy of a file": ("import shutil; open('x', 'w').write('y'); shutil.copy('x', 'z')", "assert open('z').read()"),
+    "a signal to itself": (
+        "import signal\nheard = []\nsignal.signal(10, lambda *told: heard.append(1)); signal.raise_signal(10)",
+        "assert heard",
+    ),
+    "a file in a temporary folder": ("import tempfile; tempfile.TemporaryFile(dir='.').write(b'x')", "assert True"),
     "no process but itself": (
         "import os",
         "assert (os.getpid(), os.getppid(), os.getpgrp()) == (1, 0, 1) and os.listdir('/proc') == []",
@@ -61,6 +67,16 @@ FAILING = {
         "assert True",
     ),
     "a socket without network": ("import socket; socket.socket(socket.AF_UNIX)", "assert True"),
+    "a datagram past its own network": (
+        "import socket; socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)",
+        "assert True",
+    ),
+    "the user's keyring": (LIBC + f"assert libc.syscall({KEYCTL}, 0, -4, 0) >= 0", "assert True"),
+    "a key": (LIBC + f"assert libc.syscall({ADD_KEY}, b'user', b'tamis', b'x', 1, -4) >= 0", "assert True"),
+    "memory that is shared": (LIBC + "assert libc.shmget(0, 2**28, 0o1600) >= 0", "assert True"),
+    "memory that is a file": ("import os; os.memfd_create('x')", "assert True"),
+    "a queue of messages": (LIBC + "assert libc.msgget(0, 0o1600) >= 0", "assert True"),
+    "a look into memory": (LIBC + "assert not libc.ptrace(0, 0, 0, 0)", "assert True"),
     "a signal to all": ("import os; os.kill(-1, 0)", "assert True"),
     "a signal to another": (f"import os; os.kill({os.getpid()}, 0)", "assert True"),
     "a signal to a group": (f"import os; os.killpg({os.getpgrp()}, 0)", "assert True"),
@@ -267,8 +283,8 @@ REFUSALS = {
         "no filter of system calls is known for abacus, only for x86_64 and aarch64; set",
     ),
     "another system": ("libc.unshare(", "libc.unshare_not_here(", "kept apart here: .*unshare_not_here"),
-    "sockets": ("    calls += EVERYWHERE\n", "    calls = calls[1:] + EVERYWHERE\n", OPEN),
-    "processes": ("    calls += EVERYWHERE\n", "    calls = calls[:1] + EVERYWHERE\n", OPEN),
+    "sockets": ("    left = len(calls)\n", "    calls += [41, 198]\n    left = len(calls)\n", OPEN),
+    "processes": ("    left = len(calls)\n", "    calls += [56, 57, 220]\n    left = len(calls)\n", OPEN),
     "others": (" | 0x20000000 |", " |", OPEN),
     "files outside": ("CLOSED, PRIVATE = 0b111,", "CLOSED, PRIVATE = 0b110,", OPEN),
     "a parent that says nothing": (
