@@ -17,6 +17,7 @@ import shutil
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -199,10 +200,16 @@ def _quote(name: str) -> str:
 def _join(parts: Mapping[Path, Any], wanted: pa.Table, query: str) -> pa.Table:
     """Run a query over the wanted rows, numbered, and the stored ones."""
     numbered = wanted.append_column("_position", pa.array(np.arange(wanted.num_rows)))
-    with duckdb.connect() as connection:
+    with _database(os.getpid()).cursor() as connection:
         connection.register("numbered", numbered)
         asked = {"parts": [str(path) for path in parts]}
         return connection.sql(query, params=asked).to_arrow_table().drop_columns(["_position"])
+
+
+@lru_cache(maxsize=1)
+def _database(process: int) -> duckdb.DuckDBPyConnection:
+    """Return this process's database in memory, which holds nothing: opening one takes longer than most questions."""
+    return duckdb.connect()
 
 
 def check_parts(folder: Path) -> dict[Path, dict[str, Any]]:
