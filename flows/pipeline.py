@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 from prefect import flow, task
@@ -52,6 +53,8 @@ def run(
         with prefect_server.kept(), quick:
             return chosen(list(versions), tell_once, made)
     except httpx.TransportError as error:
+        if not _asks_server(error):
+            raise  # a stage asked somebody else, a model hub for one
         say(f"the Prefect server is gone ({error}): its page does not show all of this run; what is recorded stands")
         return made or drive.run(versions, workers=workers, tell=tell_once)
 
@@ -113,6 +116,15 @@ def in_shards(function: Callable[[T], R], items: Sequence[T], *, label: str) -> 
     futures = [piece.submit(partial(_each, function, chunk)) for chunk in chunks]  # one callable: nobody looks into it
     results = (result for future in futures for result in future.result())
     yield from counted(results, len(items), label=label)
+
+
+def _asks_server(error: httpx.TransportError) -> bool:
+    """Return whether it was the Prefect server that could not be reached."""
+    try:
+        host = error.request.url.host
+    except RuntimeError:  # it does not say
+        return True
+    return host in ("127.0.0.1", "localhost", urlsplit(PREFECT_API_URL.value() or "").hostname)
 
 
 def _each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:

@@ -250,6 +250,10 @@ def _load(kind: Any, choice: ModelChoice, *, encoder: bool = False) -> PreTraine
         with quiet():
             model, told = kind.from_pretrained(place, **asked, **_options(choice))
     except (OSError, RuntimeError, SafetensorError) as error:
+        from accelerate.utils.memory import should_reduce_batch_size
+
+        if should_reduce_batch_size(error):
+            raise  # the machine is short of memory; nothing is wrong with the files
         said = " ".join(str(error).split())
         raise ModelError(f"{choice.name} cannot be loaded: {said[:300]}; fetch or convert the model again") from error
     missing = {key for key in told["missing_keys"] if not (encoder and "pooler." in key)}

@@ -184,6 +184,20 @@ def test_server_that_dies_in_mid_run_fails_nothing(small, server, monkeypatch, c
     assert Project(small.root).computed() == ["letters@v1", "score@v1", "choose@v1", "total@v1"]
 
 
+def test_machine_that_a_stage_does_not_reach_is_not_taken_for_the_server(small, server, monkeypatch, capsys):
+    import httpx
+
+    monkeypatch.chdir(small.root)
+
+    def fail(*arguments):
+        raise httpx.ConnectError("refused", request=httpx.Request("GET", "https://hub.example/model"))
+
+    monkeypatch.setattr(type(pipeline.pipeline), "with_options", lambda self, **options: fail)
+    with pytest.raises(httpx.ConnectError):
+        pipeline.run()
+    assert "server is gone" not in capsys.readouterr().err
+
+
 class Plain:
     """A task without an engine."""
 
