@@ -122,7 +122,7 @@ def refuse_stale(version: str, values: Params) -> None:
         return
     from flows.graph import dvc_state
 
-    found = dvc_state.standings([previous])
+    found = dvc_state.standings(dvc_state.plan([previous]))
     stale = [f"{address} is {state} ({why})" for address, state, why in found if state != "fresh"]
     if stale:
         raise CompareError(

@@ -9,7 +9,7 @@ from flows.graph.versions import RecordError, push, refuse_rewritten, refuse_unc
 from flows.stage import say
 
 
-def advance(*, engine: engines.Engine = "prefect", runner: str = "threads", workers: int = 1) -> list[str]:
+def advance(*, engine: str = "prefect", runner: str = "threads", workers: int = 1) -> list[str]:
     """Run and record every data version that is not recorded yet, in order; returns them.
 
     Interrupted anywhere, the next call goes on: stages that were made are fresh, and what is left is done.

@@ -77,7 +77,7 @@ def drive(versions: Sequence[str], bring_one: Bring, tell: Tell | None = None) -
         for line in tell_outdated(dvc_state.list_outdated(plan)):
             say(line)
         loaded = sources(planned.address for planned in plan)  # no stage's module is imported yet
-        expected = estimate.try_estimate(versions)
+        expected = estimate.try_estimate(plan)
         estimate.print_estimate(expected)
         clock = estimate.start_clock(expected)
         for planned in plan:

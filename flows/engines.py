@@ -1,7 +1,6 @@
 """The two ways to run the stages: as a Prefect flow, or in this process alone, without a server."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 from flows import drive
 from flows.drive import Outcome, Tell
@@ -11,11 +10,9 @@ from flows.late import tell_edited
 from flows.stage import say
 from flows.told import tell_outdated
 
-Engine = Literal["prefect", "local"]
-
 
 def run(
-    engine: Engine, versions: Sequence[str], *, runner: str = "threads", workers: int = 1, tell: Tell | None = None
+    engine: str, versions: Sequence[str], *, runner: str = "threads", workers: int = 1, tell: Tell | None = None
 ) -> list[Outcome]:
     """Bring some data versions up to date. Where they are, neither engine is started.
 
@@ -39,7 +36,7 @@ def run(
 def find_fresh(versions: Sequence[str], tell: Tell | None) -> list[Outcome]:
     """Return the outcomes of a run that has nothing to do, and say so; none, where it has."""
     planned = dvc_state.plan(versions)
-    if any(state != "fresh" for _, state, _ in dvc_state.standings(versions)):
+    if any(state != "fresh" for _, state, _ in dvc_state.standings(planned)):
         return []
     for line in tell_outdated(dvc_state.list_outdated(planned)):
         say(line)

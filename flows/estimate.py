@@ -10,6 +10,7 @@ from typing import Any
 
 from flows import params
 from flows.environment import name_machine
+from flows.graph.stages import Planned
 from flows.stage import format_error, last_run, say
 from flows.stage_calls import CACHE, encoder, folder, language
 from flows.unread import list_notes
@@ -51,8 +52,8 @@ class Clock:
     spent: float = 0.0  # seconds that it took
 
 
-def make_estimate(versions: Sequence[str] = ()) -> Estimate:
-    """Return what is expected of a run of some data versions (all, where none is named) with all that they need.
+def make_estimate(planned: Sequence[Planned]) -> Estimate:
+    """Return what is expected of a run of planned stages.
 
     What earlier runs on this machine took is learnt first. Where seconds of a unit are still unknown, the models are
     loaded and measured, which takes a few seconds, and kept in `.cache/rates.json`.
@@ -63,7 +64,7 @@ def make_estimate(versions: Sequence[str] = ()) -> Estimate:
     """
     from flows.graph import dvc_state
 
-    values, standings = params.read(), dvc_state.standings(versions)
+    values, standings = params.read(), dvc_state.standings(planned)
     fresh = frozenset(address for address, state, _ in standings if state == "fresh")
     if len(fresh) == len(standings):
         return Estimate(tuple(Line(address, state, None, 0.0) for address, state, _ in standings))
@@ -71,10 +72,10 @@ def make_estimate(versions: Sequence[str] = ()) -> Estimate:
 
     models = rates.Models(language(values), encoder(values))
     addresses = [address for address, *_ in standings]
-    planned = plan.plan_stages(addresses, values, models, where=folder, cache=CACHE, fresh=fresh)
+    expected = plan.plan_stages(addresses, values, models, where=folder, cache=CACHE, fresh=fresh)
     known = rates.read_rates(RATES)
-    known = plan.learn_runs(known, planned, _read_runs(fresh), values, models)
-    stale = {address: one for address, one in planned.items() if address not in fresh}
+    known = plan.learn_runs(known, expected, _read_runs(fresh), values, models)
+    stale = {address: one for address, one in expected.items() if address not in fresh}
     known = plan.calibrate(known, plan.find_gaps(known, stale, values, models), models)
     rates.write_rates(known, RATES)
     lines = []
@@ -106,10 +107,10 @@ def learn(estimate: Estimate | None, computed: Sequence[str]) -> None:
         say(f"what this run took could not be kept in {RATES}: {format_error(error)}")
 
 
-def try_estimate(versions: Sequence[str] = ()) -> Estimate | None:
+def try_estimate(planned: Sequence[Planned]) -> Estimate | None:
     """Return what is expected of a run, or say in a line why that is not known: a run goes on without it."""
     try:
-        return make_estimate(versions)
+        return make_estimate(planned)
     except Exception as error:
         say(f"no estimate of this run: {' '.join(format_error(error).split())}")
         return None

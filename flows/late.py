@@ -21,11 +21,10 @@ def tell_late(planned: Sequence[Planned]) -> Iterator[str]:
     Args:
         planned: the stages of a run that has just brought all of them up to date.
     """
-    versions = list(dict.fromkeys(one.version for one in planned))
-    for address, state, why in dvc_state.standings(versions):
+    for address, state, why in dvc_state.standings(planned):
         if state not in ("fresh", "waits"):
             yield f"{address} is {state} again ({why}): something was edited while the run was at work; run again"
-    yield from tell_edited(versions)
+    yield from tell_edited(dict.fromkeys(one.version for one in planned))
 
 
 def tell_edited(versions: Iterable[str]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.drive import alone
 from flows.graph import dvc_files, dvc_state
 from flows.stage_calls import CACHE
 from tasks.artifacts import stores
@@ -42,8 +43,9 @@ class Verified:
     findings: tuple[Finding, ...]
 
 
+@alone()
 def verify() -> Verified:
-    """Look at DVC's cache, at the artifacts of every version, at the stores and at finished arms.
+    """Look at DVC's cache, at the artifacts of every version, at the stores and at finished arms, between two runs.
 
     Raises:
         StateError: DVC cannot open the project.

@@ -20,9 +20,9 @@ def status(
     """Show for every stage whether it is up to date, why not, and when it was made."""
     from flows.graph import dvc_state
 
-    made = [(last_run(address), address, state, why) for address, state, why in dvc_state.standings(versions or ())]
     rows = []
-    for run, address, state, why in made:
+    for address, state, why in dvc_state.standings(dvc_state.plan(versions or ())):
+        run = last_run(address)
         reasons = "; ".join(filter(None, (why, tell_other_libraries(run.get("libraries", {})))))
         rows.append((address, state, run.get("created"), run.get("seconds"), reasons))
     show_rows(["stage", "state", "made", "seconds", "why"], rows, as_json=as_json)

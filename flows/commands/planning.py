@@ -17,8 +17,9 @@ def estimate(
 ) -> None:
     """Show what a run would compute per stage, and how long that would take on this machine."""
     from flows import estimate as estimates
+    from flows.graph import dvc_state
 
-    found = estimates.make_estimate(versions or ())
+    found = estimates.make_estimate(dvc_state.plan(versions or ()))
     if as_json:
         show_json(estimates.make_rows(found))
     else:

@@ -144,7 +144,7 @@ def list_outdated(planned: Iterable[Planned]) -> dict[str, str]:
     )
     found = {}
     for version in taken:
-        stale = [f"{address}: {why}" for address, state, why in standings([version]) if state != "fresh"]
+        stale = [f"{address}: {why}" for address, state, why in standings(plan([version])) if state != "fresh"]
         if stale:
             found[version] = stale[0]
     return found
@@ -247,17 +247,16 @@ def files(address: str) -> list[File]:
         return [File(out.def_path, f"md5:{out.hash_info.value}", out.meta.size or 0) for out in outs if out.hash_info]
 
 
-def standings(versions: Iterable[str] = ()) -> list[tuple[str, str, str]]:
-    """Return for every stage its address, `fresh`, `stale`, `missing`, `running` or `waits`, and why.
+def standings(planned: Iterable[Planned]) -> list[tuple[str, str, str]]:
+    """Return for every planned stage its address, `fresh`, `stale`, `missing`, `running` or `waits`, and why.
 
-    Of some versions, as `plan` has them, where any are named. A stage waits whose own inputs have not changed, but
-    whose upstream will be computed first.
+    A stage waits whose own inputs have not changed, but whose upstream will be computed first.
     """
     found: dict[str, tuple[str, str]] = {}
-    for version, planned in groupby(plan(versions), key=lambda one: one.version):
+    for version, ours in groupby(planned, key=lambda one: one.version):
         with opened() as repo:
             stages = {stage.name: stage for stage in repo.stage.load_all(os.fspath(dvc_files.place(version)))}
-            for one in planned:
+            for one in ours:
                 state, why = _standing(stages[one.address])
                 upstream = [address for address in one.upstream if address in found and found[address][0] != "fresh"]
                 if state == "fresh" and upstream:

@@ -107,7 +107,8 @@ def write(version: str) -> None:
     Raises:
         RecordError: a stage is not up to date, or a file that is not the run's own has changes.
     """
-    stale = [(address, why) for address, state, why in dvc_state.standings([version]) if state != "fresh"]
+    found = dvc_state.standings(dvc_state.plan([version]))
+    stale = [(address, why) for address, state, why in found if state != "fresh"]
     if stale:
         named = "; ".join(f"{address}: {why}" for address, why in stale[:3])
         raise RecordError(f"{version} is not up to date any more, {len(stale)} stages ({named}); run again")

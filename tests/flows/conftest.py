@@ -1,9 +1,10 @@
 """One Prefect server for the whole session, and small projects that one of the drivers has run."""
 
+import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
-from worlds.projects import DRIVERS, GRAPHS, Graph, Project, start_project
+from worlds.projects import DRIVERS, GRAPHS, Graph, Project, drive_by_dvc, start_project
 
 import flows  # noqa: F401  sets the environment before any test imports Prefect
 
@@ -34,6 +35,26 @@ def small(tmp_path) -> Project:
     """The small project, before its first run."""
     GRAPHS["small"].make(tmp_path / "small", "")
     return start_project(tmp_path / "small")
+
+
+@pytest.fixture(scope="session")
+def small_made(tmp_path_factory, apart) -> Project:
+    """The small project after `dvc repro`, committed; tests take a copy of it."""
+    root = tmp_path_factory.mktemp("made") / "small"
+    GRAPHS["small"].make(root, "")
+    project = start_project(root)
+    drive_by_dvc(project)
+    project.git("add", ".")
+    project.git("commit", "--quiet", "--message", "made")
+    return project
+
+
+@pytest.fixture
+def small_copy(small_made, tmp_path, monkeypatch) -> Project:
+    """A copy of it, as the current folder."""
+    shutil.copytree(small_made.root, tmp_path / "small")
+    monkeypatch.chdir(tmp_path / "small")
+    return Project(tmp_path / "small")
 
 
 @pytest.fixture(scope="session")

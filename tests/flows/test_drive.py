@@ -77,5 +77,5 @@ def test_error_of_a_stage_names_it_and_what_was_made_before_stays(here):
     with importing_from(here.root), pytest.raises(ValueError, match="0 rows are too few") as caught:
         drive.run()
     assert caught.value.stage == "choose@v1"
-    states = {address: state for address, state, _ in dvc_state.standings()}
+    states = {address: state for address, state, _ in dvc_state.standings(dvc_state.plan())}
     assert (states["letters@v1"], states["score@v1"]) == ("fresh", "fresh")

@@ -62,7 +62,7 @@ def ran(request, toy_folder, tmp_path_factory):
     root, scored = tmp_path_factory.mktemp(request.param) / "project", {}
     start(root, toy_folder, KERNELS[request.param])
     with contextlib.chdir(root), pytest.MonkeyPatch.context() as patch:
-        expected = {line.address: line for line in estimate.make_estimate().lines}
+        expected = {line.address: line for line in estimate.make_estimate(dvc_state.plan()).lines}
         watch(patch, scored)
         run_stages("v1")
         run_stages("v2")
@@ -159,11 +159,11 @@ def test_after_a_run_nothing_is_left_and_its_seconds_are_known(ran, monkeypatch)
 
     for name in ("calibrate_language", "calibrate_encoder"):
         monkeypatch.setattr(calibration, name, lambda choice: pytest.fail("everything has run"))
-    found = estimate.make_estimate()
+    found = estimate.make_estimate(dvc_state.plan())
     assert found.seconds == 0
     assert {line.state for line in found.lines} == {"fresh"}
     Path("params.yaml").write_text(Path("params.yaml").read_text().replace("bootstrap: 50", "bootstrap: 51"))
-    found = estimate.make_estimate()
+    found = estimate.make_estimate(dvc_state.plan())
     assert {line.address for line in found.lines if line.work} == {
         f"{name}@{version}" for name in ("evaluation", "audit") for version in ("v1", "v2")
     }
@@ -177,7 +177,7 @@ def test_pairs_that_the_store_holds_are_not_counted_again(ran):
     if "kernel: neighbours" not in before or "selector: ifd" in before:
         pytest.skip("of kernel neighbours")
     Path("params.yaml").write_text(before.replace("neighbours: 3", "neighbours: 5"))
-    (found,) = (line for line in estimate.make_estimate(["v1"]).lines if line.address == "utility@v1")
+    (found,) = (line for line in estimate.make_estimate(dvc_state.plan(["v1"])).lines if line.address == "utility@v1")
     run_stages("v1", until="utility")
     assert 0 < found.work.pairs == stage.last_run("utility@v1")["pairs_scored"]
     assert not found.work.at_most
@@ -214,7 +214,7 @@ def test_nothing_is_loaded_for_counting(toy_folder, tmp_path, monkeypatch):
     rates = {"load": 1.0, "forward": 1.0, "backward": 1.0, "generated": 1.0, "encoded": 1.0}
     monkeypatch.setattr(calibration, "calibrate_language", lambda choice: rates)
     monkeypatch.setattr(calibration, "calibrate_encoder", lambda choice: rates)
-    assert estimate.make_estimate(["v1"]).seconds > 0
+    assert estimate.make_estimate(dvc_state.plan(["v1"])).seconds > 0
 
 
 def test_an_estimate_that_cannot_be_made_is_said_in_a_line_and_the_run_goes_on(
@@ -223,7 +223,7 @@ def test_an_estimate_that_cannot_be_made_is_said_in_a_line_and_the_run_goes_on(
     start(tmp_path / "project", toy_folder, {})
     monkeypatch.chdir(tmp_path / "project")
     (tmp_path / "project/data/raw/v1/toys.jsonl").unlink()
-    assert estimate.try_estimate(["v1"]) is None
+    assert estimate.try_estimate(dvc_state.plan(["v1"])) is None
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert said.startswith("no estimate of this run: ")
@@ -231,7 +231,7 @@ def test_an_estimate_that_cannot_be_made_is_said_in_a_line_and_the_run_goes_on(
     estimate.print_estimate(None)
     estimate.learn(None, ["utility@v1"])
     with pytest.raises(ValueError, match="data/raw/v1"):
-        estimate.make_estimate(["v1"])
+        estimate.make_estimate(dvc_state.plan(["v1"]))
 
 
 def test_a_run_on_another_machine_teaches_nothing(ran, monkeypatch):

@@ -43,7 +43,7 @@ def replace_weights(project: Project) -> None:
 
 
 def states(project: Project) -> dict[str, str]:
-    return {address.partition("@")[0]: state for address, state, _ in dvc_state.standings(["v1"])}
+    return {address.partition("@")[0]: state for address, state, _ in dvc_state.standings(dvc_state.plan(["v1"]))}
 
 
 def test_record_names_files_and_digests_and_stages_depend_on_it(project):
@@ -59,7 +59,7 @@ def test_replaced_weights_make_stale_what_was_computed_with_the_old_ones(project
     replace_weights(project)
     found = states(project)
     assert (found["examples"], found["embedding"]) == ("stale", "stale")
-    why = {address: why for address, _, why in dvc_state.standings(["v1"])}
+    why = {address: why for address, _, why in dvc_state.standings(dvc_state.plan(["v1"]))}
     assert "data/models/language.json modified" in why["examples@v1"]
 
 

@@ -2,12 +2,11 @@
 
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from worlds.projects import GRAPHS, Project, drive_by_dvc, importing_from, run_child, start_project
+from worlds.projects import Project, importing_from, run_child
 
 from flows import drive
 from flows.graph import dvc_files, dvc_state
@@ -17,24 +16,9 @@ CHOSEN = Path("data/choose/version=v1/chosen.txt")
 PART = Path("data/total/version=v1/all/total.txt")  # in an artifact that is a folder
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory, apart) -> Project:
-    """The small project after a run."""
-    root = tmp_path_factory.mktemp("verify") / "small"
-    GRAPHS["small"].make(root, "")
-    project = start_project(root)
-    drive_by_dvc(project)
-    project.git("add", ".")
-    project.git("commit", "--quiet", "--message", "made")
-    return project
-
-
 @pytest.fixture
-def project(finished, tmp_path, monkeypatch) -> Project:
-    """A copy of it, as the current folder."""
-    shutil.copytree(finished.root, tmp_path / "small")
-    monkeypatch.chdir(tmp_path / "small")
-    return Project(tmp_path / "small")
+def project(small_copy) -> Project:
+    return small_copy
 
 
 def kept(path: Path) -> Path:
@@ -145,7 +129,7 @@ def test_lock_file_that_a_kill_left_unreadable_is_brought_back_by_the_next_comma
     path.write_text(whole[: len(whole) // 2] + "\n  x: [")
     (found,) = [one for one in verify().findings if one.kind == "lock"]
     assert found.path == str(path)
-    assert [state for _, state, _ in dvc_state.standings()] == ["fresh"] * 4
+    assert [state for _, state, _ in dvc_state.standings(dvc_state.plan())] == ["fresh"] * 4
     assert path.read_text() == whole
     assert (
         "versions/v1/dvc.lock could not be read, as a kill leaves it; it is what git holds" in capsys.readouterr().err

@@ -7,28 +7,15 @@ import sys
 
 import pytest
 from dvc.stage.serialize import to_lockfile
-from worlds.projects import GRAPHS, Project, drive_by_dvc, run_dvc, start_project
+from worlds.projects import GRAPHS, Project, drive_by_dvc, run_dvc
 
 from flows.graph import dvc_files, dvc_state, revisions
 from flows.stage import InputsChanged
 
 
-@pytest.fixture(scope="session")
-def made(tmp_path_factory, apart) -> Project:
-    """The small project after `dvc repro`."""
-    root = tmp_path_factory.mktemp("contract") / "small"
-    GRAPHS["small"].make(root, "")
-    project = start_project(root)
-    drive_by_dvc(project)
-    return project
-
-
 @pytest.fixture
-def project(made, tmp_path, monkeypatch) -> Project:
-    """A copy of it, as the current folder."""
-    shutil.copytree(made.root, tmp_path / "small")
-    monkeypatch.chdir(tmp_path / "small")
-    return Project(tmp_path / "small")
+def project(small_copy) -> Project:
+    return small_copy
 
 
 @pytest.fixture
@@ -259,19 +246,20 @@ def test_stage_that_another_process_holds_is_busy(project, monkeypatch):
     with claimed_by_another("choose@v1", monkeypatch):
         with pytest.raises(dvc_state.Busy, match="another command"):
             dvc_state.probe("choose@v1")
-        assert dvc_state.standings()[2][1] == "running"
+        assert dvc_state.standings(dvc_state.plan())[2][1] == "running"
     assert dvc_state.probe("choose@v1").state == "stale"
 
 
 def test_standings_say_what_and_why(project):
-    assert [(state, why) for _, state, why in dvc_state.standings()] == [("fresh", "")] * 4
+    assert [(state, why) for _, state, why in dvc_state.standings(dvc_state.plan())] == [("fresh", "")] * 4
     project.edit("params.yaml", "rows: 5", "rows: 6")
-    assert dvc_state.standings()[2:] == [
+    assert dvc_state.standings(dvc_state.plan())[2:] == [
         ("choose@v1", "stale", "changed deps: choose modified"),
         ("total@v1", "waits", "for choose@v1"),
     ]
     (project.root / "data/choose/version=v1/chosen.txt").unlink()
-    assert dvc_state.standings()[2][1:] == ("missing", "1 of 2 artifacts: data/choose/version=v1/chosen.txt")
+    _, *missing = dvc_state.standings(dvc_state.plan())[2]
+    assert missing == ["missing", "1 of 2 artifacts: data/choose/version=v1/chosen.txt"]
 
 
 def test_tables_of_a_revision_stand_in_the_cache_and_are_laid_out_as_in_a_project(tables):
@@ -308,7 +296,7 @@ def test_revision_that_cannot_be_read_is_refused_by_name(tables):
 def test_graph_that_dvc_cannot_read_is_an_error_of_ours(project):
     project.edit("dvc.yaml", "params: [total]", "params: {total: 1}")
     with pytest.raises(dvc_state.StateError, match="DVC: "):
-        dvc_state.standings()
+        dvc_state.standings(dvc_state.plan())
 
 
 def test_lock_file_is_written_byte_for_byte_as_dvc_writes_it(project, monkeypatch):
