@@ -14,7 +14,13 @@ import torch
 from jaxtyping import install_import_hook
 
 pytest_plugins = ["deprecations"]
-hook = install_import_hook("tamis", "beartype.beartype")
+library = Path(__file__).parents[1] / "tamis"
+shaped = [  # the modules with arrays: small functions of text are called a million times by the suite
+    ".".join(path.relative_to(library.parent).with_suffix("").parts)
+    for path in library.rglob("*.py")
+    if "jaxtyping" in path.read_text(encoding="utf-8")
+]
+hook = install_import_hook(shaped, "beartype.beartype")
 hook.__enter__()
 torch.set_num_threads(1)  # toy models are too small for more
 

@@ -20,7 +20,8 @@ from flows import cli, params
 
 PAGES = list_pages()
 LONG = {
-    f"docs/how-to/{name}.md" for name in ("compare", "less-memory", "mask", "new-version", "own-data", "wrong-rows")
+    f"docs/how-to/{name}.md"
+    for name in ("compare", "forgetting", "insurance", "less-memory", "mask", "new-version", "own-data", "wrong-rows")
 }
 BLOCKS = [block for page in PAGES for block in read_blocks(page)]
 KINDS = {

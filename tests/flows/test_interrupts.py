@@ -103,7 +103,7 @@ def chosen(project: Project) -> str:
         "import|prefect.flows|0",
         "import|dvc.repo|0.1",
         "subprocess.Popen|uvicorn|0.05",
-        "subprocess.Popen|uvicorn|2",
+        pytest.param("subprocess.Popen|uvicorn|2", marks=pytest.mark.slow),
     ],
 )
 def test_interrupt_while_starting_up(project, at):
@@ -112,12 +112,14 @@ def test_interrupt_while_starting_up(project, at):
     assert goes_on(project, ["choose@v1", "total@v1"])
 
 
-@pytest.mark.parametrize("work", [ASLEEP, BUSY], ids=["asleep", "torch"])
-def test_interrupt_in_a_stage_leaves_the_last_good_artifacts(project, work):
+@pytest.mark.parametrize(
+    "work", [pytest.param(ASLEEP, id="asleep"), pytest.param(BUSY, id="torch", marks=pytest.mark.slow)]
+)
+def test_interrupt_in_a_stage_leaves_the_last_good_artifacts(project, work, server):
     before = chosen(project)
     project.apply(GRAPHS["small"].late)
     project.edit("small/choose.py", "    os.replace", f"{work}    os.replace")
-    err = refuse_unless_ended_well(start(project, "open|choose/version=v1/part|0.5"), project)
+    err = refuse_unless_ended_well(start(project, "open|choose/version=v1/part|0.5", PREFECT_API_URL=server), project)
     assert "choose@v1        computing" in err
     assert chosen(project) == before
     project.edit("small/choose.py", work, "")
@@ -137,7 +139,7 @@ def test_interrupt_in_shards_on_threads(project, server):
     [
         ("os.rename|dvc.lock|0", ["total@v1"]),
         ("open|rwlock w|0", ["choose@v1", "total@v1"]),
-        ("os.rename|cache/runs/|0", ["total@v1"]),
+        pytest.param("os.rename|cache/runs/|0", ["total@v1"], marks=pytest.mark.slow),
     ],
 )
 def test_interrupt_while_recording_breaks_no_file(project, server, at, computed):

@@ -1,7 +1,8 @@
 """One graph, two drivers: whichever ran last, the other finds nothing to do.
 
-Over the small graph (no torch) in the daily suite, over the real graph with the toy model when slow tests run;
-of these, the first is run daily, by the flow.
+Over the small graph (no torch) in the daily suite, over the real graph with the toy model when slow tests run; of
+these, the first is run daily, by the flow. What is about the cache alone is tried by one driver a day, on the small
+graph, and found in order by the other one; by both, when slow tests run.
 """
 
 import shutil
@@ -19,6 +20,7 @@ CHILD = {
     "dvc": [sys.executable, "-m", "dvc", "repro"],
 }
 DAILY = ("fresh_run",)
+CACHE = ("deleted", "tampered", "changed_back", "late_parameter", "after_an_exception", "second_run")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -27,8 +29,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "edited" in metafunc.function.__name__:
         metafunc.parametrize("driver", DRIVERS, indirect=True)
         return
-    daily = any(word in metafunc.function.__name__ for word in DAILY)
-    pairs = [(name, driver, name == "real" and (driver == "dvc" or not daily)) for name in GRAPHS for driver in DRIVERS]
+    daily, cached = (any(word in metafunc.function.__name__ for word in words) for words in (DAILY, CACHE))
+    pairs = [
+        (name, driver, driver == "dvc" and cached if name == "small" else driver == "dvc" or not daily)
+        for name in GRAPHS
+        for driver in DRIVERS
+    ]
     given = [
         pytest.param(GRAPHS[name], driver, marks=[pytest.mark.slow] if slow else [], id=f"{name}-{driver}")
         for name, driver, slow in pairs

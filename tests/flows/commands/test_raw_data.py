@@ -307,6 +307,7 @@ def test_a_project_without_versions_gains_its_first(project, chats):
 
 
 def test_a_cache_that_cannot_be_written_hinders_no_look(project):
+    shutil.rmtree(project.root / ".cache", ignore_errors=True)  # it holds the models' digests, where they were kept
     (project.root / ".cache").write_text("a file in its place")
     before = len(list(Path(tempfile.gettempdir()).glob("tamis-*")))
     done = tamis("check")
@@ -367,8 +368,9 @@ def test_after_add_the_next_run_works(fresh, chats, tmp_path, monkeypatch):
     assert "v3: held-out loss, nats per response token" in shown
 
 
-def test_chosen_rows_are_exported_to_where_the_user_stands(fresh, tmp_path, monkeypatch):
-    root = Path(shutil.copytree(fresh(REAL, "flow")[0].root, tmp_path / "ran", symlinks=True))
+def test_chosen_rows_are_exported_to_where_the_user_stands(project, monkeypatch):
+    root = project.root
+    run_stages("v1", until="selection")
     monkeypatch.chdir(root / "data/raw")
     done = tamis("export", "v1", "out")
     assert done.exit_code == 0, done.output

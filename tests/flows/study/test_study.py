@@ -167,7 +167,8 @@ def test_when_the_time_is_up_no_further_training_is_begun(inside, capsys):
 
 
 def test_an_interrupted_study_keeps_what_it_has_and_goes_on_there(inside, monkeypatch):
-    write("halted", params={**PLAN["params"], "finetuning": {"batch_rows": 5}}, seeds=1)
+    one = {"clean-toys": PLAN["pools"]["clean-toys"]}
+    write("halted", params={**PLAN["params"], "finetuning": {"batch_rows": 5}}, seeds=1, pools=one)
     own, begun = run.run_cell, []
 
     def work(*arguments):
@@ -181,7 +182,7 @@ def test_an_interrupted_study_keeps_what_it_has_and_goes_on_there(inside, monkey
         run_all("halted")
     assert len(read_rows("halted")) == 2
     monkeypatch.setattr(run, "run_cell", own)
-    assert run_all("halted").made == 11 - 2
+    assert run_all("halted").made == 5 - 2
 
 
 def test_cells_of_other_code_stay_with_a_line_or_are_made_anew(rows, inside, monkeypatch, capsys):

@@ -33,7 +33,15 @@ def limited(monkeypatch):
 
 @pytest.fixture(scope="module")
 def large() -> np.ndarray:
-    return draw_clusters(20_000)
+    return draw_clusters(10_000)
+
+
+@pytest.fixture(scope="module")
+def found(large) -> neighbours.Neighbours:
+    """The nearest ten of each, by lists."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neighbours, "EXACT_PAIRS", 0)
+        return find_neighbours(large, 10)
 
 
 def share_found(found: np.ndarray, exact: np.ndarray) -> float:
@@ -42,8 +50,7 @@ def share_found(found: np.ndarray, exact: np.ndarray) -> float:
     return float(np.mean(shares))
 
 
-def test_above_the_limit_the_recall_is_reached_and_is_what_it_says(large, limited):
-    found = find_neighbours(large, 10)
+def test_above_the_limit_the_recall_is_reached_and_is_what_it_says(large, found):
     assert 0.98 <= found.recall < 1
     true = share_found(found.indices.tolist(), nearest(large, 10).tolist())
     assert true == pytest.approx(found.recall, abs=0.01)
@@ -57,11 +64,10 @@ def test_among_others_the_recall_is_reached_too(large, limited):
     assert found.indices[1000:, 0].tolist() == list(range(2000))  # each its own nearest
 
 
-def test_no_row_is_its_own_neighbour_and_none_comes_twice(large, limited):
-    found = find_neighbours(large, 10).indices
-    assert not (found == np.arange(len(large))[:, None]).any()
-    assert (np.diff(np.sort(found, axis=1), axis=1) > 0).all()
-    assert found.min() >= 0
+def test_no_row_is_its_own_neighbour_and_none_comes_twice(large, found):
+    assert not (found.indices == np.arange(len(large))[:, None]).any()
+    assert (np.diff(np.sort(found.indices, axis=1), axis=1) > 0).all()
+    assert found.indices.min() >= 0
 
 
 def test_neighbours_stand_in_the_order_of_their_exact_similarity_ties_by_index(limited):
@@ -81,23 +87,23 @@ def test_of_many_equal_vectors_a_rows_neighbours_are_some(limited):
     assert found.recall == 1
 
 
-def test_the_same_vectors_give_the_same_bits(large, limited):
-    first, second = (find_neighbours(large, 10) for _ in range(2))
-    assert first.indices.tobytes() == second.indices.tobytes()
-    assert first.recall == second.recall
+def test_the_same_vectors_give_the_same_bits(large, limited, found):
+    again = find_neighbours(large, 10)
+    assert again.indices.tobytes() == found.indices.tobytes()
+    assert again.recall == found.recall
 
 
-def test_how_many_threads_search_plays_no_part(large, limited, monkeypatch):
+def test_how_many_threads_search_plays_no_part(large, limited, found, monkeypatch):
     monkeypatch.setattr(neighbours, "ROWS", 1500)
-    before, found = torch.get_num_threads(), []
+    before = torch.get_num_threads()
+    assert before == 1
     try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            found.append(find_neighbours(large, 10))
-            assert torch.get_num_threads() == threads
+        torch.set_num_threads(3)
+        others = find_neighbours(large, 10)
+        assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
-    assert found[0].indices.tobytes() == found[1].indices.tobytes()
+    assert others.indices.tobytes() == found.indices.tobytes()
 
 
 def test_where_lists_do_not_pay_every_pair_is_compared(limited):
