@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from flows import cli
 from flows.checks import STEERED
 from flows.graph.stages import read_stages
-from flows.params import SECTIONS
+from flows.params import OPTIONAL, SECTIONS
 from tamis.gradients import row_sums
 from tasks.artifacts import schemas
 from tasks.selection.selectors import SELECTORS
@@ -152,7 +152,7 @@ def write_schema() -> dict[str, Any]:
         "title": "params.yaml of tamis",
         "type": "object",
         "properties": properties,
-        "required": [name for name in named if name != "runtime"],
+        "required": [name for name in named if name not in OPTIONAL],
         "additionalProperties": False,
         "$defs": definitions,
     }

@@ -4,7 +4,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,7 @@ def plan_addition(
     previous: str | None = None,
     copy: bool = False,
     external: bool = False,
+    refused: Collection[str] = (),
 ) -> Addition:
     """Return how files become a version of the project in the current folder.
 
@@ -51,9 +52,10 @@ def plan_addition(
         path: absolute: a file, a folder, or a pattern.
         versions: those that there are, oldest first.
         version: its name; None: the next free vN.
-        previous: what it continues from; None: the newest version.
+        previous: what it continues from; None: the newest version that is not refused.
         copy: the files are copied into the project.
         external: they may stay outside of it.
+        refused: versions that did not pass their gates.
 
     Raises:
         AddError: there is no such path, or it holds the project; it lies outside, or is a pattern, and is not to be
@@ -64,7 +66,8 @@ def plan_addition(
         raise AddError("--copy and --external are given; --copy copies the files, --external reads them where they are")
     lying = [place.name for place in RAW.glob("v*")] if copy else []
     name = name_next([*versions, *lying]) if version is None else version
-    before = next(reversed(versions), params.BASE) if previous is None else previous
+    newest = next((one for one in reversed(versions) if one not in refused), params.BASE)
+    before = newest if previous is None else previous
     if name in versions:
         raise ParamsError(f"there is a data version {name!r} already ({versions[name].raw}); give another name")
     if before not in (*versions, params.BASE):

@@ -35,6 +35,7 @@ def refuse_contradictions(values: "Params") -> None:
     _check_objective(values)
     _check_mask(values)
     _check_gradients(values)
+    _check_acceptance(values)
 
 
 def _check_products(values: "Params") -> None:
@@ -207,4 +208,14 @@ def _check_gradients(values: "Params") -> None:
         raise ParamsError(
             f"{' and '.join(sorted(asked & STEERED))} needs rows that steer it, and examples.validation_every and "
             "examples.target are null; set examples.validation_every: 10, or name the target task's rows"
+        )
+
+
+def _check_acceptance(values: "Params") -> None:
+    """Refuse gates on validation rows where there are none."""
+    asked = [name for name in ("loss", "retention") if getattr(values.acceptance, name) is not None]
+    if asked and values.examples.validation_every is None:
+        raise ParamsError(
+            f"acceptance.{asked[0]} is asked on validation rows, and examples.validation_every is null; set it to 10, "
+            f"or acceptance.{asked[0]}: null"
         )

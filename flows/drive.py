@@ -32,6 +32,7 @@ PAUSE = 2.0  # seconds between looks at a stage that another process holds
 T = TypeVar("T")
 R = TypeVar("R")
 Tell = Callable[[str, Sequence[str]], None]
+Before = Mapping[str, Callable[[], None]]  # address -> what is done before that stage is looked at
 Shards = Callable[..., Iterator[Any]]  # of a function, items and `label`: yields the results in order, with progress
 Bring = Callable[[Planned, dict[str, str]], tuple[str, Sequence[File]]]
 
@@ -46,29 +47,35 @@ class Outcome:
     files: tuple[File, ...]  # its artifacts, by reference
 
 
-def run(versions: Sequence[str] = (), *, workers: int = 1, tell: Tell | None = None) -> list[Outcome]:
+def run(
+    versions: Sequence[str] = (), *, workers: int = 1, tell: Tell | None = None, before: Before | None = None
+) -> list[Outcome]:
     """Bring some data versions up to date (all, where none is named) without Prefect, in this process and its threads.
 
     Args:
         versions: names from params.yaml.
         workers: how many shards run at once.
         tell: is given each version with its stages once all of these are up to date.
+        before: what is done before some stages.
     """
     with ThreadPoolExecutor(workers) as threads:
 
         def in_threads(function: Callable[[T], R], items: Sequence[T], *, label: str) -> Iterator[R]:
             return counted(threads.map(function, items), len(items), label=label)
 
-        return drive(versions, partial(_bring_patiently, shards=in_threads), tell)
+        return drive(versions, partial(_bring_patiently, shards=in_threads), tell, before)
 
 
-def drive(versions: Sequence[str], bring_one: Bring, tell: Tell | None = None) -> list[Outcome]:
+def drive(
+    versions: Sequence[str], bring_one: Bring, tell: Tell | None = None, before: Before | None = None
+) -> list[Outcome]:
     """Bring every stage of some data versions up to date, one run per project at a time.
 
     Args:
         versions: names from params.yaml; all, where none is named.
         bring_one: brings a stage up to date; returns how, and references to its artifacts.
         tell: is given each version with its stages once all of these are up to date.
+        before: what is done before some stages.
     """
     outcomes = []
     with alone():
@@ -83,6 +90,8 @@ def drive(versions: Sequence[str], bring_one: Bring, tell: Tell | None = None) -
         for planned in plan:
             start = time.monotonic()
             with named(planned.address):
+                if before and planned.address in before:
+                    before[planned.address]()
                 how, files = bring_one(planned, loaded)
             outcomes.append(Outcome(planned.address, how, round(time.monotonic() - start, 1), tuple(files)))
             clock = estimate.end_stage(clock, planned.address, outcomes[-1].seconds, computed=how == "computed")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from flows import drive
-from flows.drive import Outcome, Tell
+from flows.drive import Before, Outcome, Tell
 from flows.graph import dvc_state
 from flows.graph.stages import end_versions
 from flows.late import tell_edited
@@ -12,7 +12,13 @@ from flows.told import tell_outdated
 
 
 def run(
-    engine: str, versions: Sequence[str], *, runner: str = "threads", workers: int = 1, tell: Tell | None = None
+    engine: str,
+    versions: Sequence[str],
+    *,
+    runner: str = "threads",
+    workers: int = 1,
+    tell: Tell | None = None,
+    before: Before | None = None,
 ) -> list[Outcome]:
     """Bring some data versions up to date. Where they are, neither engine is started.
 
@@ -22,15 +28,16 @@ def run(
         runner: of prefect, what runs the shards: `threads` or `dask`.
         workers: how many shards run at once.
         tell: is given each version with its stages once all of these are up to date.
+        before: what is done before some stages, where any is to be brought up to date.
     """
     fresh = find_fresh(versions, tell)
     if fresh:
         return fresh
     if engine == "local":
-        return drive.run(versions, workers=workers, tell=tell)
+        return drive.run(versions, workers=workers, tell=tell, before=before)
     from flows import pipeline  # and Prefect with it, which takes seconds to start
 
-    return pipeline.run(versions, runner=runner, workers=workers, tell=tell)
+    return pipeline.run(versions, runner=runner, workers=workers, tell=tell, before=before)
 
 
 def find_fresh(versions: Sequence[str], tell: Tell | None) -> list[Outcome]:

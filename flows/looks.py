@@ -56,6 +56,14 @@ def take_looks(version: str, raw: Path, previous: str, settings: ExamplesSetting
     yield exact
 
 
+def tell_commonest(look: Any) -> str:
+    """Return the commonest reason for which rows are rejected, and the first of these rows; "" where none is."""
+    if not look.rejects:
+        return ""
+    kind = look.rejects[0]
+    return f"; first of the commonest kind ({kind.rows:,} of {count(look.rejected, 'row')}): {kind.first[0].tell()}"
+
+
 def open_scratch(place: Path) -> Path:
     """Return a folder for files that are read back: at a place, or a temporary one where that cannot be written.
 

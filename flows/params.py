@@ -26,6 +26,7 @@ from ruamel.yaml.tokens import CommentToken
 
 from flows.checks import ParamsError, refuse_contradictions
 from flows.params_errors import explain
+from tasks.acceptance.settings import AcceptanceSettings
 from tasks.audit.settings import AuditSettings
 from tasks.embedding.settings import EmbeddingSettings
 from tasks.evaluation.settings import EvaluationSettings
@@ -35,7 +36,7 @@ from tasks.gradients.settings import GradientsSettings
 from tasks.masks.settings import MaskSettings
 from tasks.scores.settings import ScoresSettings
 from tasks.selection.settings import SelectionSettings
-from tasks.settings import ModelsSettings, RuntimeSettings, VersionSettings, hint
+from tasks.settings import LandingSettings, ModelsSettings, RuntimeSettings, VersionSettings, hint
 from tasks.utility.settings import UtilitySettings
 
 BASE = "base"  # what a first version continues from: the base model, and empty artifacts that stand in git
@@ -62,8 +63,11 @@ class Params:
     evaluation: EvaluationSettings
     audit: AuditSettings
     runtime: RuntimeSettings
+    acceptance: AcceptanceSettings
+    landing: LandingSettings
 
 
+OPTIONAL = ("runtime", "acceptance", "landing")  # sections that may be left out: no figure depends on them
 SECTIONS = {name: kind for name, kind in get_type_hints(Params).items() if name != "versions"}
 
 
@@ -89,7 +93,7 @@ def compose(raw: Mapping[str, Any], place: str = "params.yaml", *, bare: bool = 
     Raises:
         ParamsError: as `read`.
     """
-    raw = {"runtime": {}, **raw}
+    raw = {name: {} for name in OPTIONAL} | raw
     _refuse_infinite(raw, "")
     _refuse_unknown(raw, ["versions", *SECTIONS], place)
     missing = [name for name in ("versions", *SECTIONS) if name not in raw]

@@ -1,6 +1,7 @@
 """The flow: the stages of dvc.yaml as Prefect tasks, in the order of flows/drive.py; their only cache is DVC."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -13,7 +14,7 @@ from prefect.states import Completed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows import drive, prefect_server
-from flows.drive import Outcome, Tell, bring, tell_waiting
+from flows.drive import Before, Outcome, Tell, bring, tell_waiting
 from flows.graph.dvc_state import Busy, File
 from flows.graph.stages import Planned
 from flows.stage import counted, say
@@ -29,8 +30,21 @@ class RunnerError(ValueError):
     """A task runner cannot be had."""
 
 
+@dataclass(frozen=True)
+class Told:
+    """What is done beside the stages."""
+
+    tell: Tell | None = None  # is given each version with its stages once all of these are up to date
+    before: Before | None = None  # what is done before some stages
+
+
 def run(
-    versions: Sequence[str] = (), *, runner: str = "threads", workers: int = 1, tell: Tell | None = None
+    versions: Sequence[str] = (),
+    *,
+    runner: str = "threads",
+    workers: int = 1,
+    tell: Tell | None = None,
+    before: Before | None = None,
 ) -> list[Outcome]:
     """Run the flow for some data versions (all, where none is named), one flow per project at a time.
 
@@ -39,6 +53,7 @@ def run(
         runner: `threads` or `dask`, which runs the shards.
         workers: how many shards run at once.
         tell: is given each version with its stages once all of these are up to date.
+        before: what is done before some stages.
     """
     chosen = pipeline.with_options(task_runner=_runner(runner, workers))
     quick = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})  # it would cost a second at the end
@@ -51,21 +66,21 @@ def run(
 
     try:
         with prefect_server.kept(), quick:
-            return chosen(list(versions), tell_once, made)
+            return chosen(list(versions), Told(tell_once, before), made)
     except httpx.TransportError as error:
         if not _asks_server(error):
             raise  # a stage asked somebody else, a model hub for one
         say(f"the Prefect server is gone ({error}): its page does not show all of this run; what is recorded stands")
-        return made or drive.run(versions, workers=workers, tell=tell_once)
+        return made or drive.run(versions, workers=workers, tell=tell_once, before=before)
 
 
 @flow(name="tamis", validate_parameters=False)
-def pipeline(versions: list[str], tell: Tell | None = None, made: list[Outcome] | None = None) -> list[Outcome]:
+def pipeline(versions: list[str], told: Told | None = None, made: list[Outcome] | None = None) -> list[Outcome]:
     """Bring every stage of some data versions up to date.
 
     Args:
         versions: names from params.yaml; all, where none is named.
-        tell: is given each version with its stages once all of these are up to date.
+        told: what is done besides.
         made: takes the outcomes, too, once all stages have one, whatever becomes of Prefect after that.
     """
     prefect_server.remember()
@@ -78,7 +93,8 @@ def pipeline(versions: list[str], tell: Tell | None = None, made: list[Outcome] 
         files = state.result()
         return (state.message or "").removeprefix(CACHED) if state.name == "Cached" else "computed", files
 
-    outcomes = drive.drive(versions, bring_one, tell)
+    told = told or Told()
+    outcomes = drive.drive(versions, bring_one, told.tell, told.before)
     if made is not None:
         made.extend(outcomes)
     return outcomes

@@ -152,3 +152,18 @@ class RuntimeSettings:
     block_parameters: Annotated[int, Field(ge=1)] | None = Field(
         None, description="parameters whose gradients are summed at once, one tensor at least; null: all"
     )
+
+
+@checked
+class LandingSettings:
+    """Where new data versions come from, which `tamis continue` and `tamis serve` take."""
+
+    url: str | None = Field(
+        None,
+        description="a folder, or a URL of any file system that fsspec knows: its sub-folders become data versions of "
+        "their names; null: none",
+    )
+    marker: str | None = Field(None, description="file by which a sub-folder is known to be whole; null: by its age")
+    quiet_seconds: Annotated[int, Field(ge=0)] = Field(
+        600, description="without a marker: a sub-folder is whole whose newest file is so many seconds old"
+    )

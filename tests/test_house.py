@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 PAPERS = ROOT / "docs/explanation/papers.md"
 STAGES = ("examples", "embedding", "utility", "scores", "gradients", "selection", "finetuning", "evaluation", "audit")
 SHARED = {
+    "acceptance",
     "artifacts",
     "comparison",
     "conversations",
@@ -79,13 +80,15 @@ def allowed(path: Path) -> set[str]:
             return {"pydantic", "tamis", "tasks"}
         return {"tamis", "tasks", *(LOADERS_MAY if path.stem in ("models", "model_files") else TASKS_MAY)}
     only = {
-        "dvc_state": {"dvc"},
+        "dvc_state": {"dvc", "scmrepo"},
         "revisions": {"dvc"},
         "dvc_locks": {"dvc", "psutil", "voluptuous"},
         "prefect_server": {"psutil"},
         "dvc_files": {"ruamel"},
         "params": {"ruamel"},
         "pipeline": {"httpx"},
+        "reports": {"httpx"},
+        "landing": {"fsspec"},
     }
     lazily = {"tamis"} if path.stem == "stage" else set()
     return FLOWS_MAY | only.get(path.stem, set()) | lazily

@@ -52,11 +52,13 @@ def add(
 ) -> None:
     """Look at files as `check` does, and add them to params.yaml as a new data version."""
     from flows import adding
+    from flows.graph.versions import list_refused
+    from flows.looks import tell_commonest
     from tasks.first_look.fitting import find_sources
 
     where, values = adding.find_path(context.obj.stood, path), params.read(bare=True)
     chosen = {"version": version, "previous": previous, "copy": copy, "external": external}
-    planned = adding.plan_addition(where, values.versions, **chosen)
+    planned = adding.plan_addition(where, values.versions, **chosen, refused=list_refused())
     sources = find_sources(planned.found, values.examples)
     asked = replace(values.examples, sources={**values.examples.sources, planned.version: sources})
     look = show_looks(planned.version, planned.found, planned.previous, settings=asked, as_json=as_json)
@@ -68,14 +70,6 @@ def add(
         show_json([{**facts, **describe(look), "written": not dry_run, "commit": held}])
     for line in tell_addition(facts, held, context.obj.stood):
         say(line)
-
-
-def tell_commonest(look: Any) -> str:
-    """Return the commonest reason for which rows are rejected, and the first of these rows; "" where none is."""
-    if not look.rejects:
-        return ""
-    kind = look.rejects[0]
-    return f"; first of the commonest kind ({kind.rows:,} of {count(look.rejected, 'row')}): {kind.first[0].tell()}"
 
 
 def tell_addition(facts: Mapping[str, Any], held: Sequence[str], stood: Path) -> Iterator[str]:

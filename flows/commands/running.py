@@ -56,8 +56,8 @@ def advance(
     as_json: Json = False,
 ) -> None:
     """Run every data version that is not recorded yet, in order; commit, tag and push what each made."""
-    from flows import continual
     from flows.graph.versions import tag_of
+    from flows.unattended import continual
 
     made = continual.advance(engine=engine, runner=runner, workers=workers)
     show_rows(["version", "tag"], [(version, tag_of(version)) for version in made], as_json=as_json)
@@ -66,15 +66,18 @@ def advance(
 @spoken
 def serve(
     context: typer.Context,
-    interval: Annotated[int, typer.Option(min=1, help="Seconds from one look for new versions to the next.")] = 3600,
+    interval: Annotated[
+        int | None, typer.Option(min=1, help="Seconds from one look for new versions to the next; 3600.")
+    ] = None,
+    cron: Annotated[str | None, typer.Option(help="Or the times of the looks, as in a crontab: '0 3 * * *'.")] = None,
     runner: Runner = "threads",
     workers: Workers = 1,
 ) -> None:
     """Do what `continue` does every so often, by a schedule of a Prefect server on this machine."""
-    from flows import serving
+    from flows.unattended import serving
 
     interrupts.uninstall()  # it ends by Ctrl-C in a way of its own: the schedule is deleted
-    serving.serve(interval, runner=runner, workers=workers)
+    serving.serve(interval, cron, runner=runner, workers=workers)
 
 
 def summarise(version: str, stages: Sequence[str]) -> dict[str, Any]:

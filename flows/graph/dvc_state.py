@@ -25,6 +25,7 @@ from dvc.stage import Stage
 from dvc.stage.cache import RunCacheNotFoundError
 from dvc.stage.serialize import to_lockfile
 from dvc.ui import colorama
+from scmrepo.exceptions import SCMError as GitError
 
 from flows import model_records, params
 from flows.graph import aside, dvc_files, dvc_locks
@@ -39,7 +40,7 @@ PATIENCE = 3  # seconds that an interrupt waits for what is done under DVC's loc
 CONFIGS = (Path(".dvc/config"), Path(".dvc/config.local"))
 _kept = threading.local()
 
-__all__ = ["Busy", "File", "NotReady", "Planned", "Probe", "StateError"]
+__all__ = ["Busy", "File", "GitError", "NotReady", "Planned", "Probe", "StateError"]
 
 
 class StateError(ValueError):

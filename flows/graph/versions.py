@@ -4,8 +4,10 @@ A tag holds the code, the parameters, the raw data and the digests of all artifa
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import Any
 
 from flows import model_records
@@ -30,17 +32,35 @@ def tag_of(version: str) -> str:
     return f"data-{version}"
 
 
+def refusal_of(version: str) -> str:
+    """Return the name of the git tag of a version that was made and not accepted.
+
+    >>> refusal_of("v2")
+    'refused-v2'
+    """
+    return f"refused-{version}"
+
+
+def list_refused() -> set[str]:
+    """Return the versions that were made and not accepted, neither by the gates nor by a person, who tags them."""
+    with dvc_state.opened() as repo:
+        tags = set() if dvc_state.without_git(repo) else set(repo.scm.list_tags())
+    found = {tag.removeprefix(refusal_of("")) for tag in tags if tag.startswith(refusal_of(""))}
+    return {version for version in found if tag_of(version) not in tags}
+
+
 def unrecorded(versions: Mapping[str, VersionSettings]) -> list[str]:
     """Return the versions that have no tag, what a version continues from before it.
 
     Raises:
         StateError: the project is not under git.
-        RecordError: nothing is committed, or a name that cannot be part of a tag.
+        RecordError: nothing is committed, no branch is checked out, or a name that cannot be part of a tag.
     """
     try:
         with dvc_state.opened() as repo:
             if repo.scm.no_commits:
                 raise RecordError(f"nothing is committed here; {GIT}")
+            _refuse_detached(repo)
             tags = set(repo.scm.list_tags())
             unfit = [name for name in versions if not repo.scm.check_ref_format(f"refs/tags/{tag_of(name)}")]
     except dvc_state.StateError as error:
@@ -49,7 +69,19 @@ def unrecorded(versions: Mapping[str, VersionSettings]) -> list[str]:
     if unfit:
         raise RecordError(f"the version's name {unfit[0]!r} cannot be part of a git tag; name it as v2 or 2026-11")
     edges = {name: [version.previous] for name, version in versions.items()}
-    return [name for name in in_order(versions, edges) if name in versions and tag_of(name) not in tags]
+    asked = [name for name in in_order(versions, edges) if name in versions]
+    return [name for name in asked if not {tag_of(name), refusal_of(name)} & tags]
+
+
+def _refuse_detached(repo: Any) -> None:
+    """Raise RecordError where no branch would keep what is committed."""
+    try:
+        repo.scm.active_branch()
+    except dvc_state.GitError as error:
+        raise RecordError(
+            "no branch is checked out (git's HEAD is detached), and a commit here would be lost; `git switch main`, or "
+            "another branch, first"
+        ) from error
 
 
 def refuse_rewritten(versions: Mapping[str, VersionSettings], asked: Iterable[str] = ()) -> None:
@@ -101,8 +133,12 @@ def refuse_uncommitted(version: str) -> None:
             )
 
 
-def write(version: str) -> None:
+def write(version: str, *, accepted: bool = True) -> None:
     """Commit what the run of a version made, and nothing else, and tag the commit.
+
+    Args:
+        version: its name.
+        accepted: whether it passed every gate; one that did not has another tag, which nothing continues from.
 
     Raises:
         RecordError: a stage is not up to date, or a file that is not the run's own has changes.
@@ -113,16 +149,51 @@ def write(version: str) -> None:
         named = "; ".join(f"{address}: {why}" for address, why in stale[:3])
         raise RecordError(f"{version} is not up to date any more, {len(stale)} stages ({named}); run again")
     refuse_uncommitted(version)
+    tag, what = (tag_of(version), "Record") if accepted else (refusal_of(version), "Keep refused")
     with dvc_state.opened() as repo:
-        if tag_of(version) in repo.scm.list_tags():
+        if tag in repo.scm.list_tags():
             return  # another process was faster
         changed, untracked = _changes(repo)
         made = [path for path in (*changed, *untracked) if _within(path, _made(repo))]
         if made:
-            root = Path(repo.scm.root_dir)
-            repo.scm.add_commit([str(root / path) for path in made], message=f"Record data version {version}")
-        _note([*_unpushed(), tag_of(version)])  # before the tag: a kill may come in between
-        repo.scm.tag(tag_of(version), annotated=True, message=f"Data version {version}")
+            _commit(repo, made, f"{what} data version {version}")
+        if accepted:
+            _note([*_unpushed(), tag])  # before the tag: a kill may come in between
+        with _telling("tag"):
+            repo.scm.tag(tag, annotated=True, message=f"Data version {version}")
+
+
+def commit(paths: Iterable[str], message: str) -> None:
+    """Commit some files of the project, and nothing else.
+
+    Args:
+        paths: from the project's folder on.
+        message: of the commit.
+
+    Raises:
+        StateError: git refuses.
+    """
+    with dvc_state.opened() as repo:
+        inside = Path(repo.root_dir).relative_to(repo.scm.root_dir)
+        _commit(repo, [str(inside / path) for path in paths], message)
+
+
+def _commit(repo: Any, paths: Iterable[str], message: str) -> None:
+    root = Path(repo.scm.root_dir)
+    with _telling("commit"):
+        repo.scm.add_commit([str(root / path) for path in paths], message=message)
+
+
+@contextmanager
+def _telling(what: str) -> Iterator[None]:
+    """Tell in a line why git does not do something: a hook, a signature, or no name of who commits."""
+    try:
+        yield
+    except (dvc_state.GitError, OSError, SubprocessError) as error:
+        why = " ".join(f"{error} {error.__cause__ or ''}".split())
+        raise RecordError(
+            f"git did not {what} ({why}); `git {what}` here shows more; what was made stays, and the next run goes on"
+        ) from error
 
 
 def push() -> str:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from tamis.evaluation.bootstrap import ORDER
 from tamis.examples.conversations import Conversation
-from tamis.examples.splits import GENERAL, HELD_OUT
+from tamis.examples.splits import GENERAL, HELD_OUT, VALIDATION
 from tamis.language.chat_templates import Template
 from tamis.language.encoding import Encoding, join_rows, put_before, refuse_long
 from tamis.language.prefixes import check_demos, encode_prefix
@@ -40,7 +40,10 @@ class Prompts:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The used held-out rows of a version and of the one before, and the general rows, tokenised once."""
+    """The used held-out rows of a version and of the one before, and the general rows, tokenised once.
+
+    Or validation rows, where these are asked.
+    """
 
     rows: list[dict[str, Any]]  # each id once, this version's first
     conversations: list[Conversation]
@@ -69,20 +72,30 @@ class Run:
         return f"{name} in context" if self.learner == SHOWN else name
 
 
-def read_held_out(examples: Mapping[str, Path], model: models.ModelChoice) -> HeldOut:
+def read_held_out(examples: Mapping[str, Path], model: models.ModelChoice, name: str = HELD_OUT) -> HeldOut:
     """Read and tokenise the used held-out rows of these versions, and the first one's general rows.
 
     Only the first must have held-out rows.
+
+    Args:
+        examples: folders of the artifact, by version.
+        model: reads the rows.
+        name: of the set; of another one than the held-out rows, no general rows are read.
     """
     sources = {version: folder / "examples.parquet" for version, folder in examples.items()}
-    found = {version: read_set(source, HELD_OUT).to_pylist() for version, source in sources.items()}
+    found = {version: read_set(source, name).to_pylist() for version, source in sources.items()}
     version, previous = next(iter(found)), [*found][-1]
+    if not found[version] and name == VALIDATION:
+        raise EvaluationError(
+            f"no used row of {sources[version]} validates, so no gate can be asked; set examples.validation_every: 10, "
+            "or acceptance.loss: null and acceptance.retention: null"
+        )
     if not found[version]:
         raise EvaluationError(
             f"no used row of {sources[version]} is held out, so nothing can be compared; lower "
             "examples.held_out_every, raise examples.held_out_rows or add raw rows"
         )
-    general = read_set(sources[version], GENERAL).to_pylist()
+    general = read_set(sources[version], GENERAL).to_pylist() if name == HELD_OUT else []
     if general and GENERAL in examples:
         raise EvaluationError(
             f"a data version is called {GENERAL!r}, as is the set of examples.retention_set; rename it"

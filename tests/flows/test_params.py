@@ -359,7 +359,7 @@ def test_what_is_misspelt_is_said_before_what_dvc_then_lacks(tmp_path, refused):
 def test_dvc_follows_every_section_but_what_changes_no_figure():
     stages = read_stages(ROOT)
     followed = {dotted.partition(".")[0] for entry in stages.values() for dotted in entry["do"]["params"]}
-    assert followed == {*params.SECTIONS} - {"runtime"}
+    assert followed == {*params.SECTIONS} - {*params.OPTIONAL}
 
 
 def settings_classes() -> list[type]:

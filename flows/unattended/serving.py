@@ -11,16 +11,20 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from prefect import flow
+from prefect.artifacts import create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import EntrypointType
+from prefect.schedules import Cron, Interval, Schedule
 from prefect.settings import PREFECT_API_URL
 
-from flows.continual import advance
 from flows.stage import format_error, say
+from flows.unattended.continual import advance
 from tasks.artifacts.locks import locked
 
 LOCK = Path(".cache/serve.lock")
+HOUR = 3600
+ARTIFACT = "tamis-versions"
 GRACE = 5  # seconds that an interrupted run has to end by itself
 HERE = ("127.0.0.1", "localhost", "::1")
 START = (
@@ -34,37 +38,48 @@ class ServerError(ValueError):
 
 @flow(name="tamis continue", validate_parameters=False)
 def scheduled(runner: str, workers: int) -> list[str]:
-    """Run `advance` once, as a schedule starts it; returns what it recorded."""
+    """Run `advance` once, as a schedule starts it; returns what it recorded.
+
+    What became of each version is an artifact on Prefect's page; the run fails where one was not recorded.
+    """
+    outcomes: list[dict[str, Any]] = []
     try:
-        return advance(runner=runner, workers=workers)
+        return advance(runner=runner, workers=workers, tell=outcomes.append)
     except Exception as error:
         say(f"error: {format_error(error)}")
         raise
+    finally:
+        if outcomes:
+            rows = [{name: outcome[name] for name in ("version", "state", "why")} for outcome in outcomes]
+            create_table_artifact(rows, key=ARTIFACT, description="data versions of this run")
 
 
-def serve(interval: int, *, runner: str = "threads", workers: int = 1) -> None:
+def serve(interval: int | None = None, cron: str | None = None, *, runner: str = "threads", workers: int = 1) -> None:
     """Call `advance` every so often, one call at a time and each in a process of its own, until interrupted.
 
     A call that falls due while another one is at work follows it, and finds nothing to do.
 
     Args:
-        interval: seconds from one start to the next.
+        interval: seconds from one start to the next; where neither is given, an hour.
+        cron: or the times of the starts, in the server's time zone, as in a crontab.
         runner: `threads` or `dask`, which runs the shards.
         workers: how many shards run at once.
 
     Raises:
-        ServerError: there is no Prefect server on this machine, or the project is served already.
+        ServerError: there is no Prefect server on this machine, or the project is served already; both times are given,
+            or some that are none.
     """
+    schedule, when = plan_schedule(interval, cron)
     refuse_no_server()
     with _only_one():
         delete_schedule()  # what a process left that was killed
         signal.signal(signal.SIGINT, _stop)
         warnings.filterwarnings("ignore", "coroutine 'Runner.astop'", RuntimeWarning)  # Prefect's own, at SIGTERM
-        say(f"looking for new data versions every {interval} seconds; Ctrl-C stops")
+        say(f"looking for new data versions {when}; Ctrl-C stops")
         try:
             scheduled.serve(
                 name=deployment_name(),
-                interval=interval,
+                schedule=schedule,
                 limit=1,
                 parameters={"runner": runner, "workers": workers},
                 pause_on_shutdown=False,
@@ -74,6 +89,26 @@ def serve(interval: int, *, runner: str = "threads", workers: int = 1) -> None:
         finally:
             delete_schedule()
             say("stopped")
+
+
+def plan_schedule(interval: int | None, cron: str | None) -> tuple[Schedule, str]:
+    """Return a schedule of Prefect's, and when it looks, in words.
+
+    Raises:
+        ServerError: both are given, or no times of a crontab.
+
+    >>> plan_schedule(None, "0 3 * * *")[1], plan_schedule(None, None)[1]
+    ("at the times '0 3 * * *'", 'every 3600 seconds')
+    """
+    if interval is not None and cron is not None:
+        raise ServerError(f"--interval {interval} and --cron {cron!r} are given; give one of them")
+    if cron is None:
+        seconds = HOUR if interval is None else interval
+        return Interval(seconds), f"every {seconds} seconds"
+    try:
+        return Cron(cron), f"at the times {cron!r}"
+    except ValueError as error:
+        raise ServerError(f"--cron {cron!r} are no times of a crontab; as '0 3 * * *', every night at three") from error
 
 
 def delete_schedule() -> None:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from worlds.projects import GRAPHS, KILLER, Project, environment, importing_from, run_child, run_dvc, start_project
 
-from flows import continual, params
+from flows import params
 from flows.graph import dvc_state
 from flows.graph.versions import (
     GIT,
@@ -22,10 +22,11 @@ from flows.graph.versions import (
     unrecorded,
     write,
 )
+from flows.unattended import continual
 from tasks.settings import VersionSettings
 
 VERSIONS = {"v1": {"raw": "raw/v1.txt", "previous": "base"}, "v2": {"raw": "raw/v2.txt", "previous": "v1"}}
-CHILD = [sys.executable, "-c", "from flows import continual; continual.advance()"]
+CHILD = [sys.executable, "-c", "from flows.unattended import continual; continual.advance()"]
 
 
 @pytest.fixture(scope="session")
@@ -126,7 +127,7 @@ def test_commit_holds_what_the_run_made_and_nothing_else(finished):
 def test_second_call_does_nothing(recorded, capsys):
     before = subjects(recorded), recorded.computed(), recorded.records()
     assert advance(recorded) == []
-    assert capsys.readouterr().err == "every data version is recorded: v1, v2\n"
+    assert capsys.readouterr().err == "nothing is new: every data version is recorded: v1, v2\n"
     assert (subjects(recorded), recorded.computed(), recorded.records()) == before
 
 

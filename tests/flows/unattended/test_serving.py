@@ -1,5 +1,7 @@
 """Serving: a schedule on a real Prefect server starts runs that record new data versions."""
 
+import inspect
+import json
 import os
 import signal
 import socket
@@ -13,13 +15,15 @@ from pathlib import Path
 import pytest
 import yaml
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
+from prefect.flows import load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from worlds.projects import Project, environment
+from worlds.projects import ROOT, Project, environment, importing_from
 
-from flows import serving as schedule
+from flows.unattended import acceptance
+from flows.unattended import serving as schedule
 
-SERVE = [sys.executable, "-c", "import sys; from flows import serving; serving.serve(int(sys.argv[1]))"]
+SERVE = [sys.executable, "-c", "import sys; from flows.unattended import serving; serving.serve(int(sys.argv[1]))"]
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +153,52 @@ def test_projects_are_served_under_names_of_their_own(tmp_path, monkeypatch):
         names.append(schedule.deployment_name())
     assert len(set(names)) == 2
     assert all(name.startswith("same-") for name in names)
+
+
+def test_both_times_or_none_of_a_crontab_are_refused(monkeypatch):
+    with pytest.raises(schedule.ServerError, match=r"^--interval 3 and --cron '0 3 \* \* \*' are given; give one"):
+        schedule.serve(3, "0 3 * * *")
+    with pytest.raises(schedule.ServerError, match=r"^--cron 'at night' are no times of a crontab; as '0 3 "):
+        schedule.serve(cron="at night")
+
+
+def test_deployment_for_a_work_pool_names_the_flow():
+    (deployment,) = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    found = load_flow_from_entrypoint(str(ROOT / deployment["entrypoint"]))
+    assert found.name == schedule.scheduled.name
+    assert set(deployment["parameters"]) == set(inspect.signature(schedule.scheduled.fn).parameters)
+    assert schedule.plan_schedule(None, deployment["schedules"][0]["cron"])
+
+
+@pytest.mark.slow
+def test_deployment_is_taken_by_a_server_with_a_work_pool(scheduler, tmp_path):
+    env = environment(PREFECT_API_URL=scheduler)
+    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
+    for command in (["work-pool", "create", "tamis", "--type", "process"], ["deploy", "--name", "nightly"]):
+        done = subprocess.run([*prefect, *command], cwd=ROOT, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    with get_client(sync_client=True) as client:
+        found = client.read_deployment_by_name("tamis continue/nightly")
+        assert (found.work_pool_name, found.schedules[0].schedule.cron) == ("tamis", "0 3 * * *")
+        client.delete_deployment(found.id)
+
+
+def test_what_became_of_each_version_is_an_artifact_and_a_refused_one_fails_the_run(project, server, monkeypatch):
+    closed = {"name": "loss", "passed": False, "told": "loss is above", "figures": {}}
+    monkeypatch.setattr(
+        acceptance, "decide", lambda version: {"version": version, "accepted": False, "gates": [closed]}
+    )
+    for name, value in environment().items():
+        if name.startswith("GIT_"):
+            monkeypatch.setenv(name, value)
+    with importing_from(project.root):
+        state = schedule.scheduled("threads", 1, return_state=True)
+    assert state.is_failed()
+    assert project.git("tag", "--list").split() == ["refused-v1"]
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(artifact_filter=ArtifactFilter(key={"any_": [schedule.ARTIFACT]}))
+    rows = json.loads(found[0].data)
+    assert rows == [{"version": "v1", "state": "refused", "why": "v1 is refused: loss is above"}]
 
 
 def test_error_of_a_scheduled_run_is_said_where_it_is_served(project, server, capsys):

@@ -1,0 +1,147 @@
+"""New data versions out of a landing folder: each whole sub-folder is copied, looked at, added and committed.
+
+for each sub-folder of landing.url that is no version yet, by name:
+    whole (its marker stands there, or its newest file is old enough) -> copy it -> look at its rows -> add -> commit
+"""
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+
+from flows import adding, params
+from flows.graph import versions as recorded
+from flows.looks import take_looks, tell_commonest
+from flows.stage import format_error, say
+from flows.stage_calls import CACHE
+from flows.told import count
+from tasks.settings import LandingSettings, VersionSettings
+
+FETCHED = CACHE / "landing"  # copies that are being added
+
+
+class LandingError(ValueError):
+    """The landing folder cannot be read, or one of its sub-folders cannot be added."""
+
+
+def read_settings() -> LandingSettings:
+    """Return what params.yaml says of the landing folder, whatever its other sections hold."""
+    return params.check_section(LandingSettings, params.load(Path("params.yaml")).get("landing") or {}, "landing")
+
+
+def take_landed(refused: set[str]) -> tuple[list[str], list[LandingError]]:
+    """Add every sub-folder that is whole and no version yet; returns the new versions, and why others are none.
+
+    Args:
+        refused: versions that nothing continues from.
+
+    Raises:
+        LandingError: the landing folder cannot be read.
+    """
+    asked = read_settings()
+    if asked.url is None:
+        return [], []
+    taken, failed = [], []
+    for name, files, system in list_waiting(asked, params.read_versions()):
+        why = tell_unfinished(files, asked)
+        if why:
+            say(f"{name} is not taken yet: {why}")
+            continue
+        try:
+            with _fetched(system, name, files, asked) as folder:
+                _add(name, folder, refused)
+        except Exception as error:  # one folder's fault keeps no other one out
+            failed.append(LandingError(f"{name} in {asked.url} is not added: {format_error(error)}"))
+            say(str(failed[-1]))
+            continue
+        taken.append(name)
+    return taken, failed
+
+
+def list_waiting(
+    asked: LandingSettings, versions: dict[str, VersionSettings]
+) -> Iterator[tuple[str, dict[str, Any], Any]]:
+    """Yield the sub-folders that are no version yet, by name: each with its files (path -> facts) and file system.
+
+    Raises:
+        LandingError: the folder cannot be read.
+    """
+    try:
+        system, root = fsspec.core.url_to_fs(asked.url)
+        entries = sorted(one["name"].rstrip("/") for one in system.ls(root, detail=True) if one["type"] == "directory")
+        for place in entries:
+            name = PurePosixPath(place).name
+            if name not in versions:
+                yield name, system.find(place, detail=True), system
+    except (OSError, ValueError, ImportError) as error:
+        raise LandingError(
+            f"landing.url is {asked.url}, which cannot be read ({format_error(error)}); mend it, or set it to null"
+        ) from error
+
+
+def tell_unfinished(files: dict[str, Any], asked: LandingSettings) -> str:
+    """Return why a sub-folder is not known to be whole; "" where it is.
+
+    >>> settings = LandingSettings(marker="_DONE")
+    >>> tell_unfinished({"in/a/rows.jsonl": {}}, settings), tell_unfinished({"in/a/_DONE": {}}, settings)
+    ('it has no _DONE', '')
+    """
+    if asked.marker is not None:
+        there = any(PurePosixPath(path).name == asked.marker for path in files)
+        return "" if there else f"it has no {asked.marker}"
+    if not files:
+        return "it is empty"
+    age = time.time() - max(map(_read_time, files.values()))
+    quiet = asked.quiet_seconds
+    return "" if age >= quiet else f"a file of it is {age:.0f} s old, and landing.quiet_seconds is {quiet}"
+
+
+def _read_time(facts: dict[str, Any]) -> float:
+    """Return when a file was last written; file systems say it under different names, as a time or in seconds."""
+    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        if (found := facts.get(name)) is not None:
+            if isinstance(found, datetime):
+                return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+            return float(found)
+    raise LandingError("its file system does not say when a file was written; set landing.marker")
+
+
+@contextmanager
+def _fetched(system: Any, name: str, files: dict[str, Any], asked: LandingSettings) -> Iterator[Path]:
+    """Copy a sub-folder's files to a folder of ours, which is removed afterwards."""
+    home = FETCHED / "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
+    shutil.rmtree(home, ignore_errors=True)
+    try:
+        for path in files:
+            inside = PurePosixPath(path.split(f"/{name}/", 1)[-1])
+            if inside.name == asked.marker:
+                continue
+            target = home / inside
+            target.parent.mkdir(parents=True, exist_ok=True)
+            system.get_file(path, str(target))
+        yield home
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _add(name: str, folder: Path, refused: set[str]) -> None:
+    """Add a folder as a version of its name, which continues from the newest one that is not refused; commit that."""
+    from tasks.first_look.fitting import find_sources
+
+    values = params.read(bare=True)
+    planned = adding.plan_addition(folder.absolute(), values.versions, version=name, copy=True, refused=refused)
+    sources = find_sources(planned.found, values.examples)
+    settings = replace(values.examples, sources={**values.examples.sources, name: sources})
+    *_, look = take_looks(name, planned.found, planned.previous, settings)
+    if look.rows == look.rejected:
+        raise LandingError(f"none of its {count(look.rows, 'row')} can be used{tell_commonest(look)}")
+    held = adding.write_addition(planned, sources)
+    recorded.commit(held, f"Add data version {name}")
+    used = look.rows - look.rejected
+    say(f"{name} is added: {used:,} rows, {look.rejected:,} rejected; it continues from {planned.previous}")

@@ -1,0 +1,172 @@
+"""Whole sub-folders of a landing folder become data versions, once, wherever the folder lies."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import fsspec
+import pytest
+import yaml
+from worlds.projects import GRAPHS, Project, start_project
+
+from flows import params
+from flows.graph import versions
+from flows.unattended import continual
+from flows.unattended.landing import LandingError, take_landed, tell_unfinished
+from tasks.settings import LandingSettings
+
+ROWS = [{"prompt": f"what is {k}?", "response": f"it is {k}", "topic": "sums"} for k in range(30)]
+DONE = "_DONE"
+
+
+@pytest.fixture(scope="module")
+def made(toy_folder, tmp_path_factory) -> Project:
+    """The toy project before its first run."""
+    root = tmp_path_factory.mktemp("landing") / "project"
+    GRAPHS["real"].make(root, str(toy_folder))
+    shutil.rmtree(root / "data/raw/v2")
+    return start_project(root)
+
+
+@pytest.fixture
+def project(made, tmp_path, monkeypatch) -> Project:
+    """A copy of it, as the current folder."""
+    shutil.copytree(made.root, tmp_path / "project", symlinks=True)
+    monkeypatch.chdir(tmp_path / "project")
+    for who in ("AUTHOR", "COMMITTER"):
+        for what in ("NAME", "EMAIL"):
+            monkeypatch.setenv(f"GIT_{who}_{what}", "tamis")
+    return Project(tmp_path / "project")
+
+
+def listen(project: Project, url: str | Path, **more) -> None:
+    """Name a landing folder in params.yaml, and commit that."""
+    path = project.root / "params.yaml"
+    settings = {"url": str(url), "marker": DONE} | more
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"landing": settings}, sort_keys=False))
+    project.git("commit", "--quiet", "--all", "--message", "landing")
+
+
+def land(url: str | Path, name: str, rows: list[dict] = ROWS, *, whole: bool = True) -> None:
+    """Put a folder with rows there."""
+    system, root = fsspec.core.url_to_fs(str(url))
+    system.makedirs(f"{root}/{name}/part", exist_ok=True)
+    system.pipe(f"{root}/{name}/part/rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    if whole:
+        system.pipe(f"{root}/{name}/{DONE}", b"")
+
+
+@pytest.fixture(params=["folder", "memory"])
+def url(request, tmp_path) -> str:
+    """A landing folder, on this machine's disk or on another file system."""
+    if request.param == "folder":
+        return str(tmp_path / "in")
+    place = f"memory://{tmp_path.name}/in"
+    return place
+
+
+def test_whole_folders_become_versions_in_the_order_of_their_names(project, url, capsys):
+    for name in ("2026-11", "2026-10"):
+        land(url, name)
+    land(url, "2026-12", whole=False)
+    listen(project, url)
+    assert take_landed(set()) == (["2026-10", "2026-11"], [])
+    found = params.read().versions
+    assert [(name, one.previous) for name, one in found.items()][1:] == [("2026-10", "v1"), ("2026-11", "2026-10")]
+    kept = Path("data/raw/2026-11/part/rows.jsonl")
+    assert [json.loads(line) for line in kept.read_text().splitlines()] == ROWS
+    assert not list(Path("data/raw").rglob(DONE))
+    assert project.git("status", "--porcelain") == ""
+    assert project.git("log", "--format=%s", "-2").splitlines() == [
+        "Add data version 2026-11",
+        "Add data version 2026-10",
+    ]
+    said = capsys.readouterr().err
+    assert f"2026-12 is not taken yet: it has no {DONE}\n" in said
+    assert "2026-10 is added: 30 rows, 0 rejected; it continues from v1\n" in said
+
+
+def test_a_folder_that_is_a_version_is_not_taken_again(project, url):
+    land(url, "2026-10")
+    listen(project, url)
+    take_landed(set())
+    before = project.git("log", "--format=%h")
+    assert take_landed(set()) == ([], [])
+    assert project.git("log", "--format=%h") == before
+
+
+def test_nothing_continues_from_a_refused_version(project, url):
+    land(url, "2026-10")
+    land(url, "2026-11")
+    listen(project, url)
+    take_landed({"2026-10"})
+    assert params.read().versions["2026-11"].previous == "v1"
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "text"),
+    [
+        ("a b", ROWS, "a version's name has letters, digits"),
+        (
+            "2026-10",
+            [{"prompt": "x"}] * 30,
+            "part/rows.jsonl: the fields prompt fit no known format; set exam",
+        ),
+        ("2026-10", [{"prompt": "x", "response": ""}] * 30, "none of its 30 rows can be used; first of the commonest"),
+        ("2026-10", [], "none of its 0 rows can be used"),
+    ],
+)
+def test_one_that_cannot_be_added_keeps_no_other_one_out(project, url, name, rows, text, capsys):
+    land(url, name, rows)
+    land(url, "2026-11")
+    listen(project, url)
+    taken, (failed,) = take_landed(set())
+    assert taken == ["2026-11"]
+    assert failed.args[0].startswith(f"{name} in {url} is not added: ")
+    assert text in str(failed)
+    assert str(failed) in capsys.readouterr().err
+    assert project.git("status", "--porcelain") == ""
+    assert not list(Path(".cache").glob("landing/*"))
+
+
+def test_without_a_marker_a_folder_is_whole_once_it_is_quiet(project, tmp_path):
+    land(tmp_path / "in", "2026-10", whole=False)
+    listen(project, tmp_path / "in", marker=None, quiet_seconds=60)
+    assert take_landed(set()) == ([], [])
+    old = time.time() - 61
+    os.utime(tmp_path / "in/2026-10/part/rows.jsonl", (old, old))
+    assert take_landed(set()) == (["2026-10"], [])
+
+
+def test_a_file_system_that_tells_no_times_needs_a_marker():
+    with pytest.raises(LandingError, match=r"does not say when a file was written; set landing\.marker$"):
+        tell_unfinished({"in/a/rows.jsonl": {"size": 1}}, LandingSettings())
+
+
+def test_an_empty_folder_is_not_whole():
+    assert tell_unfinished({}, LandingSettings(quiet_seconds=0)) == "it is empty"
+
+
+@pytest.mark.parametrize("url", ["nowhere/at/all", "no-such-system://bucket/in"])
+def test_a_landing_folder_that_cannot_be_read_is_named(project, url):
+    listen(project, url)
+    with pytest.raises(
+        LandingError, match=rf"^landing\.url is {url}, which cannot be read \(.*\); mend it, or set it to"
+    ):
+        take_landed(set())
+
+
+def test_without_a_landing_folder_nothing_is_looked_at(project):
+    assert take_landed(set()) == ([], [])
+
+
+def test_continue_takes_what_landed_and_runs_it(project, url, monkeypatch):
+    land(url, "2026-10")
+    listen(project, url)
+    ran = []
+    monkeypatch.setattr(continual.engines, "run", lambda engine, asked, **_: ran.extend(asked))
+    monkeypatch.setattr(continual, "write", lambda version, accepted: project.git("tag", versions.tag_of(version)))
+    assert continual.advance() == ["v1", "2026-10"]
+    assert ran == ["v1", "2026-10"]
