@@ -21,6 +21,7 @@ from flows.graph.stages import needs
 from flows.params import Params
 from flows.stage import fingerprint, in_order, named, refuse_edited, refuse_moved
 from flows.stage_calls import CACHE, STAGES, find_artifacts, find_folders, find_warmup
+from tasks.settings import VersionSettings
 
 TRIALS = CACHE / "trials"
 DONE = "done.json"
@@ -85,8 +86,18 @@ def attempt(
         refuse_edited(address, loaded)
         refuse_moved(address, facts, describe(name, version, values, upstream, before))
         shutil.rmtree(home / "scratch", ignore_errors=True)
-        conclude(home / DONE, {"seconds": seconds, "resumed": resumed, "notes": dict(notes)})
-    return Trial(key, home, **json.loads((home / DONE).read_text(encoding="utf-8")))
+        code = digest_sources(name, values.versions)
+        conclude(home / DONE, {"seconds": seconds, "resumed": resumed, "notes": dict(notes), "code": code})
+    done = json.loads((home / DONE).read_text(encoding="utf-8"))
+    return Trial(key, home, **{name: done[name] for name in ("seconds", "resumed", "notes")})
+
+
+def digest_sources(name: str, versions: Mapping[str, VersionSettings]) -> str:
+    """Return a digest of the modules that a stage stands on, as they are now."""
+    version = next(iter(versions))
+    files, _ = needs(f"{name}@{version}", versions=versions)
+    found = fingerprint(f"{name}@{version}", versions)
+    return digest({path: found[path] for path in files if path.endswith(".py")})
 
 
 def conclude(path: Path, record: Mapping[str, Any]) -> None:

@@ -73,18 +73,25 @@ def store(
     unknown: Annotated[bool, typer.Option("--unknown", help="With --prune: what does not say its maker, too.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what is kept in .cache: pairs, vectors, scores, losses, answers; tidy it up, never while a run uses it."""
+    """Show what is kept in .cache: pairs, vectors, scores, losses, answers, trials; tidy it up, never during a run."""
+    from flows import scratch
     from flows.stage_calls import CACHE, name_current
     from tasks.artifacts import stores
 
-    keep = name_current(params.read())
+    values = params.read()
+    keep = name_current(values)
     if compact or prune:
         with stores.upkeep(CACHE):
             if prune:
                 gone = stores.prune(CACHE, keep, unknown=unknown)
+                others, freed = scratch.prune(scratch.survey(values), unknown=unknown)
                 kept = f"; {len(gone.unknown)} that do not say their maker stay" if gone.unknown else ""
-                say(f"removed {len(gone.removed)} folders, {gone.freed / 1e6:.1f} MB{kept}")
+                say(f"removed {len(gone.removed) + others} folders, {gone.freed / 1e6 + freed:.1f} MB{kept}")
             if compact:
                 made = [stores.compact(folder) for folder in stores.list_folders(CACHE)]
                 say(f"{sum(one.parts for one in made)} parts became {len(made)}")
-    show_rows(stores.Stored._fields, stores.survey(CACHE, keep), as_json=as_json)
+    rows = [*stores.survey(CACHE, keep), *scratch.survey(values)]
+    show_rows(stores.Stored._fields, rows, as_json=as_json)
+    useless = [row.megabytes for row in rows if row.current is False]
+    if useless:
+        say(f"{len(useless)} of these are of no use to a run: `tamis store --prune` frees {sum(useless):.1f} MB")

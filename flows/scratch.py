@@ -1,0 +1,69 @@
+"""What `.cache` holds beside the stores, and what of it no run has use for: for `tamis store` and its `--prune`.
+
+Trials are of `tamis compare` and of studies, warm-ups of stage gradients, arms of stage finetuning. A trial is of use
+as long as its code is today's, a warm-up as long as its examples are there, an arm until it stands in the artifact.
+What a look set aside as damaged is of no use.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from flows.params import Params
+from flows.stage_calls import CACHE, STAGES, folder
+from flows.trials import DONE, TRIALS, digest_sources
+from flows.verify import ASIDE
+from tasks.artifacts.stores import Stored
+
+
+def survey(values: Params) -> list[Stored]:
+    """Return what is kept of each kind; folders that are of use, of none, and those of which that is not known."""
+    return [*_trials(values), *_warmups(values), *_arms(values), *_damaged()]
+
+
+def prune(found: Iterable[Stored], *, unknown: bool = False) -> tuple[int, float]:
+    """Remove what is of no use; returns how many folders that were, and their megabytes. Call it inside `upkeep`.
+
+    Args:
+        found: of `survey`.
+        unknown: remove, too, what does not say what made it.
+    """
+    gone = [one for one in found if one.current is False or (one.current is None and unknown)]
+    for one in gone:
+        shutil.rmtree(CACHE / one.key)
+    return len(gone), sum(one.megabytes for one in gone)
+
+
+def _trials(values: Params) -> Iterator[Stored]:
+    """Yield the trials; one that was interrupted, or is of a stage that is gone, says nothing of its code."""
+    code = {name: digest_sources(name, values.versions) for name in STAGES}
+    for path in sorted(TRIALS.glob("*/*")):
+        done = json.loads((path / DONE).read_text(encoding="utf-8")) if (path / DONE).exists() else {}
+        made = done.get("code")
+        yield _describe("trials", path, None if made is None else made == code.get(path.parent.name))
+
+
+def _warmups(values: Params) -> Iterator[Stored]:
+    """Yield the tensors of rows that gradients draws, of a version's examples or of a trial's."""
+    for path in sorted((CACHE / "warmup").glob("*")):
+        of_version = path.name in {folder("examples", version).name for version in values.versions}
+        yield _describe("warmups", path, of_version or (TRIALS / "examples" / path.name).exists())
+
+
+def _arms(values: Params) -> Iterator[Stored]:
+    """Yield the arms in scratch, by version: of use until they are published."""
+    for path in sorted((CACHE / "finetuning").glob("*")):
+        published = (folder("finetuning", path.name) / "finetuning.json").exists()
+        yield _describe("arms", path, path.name in values.versions and not published)
+
+
+def _damaged() -> Iterator[Stored]:
+    for path in sorted(ASIDE.glob("*")):
+        yield _describe("damaged", path, False)
+
+
+def _describe(kind: str, path: Path, current: bool | None) -> Stored:
+    files = [each.stat().st_size for each in path.rglob("*") if each.is_file()]
+    key = path.relative_to(CACHE).as_posix()
+    return Stored(kind, key, None, None, None, len(files), 0, round(sum(files) / 1e6, 3), current)
