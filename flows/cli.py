@@ -21,6 +21,7 @@ COMMANDS = {
     "stages": graph.stages,
     "models": graph.models,
     "verify": graph.verify,
+    "replay": graph.replay,
     "sql": artifacts.sql,
     "show": artifacts.show,
     "compare": comparing.compare,

@@ -21,6 +21,7 @@ SHARED = {
     "artifacts",
     "comparison",
     "conversations",
+    "differences",
     "estimate",
     "export",
     "first_look",

@@ -1,4 +1,4 @@
-"""Commands that show the graph and what it stands on: status, stages, models, verify."""
+"""Commands that show the graph and what it stands on: status, stages, models, verify, replay."""
 
 from typing import Annotated
 
@@ -49,6 +49,25 @@ def verify(context: typer.Context, as_json: Json = False) -> None:
     left = sum(not one.mended for one in found.findings)
     if left:
         say(f"{left} {'is' if left == 1 else 'are'} not mended yet")
+        raise typer.Exit(1)
+
+
+@spoken
+def replay(
+    context: typer.Context,
+    version: Annotated[str, typer.Argument(help="The data version.")],
+    revision: Annotated[str | None, typer.Option(help="Of git, at which it is recorded; else its tag.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a recorded version again from its record alone, in a clone, and say which artifacts come out as recorded."""
+    from flows import replay as replaying
+
+    found = replaying.replay(version, revision)
+    rows = [(one.path, one.same, one.difference) for one in found]
+    show_rows(["artifact", "same", "difference"], rows, as_json=as_json)
+    differ = sum(not one.same for one in found)
+    say(f"{len(found) - differ} of {len(found)} artifacts came out as recorded")
+    if differ:
         raise typer.Exit(1)
 
 

@@ -1,0 +1,164 @@
+"""A recorded version run again from its record alone, in a clone with caches of its own, and held against the record.
+
+clone the project at the revision -> bring raw data and the version before out of DVC's cache
+-> forget what is recorded of the version -> `tamis run` there, by the code of that revision
+-> compare every artifact with its record; where one differs, say by how much
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows import params
+from flows.environment import tell_other_libraries
+from flows.graph import dvc_files, dvc_state, revisions
+from flows.graph.versions import tag_of
+from flows.stage import say
+
+OWN = "run.json"  # of every run: when it was, how long it took, with which libraries
+
+
+class ReplayError(ValueError):
+    """A version cannot be run again."""
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """An artifact of a version that was run again."""
+
+    path: str
+    same: bool
+    difference: str  # how much its numbers differ, where they do
+
+
+def replay(version: str, revision: str | None = None) -> list[Replayed]:
+    """Run a recorded version again and return what became of each of its artifacts, in the order of its record.
+
+    Nothing of the project is changed, and nothing that it keeps of earlier computations is used.
+
+    Args:
+        version: its name.
+        revision: of git, at which it is recorded; None: its tag.
+
+    Raises:
+        ReplayError: nothing is recorded there, the run fails, or what it reads is not in DVC's cache.
+        StateError: git knows no such revision.
+    """
+    revision = revision or tag_of(version)
+    with dvc_state.opened() as repo:
+        recorded = dvc_files.parse_lock(revisions.read_lock(repo, version, revision))
+        inside, home = Path(repo.root_dir).relative_to(repo.scm.root_dir), Path(repo.scm.root_dir)
+        cache = Path(repo.cache.local.path)  # <cache>/files/md5
+    if not recorded:
+        raise ReplayError(f"{revision} records no run of {version}; `tamis continue` records one, or name a --revision")
+    with _cloned(home, revision) as clone:
+        project = clone / inside
+        _bring_inputs(project, version, cache)
+        (project / dvc_files.place_lock(version)).unlink()
+        before = {path: path.read_bytes() for path in project.glob(f"data/*/version={version}/*.json")}
+        say(f"running {version} again, as recorded at {revision}; nothing of earlier computations is used")
+        _call([sys.executable, "-m", "flows.cli", "run", version, "--engine", "local"], project)
+        made = dvc_files.parse_lock((project / dvc_files.place_lock(version)).read_text(encoding="utf-8"))
+        outs = [out for stage in recorded.values() for out in stage.get("outs", ())]
+        now = {out["path"]: out["md5"] for stage in made.values() for out in stage.get("outs", ())}
+        libraries = _find_libraries(outs, cache)
+        for line in filter(None, [tell_other_libraries(libraries)]):
+            say(line)
+        places = {out["path"]: _place(out, cache, before, project) for out in outs}
+        return [
+            _compare(out, now.get(out["path"]), places[out["path"]], project)
+            for out in outs
+            if Path(out["path"]).name != OWN
+        ]
+
+
+@contextmanager
+def _cloned(home: Path, revision: str) -> Iterator[Path]:
+    """Yield a clone of a git repository with a revision checked out, which is removed afterwards."""
+    with tempfile.TemporaryDirectory(prefix="tamis-replay-") as folder:
+        clone = Path(folder) / "clone"
+        _call(["git", "clone", "--quiet", "--no-checkout", str(home), str(clone)], home)
+        _call(["git", "checkout", "--quiet", "--detach", revision], clone)
+        yield clone
+
+
+def _bring_inputs(project: Path, version: str, cache: Path) -> None:
+    """Bring what a version reads and does not make itself out of DVC's cache: raw data, and the version before."""
+    versions = params.read_versions(project / "params.yaml")
+    if version not in versions:
+        raise ReplayError(f"params.yaml there has no version {version!r}, only {', '.join(versions)}")
+    wanted = [path for path in [_point(project, Path(versions[version].raw))] if path is not None]
+    before = versions[version].previous
+    if before in versions:
+        wanted.append(dvc_files.place(before))
+    if wanted:
+        dvc = [sys.executable, "-m", "dvc"]
+        _call([*dvc, "remote", "add", "--quiet", "--local", "kept", str(cache.parents[1])], project)
+        _call([*dvc, "pull", "--quiet", "--remote", "kept", *map(str, wanted)], project)
+
+
+def _point(project: Path, raw: Path) -> Path | None:
+    """Return the .dvc file that stands for raw data; None: git holds them, or they lie outside."""
+    found = (place.with_name(f"{place.name}.dvc") for place in (raw, *raw.parents) if place.name)
+    return next((path for path in found if (project / path).is_file()), None)
+
+
+def _call(command: Sequence[str], folder: Path) -> None:
+    """Run a command in a folder, with what it says on our stderr.
+
+    Raises:
+        ReplayError: it fails.
+    """
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL)
+    if done.returncode:
+        raise ReplayError(f"`{' '.join(command)}` ended with status {done.returncode}; what it said stands above")
+
+
+def _find_libraries(outs: Sequence[Mapping[str, Any]], cache: Path) -> dict[str, str]:
+    """Return the libraries that the recorded run was made with, where DVC's cache still has that."""
+    for out in outs:
+        place = _keep(out["md5"], cache)
+        if Path(out["path"]).name == OWN and place.exists():
+            return json.loads(place.read_text(encoding="utf-8")).get("libraries", {})
+    return {}
+
+
+def _keep(digest: str, cache: Path) -> Path:
+    return cache / digest[:2] / digest[2:]
+
+
+def _place(out: Mapping[str, Any], cache: Path, before: Mapping[Path, bytes], project: Path) -> dict[str, Path | bytes]:
+    """Return where the recorded files of an artifact are, by their names in it; "" for an artifact that is a file."""
+    path, digest = project / out["path"], out["md5"]
+    if path in before:
+        return {"": before[path]}
+    if not digest.endswith(".dir"):
+        return {"": _keep(digest, cache)}
+    listing = _keep(digest, cache)
+    files = json.loads(listing.read_text(encoding="utf-8")) if listing.exists() else []
+    return {one["relpath"]: _keep(one["md5"], cache) for one in files}
+
+
+def _compare(
+    out: Mapping[str, Any], digest: str | None, recorded: Mapping[str, Path | bytes], project: Path
+) -> Replayed:
+    """Return whether an artifact is as it was recorded, and by how much it is not."""
+    if digest == out["md5"]:
+        return Replayed(out["path"], True, "")
+    from tasks.differences import tell_difference
+
+    told = []
+    for name, old in recorded.items():
+        new = project / out["path"] / name if name else project / out["path"]
+        said = tell_difference(old, new)
+        if said:
+            told.append(f"{name}: {said}" if name else said)
+    return Replayed(out["path"], not told, "; ".join(told))

@@ -1,0 +1,116 @@
+"""A recorded version is made again from its record alone, bit for bit, and what differs is told by size."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+from worlds.projects import GRAPHS, Project, environment, run_stages, start_project
+
+from flows import cli, replay
+from flows.graph import versions
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory, toy_folder, apart) -> Project:
+    """The toy project with two versions that were run and recorded, with few trainings."""
+    root = tmp_path_factory.mktemp("replay") / "project"
+    GRAPHS["real"].make(root, str(toy_folder))
+    values = yaml.safe_load((root / "params.yaml").read_text())
+    values["versions"]["v2"] = {"raw": "data/raw/v2", "previous": "v1"}
+    values["finetuning"]["arms"] = {"chosen": [0]}
+    (root / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    project = start_project(root)
+    with pytest.MonkeyPatch.context() as patch:
+        enter(project, patch)
+        for version in ("v1", "v2"):
+            run_stages(version)
+            versions.write(version)
+    return project
+
+
+@pytest.fixture
+def project(recorded, monkeypatch) -> Project:
+    enter(recorded, monkeypatch)
+    return recorded
+
+
+def enter(project: Project, patch: pytest.MonkeyPatch) -> None:
+    patch.chdir(project.root)
+    for name, value in environment().items():
+        if name.startswith("GIT_"):
+            patch.setenv(name, value)
+
+
+def state(project: Project) -> tuple:
+    return project.records(), project.git("status", "--porcelain"), project.git("worktree", "list")
+
+
+def test_version_that_continues_from_another_comes_out_as_recorded(project):
+    before = state(project)
+    done = CliRunner().invoke(cli.app, ["replay", "v2", "--json"])
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)
+    assert {row["artifact"].split("/")[1] for row in rows} >= {"examples", "utility", "selection", "finetuning"}
+    assert all(row["same"] for row in rows)
+    assert f"{len(rows)} of {len(rows)} artifacts came out as recorded\n" in done.stderr
+    assert state(project) == before
+
+
+@pytest.mark.slow
+def test_other_code_is_told_by_how_much_its_artifacts_differ(project):
+    path = project.root / "tasks/selection/outcome.py"
+    text = path.read_text()
+    old = project.git("rev-parse", "HEAD").strip()
+    path.write_text(text.replace('"gain": gain', '"gain": gain + 1e-3'))
+    assert path.read_text() != text
+    project.git("commit", "--quiet", "--all", "--message", "other code")
+    try:
+        done = CliRunner().invoke(cli.app, ["replay", "v1", "--revision", "HEAD", "--json"])
+        assert done.exit_code == 1, done.output
+        differ = {row["artifact"]: row["difference"] for row in json.loads(done.stdout) if not row["same"]}
+        assert "gain" in differ["data/selection/version=v1/subset.parquet"]
+    finally:
+        project.git("reset", "--quiet", "--hard", old)
+
+
+@pytest.mark.parametrize(
+    ("version", "revision", "text"),
+    [
+        ("v1", "HEAD~5", "HEAD~5"),
+        ("v3", None, "data-v3"),
+        ("v3", "HEAD", "HEAD records no run of v3; `tamis continue` records one, or name a --revision"),
+    ],
+)
+def test_what_is_not_recorded_is_refused(project, version, revision, text):
+    with pytest.raises(ValueError, match=text):
+        replay.replay(version, revision)
+
+
+def test_run_that_fails_is_told_and_leaves_nothing(project, monkeypatch, tmp_path):
+    monkeypatch.setattr(replay.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(replay.subprocess, "run", fail_at("flows.cli"))
+    with pytest.raises(replay.ReplayError, match=r"run v1 --engine local` ended with status 3; what it said"):
+        replay.replay("v1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def fail_at(word: str):
+    """Let the commands with a word in them fail."""
+    own = subprocess.run
+
+    def run(command, **more):
+        if word in command:
+            return subprocess.CompletedProcess(command, 3)
+        return own(command, **more)
+
+    return run
+
+
+def test_raw_data_that_dvc_holds_come_out_of_its_cache(project, tmp_path):
+    (tmp_path / "data/raw").mkdir(parents=True)
+    (tmp_path / "data/raw.dvc").touch()
+    assert replay._point(tmp_path, Path("data/raw/v1")) == Path("data/raw.dvc")
+    assert replay._point(tmp_path, Path("other/v1")) is None
