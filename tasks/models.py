@@ -30,7 +30,7 @@ from transformers import (
 from transformers.utils import logging
 
 from tamis.evaluation.costs import Size
-from tasks.model_files import CACHE, ModelError, find_folder, hash_files, list_files, refuse_strange_index
+from tasks.model_files import CACHE, ModelError, find_folder, hash_files, label, list_files, refuse_strange_index
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -50,6 +50,11 @@ class ModelChoice:
     template: str = "chat"  # chat | delift: how prompts are written
     template_arguments: str = "{}"  # JSON object: passed to the chat template
     chat_template: str | None = None  # file of a chat template; None: the tokenizer's own
+
+    @property
+    def label(self) -> str:
+        """Return by what it is called in artifacts."""
+        return label(self.name)
 
 
 def device(choice: ModelChoice) -> torch.device:

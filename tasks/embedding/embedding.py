@@ -52,7 +52,7 @@ def write_embedding(
     version = folders.here.version
     source = examples / "examples.parquet"
     inputs = digest_inputs(source)
-    parameters = {"model": model.name, "max_tokens": settings.max_tokens}
+    parameters = {"model": model.label, "max_tokens": settings.max_tokens}
     parameters |= {"model_digest": models.model_digest(model)} if wanted or agreement else {}
     made, nothing = (Provenance("embedding", version, facts, inputs) for facts in (parameters, {"wanted": False}))
     alike, did = schemas.SCORES.empty_table(), {}

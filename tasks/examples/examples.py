@@ -344,6 +344,6 @@ def _trace(
     asked |= {"drop_turns": True} if settings.on_long_row == "drop_turns" else {}
     asked |= {name: getattr(model, name) for name in ("template", "template_arguments", "max_tokens")}
     own = None if model.chat_template is None else tables.digest(Path(model.chat_template))
-    asked |= {"model": Path(model.name).name, "chat_template": own}
+    asked |= {"model": model.label, "chat_template": own}
     inputs = tables.digest_inputs(*(path for file in files for path in list_contents(file)))
     return tables.Provenance("examples", version, asked, inputs, settings.seed)

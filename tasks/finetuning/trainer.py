@@ -149,7 +149,7 @@ def list_changes(theirs: Mapping[str, Any], model: models.ModelChoice, settings:
     ours = {
         "r": ("finetuning.lora_rank", settings.lora_rank),
         "lora_alpha": ("finetuning.lora_alpha", settings.lora_alpha),
-        "base_model_name_or_path": ("models.language", model.name),
+        "base_model_name_or_path": ("models.language", model.label),
         "revision": ("models.language_revision", model.revision),
     }
     return [
@@ -219,7 +219,9 @@ def load(seed: int, recipe: Recipe) -> tuple[PreTrainedModel, torch.nn.Module]:
     )
     with sparse_deltas.quiet_peft():
         if start:
-            return base, peft.PeftModel.from_pretrained(base, start.folder, is_trainable=True)
+            network = peft.PeftModel.from_pretrained(base, start.folder, is_trainable=True)
+            network.peft_config["default"].base_model_name_or_path = str(models.folder(model))  # where peft looks it up
+            return base, network
         return base, peft.get_peft_model(base, config)
 
 
@@ -366,7 +368,7 @@ def _save_adapters(network: peft.PeftModel, folder: Path, model: models.ModelCho
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = network.peft_config["default"].to_dict()
     config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-    named = {"base_model_name_or_path": model.name, "revision": model.revision, "inference_mode": True}
+    named = {"base_model_name_or_path": model.label, "revision": model.revision, "inference_mode": True}
     tables.write_json(config | named, folder / "adapter_config.json")
 
 

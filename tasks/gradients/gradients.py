@@ -196,7 +196,7 @@ def score_pool(works: Sequence[Work], sets: Sets, selector: str, map: Map) -> Sc
     refuse_unsteered(sets)
     groups, spent, did = [], 0.0, dict.fromkeys(("rows_summed", "rows_scored", "shards"), 0)
     for work in works:
-        made = {"model": work.model.name, "model_digest": models.model_digest(work.model)}
+        made = {"model": work.model.label, "model_digest": models.model_digest(work.model)}
         told = {"template": work.model.template, "order": work.settings.order}
         stores.describe(work.folder, kind="gradients", code=CODE, **made, **told)
         prepare(work, sets)
@@ -327,7 +327,7 @@ def _describe(kind: str, work: Work) -> dict[str, Any]:
     known = [name for name in settings if name not in NO_PART] if kind == "dualsft" else of_fisher
     if kind == "dualsft" and work.settings.order == "first":
         known.remove("curvature")
-    made = {"model": work.model.name, "model_digest": models.model_digest(work.model)}
+    made = {"model": work.model.label, "model_digest": models.model_digest(work.model)}
     return {"scores": kind, **{name: settings[name] for name in known}, **made}
 
 

@@ -84,7 +84,7 @@ def write_mask(
     shares = {"layer_share": settings.layer_share, "module_share": settings.module_share}
     found = cut(shapes, read, k, signed=settings.signed, **shares)
     how = {"selector": settings.selector, "budget": dict(settings.budget), "k": k, "signed": settings.signed} | shares
-    how |= {"model": model.name, "model_digest": models.model_digest(model)}
+    how |= {"model": model.label, "model_digest": models.model_digest(model)}
     inputs = digest_inputs(examples, *([source] if settings.selector in BY_GRADIENTS else []))
     made = Provenance("selection", version, how, inputs, settings.seed if settings.selector == "random" else None)
     thresholds: dict[str, float] = {}

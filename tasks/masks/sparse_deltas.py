@@ -78,7 +78,7 @@ def count_entries(delta: Delta) -> int:
 def describe_base(model: models.ModelChoice) -> dict[str, str | None]:
     """Return what a delta's header says of its base: name and revision as they were chosen, type, digest."""
     return {
-        "name": model.name,
+        "name": model.label,
         "revision": model.revision,
         "dtype": model.dtype,
         "digest": models.model_digest(model),
@@ -183,10 +183,10 @@ def load_merged(arm: Path, model: models.ModelChoice) -> PreTrainedModel:
         apply(network, arm, model)
         return network
     theirs = json.loads((arm / ADAPTER).read_text())
-    if (theirs["base_model_name_or_path"], theirs["revision"]) != (model.name, model.revision):
+    if (theirs["base_model_name_or_path"], theirs["revision"]) != (model.label, model.revision):
         raise MaskError(
             f"{arm} was trained on {theirs['base_model_name_or_path']} (revision {theirs['revision']}), not on "
-            f"{model.name} (revision {model.revision}); set models.language back"
+            f"{model.label} (revision {model.revision}); set models.language back"
         )
     refuse_other_base(arm, model.name, model.revision)
     with quiet_peft():

@@ -198,7 +198,7 @@ METHODS = {  # selector -> how it scores rows
 
 def _describe(work: Shard) -> dict[str, str]:
     """Return what figures are made with, but for the code."""
-    made = {"model": work.model.name, "model_digest": models.model_digest(work.model)}
+    made = {"model": work.model.label, "model_digest": models.model_digest(work.model)}
     return {"selector": work.selector, "template": work.model.template, "matmul": work.model.matmul, **made}
 
 

@@ -175,7 +175,7 @@ def _count_alone(table: pa.Table) -> int:
 def _describe(model: models.ModelChoice, settings: UtilitySettings, kernel: str) -> dict[str, Any]:
     """Return what determines the table; how the work was cut and run is no part of it."""
     described = asdict(settings) | {"template": model.template, "matmul": model.matmul, "kernel": kernel}
-    return described | {"model": model.name, "model_digest": models.model_digest(model)}
+    return described | {"model": model.label, "model_digest": models.model_digest(model)}
 
 
 def choose_pairs(work: Shard, pool: Pool, vectors: Path, kernel: str, quality: str | None, *, map: Map) -> ChosenPairs:

@@ -364,6 +364,6 @@ def test_a_version_does_not_go_on_from_an_arm_of_other_weights(world, toy, toy_f
     generation.write_text(generation.read_text() + " ")
     other = replace(toy, name=str(copy))
     config = out / "arms/chosen-0/adapter_config.json"
-    config.write_text(config.read_text().replace(toy.name, other.name))
+    config.write_text(config.read_text().replace(toy.label, other.label))
     with pytest.raises(ModelError, match=r"chosen-0 was trained on other weights than .*other has now"):
         trainer.find_start(out, other, replace(ONE))

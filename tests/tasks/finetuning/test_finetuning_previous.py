@@ -192,7 +192,9 @@ def test_another_width_of_the_adapter_names_both(world, model, before):
 
 def test_another_base_model_than_the_adapters_is_named(world, model, before, toy_folder, tmp_path):
     moved = shutil.copytree(toy_folder, tmp_path / "moved")
-    with pytest.raises(TrainingError, match=rf"was trained with models.language: {toy_folder}, not {moved}; "):
+    with pytest.raises(
+        TrainingError, match=rf"was trained with models.language: {model.label}, not folder:{moved.name}; "
+    ):
         run(world, replace(model, name=str(moved)), ONE, previous=before["lora"])
 
 

@@ -104,7 +104,7 @@ def test_records_hold_what_determines_the_figures_and_nothing_else(choices):
         "template": "chat",
         "loss_per": "row",
         "matmul": "float32",
-        "model": model.name,
+        "model": model.label,
         "model_digest": models.model_digest(model),
     }
     assert param["inputs"] == provenance(folder / "mixed/phi_data.parquet")["inputs"]

@@ -191,7 +191,7 @@ def test_the_store_says_what_it_holds(corpus, wide, selector):
     assert list(about.parent.glob("part-*.parquet"))
     assert json.loads(about.read_text()) == {
         "kind": "scores",
-        "model": wide.name,
+        "model": wide.label,
         "model_digest": models.model_digest(wide),
         "code": scores.METHODS[selector].code,
         "template": "chat",
@@ -271,7 +271,7 @@ def test_the_artifact_says_where_it_comes_from(corpus, toy):
         "selector": "ifd",
         "template": "chat",
         "matmul": "float32",
-        "model": toy.name,
+        "model": toy.label,
         "model_digest": digest,
     }
     assert len(record["inputs"]) == 1

@@ -221,7 +221,7 @@ def test_the_store_holds_safetensors_parquet_and_what_it_says_of_them(corpus, to
     assert {path.suffix for path in about.parent.iterdir()} == {".parquet", ".safetensors", ".json"}
     assert json.loads(about.read_text()) == {
         "kind": "scores",
-        "model": toy.name,
+        "model": toy.label,
         "model_digest": models.model_digest(toy),
         "code": scores.METHODS["less"].code,
         "template": "chat",
