@@ -4,11 +4,12 @@ for each sub-folder of landing.url that is no version yet, by name:
     whole (its marker stands there, or its newest file is old enough) -> copy it -> look at its rows -> add -> commit
 """
 
+import re
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,6 +31,15 @@ class LandingError(ValueError):
     """The landing folder cannot be read, or one of its sub-folders cannot be added."""
 
 
+@dataclass(frozen=True)
+class Landed:
+    """A sub-folder of the landing folder."""
+
+    place: str  # its path there
+    files: dict[str, Any]  # path -> what its file system says of it
+    system: Any  # of fsspec
+
+
 def read_settings() -> LandingSettings:
     """Return what params.yaml says of the landing folder, whatever its other sections hold."""
     return params.check_section(LandingSettings, params.load(Path("params.yaml")).get("landing") or {}, "landing")
@@ -48,26 +58,24 @@ def take_landed(refused: set[str]) -> tuple[list[str], list[LandingError]]:
     if asked.url is None:
         return [], []
     taken, failed = [], []
-    for name, files, system in list_waiting(asked, params.read_versions()):
-        why = tell_unfinished(files, asked)
+    for name, landed in list_waiting(asked, params.read_versions()):
+        why = tell_unfinished(landed.files, asked)
         if why:
             say(f"{name} is not taken yet: {why}")
             continue
         try:
-            with _fetched(system, name, files, asked) as folder:
+            with _fetched(landed, name, asked.marker) as folder:
                 _add(name, folder, refused)
         except Exception as error:  # one folder's fault keeps no other one out
-            failed.append(LandingError(f"{name} in {asked.url} is not added: {format_error(error)}"))
+            failed.append(LandingError(hide(f"{name} in {asked.url} is not added: {format_error(error)}")))
             say(str(failed[-1]))
             continue
         taken.append(name)
     return taken, failed
 
 
-def list_waiting(
-    asked: LandingSettings, versions: dict[str, VersionSettings]
-) -> Iterator[tuple[str, dict[str, Any], Any]]:
-    """Yield the sub-folders that are no version yet, by name: each with its files (path -> facts) and file system.
+def list_waiting(asked: LandingSettings, versions: dict[str, VersionSettings]) -> Iterator[tuple[str, Landed]]:
+    """Yield the sub-folders that are no version yet, by name.
 
     Raises:
         LandingError: the folder cannot be read.
@@ -78,11 +86,10 @@ def list_waiting(
         for place in entries:
             name = PurePosixPath(place).name
             if name not in versions:
-                yield name, system.find(place, detail=True), system
+                yield name, Landed(place, system.find(place, detail=True), system)
     except (OSError, ValueError, ImportError) as error:
-        raise LandingError(
-            f"landing.url is {asked.url}, which cannot be read ({format_error(error)}); mend it, or set it to null"
-        ) from error
+        told = f"landing.url is {asked.url}, which cannot be read ({format_error(error)}); mend it, or set it to null"
+        raise LandingError(hide(told)) from error
 
 
 def tell_unfinished(files: dict[str, Any], asked: LandingSettings) -> str:
@@ -112,19 +119,41 @@ def _read_time(facts: dict[str, Any]) -> float:
     raise LandingError("its file system does not say when a file was written; set landing.marker")
 
 
+def hide(url: str) -> str:
+    """Return an address without the name and password in it.
+
+    >>> hide("s3://key:secret@bucket/in"), hide("/data/in")
+    ('s3://***@bucket/in', '/data/in')
+    """
+    return re.sub(r"//[^/@]+@", "//***@", url)
+
+
+def find_inside(path: str, place: str) -> PurePosixPath:
+    """Return where a file lies within a sub-folder.
+
+    Raises:
+        LandingError: it would lie outside, as the name of an object in a bucket may say.
+
+    >>> find_inside("bucket/in/in/part/rows.jsonl", "bucket/in/in").as_posix()
+    'part/rows.jsonl'
+    """
+    inside = PurePosixPath(path.removeprefix(place).lstrip("/"))
+    if not path.startswith(f"{place}/") or ".." in inside.parts or not inside.parts:
+        raise LandingError(f"{path!r} does not lie within its folder; rename it")
+    return inside
+
+
 @contextmanager
-def _fetched(system: Any, name: str, files: dict[str, Any], asked: LandingSettings) -> Iterator[Path]:
-    """Copy a sub-folder's files to a folder of ours, which is removed afterwards."""
+def _fetched(landed: Landed, name: str, marker: str | None) -> Iterator[Path]:
+    """Copy a sub-folder's files, but for the marker, to a folder of ours, which is removed afterwards."""
     home = FETCHED / "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
     shutil.rmtree(home, ignore_errors=True)
     try:
-        for path in files:
-            inside = PurePosixPath(path.split(f"/{name}/", 1)[-1])
-            if inside.name == asked.marker:
-                continue
-            target = home / inside
-            target.parent.mkdir(parents=True, exist_ok=True)
-            system.get_file(path, str(target))
+        for path in landed.files:
+            inside = find_inside(path, landed.place)
+            if inside.name != marker:
+                (home / inside).parent.mkdir(parents=True, exist_ok=True)
+                landed.system.get_file(path, str(home / inside))
         yield home
     finally:
         shutil.rmtree(home, ignore_errors=True)

@@ -32,4 +32,6 @@ def send(report: str | None, outcome: Mapping[str, Any]) -> None:
                 shlex.split(report), input=text, text=True, check=True, timeout=PATIENCE, stdout=subprocess.DEVNULL
             )
     except (OSError, ValueError, subprocess.SubprocessError, httpx.HTTPError) as error:
-        say(f"acceptance.report did not take what became of {outcome['version']}: {type(error).__name__}: {error}")
+        answer = getattr(error, "response", None)  # its own words would hold the address, and passwords in it
+        why = type(error).__name__ if answer is None else f"status {answer.status_code}"
+        say(f"acceptance.report did not take what became of {outcome['version']}: {why}")

@@ -2,9 +2,10 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
-from worlds.projects import DRIVERS, GRAPHS, Graph, Project, drive_by_dvc, start_project
+from worlds.projects import DRIVERS, GRAPHS, Graph, Project, drive_by_dvc, enter, start_project
 
 import flows  # noqa: F401  sets the environment before any test imports Prefect
 
@@ -55,6 +56,23 @@ def small_copy(small_made, tmp_path, monkeypatch) -> Project:
     shutil.copytree(small_made.root, tmp_path / "small")
     monkeypatch.chdir(tmp_path / "small")
     return Project(tmp_path / "small")
+
+
+@pytest.fixture(scope="session")
+def real_unrun(toy_folder, tmp_path_factory, apart) -> Project:
+    """The real graph with the toy model and one version, before its first run; tests take a copy of it."""
+    root = tmp_path_factory.mktemp("unrun") / "project"
+    GRAPHS["real"].make(root, str(toy_folder))
+    shutil.rmtree(root / "data/raw/v2")
+    return start_project(root)
+
+
+@pytest.fixture
+def real_copy(real_unrun, tmp_path, monkeypatch) -> Project:
+    """A copy of it, as the current folder, in which git has a name."""
+    project = Project(Path(shutil.copytree(real_unrun.root, tmp_path / "project", symlinks=True)))
+    enter(project, monkeypatch)
+    return project
 
 
 @pytest.fixture(scope="session")

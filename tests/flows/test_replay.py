@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from typer.testing import CliRunner
-from worlds.projects import GRAPHS, Project, environment, run_stages, start_project
+from worlds.projects import GRAPHS, Project, enter, run_stages, start_project
 
 from flows import cli, replay
 from flows.graph import versions
@@ -35,13 +35,6 @@ def recorded(tmp_path_factory, toy_folder, apart) -> Project:
 def project(recorded, monkeypatch) -> Project:
     enter(recorded, monkeypatch)
     return recorded
-
-
-def enter(project: Project, patch: pytest.MonkeyPatch) -> None:
-    patch.chdir(project.root)
-    for name, value in environment().items():
-        if name.startswith("GIT_"):
-            patch.setenv(name, value)
 
 
 def state(project: Project) -> tuple:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import yaml
 
 from flows import model_records
@@ -106,6 +107,14 @@ def environment(**more: str) -> dict[str, str]:
     folder = str(Path(sys.executable).parent)
     names = {f"GIT_{who}_{what}": "tamis" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     return {**os.environ, **names, "PATH": f"{folder}:{os.environ['PATH']}", "GIT_CONFIG_GLOBAL": os.devnull, **more}
+
+
+def enter(project: Project, patch: pytest.MonkeyPatch) -> None:
+    """Make a project the current folder, and give git a name there."""
+    patch.chdir(project.root)
+    for name, value in environment().items():
+        if name.startswith("GIT_"):
+            patch.setenv(name, value)
 
 
 def start_project(root: Path) -> Project:

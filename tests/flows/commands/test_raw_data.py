@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from typer.testing import CliRunner
-from worlds.projects import GRAPHS, ROOT, Project, environment, run_child, run_dvc, run_stages, start_project
+from worlds.projects import GRAPHS, ROOT, Project, environment, run_child, run_dvc, run_stages
 from worlds.raw_rows import write_saved_splits
 from worlds.terminals import run_in_terminal
 
@@ -23,21 +23,9 @@ CHATS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def made(toy_folder, tmp_path_factory) -> Project:
-    """The toy project before its first run."""
-    root = tmp_path_factory.mktemp("raw_data") / "project"
-    REAL.make(root, str(toy_folder))
-    shutil.rmtree(root / "data/raw/v2")
-    return start_project(root)
-
-
 @pytest.fixture
-def project(made, tmp_path, monkeypatch) -> Project:
-    """A copy of it, as the current folder."""
-    shutil.copytree(made.root, tmp_path / "project", symlinks=True)
-    monkeypatch.chdir(tmp_path / "project")
-    return Project(tmp_path / "project")
+def project(real_copy) -> Project:
+    return real_copy
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from worlds.projects import GRAPHS, KILLER, Project, environment, importing_from, run_child, run_dvc, start_project
+from worlds.projects import GRAPHS, KILLER, Project, enter, importing_from, run_child, run_dvc, start_project
 
 from flows import params
 from flows.graph import dvc_state
@@ -66,14 +66,6 @@ def copied(made: Project, folder: Path, monkeypatch) -> Project:
     shutil.copytree(made.root, folder / "small")
     enter(Project(folder / "small"), monkeypatch)
     return Project(folder / "small")
-
-
-def enter(project: Project, monkeypatch) -> None:
-    """Make a project the current folder, and give git a name."""
-    monkeypatch.chdir(project.root)
-    for name, value in environment().items():
-        if name.startswith("GIT_"):
-            monkeypatch.setenv(name, value)
 
 
 def advance(project: Project) -> list[str]:

@@ -2,43 +2,27 @@
 
 import json
 import os
-import shutil
 import time
 from pathlib import Path
 
 import fsspec
 import pytest
 import yaml
-from worlds.projects import GRAPHS, Project, start_project
+from worlds.projects import Project
 
 from flows import params
 from flows.graph import versions
 from flows.unattended import continual
-from flows.unattended.landing import LandingError, take_landed, tell_unfinished
+from flows.unattended.landing import LandingError, find_inside, take_landed, tell_unfinished
 from tasks.settings import LandingSettings
 
 ROWS = [{"prompt": f"what is {k}?", "response": f"it is {k}", "topic": "sums"} for k in range(30)]
 DONE = "_DONE"
 
 
-@pytest.fixture(scope="module")
-def made(toy_folder, tmp_path_factory) -> Project:
-    """The toy project before its first run."""
-    root = tmp_path_factory.mktemp("landing") / "project"
-    GRAPHS["real"].make(root, str(toy_folder))
-    shutil.rmtree(root / "data/raw/v2")
-    return start_project(root)
-
-
 @pytest.fixture
-def project(made, tmp_path, monkeypatch) -> Project:
-    """A copy of it, as the current folder."""
-    shutil.copytree(made.root, tmp_path / "project", symlinks=True)
-    monkeypatch.chdir(tmp_path / "project")
-    for who in ("AUTHOR", "COMMITTER"):
-        for what in ("NAME", "EMAIL"):
-            monkeypatch.setenv(f"GIT_{who}_{what}", "tamis")
-    return Project(tmp_path / "project")
+def project(real_copy) -> Project:
+    return real_copy
 
 
 def listen(project: Project, url: str | Path, **more) -> None:
@@ -156,6 +140,20 @@ def test_a_landing_folder_that_cannot_be_read_is_named(project, url):
         LandingError, match=rf"^landing\.url is {url}, which cannot be read \(.*\); mend it, or set it to"
     ):
         take_landed(set())
+
+
+def test_a_password_in_the_address_is_not_said(project):
+    listen(project, "no-such-system://key:password@bucket/in")
+    with pytest.raises(LandingError) as caught:
+        take_landed(set())
+    assert "no-such-system://***@bucket/in" in str(caught.value)
+    assert "password" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["in/a/../../b", "in/ab/rows.jsonl", "in/a/", "in/a"])
+def test_an_object_that_is_named_out_of_its_folder_is_refused(path):
+    with pytest.raises(LandingError, match="does not lie within its folder; rename it"):
+        find_inside(path, "in/a")
 
 
 def test_without_a_landing_folder_nothing_is_looked_at(project):

@@ -18,7 +18,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
 from prefect.flows import load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from worlds.projects import ROOT, Project, environment, importing_from
+from worlds.projects import ROOT, Project, enter, environment, importing_from
 
 from flows.unattended import acceptance
 from flows.unattended import serving as schedule
@@ -188,9 +188,7 @@ def test_what_became_of_each_version_is_an_artifact_and_a_refused_one_fails_the_
     monkeypatch.setattr(
         acceptance, "decide", lambda version: {"version": version, "accepted": False, "gates": [closed]}
     )
-    for name, value in environment().items():
-        if name.startswith("GIT_"):
-            monkeypatch.setenv(name, value)
+    enter(project, monkeypatch)
     with importing_from(project.root):
         state = schedule.scheduled("threads", 1, return_state=True)
     assert state.is_failed()
