@@ -62,6 +62,7 @@ def replay(
     """Run a recorded version again from its record alone, in a clone, and say which artifacts come out as recorded."""
     from flows import replay as replaying
 
+    params.read(bare=True)  # refused here, if it cannot be read, and not by the run in the clone
     found = replaying.replay(version, revision)
     rows = [(one.path, one.same, one.difference) for one in found]
     show_rows(["artifact", "same", "difference"], rows, as_json=as_json)

@@ -220,6 +220,7 @@ COMMANDS = (
     ["stages"],
     ["models"],
     ["verify"],
+    ["replay", "v1"],
     ["sql", "select 1"],
     ["show", "1"],
     ["compare"],

@@ -194,9 +194,9 @@ def test_what_became_of_each_version_is_an_artifact_and_a_refused_one_fails_the_
     assert state.is_failed()
     assert project.git("tag", "--list").split() == ["refused-v1"]
     with get_client(sync_client=True) as client:
-        found = client.read_artifacts(artifact_filter=ArtifactFilter(key={"any_": [schedule.ARTIFACT]}))
-    rows = json.loads(found[0].data)
-    assert rows == [{"version": "v1", "state": "refused", "why": "v1 is refused: loss is above"}]
+        ours = {"key": {"any_": [schedule.ARTIFACT]}, "flow_run_id": {"any_": [state.state_details.flow_run_id]}}
+        (found,) = client.read_artifacts(artifact_filter=ArtifactFilter(**ours))
+    assert json.loads(found.data) == [{"version": "v1", "state": "refused", "why": "v1 is refused: loss is above"}]
 
 
 def test_error_of_a_scheduled_run_is_said_where_it_is_served(project, server, capsys):
