@@ -369,15 +369,13 @@ def test_rows_alone_parameters_alone_and_both_stand_beside_chance(inside):
 
 
 @pytest.mark.slow
-def test_of_a_corpus_whose_rows_were_repeated_by_accident_ten_are_kept_where_random_rows_keep_a_share(
-    tmp_path, monkeypatch
-):
+def test_of_a_corpus_whose_rows_were_repeated_by_accident_no_text_is_kept_twice(tmp_path, monkeypatch):
     project = copy_corpus(tmp_path / "project")
     monkeypatch.chdir(project.root)
     found = {row["topic"]: row for row in compare.repeat("v2")}["tech_support"]
     assert found["rows"] > 700
-    assert found["kept"] <= 10
-    assert found["random"] > 50
+    assert found["kept"] <= found["distinct"] < 70  # ten texts, and those whose responses were exchanged
+    assert found["random"] > 200
 
 
 def copy_corpus(root) -> Project:

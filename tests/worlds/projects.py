@@ -176,7 +176,8 @@ def run_stages(version: str, until: str = "audit") -> None:
                 stage.run(*planned.address.split("@"))
                 dvc_state.record(planned.address, found.inputs)
         if planned.address == f"{until}@{version}":
-            return
+            break
+    dvc_state.record_whole()
 
 
 def run_dvc(project: Project, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
