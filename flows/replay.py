@@ -125,14 +125,10 @@ def _call(command: Sequence[str], folder: Path) -> None:
 def _find_libraries(outs: Sequence[Mapping[str, Any]], cache: Path) -> dict[str, str]:
     """Return the libraries that the recorded run was made with, where DVC's cache still has that."""
     for out in outs:
-        place = _keep(out["md5"], cache)
+        place = dvc_files.place_object(cache, out["md5"])
         if Path(out["path"]).name == OWN and place.exists():
             return json.loads(place.read_text(encoding="utf-8")).get("libraries", {})
     return {}
-
-
-def _keep(digest: str, cache: Path) -> Path:
-    return cache / digest[:2] / digest[2:]
 
 
 def _place(out: Mapping[str, Any], cache: Path, before: Mapping[Path, bytes], project: Path) -> dict[str, Path | bytes]:
@@ -141,10 +137,10 @@ def _place(out: Mapping[str, Any], cache: Path, before: Mapping[Path, bytes], pr
     if path in before:
         return {"": before[path]}
     if not digest.endswith(".dir"):
-        return {"": _keep(digest, cache)}
-    listing = _keep(digest, cache)
+        return {"": dvc_files.place_object(cache, digest)}
+    listing = dvc_files.place_object(cache, digest)
     files = json.loads(listing.read_text(encoding="utf-8")) if listing.exists() else []
-    return {one["relpath"]: _keep(one["md5"], cache) for one in files}
+    return {one["relpath"]: dvc_files.place_object(cache, one["md5"]) for one in files}
 
 
 def _compare(

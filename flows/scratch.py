@@ -46,9 +46,9 @@ def _trials(values: Params) -> Iterator[Stored]:
 
 def _warmups(values: Params) -> Iterator[Stored]:
     """Yield the tensors of rows that gradients draws, of a version's examples or of a trial's."""
+    of_versions = {folder("examples", version).name for version in values.versions}
     for path in sorted((CACHE / "warmup").glob("*")):
-        of_version = path.name in {folder("examples", version).name for version in values.versions}
-        yield _describe("warmups", path, of_version or (TRIALS / "examples" / path.name).exists())
+        yield _describe("warmups", path, path.name in of_versions or (TRIALS / "examples" / path.name).exists())
 
 
 def _arms(values: Params) -> Iterator[Stored]:

@@ -106,7 +106,7 @@ def check_artifact(path: Path, wanted: str, cache: Path) -> Iterator[Finding]:
     if not wanted.endswith(".dir"):
         yield from _check_file(path, wanted, cache)
         return
-    listing = _place(cache, wanted)
+    listing = dvc_files.place_object(cache, wanted)
     if not listing.exists():
         done = "DVC's list of its files is gone: `tamis run` makes it anew"
         yield Finding("artifact", str(path), "unknown", done, False)
@@ -116,7 +116,7 @@ def check_artifact(path: Path, wanted: str, cache: Path) -> Iterator[Finding]:
 
 
 def _check_file(path: Path, wanted: str, cache: Path) -> Iterator[Finding]:
-    kept, sound = _place(cache, wanted), path.is_file() and dvc_files.digest(path) == wanted
+    kept, sound = dvc_files.place_object(cache, wanted), path.is_file() and dvc_files.digest(path) == wanted
     if sound and not kept.exists():
         _copy(path, kept)
         kept.chmod(0o444)
@@ -142,10 +142,6 @@ def check_stores() -> tuple[int, list[Finding]]:
         for path in sorted(before - set(folder.glob(stores.PARTS))):
             found.append(Finding("store", str(path), "damaged", "set aside: what it held is computed again", True))
     return count, found
-
-
-def _place(cache: Path, name: str) -> Path:
-    return cache / name[:2] / name[2:]
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -122,6 +122,15 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
+def place_object(cache: Path, digest: str) -> Path:
+    """Return where DVC's folder of files by digest holds one.
+
+    >>> place_object(Path("files/md5"), "0123ab.dir").as_posix()
+    'files/md5/01/23ab.dir'
+    """
+    return cache / digest[:2] / digest[2:]
+
+
 class _EmptyNulls(SafeRepresenter):
     """Of its own, since representers are kept by class: another's would change how DVC writes in this process."""
 

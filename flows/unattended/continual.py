@@ -6,7 +6,7 @@ for each version without a git tag, what it continues from before it:
     -> commit what they made, tag it as recorded or as refused -> report -> push
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from flows import drive, engines, params
@@ -51,15 +51,16 @@ def advance(
         RefusedError, or what failed first: a version was not recorded, after all others were.
     """
     unrecorded(params.read_versions())  # refuses what cannot be recorded before anything lands
-    _, failures = landing.take_landed(list_refused())
+    refused = list_refused()
+    _, failures = landing.take_landed(refused)
     versions = params.read_versions()
     waiting = unrecorded(versions)
     refuse_rewritten(versions)
     if not waiting:
-        say(f"nothing is new: every data version is recorded{_tell_refused()}: {', '.join(versions)}")
+        say(_tell_nothing(versions, refused))
     errors: list[Exception] = [*failures]
     unpushed = _push()
-    made, refused = [], list_refused()
+    made: list[str] = []
     closed = dict.fromkeys(refused, "was not accepted")  # version -> why nothing continues from it
 
     def run(version: str, before: drive.Before) -> None:
@@ -82,8 +83,9 @@ def advance(
         else:
             errors.append(error)
             closed[version] = "was not accepted" if isinstance(error, RefusedError) else "failed"
-    for error in (*errors, *filter(None, [unpushed])):
-        raise error
+    errors += [unpushed] if unpushed else []
+    if errors:
+        raise errors[0]
     return made
 
 
@@ -114,9 +116,14 @@ def _try(version: str, run: Callable[[str, drive.Before], None]) -> tuple[dict[s
     return {**found, "state": "refused", "why": why}, RefusedError(why)
 
 
-def _tell_refused() -> str:
-    refused = sorted(list_refused())
-    return f", or refused ({', '.join(refused)})" if refused else ""
+def _tell_nothing(versions: Iterable[str], refused: Iterable[str]) -> str:
+    """Return that no version waits to be recorded.
+
+    >>> _tell_nothing(["v1", "v2"], {"v2"})
+    'nothing is new: every data version is recorded, or refused (v2): v1, v2'
+    """
+    aside = f", or refused ({', '.join(sorted(refused))})" if refused else ""
+    return f"nothing is new: every data version is recorded{aside}: {', '.join(versions)}"
 
 
 def _tell_closed(version: str, previous: str, why: str) -> str:
