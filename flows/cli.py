@@ -15,6 +15,7 @@ COMMANDS = {
     "estimate": planning.estimate,
     "recipe": planning.recipe,
     "run": running.run,
+    "shard": running.shard,
     "continue": running.advance,
     "serve": running.serve,
     "status": graph.status,

@@ -17,13 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flows import estimate
+from flows import estimate, params
 from flows.graph import dvc_state
 from flows.graph.dvc_state import File
-from flows.graph.stages import Planned, end_versions
+from flows.graph.stages import PARAMS, Planned, end_versions
 from flows.late import tell_late
 from flows.stage import counted, named, refuse_edited, say, sources
 from flows.told import tell_outdated
+from flows.workers import AUTO, opened
 from tasks.artifacts.locks import locked
 
 LOCK = Path(".cache/flow.lock")
@@ -48,22 +49,34 @@ class Outcome:
 
 
 def run(
-    versions: Sequence[str] = (), *, workers: int = 1, tell: Tell | None = None, before: Before | None = None
+    versions: Sequence[str] = (), *, workers: str = AUTO, tell: Tell | None = None, before: Before | None = None
 ) -> list[Outcome]:
     """Bring some data versions up to date (all, where none is named) without Prefect, in this process and its threads.
 
     Args:
         versions: names from params.yaml.
-        workers: how many shards run at once.
+        workers: how many shards run at once, `auto` or a number (flows/workers.py).
         tell: is given each version with its stages once all of these are up to date.
         before: what is done before some stages.
     """
-    with ThreadPoolExecutor(workers) as threads:
+    with on_threads(workers) as shards:
+        return drive(versions, partial(_bring_patiently, shards=shards), tell, before)
+
+
+@contextmanager
+def on_threads(workers: str) -> Iterator[Shards]:
+    """Yield what runs shards on threads of this process, and on a worker per device where there are several."""
+    with opened(workers, name_device()) as pool, ThreadPoolExecutor(pool.size) as threads:
 
         def in_threads(function: Callable[[T], R], items: Sequence[T], *, label: str) -> Iterator[R]:
-            return counted(threads.map(function, items), len(items), label=label)
+            return counted(threads.map(partial(pool.run, function), items), len(items), label=label)
 
-        return drive(versions, partial(_bring_patiently, shards=in_threads), tell, before)
+        yield in_threads
+
+
+def name_device() -> str:
+    """Return `models.device` of params.yaml, which a graph without models need not have."""
+    return (params.load(Path(PARAMS)).get("models") or {}).get("device", "auto")
 
 
 def drive(

@@ -16,7 +16,7 @@ def run(
     versions: Sequence[str],
     *,
     runner: str = "threads",
-    workers: int = 1,
+    workers: str = "auto",
     tell: Tell | None = None,
     before: Before | None = None,
 ) -> list[Outcome]:
@@ -25,8 +25,8 @@ def run(
     Args:
         engine: `prefect`, or `local`, which needs no server and shows nothing on Prefect's page.
         versions: names from params.yaml; all, where none is named.
-        runner: of prefect, what runs the shards: `threads` or `dask`.
-        workers: how many shards run at once.
+        runner: of prefect, what runs the shards: `threads`, `dask`, or the address of a Dask cluster's scheduler.
+        workers: how many shards run at once, `auto` or a number (flows/workers.py).
         tell: is given each version with its stages once all of these are up to date.
         before: what is done before some stages, where any is to be brought up to date.
     """

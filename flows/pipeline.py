@@ -14,12 +14,14 @@ from prefect.states import Completed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows import drive, prefect_server
-from flows.drive import Before, Outcome, Tell, bring, tell_waiting
+from flows.drive import Before, Outcome, Shards, Tell, bring, name_device, tell_waiting
 from flows.graph.dvc_state import Busy, File
 from flows.graph.stages import Planned
 from flows.stage import counted, say
+from flows.workers import AUTO, RUNNERS, Pool, opened, read_runner, read_workers
 
 SHARD_TASKS = 64  # per stage: the local server's limit is about 100 task runs per flow
+THREADS = RUNNERS[0]  # of this process
 CACHED = "dvc: "  # before how, in the message of a state
 
 T = TypeVar("T")
@@ -36,13 +38,14 @@ class Told:
 
     tell: Tell | None = None  # is given each version with its stages once all of these are up to date
     before: Before | None = None  # what is done before some stages
+    pool: Pool | None = None  # that runs shards; None: they run where Prefect puts them
 
 
 def run(
     versions: Sequence[str] = (),
     *,
     runner: str = "threads",
-    workers: int = 1,
+    workers: str = AUTO,
     tell: Tell | None = None,
     before: Before | None = None,
 ) -> list[Outcome]:
@@ -50,12 +53,11 @@ def run(
 
     Args:
         versions: names from params.yaml.
-        runner: `threads` or `dask`, which runs the shards.
-        workers: how many shards run at once.
+        runner: what runs the shards: `threads`, `dask`, or the address of a Dask cluster's scheduler.
+        workers: how many shards run at once, `auto` or a number (flows/workers.py); a cluster has its own.
         tell: is given each version with its stages once all of these are up to date.
         before: what is done before some stages.
     """
-    chosen = pipeline.with_options(task_runner=_runner(runner, workers))
     quick = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})  # it would cost a second at the end
     told, made = set(), []
 
@@ -65,8 +67,10 @@ def run(
             tell(version, stages)
 
     try:
-        with prefect_server.kept(), quick:
-            return chosen(list(versions), Told(tell_once, before), made)
+        with opened(workers if runner == THREADS else "1", name_device()) as pool:
+            chosen = pipeline.with_options(task_runner=_runner(runner, read_workers(workers) or pool.size))
+            with prefect_server.kept(), quick:
+                return chosen(list(versions), Told(tell_once, before, pool if runner == THREADS else None), made)
     except httpx.TransportError as error:
         if not _asks_server(error):
             raise  # a stage asked somebody else, a model hub for one
@@ -84,16 +88,17 @@ def pipeline(versions: list[str], told: Told | None = None, made: list[Outcome] 
         made: takes the outcomes, too, once all stages have one, whatever becomes of Prefect after that.
     """
     prefect_server.remember()
+    told = told or Told()
+    shards = partial(in_shards, pool=told.pool)  # a callable: Prefect does not look into it
     states: dict[str, State] = {}
 
     def bring_one(planned: Planned, loaded: dict[str, str]) -> tuple[str, list[File]]:
         upstream = [states[address] for address in planned.upstream if address in states]
         run_stage = stage.with_options(name=planned.address, task_run_name=planned.address)
-        state = states[planned.address] = run_stage(planned, loaded, wait_for=upstream, return_state=True)
+        state = states[planned.address] = run_stage(planned, loaded, shards, wait_for=upstream, return_state=True)
         files = state.result()
         return (state.message or "").removeprefix(CACHED) if state.name == "Cached" else "computed", files
 
-    told = told or Told()
     outcomes = drive.drive(versions, bring_one, told.tell, told.before)
     if made is not None:
         made.extend(outcomes)
@@ -109,9 +114,9 @@ def _wait(task: Any, run: Any, state: State) -> bool:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, retries=7200, retry_delay_seconds=2, retry_condition_fn=_wait)
-def stage(planned: Planned, loaded: dict[str, str]) -> Any:
+def stage(planned: Planned, loaded: dict[str, str], shards: Shards) -> Any:
     """Bring one stage up to date, as `drive.bring` does; returns references to its artifacts."""
-    how, files = bring(planned, loaded, in_shards)
+    how, files = bring(planned, loaded, shards)
     return files if how == "computed" else Completed(name="Cached", message=f"{CACHED}{how}", data=files)
 
 
@@ -121,13 +126,15 @@ def shard(work: Callable[[], list[R]]) -> list[R]:
     return work()
 
 
-def in_shards(function: Callable[[T], R], items: Sequence[T], *, label: str) -> Iterator[R]:
+def in_shards(function: Callable[[T], R], items: Sequence[T], *, label: str, pool: Pool | None = None) -> Iterator[R]:
     """Run a function over items on the flow's task runner; yields the results in order, with progress.
 
     Neighbouring items share a task run where there are more than `SHARD_TASKS`.
     """
     size = max(1, -(-len(items) // SHARD_TASKS))
     chunks = [items[start : start + size] for start in range(0, len(items), size)]
+    if pool is not None:
+        function = partial(pool.run, function)
     piece = shard.with_options(name=f"{label} shard")
     futures = [piece.submit(partial(_each, function, chunk)) for chunk in chunks]  # one callable: nobody looks into it
     results = (result for future in futures for result in future.result())
@@ -148,10 +155,8 @@ def _each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
 
 
 def _runner(name: str, workers: int) -> TaskRunner[Any]:
-    if name == "threads":
+    if read_runner(name) == THREADS:
         return ThreadPoolTaskRunner(max_workers=workers)
-    if name != "dask":
-        raise RunnerError(f"unknown runner {name!r}; known: threads, dask")
     if not PREFECT_API_URL.value():
         raise RunnerError(
             "the dask runner needs a Prefect server: run `prefect server start` in another terminal, "
@@ -161,5 +166,7 @@ def _runner(name: str, workers: int) -> TaskRunner[Any]:
         from prefect_dask import DaskTaskRunner
     except ImportError as error:
         raise RunnerError("the dask runner is not installed; `pip install prefect-dask`") from error
+    if name != "dask":
+        return DaskTaskRunner(address=name)
     local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 40}
     return DaskTaskRunner(cluster_kwargs=local)

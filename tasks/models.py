@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,6 +35,22 @@ from tasks.model_files import CACHE, ModelError, find_folder, hash_files, label,
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+_keeping: list[Any] = []  # functions that keep models in memory
+
+
+def kept(function: Callable[..., Any]) -> Any:
+    """Keep what a function loaded last, a model or a part of one, until it loads another or `forget` is called."""
+    keeping = lru_cache(maxsize=1)(function)
+    _keeping.append(keeping)
+    return keeping
+
+
+def forget() -> None:
+    """Let go of every model that this process keeps in memory."""
+    for function in _keeping:
+        function.cache_clear()
 
 
 @dataclass(frozen=True)
@@ -62,6 +78,11 @@ def device(choice: ModelChoice) -> torch.device:
     if choice.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(choice.device)
+
+
+def count_devices() -> int:
+    """Return how many CUDA devices this process sees."""
+    return torch.cuda.device_count()
 
 
 def folder(choice: ModelChoice) -> Path:
@@ -127,7 +148,7 @@ def note_products(choice: ModelChoice) -> dict[str, bool]:
     return {} if choice.matmul == "float32" else {"matmul_rounds": rounds_products(choice)}
 
 
-@lru_cache(maxsize=2)
+@kept
 def language_model(choice: ModelChoice) -> PreTrainedModel:
     """Return the causal language model in eval mode, on its device."""
     check_context(choice)
@@ -160,7 +181,7 @@ def count_parameters(choice: ModelChoice, *, encoder: bool = False) -> Size:
     return Size(layers, sum(weight.numel() for weight in head.parameters()) if head else 0)
 
 
-@lru_cache(maxsize=1)
+@kept
 def embedder(choice: ModelChoice) -> PreTrainedModel:
     """Return the text encoder in eval mode, on its device."""
     return _load(AutoModel, choice, encoder=True).to(device(choice)).eval()

@@ -1,7 +1,6 @@
 """The language model that scores, and the lock that it is used under."""
 
 import threading
-from functools import lru_cache
 
 from transformers import PreTrainedModel
 
@@ -11,7 +10,7 @@ from tasks import models
 model_lock = threading.Lock()  # one pass at a time: it takes all cores, and packed attention is a state of the model
 
 
-@lru_cache(maxsize=1)
+@models.kept
 def scoring_model(choice: models.ModelChoice) -> PreTrainedModel:
     """Return the language model, checked once to score packed sequences as it does each alone."""
     model = models.language_model(choice)

@@ -30,6 +30,7 @@ SHARED = {
     "model_files",
     "models",
     "scoring_model",
+    "shares",
     "settings",
     "study",
 }  # for all

@@ -1,6 +1,6 @@
 """Commands that bring the stages up to date: `tamis run`, `tamis continue`, `tamis serve`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,10 +11,38 @@ from flows import interrupts, params
 from flows.commands.errors import spoken
 from flows.commands.output import Json, plain, show_json, show_rows, show_text
 from flows.stage import last_run
+from flows.workers import WorkersError, read_runner, read_workers
 
-Runner = Annotated[Literal["threads", "dask"], typer.Option(help="What runs the shards.")]
 Engine = Annotated[Literal["prefect", "local"], typer.Option(help="Prefect, or this process alone, without a server.")]
-Workers = Annotated[int, typer.Option(min=1, help="Shards that run at once.")]
+
+
+def refuse(read: Callable[[str], Any]) -> Callable[[str], str]:
+    """Return what refuses an option's value as wrong usage."""
+
+    def check(asked: str) -> str:
+        try:
+            read(asked)
+        except WorkersError as error:
+            raise typer.BadParameter(str(error)) from error
+        return asked
+
+    return check
+
+
+Runner = Annotated[
+    str,
+    typer.Option(
+        callback=refuse(read_runner),
+        help="What runs the shards: threads, dask, or a Dask scheduler's address, tcp://HOST:8786.",
+    ),
+]
+Workers = Annotated[
+    str,
+    typer.Option(
+        callback=refuse(read_workers),
+        help="Shards that run at once: auto, one per CUDA device, or a number.",
+    ),
+]
 
 
 @spoken
@@ -24,7 +52,7 @@ def run(
     *,
     engine: Engine = "prefect",
     runner: Runner = "threads",
-    workers: Workers = 1,
+    workers: Workers = "auto",
     as_json: Json = False,
 ) -> None:
     """Bring every stage up to date, version after version, and show what came of each."""
@@ -48,11 +76,28 @@ def run(
 
 
 @spoken
+def shard(
+    context: typer.Context,
+    stage: Annotated[str, typer.Argument(help="utility, scores or gradients.")],
+    version: Annotated[str, typer.Argument(help="The data version.")],
+    share: Annotated[str, typer.Argument(metavar="K/N", help="Which of so many shares, from 1: 3/8.")],
+    *,
+    workers: Workers = "auto",
+    as_json: Json = False,
+) -> None:
+    """Compute one share of a stage, for a batch system to start N of; the next `run` finds what they computed."""
+    from flows import sharing
+
+    found = sharing.run(stage, version, share, workers=workers)
+    show_rows(["stage", "share", "whole", "left"], [(f"{stage}@{version}", share, *found)], as_json=as_json)
+
+
+@spoken
 def advance(
     context: typer.Context,
     engine: Engine = "prefect",
     runner: Runner = "threads",
-    workers: Workers = 1,
+    workers: Workers = "auto",
     as_json: Json = False,
 ) -> None:
     """Run every data version that is not recorded yet, in order; commit, tag and push what each made."""
@@ -71,7 +116,7 @@ def serve(
     ] = None,
     cron: Annotated[str | None, typer.Option(help="Or the times of the looks, as in a crontab: '0 3 * * *'.")] = None,
     runner: Runner = "threads",
-    workers: Workers = 1,
+    workers: Workers = "auto",
 ) -> None:
     """Do what `continue` does every so often, by a schedule of a Prefect server on this machine."""
     from flows.unattended import serving

@@ -29,7 +29,7 @@ Tell = Callable[[dict[str, Any]], None]
 
 
 def advance(
-    *, engine: str = "prefect", runner: str = "threads", workers: int = 1, tell: Tell | None = None
+    *, engine: str = "prefect", runner: str = "threads", workers: str = "auto", tell: Tell | None = None
 ) -> list[str]:
     """Run and record every data version that is not recorded yet, in order; returns those that are recorded now.
 
@@ -39,8 +39,8 @@ def advance(
 
     Args:
         engine: `prefect` or `local`.
-        runner: of prefect, what runs the shards: `threads` or `dask`.
-        workers: how many shards run at once.
+        runner: of prefect, what runs the shards: `threads`, `dask`, or the address of a Dask cluster's scheduler.
+        workers: how many shards run at once, `auto` or a number (flows/workers.py).
         tell: is given what became of each version, too: `version`, `state` (recorded, refused or failed), `why`, and
             what its `gates` said.
 

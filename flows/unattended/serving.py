@@ -37,7 +37,7 @@ class ServerError(ValueError):
 
 
 @flow(name="tamis continue", validate_parameters=False)
-def scheduled(runner: str, workers: int) -> list[str]:
+def scheduled(runner: str, workers: str) -> list[str]:
     """Run `advance` once, as a schedule starts it; returns what it recorded.
 
     What became of each version is an artifact on Prefect's page; the run fails where one was not recorded.
@@ -54,7 +54,9 @@ def scheduled(runner: str, workers: int) -> list[str]:
             create_table_artifact(rows, key=ARTIFACT, description="data versions of this run")
 
 
-def serve(interval: int | None = None, cron: str | None = None, *, runner: str = "threads", workers: int = 1) -> None:
+def serve(
+    interval: int | None = None, cron: str | None = None, *, runner: str = "threads", workers: str = "auto"
+) -> None:
     """Call `advance` every so often, one call at a time and each in a process of its own, until interrupted.
 
     A call that falls due while another one is at work follows it, and finds nothing to do.
@@ -62,8 +64,8 @@ def serve(interval: int | None = None, cron: str | None = None, *, runner: str =
     Args:
         interval: seconds from one start to the next; where neither is given, an hour.
         cron: or the times of the starts, in the server's time zone, as in a crontab.
-        runner: `threads` or `dask`, which runs the shards.
-        workers: how many shards run at once.
+        runner: what runs the shards: `threads`, `dask`, or the address of a Dask cluster's scheduler.
+        workers: how many shards run at once, `auto` or a number (flows/workers.py).
 
     Raises:
         ServerError: there is no Prefect server on this machine, or the project is served already; both times are given,

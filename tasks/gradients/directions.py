@@ -1,7 +1,5 @@
 """The direction u that gradients are scored by, read from the scratch folder a group of parameters at a time."""
 
-from functools import lru_cache
-
 from torch import Tensor
 
 from tamis.gradients.interaction import Terms, correct_curvature, direction
@@ -11,7 +9,7 @@ from tasks.gradients.settings import GradientsSettings
 from tasks.gradients.warmup import Files, Work
 
 
-@lru_cache(maxsize=1)
+@models.kept
 def read_direction(work: Work) -> dict[str, Tensor]:
     """Return u / eta of a group of parameters on the model's device; at second order G must be whole."""
     return {name: tensor.to(models.device(work.model)) for name, tensor in make_direction(work).items()}

@@ -6,9 +6,8 @@ then the pool is passed through once (first order) or twice. `tamis.gradients.pe
 Where parameters are chosen by Fisher information (`tamis.gradients.fisher`), that of the base model is made instead, or
 beside phi_data where rows are chosen by it.
 
-G is one running sum in the scratch folder, whatever the number of shards: a shard reads it, adds its rows and replaces
-it whole, with the number of rows that it now holds; a kill at any moment loses one shard and counts none twice. Shards
-follow each other in the pool's order, whoever runs them, so the sums are the same. phi_data stands in the store.
+G stands in the scratch folder (tasks/gradients/sums.py): shards are added in the pool's order, whoever runs them, so
+that the sum is the same on one worker and on many. phi_data stands in the store.
 
 Block-wise (`block_parameters`): parameters are taken a group at a time, each with its own v_new, v_prior, u, G, Fisher
 information and stored phi_data, which add up over groups. This bounds what a pass sums, u, and the check of a loaded
@@ -16,7 +15,8 @@ model against autograd by the group, at the price of as many passes as groups. I
 trains all weights, nor the model and its activations.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,9 +35,9 @@ from tasks import models
 from tasks.artifacts import stores
 from tasks.artifacts.locks import locked
 from tasks.artifacts.tables import Provenance, digest, digest_inputs, write_json, write_table
-from tasks.artifacts.tensors import read, stream, write
+from tasks.artifacts.tensors import read, stream
 from tasks.folders import Folders
-from tasks.gradients import warmup
+from tasks.gradients import sums, warmup
 from tasks.gradients.costs import count_passes
 from tasks.gradients.directions import make_direction, read_direction, read_terms
 from tasks.gradients.row_scores import (
@@ -67,12 +67,12 @@ from tasks.gradients.warmup import (
 )
 from tasks.scoring_model import model_lock
 from tasks.settings import RuntimeSettings
+from tasks.shares import Map, own, refuse_unfinished
 
 SCORERS = {"dualsft": "total", "fisher": "fisher"}  # of parameters; the file that has their shapes
 BY_ROWS = ("dualsft", "dualsft_cover")  # selectors of rows that read phi_data, the second one sketches, too
+IN_USE = "lock"  # in the scratch folder: who works there shares it
 NO_PART = ("fisher_rows",)  # of what determines phi_data and phi_param
-
-Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def write_gradients(
         how = {"settings": settings, "runtime": runtime, "loss_per": loss_per, "scores_rows": scores_rows}
         works, sets = open_work(source, scratch, store, model, **how)
     found: dict[str, Scored] = {}
-    try:
+    with at_work(scratch) if works else nullcontext():
         if "dualsft" in kinds:
             found["dualsft"] = score_pool(works, sets, selector, map)
         if "fisher" in kinds:
@@ -135,8 +135,6 @@ def write_gradients(
         flops = count_passes(sets, settings, model, **counted) if sets else {}
         told = {"selector": selector, "mask_selector": mask_selector, "flops": flops}
         _write(out, made, works, sets, found=found, **told)
-    finally:
-        clear_caches()
     did = dict.fromkeys(("rows_summed", "rows_scored", "rows_squared", "shards"), 0)
     for one in found.values():
         did |= one.did
@@ -164,11 +162,26 @@ def open_work(
         files = plan_files(scratch, sets, model, settings, loss_per=loss_per, names=names)
         folder = stores.store_folder(store, *_name_terms(files, settings))
         works.append(Work(source, known, files, folder, model, settings, runtime, loss_per, scores_rows, names))
-    kept = {path for work in works for path in work.files}
-    for path in Path(scratch).glob("*"):
-        if path not in kept:
-            path.unlink()
+    clear_others(Path(scratch), [IN_USE, *(path.stem for work in works for path in work.files)])
     return works, sets
+
+
+def clear_others(scratch: Path, kept: Collection[str]) -> None:
+    """Delete what the scratch folder holds besides files whose names begin so, where no other process is at work."""
+    with suppress(BlockingIOError), locked(scratch / IN_USE, refusal=BlockingIOError()):
+        for path in scratch.glob("*"):
+            if path.name.partition(".")[0] not in kept:
+                path.unlink()
+
+
+@contextmanager
+def at_work(scratch: Path) -> Iterator[None]:
+    """Keep others from clearing the scratch folder; afterwards drop what this process keeps between shards."""
+    try:
+        with locked(scratch / IN_USE, shared=True):
+            yield
+    finally:
+        clear_caches()
 
 
 def _name_terms(files: Files, settings: GradientsSettings) -> list[Any]:
@@ -230,33 +243,36 @@ def score_fisher(works: Sequence[Work], sets: Sets) -> Scored:
 
 
 def sum_gradients(work: Work, sets: Sets, map: Map) -> dict[str, int]:
-    """Add to G the rows of the pool that it lacks, in shards; return how many rows and shards these were."""
-    path = work.files.total
-    known = read(path, ())[1]["rows"] if path.exists() else 0
-    shards = -(-(len(sets.pool) - known) // work.runtime.shard_rows)
-    return {"rows_summed": sum(map(add_shard, [work] * shards)), "shards": shards}
+    """Add to G the rows of the pool that it lacks, in shards; return how many rows and shards these were.
 
-
-def add_shard(work: Work) -> int:
-    """Add the next rows of the pool to G and return their number; at first order phi_data is of the same pass.
-
-    One at a time, in any process: who has the lock takes the shard that is next. Cost, beside the pass: G, as large as
-    the group in float32, is read and written whole, so that small `shard_rows` are slow for large models.
+    Raises:
+        Unfinished: this is a share of the work, and others have not done theirs.
     """
-    sets, path = read_sets(work.source, work.digest, work.model, work.settings), work.files.total
-    with locked(path.with_suffix(".lock")), model_lock:
-        kept, known = read(path) if path.exists() else ({}, {"rows": 0, "seconds": 0.0})
-        places = sets.pool[known["rows"] :][: work.runtime.shard_rows]
-        u = read_direction(work) if work.scores_rows and work.settings.order == "first" else None
-        G = {name: tensor.to(models.device(work.model), copy=True) for name, tensor in kept.items()}
-        del kept  # one G is in memory during the pass
-        with warmup.timed(work, sets, places) as (network, batches, facts):
-            rows = None if u is None else watch_rows(work, network, len(places))
-            found = accumulate(network, batches, u, keep=work.names, G=G or None, loss_per=work.loss_per, rows=rows)
-        if rows is not None:
-            keep_rows(work, [sets.ids[place] for place in places], found, rows, seconds=0.0)  # those of G
-        now = {"rows": known["rows"] + len(places), "seconds": known["seconds"] + facts["seconds"]}
-        write(found.G, path, now)
+    path, size, rows = work.files.total, work.runtime.shard_rows, len(sets.pool)
+    summed, done = 0, 0
+    while (known := sums.settle(path)) < rows:
+        starts = np.arange(known, rows, size)
+        mine = starts[own(map, [f"{start}" for start in starts // size])]
+        waiting = sums.list_waiting(path)
+        shards = [replace(work, start=start) for start in mine.tolist() if start not in waiting]
+        summed, done = summed + sum(map(add_shard, shards)), done + len(shards)
+        refuse_unfinished(map, "rows of the sum of gradients", rows - sums.count_rows(path), rows)
+    return {"rows_summed": summed, "shards": done}
+
+
+def add_shard(shard: Work) -> int:
+    """Add a shard's rows to G and return their number; at first order phi_data is of the same pass."""
+    sets = read_sets(shard.source, shard.digest, shard.model, shard.settings)
+    places = sets.pool[shard.start :][: shard.runtime.shard_rows]
+    with model_lock:
+        first = shard.scores_rows and shard.settings.order == "first"
+        u = read_direction(replace(shard, start=0)) if first else None
+        with warmup.timed(shard, sets, places) as (network, batches, facts):
+            rows = None if u is None else watch_rows(shard, network, len(places))
+            found = accumulate(network, batches, u, keep=shard.names, loss_per=shard.loss_per, rows=rows)
+    if rows is not None:
+        keep_rows(shard, [sets.ids[place] for place in places], found, rows, seconds=0.0)  # those of G
+    sums.add(shard.files.total, shard.start, found.G, {"rows": len(places), **facts})
     return len(places)
 
 
@@ -270,10 +286,14 @@ def score_missing(work: Work, sets: Sets, map: Map) -> dict[str, int]:
 
     At first order there are none, but where another direction is asked for when G is known.
     """
-    unknown = set(stores.missing(work.folder, name_rows(sets))["id"].to_pylist())
-    lacking, size = [place for place in sets.pool if sets.ids[place] in unknown], work.runtime.shard_rows
+    asked, size = name_rows(sets), work.runtime.shard_rows
+    unknown = set(stores.missing(work.folder, asked)["id"].to_pylist())
+    lacking = np.array([place for place in sets.pool if sets.ids[place] in unknown], int)
+    lacking = lacking[own(map, [sets.ids[place] for place in lacking])].tolist()
     shards = [replace(work, places=tuple(lacking[start : start + size])) for start in range(0, len(lacking), size)]
-    return {"rows_scored": sum(map(score_shard, shards)), "shards": len(shards)}
+    scored = sum(map(score_shard, shards))
+    refuse_unfinished(map, "rows", stores.missing(work.folder, asked).num_rows, asked.num_rows)
+    return {"rows_scored": scored, "shards": len(shards)}
 
 
 def score_shard(shard: Work) -> int:
@@ -304,8 +324,8 @@ def check_row_column_law(works: Sequence[Work], phi_data: np.ndarray | None) -> 
         measure(read_terms(work.files, work.settings), make_direction(work), read(work.files.total)[0])
         for work in works
     ]
-    sums = {name: sum(part[name] for part in parts) for name in parts[0]}
-    found = diagnose(sums, None if phi_data is None else torch.from_numpy(phi_data))
+    whole = {name: sum(part[name] for part in parts) for name in parts[0]}
+    found = diagnose(whole, None if phi_data is None else torch.from_numpy(phi_data))
     allowed = TOLERANCE[models.DTYPES[works[0].model.dtype]]
     if not found["law_residual"] <= allowed:
         raise ValueError(
@@ -316,7 +336,7 @@ def check_row_column_law(works: Sequence[Work], phi_data: np.ndarray | None) -> 
     spread = None
     if phi_data is not None:
         spread = {name: float(of(phi_data)) for name, of in (("min", np.min), ("median", np.median), ("max", np.max))}
-    return found | {"phi_data": spread, "parameters": int(sums["entries"]), "order": works[0].settings.order}
+    return found | {"phi_data": spread, "parameters": int(whole["entries"]), "order": works[0].settings.order}
 
 
 def _describe(kind: str, work: Work) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from tamis.language.packing import packed_attention, verify_packing
 from tamis.training import steps as training_steps
 from tamis.training.steps import final_loss, optimise, plan_steps, step_loss
 from tasks import models
+from tasks.artifacts.locks import locked
 from tasks.artifacts.row_sets import read_sets as read_row_sets
 from tasks.artifacts.tables import digest_code
 from tasks.artifacts.tensors import read, write
@@ -106,6 +107,7 @@ class Work:
     scores_rows: bool = True  # phi_data is wanted; else the sum of gradients alone
     names: tuple[str, ...] | None = None  # of the group's parameters; None: all
     places: tuple[int, ...] = ()  # of the second pass
+    start: int = 0  # of a shard of the first one: how many rows of the pool are before it
 
 
 @lru_cache(maxsize=1)
@@ -227,7 +229,7 @@ def digest_facts(facts: Sequence[Any]) -> str:
 def prepare(work: Work, sets: Sets) -> None:
     """Make the warm-up, and v_new and v_prior of a group of parameters, those that are not there yet."""
     files = work.files
-    with model_lock:
+    with locked(files.v_prior.with_suffix(".lock")), model_lock:  # other processes wait, and find it made
         if not (files.weights.exists() and files.moments.exists()):
             train(work, sets)
         if not files.v_new.exists():
@@ -246,11 +248,12 @@ def prepare(work: Work, sets: Sets) -> None:
 def compute_fisher(work: Work, sets: Sets) -> int:
     """Make Fisher information of a group of parameters, at the base model, where it is not there yet; return the rows
     that were passed."""
-    if work.files.fisher.exists():
-        return 0
-    with model_lock, timed(work, sets, sets.fisher, warm=False) as (network, batches, facts):
-        found = fisher_information(network, batches, work.names, work.loss_per)
-    write(found, work.files.fisher, facts)
+    with locked(work.files.fisher.with_suffix(".lock")), model_lock:
+        if work.files.fisher.exists():
+            return 0
+        with timed(work, sets, sets.fisher, warm=False) as (network, batches, facts):
+            found = fisher_information(network, batches, work.names, work.loss_per)
+        write(found, work.files.fisher, facts)
     return len(sets.fisher)
 
 
@@ -356,7 +359,7 @@ def load(choice: models.ModelChoice) -> PreTrainedModel:
     return network
 
 
-@lru_cache(maxsize=1)
+@models.kept
 def load_trained(choice: models.ModelChoice, weights: Path | None, largest: int | None) -> PreTrainedModel:
     """Return the model with a warm-up's weights, or its own, checked once to give the gradients that autograd gives."""
     network = load(choice)

@@ -5,7 +5,7 @@ formula or another budget asks the model nothing. Those of `less` and `tov` stan
 (tasks/scores/tuning.py). An order that is no sort, the round-robin of `rds`, is written as scores that sort so.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -32,6 +32,7 @@ from tasks.scores.settings import ScoresSettings
 from tasks.scores.work import Method, Shard, ask_each, read_rows, refuse_long
 from tasks.scoring_model import model_lock
 from tasks.settings import RuntimeSettings
+from tasks.shares import Map, own, refuse_unfinished
 
 READ = (tamis.language.packing, tamis.scores.scoring_prompts, *WRITERS)
 ASKED = digest_code(*READ, answers)  # what a figure depends on, as imported
@@ -40,8 +41,6 @@ LEARNT = digest_code(tamis.training.steps, tamis.scores.less, *READ, tuning, les
 TUNED = digest_code(tamis.training.steps, tamis.scores.less, *READ, answers, tuning, references)
 STORED = pa.schema([("id", pa.string()), ("figures", pa.list_(pa.float32()))])
 TOLD = ("selector", "queries", "reference", "reference_rows")  # of what figures are made with, in `scores.json`
-
-Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 
 def write_scores(
@@ -114,6 +113,8 @@ def measure_missing(work: Shard, map: Map) -> tuple[np.ndarray, Mapping[str, Any
     asked = pa.table({"id": [row.id for row in work.rows]}, schema=pa.schema([STORED.field("id")]))
     unknown = set(stores.missing(work.folder, asked)["id"].to_pylist())
     lacking = [row for row in work.rows if row.id in unknown]
+    mine = own(map, [row.id for row in lacking])
+    lacking = [row for row, is_mine in zip(lacking, mine, strict=True) if is_mine]
     size = work.runtime.shard_rows
     shards = [replace(work, rows=lacking[start : start + size]) for start in range(0, len(lacking), size)]
     refuse_long(shards, METHODS[work.selector].ask)
@@ -121,6 +122,7 @@ def measure_missing(work: Shard, map: Map) -> tuple[np.ndarray, Mapping[str, Any
         stores.describe(work.folder, kind="scores", code=METHODS[work.selector].code, **_describe(work))
     measured = sum(map(measure_shard, shards))
     lost = stores.missing(work.folder, asked)["id"].to_pylist()
+    refuse_unfinished(map, "rows", len(lost), len(work.rows))
     if lost:
         raise ValueError(
             f"{len(lost)} of {len(work.rows)} rows vanished from {work.folder} during the run, first ids {lost[:3]}; "
@@ -128,7 +130,7 @@ def measure_missing(work: Shard, map: Map) -> tuple[np.ndarray, Mapping[str, Any
         )
     found = stores.find(work.folder, asked)
     figures = np.array(found["figures"].to_pylist() if work.rows else [], np.float64)
-    facts = {"rows_scored": measured, "rows_known": len(work.rows) - len(lacking), "shards": len(shards)}
+    facts = {"rows_scored": measured, "rows_known": len(work.rows) - len(unknown), "shards": len(shards)}
     return figures, facts | {"scoring_seconds": round(stores.cost(work.folder, asked), 3)}
 
 

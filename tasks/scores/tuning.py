@@ -9,7 +9,6 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -25,12 +24,13 @@ from tamis.scores.less import Checkpoint, pack, unpack, warm_up
 from tamis.training.steps import plan_steps
 from tasks import models
 from tasks.artifacts import stores
+from tasks.artifacts.locks import locked
 from tasks.artifacts.tables import ArtifactError, replacing
 from tasks.scores.settings import LessSettings, TovSettings
 from tasks.scores.work import Row, Shard, refuse_long
 from tasks.scoring_model import model_lock
 
-FILE = "warmup.safetensors"
+FILE, LOCK = "warmup.safetensors", "warmup.lock"
 
 Tuning = LessSettings | TovSettings
 
@@ -51,8 +51,9 @@ def prepare(work: Shard, tuned: Sequence[Row], how: Tuning, ask: Callable[[Shard
     if not (work.folder / FILE).exists():
         every = {row.id: row for row in (*work.rows, *tuned)}
         refuse_long([replace(work, rows=list(every.values()))], ask)
-        with model_lock:
-            train(work.model, rows, work.folder, how, seed)
+        with locked(work.folder / LOCK), model_lock:  # other processes wait, and find it made
+            if not (work.folder / FILE).exists():
+                train(work.model, rows, work.folder, how, seed)
     passed = count_steps(rows, plan_steps(len(rows), how.batch_rows, how.epochs, seed))
     return read(work.folder)[1], count_flops(passed, models.count_parameters(work.model), TRAINING)
 
@@ -84,7 +85,7 @@ def read(folder: Path, device: str | torch.device = "cpu") -> tuple[list[Checkpo
     return unpack(tensors, facts), facts["seconds"]
 
 
-@lru_cache(maxsize=1)
+@models.kept
 def adapt(choice: models.ModelChoice, rank: int, seed: int) -> torch.nn.Module:
     """Return the model with fresh adapters on all linear layers but the head; they alone are trained."""
     base = models.language_model.__wrapped__(choice)  # past the cache: adapters change it

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -155,7 +155,7 @@ def measure(place: Place, brief: Brief, label: str) -> dict[str, Any]:
     return found
 
 
-@lru_cache(maxsize=1)
+@models.kept
 def load(choice: models.ModelChoice) -> PreTrainedModel:
     """Return the base model, of its own: training changes it."""
     base = models.language_model.__wrapped__(choice)  # past the cache

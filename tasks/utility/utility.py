@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -44,14 +44,13 @@ from tasks.conversations import WRITERS
 from tasks.folders import Folders
 from tasks.scoring_model import model_lock, scoring_model
 from tasks.settings import RuntimeSettings
+from tasks.shares import Map, own, refuse_unfinished
 from tasks.utility.asking import NOTHING, ask, draw_check, draw_help
 from tasks.utility.costs import measure_cost
 from tasks.utility.pool import Pool, read_pool
 from tasks.utility.settings import UtilitySettings
 
 CODE = digest_code(tamis.language.packing, tamis.utility.utility, *WRITERS)  # what a score depends on, as imported
-
-Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -144,16 +143,26 @@ def score_missing(work: Shard, asked: pa.Table, map: Map) -> tuple[pa.Table, Cou
 
     Raises:
         ValueError: parts vanished from the store meanwhile.
+        Unfinished: this is a share of the work, and others have not done theirs.
     """
     lacking = stores.missing(work.folder, asked)
+    lacking = lacking.filter(pa.array(own(map, name_owners(lacking))))
     shards = cut_shards(work, lacking)
     scored = sum(map(score_shard, shards))
     scores = stores.find(work.folder, asked)
-    if scores.num_rows != asked.num_rows:
-        lost = asked.num_rows - scores.num_rows
+    lost = asked.num_rows - scores.num_rows
+    refuse_unfinished(map, "pairs", lost, asked.num_rows)
+    if lost:
         raise ValueError(f"{lost} of {asked.num_rows} pairs vanished from {work.folder} during the run; run again")
     alone = _count_alone(lacking)
     return scores, Counter(pairs=scored - alone, alone=alone, shards=len(shards))
+
+
+def name_owners(pairs: pa.Table) -> list[str]:
+    """Return by which name a pair falls to a share: by its demo, whose targets are scored together, or alone by its
+    target."""
+    shown = pc.greater_equal(pairs["demo"], 0)
+    return pc.if_else(shown, pairs["demo_id"], pairs["target_id"]).to_pylist()
 
 
 def count_pairs(asked: pa.Table, scored: Counter) -> dict[str, int]:

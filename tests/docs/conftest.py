@@ -26,7 +26,7 @@ class World:
     printed: str  # what that run printed
 
 
-def drive(versions=(), *, runner: str = "threads", workers: int = 1, tell=None, before=None) -> list:
+def drive(versions=(), *, runner: str = "threads", workers: str = "auto", tell=None, before=None) -> list:
     """Stand in for the flow: bring the stages of some versions up to date, as it does, but without a Prefect server.
 
     That the flow and this order of stages make the same is what tests/flows shows.

@@ -69,7 +69,9 @@ def test_run_that_has_nothing_to_do_does_not_import_prefect(project):
 def test_unknown_runner_is_refused_with_those_that_exist(project):
     done = tamis("run", "--runner", "ray")
     assert done.exit_code == 2
-    assert "'ray' is not one of 'threads', 'dask'" in " ".join(done.stderr.replace("│", "").split())
+    assert "'ray' runs no shards; known: threads, dask, or the address" in " ".join(
+        done.stderr.replace("│", "").split()
+    )
 
 
 def test_look_further_commands_work(project):

@@ -20,7 +20,7 @@ def here(small, monkeypatch) -> Project:
 
 def test_the_other_drivers_find_nothing_to_do_afterwards(here, server):
     with importing_from(here.root):
-        assert [one.how for one in drive.run(workers=2)] == ["computed"] * 4
+        assert [one.how for one in drive.run(workers="2")] == ["computed"] * 4
         assert [one.how for one in drive.run()] == ["fresh"] * 4
     assert here.status() == {}
     assert drive_by_flow(here) == []
@@ -53,7 +53,7 @@ def test_shards_run_at_once_and_give_results_in_order(here):
     with importing_from(here.root), pytest.MonkeyPatch.context() as patch:
         patch.setattr(drive, "_implementation", lambda planned: (make, "letters", "v1"))
         patch.setattr(dvc_state, "plan", lambda versions=(), plan=dvc_state.plan: plan(versions)[:1])
-        drive.run(workers=2)
+        drive.run(workers="2")
     assert seen == [[0, 1, 2, 3]]
 
 

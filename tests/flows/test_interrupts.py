@@ -17,7 +17,7 @@ from worlds.terminals import run_in_terminal
 from flows import interrupts
 
 INTERRUPTER = ROOT / "tests/flows/interrupter"
-COMMAND = "from flows import pipeline\n\npipeline.run(workers=2)\n"  # what `tamis run` does, without models
+COMMAND = "from flows import pipeline\n\npipeline.run(workers='2')\n"  # what `tamis run` does, without models
 BUSY = """    import torch
 
     while True:

@@ -15,6 +15,7 @@ from worlds.projects import GRAPHS, Project, drive_by_flow, importing_from
 from flows import drive, pipeline
 from flows.graph import dvc_state
 from flows.stage import InputsChanged
+from flows.workers import WorkersError
 from tasks.artifacts.tables import read_table
 from tasks.selection.settings import SelectionSettings
 
@@ -194,7 +195,7 @@ def test_command_of_another_form_is_refused(project):
 
 
 def test_unknown_runner_is_refused():
-    with pytest.raises(pipeline.RunnerError, match="unknown runner 'ray'; known: threads, dask"):
+    with pytest.raises(WorkersError, match="'ray' runs no shards; known: threads, dask"):
         pipeline.run(runner="ray")
 
 
@@ -212,7 +213,7 @@ def test_dask_workers_run_the_shards(server, small, monkeypatch):
     monkeypatch.chdir(small.root)
     monkeypatch.setenv("PYTHONPATH", str(small.root))
     with importing_from(small.root):
-        outcomes = pipeline.run(runner="dask", workers=1)
+        outcomes = pipeline.run(runner="dask", workers="1")
     assert [outcome.how for outcome in outcomes] == ["computed"] * 4
     assert small.status() == {}
 

@@ -147,7 +147,7 @@ def drive_by_flow(project: Project) -> list[str]:
     from flows import pipeline
 
     with contextlib.chdir(project.root), importing_from(project.root):
-        outcomes = pipeline.run(workers=2)
+        outcomes = pipeline.run(workers="2")
     return [outcome.address for outcome in outcomes if outcome.how == "computed"]
 
 

@@ -214,6 +214,7 @@ COMMANDS = (
     ["estimate"],
     ["recipe"],
     ["run"],
+    ["shard", "utility", "v1", "1/2"],
     ["continue"],
     ["serve"],
     ["status"],

@@ -2,6 +2,7 @@
 
 import builtins
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -35,7 +36,7 @@ from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import read_facts, read_table
 from tasks.artifacts.tensors import read
-from tasks.gradients import gradients, warmup
+from tasks.gradients import gradients, sums, warmup
 
 BETA2 = 0.999
 
@@ -182,17 +183,22 @@ def test_a_crash_loses_one_shard_and_the_next_run_gives_the_same_bytes(corpus, t
 def test_a_kill_before_a_shards_sum_is_kept_counts_none_twice(corpus, toy, settings, monkeypatch):
     tmp_path, _ = corpus
     run(tmp_path, toy, settings, out="whole", scratch="whole", store="apart")
-    whole, written = gradients.write, []
+    written = []
 
-    def killed(tensors, path, facts):
-        written.append(path.name[0])
-        if written.count("G") == 3:
-            (path.parent / f".{path.name}.stray.part").write_bytes(b"half of it")
-            raise KeyboardInterrupt
-        whole(tensors, path, facts)
+    def killed(real: Callable) -> Callable:
+        def write(*given) -> None:
+            path = given[-2]
+            written.append(path.name[0])
+            if written.count("G") == 3:
+                (path.parent / f".{path.name}.stray.part").write_bytes(b"half of it")
+                raise KeyboardInterrupt
+            real(*given)
+
+        return write
 
     with monkeypatch.context() as patch:
-        patch.setattr(gradients, "write", killed)
+        for name in ("write", "stream"):
+            patch.setattr(sums, name, killed(getattr(sums, name)))
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, toy, settings)
     assert run(tmp_path, toy, settings)["rows_summed"] == 14 - 8

@@ -218,7 +218,7 @@ def test_the_store_holds_safetensors_parquet_and_what_it_says_of_them(corpus, to
     tmp_path, _ = corpus
     run(tmp_path, toy)
     (about,) = (tmp_path / "store").rglob("*.json")
-    assert {path.suffix for path in about.parent.iterdir()} == {".parquet", ".safetensors", ".json"}
+    assert {path.suffix for path in about.parent.iterdir()} == {".parquet", ".safetensors", ".json", ".lock"}
     assert json.loads(about.read_text()) == {
         "kind": "scores",
         "model": toy.label,
