@@ -64,6 +64,7 @@ def run(name: str, version: str, *, map: Map | None = None) -> None:
             notes.update(STAGES[name](values, folders, map or partial(in_order, label=address)) or {})
         refuse_changed(vars(values.models), reads)
         notes |= {"device": _name_device(values.models.device), "dtype": values.models.dtype}
+        notes |= {"runtime": vars(values.runtime), "halved": [vars(one) for one in take_halvings()]}
     for line in tell_notes(version, notes):
         say(f"{address:<16} {line}")
 
@@ -97,6 +98,12 @@ def recorded(address: str, out: Path) -> Iterator[dict[str, Any]]:
     record["libraries"] = name_libraries()
     write_json({**notes, **record, "seconds": round(time.monotonic() - start, 1)}, out / "run.json")
     refuse_moved(address, before, fingerprint(address))
+
+
+def take_halvings() -> list[Any]:
+    """Return the sizes that this process has halved since the last call because memory was short."""
+    memory = sys.modules.get("tamis.memory")  # of a stage that runs no model it is not imported
+    return memory.take_halvings() if memory else []
 
 
 def last_run(address: str) -> dict[str, Any]:

@@ -31,6 +31,8 @@ def tell_notes(version: str, notes: Mapping[str, Any]) -> Iterator[str]:
     """
     if notes.get("matmul_rounds") is False:
         yield NOT_ROUNDED
+    if notes.get("halved"):
+        yield f"memory was short: {', '.join(map(tell_halving, notes['halved']))}; results differ by rounding alone"
     if "rows_read" not in notes:
         return
     rejected, unread = notes["rows_rejected"], notes["not_read"]
@@ -46,6 +48,15 @@ def tell_notes(version: str, notes: Mapping[str, Any]) -> Iterator[str]:
         yield f"of these rows: {'; '.join(others)}"
     if notes.get("files_moved"):
         yield tell_moved(version, notes["files_moved"])
+
+
+def tell_halving(halving: Mapping[str, Any]) -> str:
+    """Return in words what was halved.
+
+    >>> tell_halving({"what": "pack_tokens", "asked": 2048, "used": 512})
+    'pack_tokens 512 in place of 2,048'
+    """
+    return f"{halving['what']} {halving['used']:,} in place of {halving['asked']:,}"
 
 
 def tell_moved(version: str, moved: Sequence[str]) -> str:

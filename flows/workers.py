@@ -15,6 +15,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from flows.stage import take_halvings
+
 AUTO = "auto"
 RUNNERS = ("threads", "dask")  # or the address of a Dask cluster's scheduler
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -124,7 +126,7 @@ class _Worker:
             self._begin()
         self._pipe.send((function, item))
         try:
-            result, refused, told = self._pipe.recv()
+            result, halved, refused, told = self._pipe.recv()
         except EOFError as gone:
             status = self._process.exitcode if self._process.join(5) is None else None
             self.end()
@@ -135,6 +137,8 @@ class _Worker:
             ) from gone
         if told is not None:
             raise (ValueError if refused else RuntimeError)(told[0]) from WorkersError(told[1])
+        if halved:
+            sys.modules["tamis.memory"].add_halvings(halved)  # who made the item has imported it
         return result
 
     def end(self) -> None:
@@ -161,11 +165,11 @@ def _serve(pipe: Connection, device: str | None) -> None:
         while True:
             function, item = pipe.recv()
             try:
-                answer = function(item), False, None
+                answer = function(item), take_halvings(), False, None
             except ValueError as error:
-                answer = None, True, (str(error), traceback.format_exc())
+                answer = None, [], True, (str(error), traceback.format_exc())
             except Exception as error:
-                answer = None, False, (f"{type(error).__name__}: {error}", traceback.format_exc())
+                answer = None, [], False, (f"{type(error).__name__}: {error}", traceback.format_exc())
             pipe.send(answer)
 
 

@@ -1,12 +1,15 @@
 """Sentence embeddings and nearest neighbours among them."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from tamis.memory import fitting
 
 ROWS = 1024  # rows of a similarity block, at most
 ENTRIES = 1 << 26  # similarities of a block, at most: 256 MB
@@ -26,7 +29,7 @@ def encode_texts(
         model: a text encoder in eval mode.
         tokenizer: its tokenizer, with a padding token.
         texts: an empty text has the embedding of its special tokens.
-        batch_rows: texts per forward pass.
+        batch_rows: texts per forward pass, fewer where memory is short.
         max_tokens: longer texts are cut at the right.
 
     Returns:
@@ -34,6 +37,12 @@ def encode_texts(
     """
     if not texts:
         return torch.empty(0, model.config.hidden_size)
+    return fitting("embedding_rows", batch_rows, partial(_encode, model, tokenizer, texts, max_tokens=max_tokens))
+
+
+def _encode(
+    model: nn.Module, tokenizer: Any, texts: Sequence[str], batch_rows: int, *, max_tokens: int
+) -> Float[Tensor, "text width"]:
     device = next(model.parameters()).device
     order = sorted(range(len(texts)), key=lambda place: (len(texts[place]), place))
     out = torch.empty(len(texts), model.config.hidden_size)

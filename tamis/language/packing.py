@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from tamis.language.encoding import Encoding, TokenSequence, make_sequence
+from tamis.memory import fitting
 
 ATTENTION = "tamis_packed"  # the name under which packed attention is known to transformers
 HEAD_ROWS = 128  # predicted tokens per application of the head: 25 MB of logits at 49k words
@@ -116,7 +118,7 @@ def score_responses(model: nn.Module, groups: Sequence[Group], pack_tokens: int)
     Args:
         model: a causal language model in eval mode, with transformers' attention interface.
         groups: prefixes with their targets.
-        pack_tokens: tokens per forward pass; a single longer sequence is still run whole.
+        pack_tokens: tokens per forward pass, fewer where memory is short; a single longer sequence is still run whole.
 
     Returns:
         Per group, per target: float32 log-probabilities in nats, one per answer token in the order of its sequences,
@@ -127,6 +129,10 @@ def score_responses(model: nn.Module, groups: Sequence[Group], pack_tokens: int)
         NonFiniteError: a log-probability is not finite.
     """
     _check(groups)
+    return fitting("pack_tokens", pack_tokens, partial(_score, model, groups))
+
+
+def _score(model: nn.Module, groups: Sequence[Group], pack_tokens: int) -> list[list[Float[Tensor, " token"]]]:
     scores: list[list[list[Tensor]]] = [[[torch.empty(0)] * len(each) for each in group.targets] for group in groups]
     with packed_attention(model), torch.inference_mode():
         for pack in plan_packs(groups, pack_tokens):

@@ -20,7 +20,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from tamis.language.encoding import Encoding
 from tamis.language.packing import packed_attention
-from tamis.training.steps import optimise, plan_steps, step_loss
+from tamis.training.steps import backward, optimise, plan_steps, step_loss
 
 BLOCK = 16384  # weights whose buckets are held at once
 ROWS = 16  # rows whose gradients are projected together
@@ -98,13 +98,11 @@ def warm_up(
     found, rates = [], []
     with packed_attention(network):
         for number, places in enumerate(steps, start=1):
-            loss = step_loss(network, rows.pick(places))
+            loss = backward(network, rows.pick(places))
             if not torch.isfinite(loss):
                 raise ValueError(
-                    f"the warm-up's loss is {float(loss.detach())} at step {number} of {len(steps)}; lower its "
-                    "learning rate"
+                    f"the warm-up's loss is {float(loss)} at step {number} of {len(steps)}; lower its learning rate"
                 )
-            loss.backward()
             rates.append(float(schedule.get_last_lr()[0]))
             optimizer.step()
             schedule.step()

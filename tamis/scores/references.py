@@ -5,6 +5,7 @@ earlier turns before x; a *query* is a reference row that the rows of the pool a
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from tamis.language.encoding import Encoding, join_rows, put_before
 from tamis.language.packing import Group, bucket_spans, packed_attention, plan_packs, ready
 from tamis.language.prefixes import check_demos, encode_prefix
 from tamis.language.rendering import encode_conversations, encode_shown
+from tamis.memory import fitting
 
 
 def draw_demos(rows: int, count: int, seed: int) -> Int64[np.ndarray, " demo"]:
@@ -111,10 +113,14 @@ def mean_states(model: nn.Module, rows: Encoding, pack_tokens: int) -> Float32[n
     Args:
         model: a causal language model in eval mode, with transformers' attention interface.
         rows: what is read, up to the last answer of each.
-        pack_tokens: tokens per forward pass; a single longer row is still run whole.
+        pack_tokens: tokens per forward pass, fewer where memory is short; a single longer row is still run whole.
 
     Cost: a forward pass over all rows, without the head.
     """
+    return fitting("pack_tokens", pack_tokens, partial(_mean_states, model, rows))
+
+
+def _mean_states(model: nn.Module, rows: Encoding, pack_tokens: int) -> Float32[np.ndarray, "row width"]:
     found = np.empty((len(rows), model.get_input_embeddings().embedding_dim), np.float32)
     whole = Group([], [rows.row(place)[-1:] for place in range(len(rows))])
     device = next(model.parameters()).device

@@ -7,6 +7,7 @@ the gradient is that of padded rows, at about 0.6 of their cost on short chats.
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 
 from tamis.language.encoding import Encoding
 from tamis.language.packing import Group, bucket_spans, group_rows, plan_packs
+from tamis.memory import fitting
+
+PASSED = "rows per training pass"  # what is halved where memory is short
 
 
 def plan_steps(rows: int, batch_rows: int, epochs: int, seed: int) -> list[Int[np.ndarray, " _"]]:
@@ -146,6 +150,49 @@ def step_loss(network: nn.Module, rows: Encoding, loss_per: str = "row") -> Floa
     inputs = {name: one.to(device) if isinstance(one, Tensor) else one for name, one in inputs.items()}
     labels = inputs.pop("labels")
     return response_loss(network(**inputs, use_cache=False).logits, labels, loss_per)
+
+
+def backward(
+    network: nn.Module, rows: Encoding, loss_per: str = "row", *, rank: int = 0, of: int = 1
+) -> Float[Tensor, ""]:
+    """Set the gradient of what is trained to that of a step's loss (`step_loss`), and return the loss, in nats.
+
+    Rows are passed together; where memory is short in several parts, each weighted by its share of what counts in the
+    loss, so that the gradient is the same but for rounding. Of several processes each passes every so-manieth row; the
+    mean of their gradients and of their losses, as data-parallel training forms it, is that of one process.
+
+    Args:
+        network: with packed attention.
+        rows: of the step.
+        loss_per: `row` or `token`.
+        rank: of this process.
+        of: how many processes there are.
+
+    Raises:
+        MemoryShort: a single row does not fit.
+    """
+    counts = rows.answer_tokens if loss_per == "token" else np.ones(len(rows))
+    own = np.arange(len(rows))[rank::of]
+    idle = not len(own)  # it has no row, but others wait for its gradient
+    weights = np.zeros(len(rows)) if idle else counts * of / counts.sum()
+
+    def run(size: int) -> Float[Tensor, ""]:
+        network.zero_grad()
+        passed = np.arange(1) if idle else own
+        parts = [passed[start : start + size] for start in range(0, len(passed), size)]
+        total = torch.zeros(())
+        for number, part in enumerate(parts, start=1):
+            with network.no_sync() if of > 1 and number < len(parts) else nullcontext():
+                loss = step_loss(network, rows.pick(part), loss_per)
+                weight = weights[part].sum()
+                if weight != 1.0:
+                    loss = loss * weight
+                loss.backward()
+            total = total.to(loss.device) + loss.detach()
+        return total
+
+    size = max(1, len(own))
+    return run(size) if of > 1 else fitting(PASSED, size, run)  # others would wait for one that begins anew
 
 
 def final_loss(losses: Sequence[float]) -> float:

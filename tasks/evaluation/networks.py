@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from tamis.language import packing
 from tamis.language.encoding import Encoding
 from tamis.language.packing import NonFiniteError, score_rows
+from tamis.memory import fitting
 from tasks import models
 from tasks.artifacts.tables import digest_code
 from tasks.evaluation.inputs import EvaluationError, Run
@@ -72,7 +74,7 @@ def generate(
     network.generation_config = GenerationConfig(
         do_sample=False, max_new_tokens=new_tokens, eos_token_id=list(ends), pad_token_id=tokenizer.pad_token_id
     )
-    ids = _continue(network, questions, tokenizer.pad_token_id)
+    ids = fitting("questions per batch", len(questions), partial(_continue_parts, network, questions, tokenizer))
     texts = (text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True))
     return list(zip(texts, (not set(row) & set(ends) for row in ids.tolist()), strict=True))
 
@@ -86,6 +88,16 @@ def count_shared(questions: Sequence[np.ndarray]) -> int:
     length = min(map(len, questions)) - 1
     same = np.all([question[:length] == questions[0][:length] for question in questions], axis=0)
     return length if same.all() else int(np.argmin(same))
+
+
+def _continue_parts(
+    network: PreTrainedModel, questions: Sequence[np.ndarray], tokenizer: Any, size: int
+) -> torch.Tensor:
+    """Return the tokens that follow every question, of at most so many at once, padded at their end."""
+    pad = tokenizer.pad_token_id
+    parts = [_continue(network, questions[start : start + size], pad) for start in range(0, len(questions), size)]
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=pad) for part in parts])
 
 
 @torch.inference_mode()

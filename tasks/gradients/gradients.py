@@ -15,8 +15,8 @@ model against autograd by the group, at the price of as many passes as groups. I
 trains all weights, nor the model and its activations.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,11 +29,11 @@ from transformers import PreTrainedModel
 
 from tamis.gradients.interaction import diagnose, measure, score_parameters
 from tamis.gradients.layers import cover
-from tamis.gradients.per_example import TOLERANCE, accumulate, score_second
+from tamis.gradients.per_example import TOLERANCE, Interaction, accumulate, score_second
 from tamis.gradients.row_sums import RowSums
+from tamis.language.batches import Batch
 from tasks import models
 from tasks.artifacts import stores
-from tasks.artifacts.locks import locked
 from tasks.artifacts.tables import Provenance, digest, digest_inputs, write_json, write_table
 from tasks.artifacts.tensors import read, stream
 from tasks.folders import Folders
@@ -50,6 +50,7 @@ from tasks.gradients.row_scores import (
     tabulate_scores,
     tabulate_sketches,
 )
+from tasks.gradients.scratch import at_work, clear_others
 from tasks.gradients.settings import GradientsSettings
 from tasks.gradients.warmup import (
     CODE,
@@ -71,7 +72,6 @@ from tasks.shares import Map, own, refuse_unfinished
 
 SCORERS = {"dualsft": "total", "fisher": "fisher"}  # of parameters; the file that has their shapes
 BY_ROWS = ("dualsft", "dualsft_cover")  # selectors of rows that read phi_data, the second one sketches, too
-IN_USE = "lock"  # in the scratch folder: who works there shares it
 NO_PART = ("fisher_rows",)  # of what determines phi_data and phi_param
 
 
@@ -126,7 +126,7 @@ def write_gradients(
         how = {"settings": settings, "runtime": runtime, "loss_per": loss_per, "scores_rows": scores_rows}
         works, sets = open_work(source, scratch, store, model, **how)
     found: dict[str, Scored] = {}
-    with at_work(scratch) if works else nullcontext():
+    with at_work(scratch, ends=clear_caches) if works else nullcontext():
         if "dualsft" in kinds:
             found["dualsft"] = score_pool(works, sets, selector, map)
         if "fisher" in kinds:
@@ -162,26 +162,8 @@ def open_work(
         files = plan_files(scratch, sets, model, settings, loss_per=loss_per, names=names)
         folder = stores.store_folder(store, *_name_terms(files, settings))
         works.append(Work(source, known, files, folder, model, settings, runtime, loss_per, scores_rows, names))
-    clear_others(Path(scratch), [IN_USE, *(path.stem for work in works for path in work.files)])
+    clear_others(Path(scratch), [path.stem for work in works for path in work.files])
     return works, sets
-
-
-def clear_others(scratch: Path, kept: Collection[str]) -> None:
-    """Delete what the scratch folder holds besides files whose names begin so, where no other process is at work."""
-    with suppress(BlockingIOError), locked(scratch / IN_USE, refusal=BlockingIOError()):
-        for path in scratch.glob("*"):
-            if path.name.partition(".")[0] not in kept:
-                path.unlink()
-
-
-@contextmanager
-def at_work(scratch: Path) -> Iterator[None]:
-    """Keep others from clearing the scratch folder; afterwards drop what this process keeps between shards."""
-    try:
-        with locked(scratch / IN_USE, shared=True):
-            yield
-    finally:
-        clear_caches()
 
 
 def _name_terms(files: Files, settings: GradientsSettings) -> list[Any]:
@@ -267,13 +249,28 @@ def add_shard(shard: Work) -> int:
     with model_lock:
         first = shard.scores_rows and shard.settings.order == "first"
         u = read_direction(replace(shard, start=0)) if first else None
-        with warmup.timed(shard, sets, places) as (network, batches, facts):
-            rows = None if u is None else watch_rows(shard, network, len(places))
-            found = accumulate(network, batches, u, keep=shard.names, loss_per=shard.loss_per, rows=rows)
+        (found, rows), facts = warmup.passed(shard, sets, places, partial(sum_rows, shard, u=u, count=len(places)))
     if rows is not None:
         keep_rows(shard, [sets.ids[place] for place in places], found, rows, seconds=0.0)  # those of G
     sums.add(shard.files.total, shard.start, found.G, {"rows": len(places), **facts})
     return len(places)
+
+
+def sum_rows(
+    shard: Work,
+    network: PreTrainedModel,
+    batches: list[Batch],
+    *,
+    u: Mapping[str, Tensor] | None,
+    count: int,
+    again: bool = False,
+) -> tuple[Interaction, RowSums | None]:
+    """Return what a pass, or the second one, over so many rows gives, and their norms and sketches where u scores."""
+    rows = None if u is None else watch_rows(shard, network, count)
+    how = {"loss_per": shard.loss_per, "rows": rows}
+    if again:
+        return score_second(network, batches, u, **how), rows
+    return accumulate(network, batches, u, keep=shard.names, **how), rows
 
 
 def watch_rows(work: Work, network: PreTrainedModel, rows: int) -> RowSums:
@@ -301,9 +298,9 @@ def score_shard(shard: Work) -> int:
     sets = read_sets(shard.source, shard.digest, shard.model, shard.settings)
     with model_lock:
         u = read_direction(replace(shard, places=()))
-        with warmup.timed(shard, sets, shard.places) as (network, batches, facts):
-            rows = watch_rows(shard, network, len(shard.places))
-            found = score_second(network, batches, u, loss_per=shard.loss_per, rows=rows)
+        (found, rows), facts = warmup.passed(
+            shard, sets, shard.places, partial(sum_rows, shard, u=u, count=len(shard.places), again=True)
+        )
     keep_rows(shard, [sets.ids[place] for place in shard.places], found, rows, seconds=facts["seconds"])
     return len(shard.places)
 

@@ -12,13 +12,12 @@ import hashlib
 import json
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -35,8 +34,9 @@ from tamis.language import batches, packing
 from tamis.language.batches import Batch, plan_batches
 from tamis.language.encoding import Encoding, refuse_long
 from tamis.language.packing import packed_attention, verify_packing
+from tamis.memory import fitting
 from tamis.training import steps as training_steps
-from tamis.training.steps import final_loss, optimise, plan_steps, step_loss
+from tamis.training.steps import backward, final_loss, optimise, plan_steps
 from tasks import models
 from tasks.artifacts.locks import locked
 from tasks.artifacts.row_sets import read_sets as read_row_sets
@@ -64,6 +64,9 @@ SOURCES = (
 READ = ("ground", "target", "validation")  # sets of the examples that the rows are of
 DRAWN = {"dualsft": ("pool", "validation", "warmup", "anchors"), "fisher": ("pool", "fisher")}  # sets that each reads
 CODE = digest_code(*SOURCES, sys.modules[__name__])  # what figures depend on, as imported
+
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -233,14 +236,14 @@ def prepare(work: Work, sets: Sets) -> None:
         if not (files.weights.exists() and files.moments.exists()):
             train(work, sets)
         if not files.v_new.exists():
-            with timed(work, sets, sets.validation) as (network, batches, facts):
-                v_new = validation_gradient(network, batches, work.names, work.loss_per)
+            steered = partial(validation_gradient, keep=work.names, loss_per=work.loss_per)
+            v_new, facts = passed(work, sets, sets.validation, steered)
             write(v_new, files.v_new, facts)
         if not files.v_prior.exists():
             teacher = load(work.model)
             how = {"confidence": work.settings.confidence, "tau": work.settings.temperature, "loss_per": work.loss_per}
-            with timed(work, sets, sets.anchors) as (network, batches, facts):
-                found = preservation_gradient(network, teacher, batches, **how, keep=work.names)
+            preserved = partial(preservation_gradient, keep=work.names, teacher=teacher, **how)
+            found, facts = passed(work, sets, sets.anchors, lambda network, rows: preserved(network, batches=rows))
             told = {"preservation_loss": found.loss, "mean_confidence": float(found.weights.mean())}
             write(found.v_prior, files.v_prior, facts | told)
 
@@ -251,8 +254,8 @@ def compute_fisher(work: Work, sets: Sets) -> int:
     with locked(work.files.fisher.with_suffix(".lock")), model_lock:
         if work.files.fisher.exists():
             return 0
-        with timed(work, sets, sets.fisher, warm=False) as (network, batches, facts):
-            found = fisher_information(network, batches, work.names, work.loss_per)
+        squared = partial(fisher_information, keep=work.names, loss_per=work.loss_per)
+        found, facts = passed(work, sets, sets.fisher, squared, warm=False)
         write(found, work.files.fisher, facts)
     return len(sets.fisher)
 
@@ -308,43 +311,42 @@ def run_steps(network: PreTrainedModel, rows: Encoding, work: Work) -> tuple[tor
     losses = []
     with packed_attention(network):
         for number, places in enumerate(steps, start=1):
-            loss = step_loss(network, rows.pick(places), work.loss_per)
+            loss = backward(network, rows.pick(places), work.loss_per)
             if not torch.isfinite(loss):
                 raise ValueError(
-                    f"the warm-up's loss is {float(loss.detach())} at step {number} of {len(steps)}; lower "
+                    f"the warm-up's loss is {float(loss)} at step {number} of {len(steps)}; lower "
                     "gradients.learning_rate, or check the model's weights"
                 )
-            loss.backward()
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            losses.append(float(loss.detach()))
+            losses.append(float(loss))
     return optimizer, losses
 
 
-@contextmanager
-def timed(
-    work: Work, sets: Sets, places: Sequence[int], warm: bool = True
-) -> Iterator[tuple[PreTrainedModel, list[Batch], dict]]:
-    """Yield the model at the checkpoint (`warm`) or the base model, batches of rows, and a dict that gets the seconds
-    that the work took.
+def passed(
+    work: Work, sets: Sets, places: Sequence[int], run: Callable[[PreTrainedModel, list[Batch]], R], warm: bool = True
+) -> tuple[R, dict[str, float]]:
+    """Return what `run` makes of rows and the model, at the checkpoint (`warm`) or the base model, and the seconds.
+
+    It is given the rows in batches; and again, in smaller ones, where memory was short.
 
     Raises:
         ValueError: a gradient is not finite, with the ids of its rows.
     """
     weights = work.files.weights if warm else None
-    network, facts = load_trained(work.model, weights, work.runtime.block_parameters), {}
-    batches, start = lay_out(sets.encoding.pick(places), work.runtime.pack_tokens), perf_counter()
+    network, rows = load_trained(work.model, weights, work.runtime.block_parameters), sets.encoding.pick(places)
+    start = perf_counter()
     try:
         with models.multiplying(work.model):
-            yield network, batches, facts
+            found = fitting("pack_tokens", work.runtime.pack_tokens, lambda size: run(network, lay_out(rows, size)))
     except GradientError as error:
         ids = [sets.ids[places[example]] for example in error.examples]
         raise ValueError(
             f"{len(ids)} of {len(places)} rows have a gradient that is not finite, first ids {ids[:3]}; take them out "
             "of the raw data, lower gradients.learning_rate, or check the model's weights"
         ) from error
-    facts["seconds"] = perf_counter() - start
+    return found, {"seconds": perf_counter() - start}
 
 
 def lay_out(rows: Encoding, pack_tokens: int) -> list[Batch]:

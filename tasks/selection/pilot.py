@@ -29,7 +29,7 @@ from tamis.language.packing import NonFiniteError, packed_attention, score_rows,
 from tamis.masks.sparse_adamw import RestrictedAdamW, freeze, indices, mask_gradients
 from tamis.submodular.budgets import Budget
 from tamis.training import pilot
-from tamis.training.steps import optimise, plan_steps, scale_rate, step_loss
+from tamis.training.steps import backward, optimise, plan_steps, scale_rate
 from tasks import models
 from tasks.artifacts.row_sets import read_set, read_sets
 from tasks.artifacts.tables import digest_code, write_json
@@ -191,12 +191,11 @@ def train(place: Place, brief: Brief, label: str) -> torch.nn.Module:
     network.train()
     with packed_attention(base), models.multiplying(place.model):
         for number, places in enumerate(steps, start=1):
-            loss = step_loss(network, brief.rows.pick(places), how.loss_per)
+            loss = backward(network, brief.rows.pick(places), how.loss_per)
             if not torch.isfinite(loss):
                 raise SelectionError(
-                    f"the pilot's loss of {label} is {float(loss.detach())} at step {number} of {len(steps)}; {WAY_OUT}"
+                    f"the pilot's loss of {label} is {float(loss)} at step {number} of {len(steps)}; {WAY_OUT}"
                 )
-            loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), LONGEST)
             optimizer.step()
             schedule.step()

@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from worlds.token_rows import encode_pairs, list_pairs
 
+from tamis import memory
 from tamis.language.packing import packed_attention
+from tamis.training import steps
 from tamis.training.steps import (
+    backward,
     collate,
     describe,
     final_loss,
@@ -221,3 +224,42 @@ def test_numbers_of_an_arm_that_draws_anew_count_each_row_once_and_its_tokens_as
     tokens = encoding.own_tokens
     assert (found["rows"], found["epochs"], found["steps"]) == (3, 2, 2)
     assert found["tokens"] == tokens[0] + tokens[1] + 2 * tokens[2]
+
+
+def gradients_of(network, encoding, loss_per, **how) -> tuple[float, list[torch.Tensor]]:
+    with packed_attention(network):
+        loss = backward(network, encoding, loss_per, **how)
+    return float(loss), [weight.grad.clone() for weight in network.parameters()]
+
+
+@pytest.mark.parametrize("loss_per", ["row", "token"])
+@pytest.mark.parametrize("largest", [1, 2, 3])
+def test_a_step_in_parts_has_the_gradient_of_the_whole(network, encoding, monkeypatch, loss_per, largest):
+    whole, expected = gradients_of(network, encoding, loss_per)
+    passed, real = [], steps.step_loss
+
+    def short(network, rows, loss_per):
+        if len(rows) > largest:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        passed.append(len(rows))
+        return real(network, rows, loss_per)
+
+    monkeypatch.setattr(steps, "step_loss", short)
+    loss, found = gradients_of(network, encoding, loss_per)
+    assert max(passed) < len(encoding) == sum(passed)
+    assert loss == pytest.approx(whole, rel=1e-6)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    (halving,) = memory.take_halvings()
+    assert (halving.what, halving.asked, halving.used) == (steps.PASSED, 4, {1: 1, 2: 2, 3: 2}[largest])
+
+
+@pytest.mark.parametrize("loss_per", ["row", "token"])
+@pytest.mark.parametrize("of", [2, 3, 5])
+def test_the_mean_over_processes_is_the_gradient_of_one(network, encoding, loss_per, of):
+    whole, expected = gradients_of(network, encoding, loss_per)
+    each = [gradients_of(network, encoding, loss_per, rank=rank, of=of) for rank in range(of)]
+    assert np.mean([loss for loss, _ in each]) == pytest.approx(whole, rel=1e-6)
+    for place, gradient in enumerate(expected):
+        mean = sum(found[place] for _, found in each) / of
+        torch.testing.assert_close(mean, gradient, rtol=1e-5, atol=1e-6)
