@@ -22,6 +22,7 @@ import numpy as np
 import peft
 import torch
 import transformers
+from accelerate import PartialState
 
 from tamis.language import packing
 from tamis.language.encoding import Encoding, refuse_long
@@ -35,10 +36,11 @@ from tasks.artifacts import schemas, tables
 from tasks.artifacts.row_sets import read_sets
 from tasks.artifacts.tables import ArtifactError
 from tasks.conversations import WRITERS, encode_rows
-from tasks.finetuning import mask_updates, trainer
+from tasks.finetuning import mask_updates, step_trainer, trainer
 from tasks.finetuning.costs import count_training
 from tasks.finetuning.finished import is_sound, seal
-from tasks.finetuning.trainer import Arm, FinetuningSettings, Recipe
+from tasks.finetuning.step_trainer import TrainingError
+from tasks.finetuning.trainer import Arm, FinetuningSettings, Recipe, Trained
 from tasks.folders import Folders
 from tasks.gradients import warmup
 from tasks.gradients.settings import GradientsSettings
@@ -47,9 +49,10 @@ from tasks.masks.sparse_deltas import replacing_folder
 from tasks.model_files import describe_base, write_base
 from tasks.settings import RuntimeSettings
 
+FINISHED = "finished"  # folder of a trained arm in its home
 UNPUBLISHED = ("losses", "seconds")  # of what is known of an arm
 LIBRARIES = (torch, transformers, peft, accelerate)  # another release of one of them starts an arm anew
-CODE = tables.digest_code(steps, packing, *WRITERS, models, sparse_deltas, trainer, sys.modules[__name__])
+CODE = tables.digest_code(steps, packing, *WRITERS, models, sparse_deltas, trainer, step_trainer, sys.modules[__name__])
 MASKED = tables.digest_code(sparse_adamw, tensor_layout, topk, mask_tables, mask_updates)  # of method masked alone
 
 
@@ -91,10 +94,10 @@ def write_finetuning(
         ValueError: a row that is too long; an arm without rows; a budget that the pool cannot keep; a mask of another
             model.
     """
-    examples, subset, previous = folders.here.examples, folders.here.selection, folders.before.finetuning
+    examples, subset = folders.here.examples, folders.here.selection
     out, scratch, version = folders.here.finetuning, folders.scratch, folders.here.version
     source, files = examples / "examples.parquet", ["subset.parquet"]
-    recipe = Recipe(model, settings, trainer.find_start(previous, model, settings))
+    recipe = find_recipe(folders, model, settings)
     if settings.method == "masked":
         restriction = mask_updates.read_restriction(
             source,
@@ -109,7 +112,7 @@ def write_finetuning(
     pool = read_pool(examples, subset, model, settings)
     arms = plan_arms(pool, recipe)
     clear(scratch, keep={arm.key for arm in arms})
-    found = sum((scratch / arm.key / "finished").exists() for arm in arms)
+    found = sum((scratch / arm.key / FINISHED).exists() for arm in arms)
     homes = {arm.label: finish_arm(arm, pool, scratch / arm.key, recipe) for arm in arms}
     inputs = tables.digest_inputs(source, *(subset / file for file in files))
     inputs |= recipe.start.digest if recipe.start else {}
@@ -119,6 +122,37 @@ def write_finetuning(
     training = {label: {"seconds": seconds[label], "flops": flops[label]} for label in flops}
     costs = {"training": training, "full_flops": count_full(pool, arms[0].seed, recipe)}
     return {"arms_trained": len(arms) - found, "arms_found": found} | costs | models.note_products(model)
+
+
+def find_recipe(folders: Folders, model: models.ModelChoice, settings: FinetuningSettings) -> Recipe:
+    """Return what all arms share, but for a mask."""
+    return Recipe(model, settings, trainer.find_start(folders.before.finetuning, model, settings))
+
+
+def train_arms(folders: Folders, *, model: models.ModelChoice, settings: FinetuningSettings) -> None:
+    """Train the arms that are not finished together with other processes (`accelerate launch`), into scratch.
+
+    Raises:
+        TrainingError: method masked; and as `write_finetuning`.
+    """
+    if settings.method == "masked":
+        raise TrainingError(
+            "finetuning.method is masked, which is trained on one device: `tamis run` does; lora and full are trained "
+            "on several"
+        )
+    state, recipe = PartialState(cpu=models.device(model).type == "cpu"), find_recipe(folders, model, settings)
+    pool = read_pool(folders.here.examples, folders.here.selection, model, settings)
+    for arm in plan_arms(pool, recipe):
+        home = folders.scratch / arm.key
+        if state.is_main_process:
+            drop_damaged(arm, home / FINISHED)
+        state.wait_for_everyone()
+        if (home / FINISHED).exists():
+            continue
+        trained = trainer.train(arm, pool.encoding, home / "checkpoints", recipe)
+        if state.is_main_process:
+            keep_arm(trained, arm, pool, home / FINISHED, recipe)
+        state.wait_for_everyone()
 
 
 def count_full(pool: Pool, seed: int, recipe: Recipe) -> int:
@@ -211,26 +245,36 @@ def finish_arm(arm: Arm, pool: Pool, home: Path, recipe: Recipe) -> Path:
     It holds `weights/`, with the ids of the rows that made them, and `log.json`; checkpoints beside it are removed once
     it is whole.
     """
-    finished = home / "finished"
-    if finished.exists() and not is_sound(finished):
-        warnings.warn(f"{finished}, arm {arm.label}, was damaged and is trained again", stacklevel=2)
-        shutil.rmtree(finished)
+    finished = home / FINISHED
+    drop_damaged(arm, finished)
     if not finished.exists():
         try:
             trained = trainer.train(arm, pool.encoding, home / "checkpoints", recipe)
-            with replacing_folder(finished) as part:
-                facts = trainer.save(trained, part / "weights", arm, recipe)
-                tables.write_json(arm.ids, part / "weights/rows.json")
-                write_base(part / "weights", recipe.model.name, recipe.model.revision)
-                record = steps.describe(pool.encoding, [arm.rows[each] for each in arm.epochs], trained.losses)
-                record |= {"replayed": arm.replayed, "seconds": round(trained.seconds, 3)}
-                tables.write_json(record | facts, part / "log.json")
-                seal(part)
+            keep_arm(trained, arm, pool, finished, recipe)
         except Exception as error:
             error.add_note(f"arm {arm.label}; the next run goes on from what {home.parent} holds")
             raise
     shutil.rmtree(home / "checkpoints", ignore_errors=True)
     return finished
+
+
+def drop_damaged(arm: Arm, finished: Path) -> None:
+    """Remove a finished arm that is not as it was sealed."""
+    if finished.exists() and not is_sound(finished):
+        warnings.warn(f"{finished}, arm {arm.label}, was damaged and is trained again", stacklevel=2)
+        shutil.rmtree(finished)
+
+
+def keep_arm(trained: Trained, arm: Arm, pool: Pool, finished: Path, recipe: Recipe) -> None:
+    """Write a trained arm, whole or not at all, and seal it."""
+    with replacing_folder(finished) as part:
+        facts = trainer.save(trained, part / "weights", arm, recipe)
+        tables.write_json(arm.ids, part / "weights/rows.json")
+        write_base(part / "weights", recipe.model.name, recipe.model.revision)
+        record = steps.describe(pool.encoding, [arm.rows[each] for each in arm.epochs], trained.losses)
+        record |= {"replayed": arm.replayed, "seconds": round(trained.seconds, 3)}
+        tables.write_json(record | facts, part / "log.json")
+        seal(part)
 
 
 def describe_start(recipe: Recipe) -> dict[str, Any]:

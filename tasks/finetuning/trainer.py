@@ -7,9 +7,8 @@ optimiser and schedule. What the Trainer writes with torch.save (optimiser, rand
 
 import gc
 import json
-import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ import peft
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.trainer_callback import ProgressCallback
 
 from tamis.language import packing
@@ -34,14 +33,11 @@ from tasks.artifacts.tables import ArtifactError
 from tasks.finetuning import mask_updates
 from tasks.finetuning.mask_updates import MaskedTraining, Rescorer, Restriction
 from tasks.finetuning.settings import FinetuningSettings
+from tasks.finetuning.step_trainer import ArmProgress, StepTrainer, TrainingError
 from tasks.masks import sparse_deltas
 from tasks.model_files import refuse_other_base
 
 GOES_ON = {("lora", "lora"), ("full", "full"), ("masked", "masked"), ("masked", "full")}  # method before, and now
-
-
-class TrainingError(ValueError):
-    """An arm cannot be trained."""
 
 
 @dataclass(frozen=True)
@@ -169,18 +165,14 @@ def train(arm: Arm, encoding: Encoding, checkpoints: Path, recipe: Recipe) -> Tr
     device = next(base.parameters()).device
     inside, callbacks = restrict(base, arm, encoding, checkpoints, recipe)
 
-    def collate(items: Sequence[np.ndarray]) -> dict[str, Any]:
-        return training_steps.collate(encoding.pick(arm.rows[items[0]]), device)
-
     with saving(arm.label, checkpoints), packing.packed_attention(base), sparse_deltas.quiet_peft(), models.quiet():
-        trainer = Trainer(
+        trainer = StepTrainer(
+            encoding.pick(arm.rows),
+            settings.loss_per,
             model=network,
             args=_arguments(arm.seed, checkpoints, device, settings),
-            data_collator=collate,
+            data_collator=lambda items: {"places": items[0]},
             train_dataset=steps,
-            compute_loss_func=lambda outputs, labels, **_: training_steps.response_loss(
-                outputs.logits, labels, settings.loss_per
-            ),
             callbacks=callbacks,
             optimizers=_optimise(network, inside, len(steps), settings),
         )
@@ -256,38 +248,6 @@ def saving(label: str, checkpoints: Path) -> Iterator[None]:
             f"arm {label}: a checkpoint could not be written to {checkpoints}: {error}; whole ones and finished arms "
             "are kept. Free space on that disk or move the project, then run again"
         ) from error
-
-
-class ArmProgress(ProgressCallback):
-    """A bar on stderr with the arm's name and loss; stops the training at a loss that is not finite."""
-
-    def __init__(self, label: str) -> None:
-        super().__init__()
-        self.label = label
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        """Open the bar."""
-        super().on_train_begin(args, state, control, **rest)
-        self.training_bar.set_description(self.label)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        """Move the bar; no checkpoint after the last step, as the arm itself is written next."""
-        super().on_step_end(args, state, control, **rest)
-        if state.global_step >= state.max_steps:
-            control.should_save = False
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
-        """Show the loss."""
-        loss = (logs or {}).get("loss")
-        if loss is None:
-            return
-        if not math.isfinite(loss):
-            self.training_bar.close()
-            raise TrainingError(
-                f"arm {self.label}: the loss is {loss} at step {state.global_step} of {state.max_steps}; "
-                "lower finetuning.learning_rate or set models.dtype: float32"
-            )
-        self.training_bar.set_postfix(loss=f"{loss:.3f}")
 
 
 def last_checkpoint(checkpoints: Path) -> Path | None:
