@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from flows.workers import AUTO, opened
 from tasks.artifacts.locks import locked
 
 LOCK = Path(".cache/flow.lock")
+LEFT_OVER = (".part", ".tmp")  # endings of files in the making
 PAUSE = 2.0  # seconds between looks at a stage that another process holds
 
 T = TypeVar("T")
@@ -130,6 +131,7 @@ def bring(planned: Planned, loaded: Mapping[str, str], shards: Shards) -> tuple[
         InputsChanged: a module, another file or a parameter of the stage was edited; nothing is recorded.
         Busy: another process is at work on the same paths.
     """
+    clear_left(planned)
     found = dvc_state.probe(planned.address)
     if found.state != "stale":
         return found.state, dvc_state.files(planned.address)
@@ -141,6 +143,16 @@ def bring(planned: Planned, loaded: Mapping[str, str], shards: Shards) -> tuple[
         refuse_edited(planned.address, loaded)
         dvc_state.record(planned.address, found.inputs)
     return "computed", dvc_state.files(planned.address)
+
+
+def clear_left(planned: Planned) -> None:
+    """Delete what a crash left beside a stage's artifacts: files in the making, ours and DVC's, that nobody makes."""
+    places = {Path(path).parent for path in planned.outputs}
+    left = [path for place in places for path in place.glob(".*") if path.suffix in LEFT_OVER]
+    if left:
+        with suppress(dvc_state.Busy), dvc_state.claim(planned.address):
+            for path in left:
+                path.unlink(missing_ok=True)
 
 
 def tell_waiting(address: str, error: dvc_state.Busy) -> None:
