@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from flows import params
 from flows.environment import tell_other_libraries
 from flows.graph import dvc_files, dvc_state, revisions
@@ -62,13 +64,15 @@ def replay(version: str, revision: str | None = None) -> list[Replayed]:
         project = clone / inside
         _bring_inputs(project, version, cache)
         (project / dvc_files.place_lock(version)).unlink()
+        outs = [out for stage in recorded.values() for out in stage.get("outs", ())]
+        runs = _read_runs(outs, cache)
+        set_runtime(project / "params.yaml", runs)
         before = {path: path.read_bytes() for path in project.glob(f"data/*/version={version}/*.json")}
         say(f"running {version} again, as recorded at {revision}; nothing of earlier computations is used")
         _call([sys.executable, "-m", "flows.cli", "run", version, "--engine", "local"], project)
         made = dvc_files.parse_lock((project / dvc_files.place_lock(version)).read_text(encoding="utf-8"))
-        outs = [out for stage in recorded.values() for out in stage.get("outs", ())]
         now = {out["path"]: out["md5"] for stage in made.values() for out in stage.get("outs", ())}
-        libraries = _find_libraries(outs, cache)
+        libraries = next((run["libraries"] for run in runs if "libraries" in run), {})
         for line in filter(None, [tell_other_libraries(libraries)]):
             say(line)
         places = {out["path"]: _place(out, cache, before, project) for out in outs}
@@ -122,13 +126,28 @@ def _call(command: Sequence[str], folder: Path) -> None:
         raise ReplayError(f"`{' '.join(command)}` ended with status {done.returncode}; what it said stands above")
 
 
-def _find_libraries(outs: Sequence[Mapping[str, Any]], cache: Path) -> dict[str, str]:
-    """Return the libraries that the recorded run was made with, where DVC's cache still has that."""
-    for out in outs:
-        place = dvc_files.place_object(cache, out["md5"])
-        if Path(out["path"]).name == OWN and place.exists():
-            return json.loads(place.read_text(encoding="utf-8")).get("libraries", {})
-    return {}
+def _read_runs(outs: Sequence[Mapping[str, Any]], cache: Path) -> list[dict[str, Any]]:
+    """Return what the recorded stages said of their runs, those that DVC's cache still has."""
+    places = [dvc_files.place_object(cache, out["md5"]) for out in outs if Path(out["path"]).name == OWN]
+    return [json.loads(place.read_text(encoding="utf-8")) for place in places if place.exists()]
+
+
+def set_runtime(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
+    """Let a params.yaml cut the work as recorded runs did, with what they halved: equal sizes give equal bits.
+
+    Args:
+        path: of params.yaml.
+        runs: what stages said of their runs.
+    """
+    runtime: dict[str, Any] = {}
+    for run in runs:
+        runtime |= run.get("runtime", {})
+    for halving in (halving for run in runs for halving in run.get("halved", ())):
+        if halving["what"] in runtime:
+            runtime[halving["what"]] = min(runtime[halving["what"]], halving["used"])
+    if runtime:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        path.write_text(yaml.safe_dump({**values, "runtime": runtime}, sort_keys=False), encoding="utf-8")
 
 
 def _place(out: Mapping[str, Any], cache: Path, before: Mapping[Path, bytes], project: Path) -> dict[str, Path | bytes]:

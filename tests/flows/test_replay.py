@@ -107,3 +107,24 @@ def test_raw_data_that_dvc_holds_come_out_of_its_cache(project, tmp_path):
     (tmp_path / "data/raw.dvc").touch()
     assert replay._point(tmp_path, Path("data/raw/v1")) == Path("data/raw.dvc")
     assert replay._point(tmp_path, Path("other/v1")) is None
+
+
+def test_work_is_cut_as_the_recorded_run_cut_it(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("models: {language: a}\nruntime: {pack_tokens: 4096}\n")
+    runs = [
+        {"runtime": {"pack_tokens": 2048, "shard_rows": 64}, "halved": []},
+        {
+            "runtime": {"pack_tokens": 2048, "shard_rows": 64},
+            "halved": [
+                {"what": "pack_tokens", "asked": 2048, "used": 512},
+                {"what": "rows per training pass", "asked": 8, "used": 2},
+            ],
+        },
+        {},
+    ]
+    replay.set_runtime(path, runs)
+    found = yaml.safe_load(path.read_text())
+    assert found == {"models": {"language": "a"}, "runtime": {"pack_tokens": 512, "shard_rows": 64}}
+    replay.set_runtime(path, [{}])
+    assert yaml.safe_load(path.read_text()) == found
