@@ -206,7 +206,7 @@ class Plain:
 
         from flows.drive import bring
 
-        def run(planned, loaded, wait_for, return_state):
+        def run(planned, loaded, shards, wait_for, return_state):
             _, files = bring(planned, loaded, lambda function, items, label: map(function, items))
             return Completed(data=files)
 

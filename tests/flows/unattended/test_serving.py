@@ -190,7 +190,7 @@ def test_what_became_of_each_version_is_an_artifact_and_a_refused_one_fails_the_
     )
     enter(project, monkeypatch)
     with importing_from(project.root):
-        state = schedule.scheduled("threads", 1, return_state=True)
+        state = schedule.scheduled("threads", "1", return_state=True)
     assert state.is_failed()
     assert project.git("tag", "--list").split() == ["refused-v1"]
     with get_client(sync_client=True) as client:
@@ -201,6 +201,6 @@ def test_what_became_of_each_version_is_an_artifact_and_a_refused_one_fails_the_
 
 def test_error_of_a_scheduled_run_is_said_where_it_is_served(project, server, capsys):
     project.edit("small/letters.py", "import os", "import os  # edited")
-    state = schedule.scheduled("threads", 1, return_state=True)
+    state = schedule.scheduled("threads", "1", return_state=True)
     assert state.is_failed()
     assert "error: 1 file with changes that are not committed, first small/letters.py; " in capsys.readouterr().err
