@@ -6,9 +6,9 @@ A copy of this project with a toy model runs its first ten versions, each contin
 artifacts and dvc.lock files are real; later ones are copies of the tenth, under their own names. The commands are whole
 processes that name the last version; a record is `dvc_state.record` of one of its stages, the slowest of the nine. Each
 is the median of three; beside the seconds that passed stand those of a processor, which other work on the machine does
-not change. An exponent is that of growth from ten versions to all; `growth_exponent` is the largest of all
-three, in seconds of a processor. `probed_stages` are those whose state `status` asks DVC for. Returns 1 where a goal is missed: 3 s, 5 s, 1 s and
-0.3.
+not change. An exponent is that of growth from ten versions to all; `growth_exponent` is the largest of all three, of a
+processor's seconds. `probed_stages` are those whose state `status` asks DVC for. Returns 1 where a goal is missed: 3 s,
+5 s, 1 s and 0.3.
 """
 
 import argparse
