@@ -3,6 +3,9 @@
 import gzip
 import io
 import json
+import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from worlds.projects import environment
 from worlds.toys import toy_tokenizer
 
 from tamis.language.chat_templates import Template
@@ -18,6 +22,7 @@ from tasks.examples.files import ExamplesError, list_files
 from tasks.examples.reading import Facts, Reader, read_files
 from tasks.examples.settings import ExamplesSettings
 
+TESTS = Path(__file__).parents[2]
 TEMPLATE = Template(toy_tokenizer())
 PAIRS = [{"prompt": f"what is {place}", "response": f"it is {place}"} for place in range(3)]
 CHATS = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}] * 2
@@ -107,3 +112,18 @@ def test_damaged_files_are_read_or_refused_by_name(file):
 @given(damaged())
 def test_many_damaged_files_are_read_or_refused_by_name(file):
     check(*file)
+
+
+@pytest.mark.slow
+def test_guided_by_coverage_no_line_is_found_that_is_neither_read_nor_refused():
+    """Needs `pip install atheris`, which has wheels for Linux alone."""
+    pytest.importorskip("atheris")
+    folders = [TESTS, TESTS / "tasks/examples", TESTS.parent]
+    done = subprocess.run(
+        [sys.executable, "-m", "worlds.fuzz_lines", "-runs=20000", "-max_len=400", "-seed=1"],
+        env=environment(PYTHONPATH=os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Done 20000 runs" in done.stderr
