@@ -54,4 +54,5 @@ def find_fresh(versions: Sequence[str], tell: Tell | None) -> list[Outcome]:
     for version, stages in end_versions(planned).values():
         if tell:
             tell(version, stages)
-    return [Outcome(one.address, "fresh", 0.0, tuple(dvc_state.files(one.address))) for one in planned]
+    files = dvc_state.list_files([one.address for one in planned])
+    return [Outcome(one.address, "fresh", 0.0, tuple(files[one.address])) for one in planned]

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from flows import params
 from flows.environment import tell_other_libraries
 from flows.graph import dvc_files, dvc_state, revisions
@@ -146,8 +144,7 @@ def set_runtime(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
         if halving["what"] in runtime:
             runtime[halving["what"]] = min(runtime[halving["what"]], halving["used"])
     if runtime:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        path.write_text(yaml.safe_dump({**values, "runtime": runtime}, sort_keys=False), encoding="utf-8")
+        path.write_text(json.dumps({**params.load(path), "runtime": runtime}), encoding="utf-8")  # JSON is YAML, too
 
 
 def _place(out: Mapping[str, Any], cache: Path, before: Mapping[Path, bytes], project: Path) -> dict[str, Path | bytes]:

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +28,7 @@ from scmrepo.exceptions import SCMError as GitError
 
 from flows import model_records, params
 from flows.graph import aside, dvc_files, dvc_locks
-from flows.graph.stages import GRAPH, PARAMS, Planned, in_order, read_graph
+from flows.graph.stages import GRAPH, PARAMS, Planned, in_order, read_graph, read_of_others
 from flows.interrupts import LIMIT, cleaning, whole
 from flows.stage import refuse_moved, say
 
@@ -91,14 +90,9 @@ def plan(versions: Iterable[str] = ()) -> list[Planned]:
     chosen = set(versions or known)
     before = {graph[up].version for one in graph.values() if one.version in chosen for up in one.upstream}
     revisions.mend_lock_files(chosen | before)
-    while foreign := _read_of_others(graph, chosen):
-        lacking = {address for address, paths in foreign.items() if not _as_recorded(address, paths)}
-        if not lacking:
-            break
+    while lacking := _find_lacking(read_of_others(graph, chosen)):
         chosen |= {graph[address].version for address in lacking}
-    asked = [
-        address for version in known if version in chosen for address in graph if graph[address].version == version
-    ]
+    asked = [one.address for version in known if version in chosen for one in graph.values() if one.version == version]
     edges = {address: one.upstream for address, one in graph.items()}
     return [graph[address] for address in in_order(asked, edges) if graph[address].version in chosen]
 
@@ -116,38 +110,27 @@ def prepare() -> None:
         model_records.write(models)
 
 
-def _read_of_others(graph: Mapping[str, Planned], chosen: Container[str]) -> dict[str, set[str]]:
-    """Return the artifacts that the stages of some versions read of other ones, by the stages that made them."""
-    found: dict[str, set[str]] = {}
-    for one in graph.values():
-        for address in one.upstream if one.version in chosen else ():
-            if graph[address].version not in chosen:
-                read = {path for path in graph[address].outputs if path in one.inputs}
-                found.setdefault(address, set()).update(read)
-    return found
-
-
-def _as_recorded(address: str, paths: Container[str]) -> bool:
-    """Return whether some artifacts of a stage stand as dvc.lock has them."""
+def _find_lacking(read: Mapping[str, Container[str]]) -> list[str]:
+    """Return the stages of which some artifacts, by stage, do not stand as dvc.lock has them."""
     with opened() as repo:
-        outs = [out for out in _collect(repo, address).outs if out.def_path in paths]
-        return all(out.hash_info and out.exists and not out.changed_checksum() for out in outs)
+        stages = _load(repo, read)
+        outs = {address: [out for out in stages[address].outs if out.def_path in read[address]] for address in read}
+        return [address for address, some in outs.items() if not all(map(_stands, some))]
+
+
+def _stands(out: Any) -> bool:
+    return bool(out.hash_info and out.exists and not out.changed_checksum())
 
 
 def list_outdated(planned: Iterable[Planned]) -> dict[str, str]:
     """Return the versions that planned stages read of and that are taken as recorded though not up to date, and why."""
-    ours = {one.version for one in planned}
-    taken = dict.fromkeys(
-        address.partition("@")[2]
-        for one in planned
-        for address in one.upstream
-        if address.partition("@")[2] not in ours
-    )
-    found = {}
-    for version in taken:
-        stale = [f"{address}: {why}" for address, state, why in standings(plan([version])) if state != "fresh"]
-        if stale:
-            found[version] = stale[0]
+    planned = list(planned)
+    read = {address.partition("@")[2] for one in planned for address in one.upstream}
+    taken = read - {one.version for one in planned}
+    found: dict[str, str] = {}
+    for address, state, why in standings(one for one in read_graph().values() if one.version in taken):
+        if state != "fresh":
+            found.setdefault(address.partition("@")[2], f"{address}: {why}")
     return found
 
 
@@ -243,9 +226,18 @@ def add(path: str) -> list[str]:
 
 def files(address: str) -> list[File]:
     """Return references to a stage's recorded artifacts."""
+    return list_files([address])[address]
+
+
+def list_files(addresses: Iterable[str]) -> dict[str, list[File]]:
+    """Return references to the recorded artifacts of stages, by stage."""
     with opened() as repo:
-        outs = _collect(repo, address).outs
-        return [File(out.def_path, f"md5:{out.hash_info.value}", out.meta.size or 0) for out in outs if out.hash_info]
+        stages = _load(repo, addresses := list(addresses))
+        outs = {address: [out for out in stages[address].outs if out.hash_info] for address in addresses}
+        return {
+            address: [File(out.def_path, f"md5:{out.hash_info.value}", out.meta.size or 0) for out in some]
+            for address, some in outs.items()
+        }
 
 
 def standings(planned: Iterable[Planned]) -> list[tuple[str, str, str]]:
@@ -254,15 +246,15 @@ def standings(planned: Iterable[Planned]) -> list[tuple[str, str, str]]:
     A stage waits whose own inputs have not changed, but whose upstream will be computed first.
     """
     found: dict[str, tuple[str, str]] = {}
-    for version, ours in groupby(planned, key=lambda one: one.version):
-        with opened() as repo:
-            stages = {stage.name: stage for stage in repo.stage.load_all(os.fspath(dvc_files.place(version)))}
-            for one in ours:
-                state, why = _standing(stages[one.address])
-                upstream = [address for address in one.upstream if address in found and found[address][0] != "fresh"]
-                if state == "fresh" and upstream:
-                    state, why = "waits", f"for {', '.join(upstream)}"
-                found[one.address] = state, why
+    planned = list(planned)
+    with opened() as repo:
+        stages = _load(repo, [one.address for one in planned])
+        for one in planned:
+            state, why = _standing(stages[one.address])
+            upstream = [address for address in one.upstream if address in found and found[address][0] != "fresh"]
+            if state == "fresh" and upstream:
+                state, why = "waits", f"for {', '.join(upstream)}"
+            found[one.address] = state, why
     return [(address, state, why) for address, (state, why) in found.items()]
 
 
@@ -347,6 +339,13 @@ def _drop_damaged(repo: Repo, stage: Stage) -> list[str]:
                 found.append(os.path.relpath(path))
                 Path(repo.cache.local.oid_to_path(wanted)).unlink(missing_ok=True)
     return found
+
+
+def _load(repo: Repo, addresses: Iterable[str]) -> dict[str, Stage]:
+    """Return all stages of the versions that some are of, by their addresses; a version's files are read once."""
+    versions = dict.fromkeys(address.partition("@")[2] for address in addresses)
+    places = [os.fspath(dvc_files.place(version)) for version in versions]
+    return {stage.name: stage for place in places for stage in repo.stage.load_all(place)}
 
 
 def _collect(repo: Repo, address: str) -> Stage:

@@ -6,7 +6,7 @@ of versions at once.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -123,6 +123,17 @@ def end_versions(plan: Sequence[Planned]) -> dict[str, tuple[str, list[str]]]:
     for planned in plan:
         stages.setdefault(planned.version, []).append(planned.address)
     return {own[-1]: (version, own) for version, own in stages.items()}
+
+
+def read_of_others(graph: Mapping[str, Planned], chosen: Container[str]) -> dict[str, set[str]]:
+    """Return the artifacts that the stages of some versions read of other ones, by the stages that made them."""
+    found: dict[str, set[str]] = {}
+    for one in graph.values():
+        for address in one.upstream if one.version in chosen else ():
+            if graph[address].version not in chosen:
+                read = {path for path in graph[address].outputs if path in one.inputs}
+                found.setdefault(address, set()).update(read)
+    return found
 
 
 def _resolve(address: str, entry: Mapping[str, Any], context: Mapping[str, Any]) -> Planned:
