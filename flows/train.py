@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from flows import model_records, params
 from flows.graph.stages import needs
+from flows.sharing import refuse_stale
 from flows.stage import format_error, named, say
 from flows.stage_calls import find_folders, language
 
@@ -20,13 +21,14 @@ def run(version: str) -> None:
     """Train the arms of a version together with the other processes of this launch.
 
     Raises:
-        ValueError: as of stage finetuning; method masked.
+        ValueError: as of stage finetuning; method masked; what the stage reads is not up to date.
     """
     from tasks.finetuning.finetuning import train_arms
 
     address, values = f"finetuning@{version}", params.read()
     with named(address):
         model_records.refuse_changed(vars(values.models), needs(address)[0])
+        refuse_stale(address)
         train_arms(find_folders(values, version), model=language(values), settings=values.finetuning)
 
 
