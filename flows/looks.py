@@ -18,7 +18,7 @@ from rich.text import Text
 from flows import params
 from flows.commands.output import plain, plain_lines, screen, show_text
 from flows.interrupts import cleaning
-from flows.stage_calls import CACHE, find_artifacts, language
+from flows.stage_calls import CACHE, ERASED, find_artifacts, language
 from flows.told import SPLIT, count
 from tasks.examples.settings import ExamplesSettings
 
@@ -39,9 +39,11 @@ def take_looks(version: str, raw: Path, previous: str, settings: ExamplesSetting
         previous: the version that it continues from.
         settings: how they are read.
     """
+    from tasks.erasure.record import list_same
     from tasks.first_look import look
 
-    source = look.open_source(raw, version, model=language(params.read(bare=True)), settings=settings)
+    model = language(params.read(bare=True))
+    source = look.open_source(raw, version, model=model, settings=settings, erased=list_same(ERASED))
     first = look.look_at_sample(source)
     if first is not None:
         yield first
@@ -168,6 +170,8 @@ def _mark(pieces: Sequence[Any]) -> Text | str:
 def _tell_rows(look: Any, previous: str, of: str) -> Iterator[str]:
     """Yield lines of counts: how many rows are good, and what becomes of them."""
     told = [f"{count(look.rows, 'row')} read{of}", f"{look.rejected:,} rejected"]
+    if look.erased:
+        told.append(f"{look.erased:,} erased (data/erased.json)")
     if look.duplicates is not None:
         told.append(f"{look.duplicates:,} with the text of an earlier row")
     if look.near_duplicates is not None:

@@ -16,6 +16,7 @@ from tasks.selection.selectors import GATES, leave_unread, list_read, read_only,
 
 DATA = Path("data")
 RAW = DATA / "raw"
+ERASED = DATA / "erased.json"
 CACHE = Path(".cache")
 
 T = TypeVar("T")
@@ -65,7 +66,7 @@ def make_examples(values: Params, folders: Folders, map: Map) -> Notes:
     from tasks.examples.examples import write_examples
     from tasks.first_look.kept_files import list_differences
 
-    asked = {"settings": values.examples, "held_out_share": values.audit.held_out_share}
+    asked = {"settings": values.examples, "held_out_share": values.audit.held_out_share, "erased": ERASED}
     notes = write_examples(folders, model=language(values), **asked)
     return {**(notes or {}), "files_moved": list_differences(folders.raw, find_record(folders.here.version))}
 

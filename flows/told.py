@@ -38,6 +38,8 @@ def tell_notes(version: str, notes: Mapping[str, Any]) -> Iterator[str]:
     rejected, unread = notes["rows_rejected"], notes["not_read"]
     told = [f"{count(notes['rows_read'], 'row')} read"]
     told.append(f"{rejected:,} rejected" + (" (tamis sql 'FROM rejects')" if rejected else ""))
+    if notes.get("rows_erased"):
+        told.append(f"{notes['rows_erased']:,} erased (data/erased.json)")
     if unread:
         told.append(f"{count(len(unread), 'file')} not read: {_list(unread)}")
     yield ", ".join(told)

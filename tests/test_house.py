@@ -22,6 +22,7 @@ SHARED = {
     "comparison",
     "conversations",
     "differences",
+    "erasure",
     "estimate",
     "export",
     "first_look",

@@ -62,7 +62,7 @@ def add(
     sources = find_sources(planned.found, values.examples)
     asked = replace(values.examples, sources={**values.examples.sources, planned.version: sources})
     look = show_looks(planned.version, planned.found, planned.previous, settings=asked, as_json=as_json)
-    if look.rows == look.rejected:
+    if look.rows == look.rejected + look.erased:
         raise adding.AddError(f"no row of {planned.found} can be used, so nothing is added{tell_commonest(look)}")
     held = [] if dry_run else adding.write_addition(planned, sources)
     facts = {"version": planned.version, "raw": planned.raw, "previous": planned.previous, "sources": sources}

@@ -168,9 +168,9 @@ def _add(name: str, folder: Path, refused: set[str]) -> None:
     sources = find_sources(planned.found, values.examples)
     settings = replace(values.examples, sources={**values.examples.sources, name: sources})
     *_, look = take_looks(name, planned.found, planned.previous, settings)
-    if look.rows == look.rejected:
+    if look.rows == look.rejected + look.erased:
         raise LandingError(f"none of its {count(look.rows, 'row')} can be used{tell_commonest(look)}")
     held = adding.write_addition(planned, sources)
     recorded.commit(held, f"Add data version {name}")
-    used = look.rows - look.rejected
+    used = look.rows - look.rejected - look.erased
     say(f"{name} is added: {used:,} rows, {look.rejected:,} rejected; it continues from {planned.previous}")

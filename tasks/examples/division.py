@@ -1,6 +1,6 @@
 """What becomes of each row: its side, whether it is used, and what is new about it against the version before."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from tamis.examples import changes as versions
 from tamis.examples import splits
 from tamis.examples.changes import Before
-from tamis.examples.conversations import identify_question, split_key
+from tamis.examples.conversations import identify_folded, identify_question, split_key
 from tamis.examples.splits import Rows
 from tasks.artifacts import schemas, tables
 from tasks.conversations import read_conversation
@@ -79,8 +79,8 @@ def name_apart(settings: ExamplesSettings) -> dict[str, str]:
     return {parameter: name for parameter, name in zip(SIDES, named, strict=True) if name is not None}
 
 
-def read_before(examples: Path, subset: Path) -> Earlier:
-    """Return the examples of the version before, each with what this version must know of it.
+def read_before(examples: Path, subset: Path, erased: Collection[str] = ()) -> Earlier:
+    """Return the examples of the version before, each with what this version must know of it, but for erased ones.
 
     Raises:
         ArtifactError: an artifact is missing or was edited.
@@ -90,10 +90,10 @@ def read_before(examples: Path, subset: Path) -> Earlier:
     picked = tables.read_table(subset / "subset.parquet", schemas.SUBSET, ["id", "chosen"])
     with pq.ParquetFile(source) as opened:
         batches = opened.iter_batches(batch_size=BATCH, columns=list(COMPARED))
-        return make_earlier(batches, picked.filter(picked["chosen"])["id"].to_pylist())
+        return make_earlier(batches, picked.filter(picked["chosen"])["id"].to_pylist(), erased)
 
 
-def make_earlier(batches: Iterable[pa.RecordBatch], chosen: Sequence[str]) -> Earlier:
+def make_earlier(batches: Iterable[pa.RecordBatch], chosen: Sequence[str], erased: Collection[str] = ()) -> Earlier:
     """Return what a version must know of the examples of the one before, of which some were chosen.
 
     Repetitions with the same id count once; those that differ in blanks have ids of their own.
@@ -101,6 +101,7 @@ def make_earlier(batches: Iterable[pa.RecordBatch], chosen: Sequence[str]) -> Ea
     Args:
         batches: of that version's examples, with the columns COMPARED at least.
         chosen: ids.
+        erased: `same_as` of rows that are left out.
     """
     schema = pa.schema([schemas.EXAMPLES.field(name) for name in KEPT])
     kept, places, questions, keys, earlier = [schema.empty_table()], [], [], [], []
@@ -112,8 +113,10 @@ def make_earlier(batches: Iterable[pa.RecordBatch], chosen: Sequence[str]) -> Ea
             if name in seen:
                 continue
             seen.add(name)
-            firsts.append(place)
             conversation = read_conversation(row)
+            if erased and identify_folded(conversation) in erased:
+                continue
+            firsts.append(place)
             questions.append(identify_question(conversation, row["topic"]))
             keys.append(splits.shorten(split_key(conversation)))
             learnt = row["earlier"] == "learnt" or name in taught

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import compress
@@ -18,6 +18,7 @@ from tamis.language.chat_templates import find_left_out, list_turn_texts, refuse
 from tasks import models
 from tasks.artifacts import schemas, tables
 from tasks.conversations import open_template, read_conversation
+from tasks.erasure.record import list_same
 from tasks.examples.division import Division, divide, make_withdrawn, name_apart, read_before
 from tasks.examples.files import ExamplesError, NotRead, RawFile, is_inside, list_contents, list_files
 from tasks.examples.near import PLANTED, find_likeness
@@ -36,6 +37,7 @@ def write_examples(
     model: models.ModelChoice,
     settings: ExamplesSettings,
     held_out_share: float,
+    erased: Path | None = None,
 ) -> Mapping[str, Any]:
     """Read a version's raw files and write examples, rejects and withdrawn (.parquet) and examples.json.
 
@@ -44,9 +46,11 @@ def write_examples(
             hold no row.
         model: its template writes the conversations, and its tokenizer counts; each must fit its `max_tokens`.
         held_out_share: topics whose held-out share is lower are named.
+        erased: the list of erased rows, which are left out, whatever file or version brings them; None: none is.
 
     Returns:
-        How many rows were read and rejected, what was not read, and what was left out of how many rows.
+        How many rows were read, rejected and left out as erased, what was not read, and what was left out of how many
+        rows.
 
     Raises:
         ExamplesError: no data, an unknown field, bad rows under `stop`, an empty side, a single example.
@@ -57,13 +61,14 @@ def write_examples(
     raw, out, version = folders.raw, folders.here.examples, folders.here.version
     previous_examples, previous_subset = folders.before.examples, folders.before.selection
     files, ignored = choose_files(raw, settings)
-    reader, facts = open_reader(model, settings, version), Facts()
+    same = list_same(erased) if erased else frozenset()
+    reader, facts = open_reader(model, settings, version, same), Facts()
     folders.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folders.cache, prefix=".examples-") as scratch:
         kept = Path(scratch) / "read.arrow"
         spill(read_files(files, reader, facts), kept)
         refuse_bad_rows(facts, settings)
-        before = read_before(previous_examples, previous_subset)
+        before = read_before(previous_examples, previous_subset, same)
         compare = partial(find_likeness, Texts(kept), settings=settings)
         division = divide(facts, before, settings, Path(raw), compare)
         refuse_empty_sides(division, settings)
@@ -77,7 +82,7 @@ def write_examples(
     counts = measure(division, facts, held_out_share) | {"ignored_files": [list(each) for each in ignored]}
     tables.write_json(counts | count_changes(division, gone), out / "examples.json")
     told = {"rows_read": facts.count, "rows_rejected": len(facts.rejects), "not_read": [each.name for each in ignored]}
-    return told | {"notes": tell_notes(facts), "rows_split": facts.split}
+    return told | {"notes": tell_notes(facts), "rows_split": facts.split, "rows_erased": facts.erased}
 
 
 def choose_files(raw: Path, settings: ExamplesSettings) -> tuple[list[RawFile], list[NotRead]]:
@@ -108,8 +113,10 @@ def choose_files(raw: Path, settings: ExamplesSettings) -> tuple[list[RawFile], 
     return sorted(read, key=lambda file: named is None or file.split != named), left
 
 
-def open_reader(model: models.ModelChoice, settings: ExamplesSettings, version: str) -> Reader:
-    """Return how rows of a version are read for a model.
+def open_reader(
+    model: models.ModelChoice, settings: ExamplesSettings, version: str, erased: Collection[str] = ()
+) -> Reader:
+    """Return how rows of a version are read for a model, but for those that were erased, by their `same_as`.
 
     Raises:
         TemplateError: nothing can be written for it, or a template whose text moves with the clock.
@@ -119,7 +126,7 @@ def open_reader(model: models.ModelChoice, settings: ExamplesSettings, version: 
     refuse_moving(template)
     refused = list_turn_texts(template) if settings.on_special_tokens == "reject" else []
     sources, left_out = list_sources(settings, version), find_left_out(template)
-    return Reader(settings, template, tuple(refused), model.max_tokens, sources, left_out)
+    return Reader(settings, template, tuple(refused), model.max_tokens, sources, left_out, frozenset(erased))
 
 
 def spill(rows: Iterator[pa.Table], path: Path) -> None:
@@ -204,7 +211,8 @@ def refuse_bad_rows(facts: Facts, settings: ExamplesSettings) -> None:
     stops = {True: settings.on_long_row == "stop", False: settings.on_bad_row == "stop"}
     rejects = sorted(facts.rejects)
     bad = [row for row in rejects if stops[row[3].startswith(LONG)]]
-    if len(rejects) == facts.count:
+    none_left = len(rejects) == facts.count - facts.erased
+    if none_left:
         bad = rejects
     if not bad:
         return
@@ -212,7 +220,7 @@ def refuse_bad_rows(facts: Facts, settings: ExamplesSettings) -> None:
     first = "; ".join(f"{file}:{line}: {reason}" for _, file, line, reason, _ in bad[:SHOWN])
     long = {row[3].startswith(LONG) for row in bad}
     ways = [way for way, of_long in ((long_way, True), (bad_way, False)) if of_long in long and stops[of_long]]
-    if len(rejects) == facts.count:
+    if none_left:
         ways = ["no example is left, so mend the files", *(way for way in ways if way == long_way)]
     raise ExamplesError(
         f"{len(bad)} of {facts.count} rows are bad ({', '.join(f'{count} {kind}' for kind, count in kinds.items())}); "
@@ -282,6 +290,7 @@ def measure(division: Division, facts: Facts, held_out_share: float) -> dict[str
     return {
         "rows": facts.count,
         "rejects": len(facts.rejects),
+        "erased": facts.erased,
         "notes": dict(facts.notes),
         "dropped_exchanges": facts.dropped,
         "empty_files": facts.empty,

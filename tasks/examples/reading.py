@@ -6,7 +6,7 @@ kilobyte.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from typing import Any
@@ -77,7 +77,8 @@ class Facts:
     splits: dict[str, str | None] = field(default_factory=dict)  # likewise
     unread: dict[str, list[str]] = field(default_factory=dict)  # of each file, fields that nothing is read from
     split: int = 0  # rows of which the template makes several sequences
-    count: int = 0  # rows, good and bad
+    erased: int = 0  # rows that are left out because they were erased
+    count: int = 0  # rows, good, bad and erased
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Reader:
     max_tokens: int
     sources: tuple[Source, ...] = ()  # what is said of some files
     left_out: frozenset[str] = frozenset()  # what the template does not write (`find_left_out`)
+    erased: Collection[str] = ()  # `same_as` of rows that are left out, wherever they come from
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def read_batch(batch: Batch, reader: Reader, facts: Facts) -> Iterator[pa.Table]
     """Yield the good rows of a batch as a table under `READ`, and note in `facts` what there is to know of all."""
     settings = choose_settings(batch.source, reader.settings)
     facts.seen |= _find_fields(batch.records, {*settings.fields.values(), *settings.keep} - facts.seen)
-    rows = [row for record in batch.records if (row := _parse(record, batch.reading, batch.stem, reader, facts))]
+    rows = [row for record in batch.records if (row := parse(record, batch, reader, facts))]
     yield from _encode([label(row, batch.source) for row in rows], reader, facts)
 
 
@@ -231,16 +233,19 @@ def _recognise(file: RawFile, settings: ExamplesSettings, facts: Facts) -> Readi
     return reading
 
 
-def _parse(record: Record, reading: Reading | None, stem: str, reader: Reader, facts: Facts) -> Row | None:
+def parse(record: Record, batch: Batch, reader: Reader, facts: Facts) -> Row | None:
+    """Return a record of a batch as a row; None where it is bad, which is noted in `facts`, or was erased."""
     number, facts.count = facts.count, facts.count + 1
     try:
         if isinstance(record.value, RowError):
             raise record.value
-        if reading is None:
+        if batch.reading is None:
             what = "it is empty" if isinstance(record.value, Mapping) else type(record.value).__name__
             raise RowError(f"not an object: {what}")
-        parsed = parse_row(record.value, reading, stem)
+        parsed = parse_row(record.value, batch.reading, batch.stem)
         conversation = adapting.place_system(parsed.conversation, reader.settings.system)
+        if _leave_out(conversation, reader, facts):  # before anything could make a reject of it, with its text
+            return None
         special = adapting.find_special(conversation, reader.special)
         if special is not None:
             way_out = "set examples.on_special_tokens: as_text to read it as text"
@@ -253,6 +258,13 @@ def _parse(record: Record, reading: Reading | None, stem: str, reader: Reader, f
     return Row(number, record, parsed, conversation, kept)
 
 
+def _leave_out(conversation: Conversation, reader: Reader, facts: Facts) -> bool:
+    """Return whether a conversation was erased, and count it."""
+    found = bool(reader.erased) and identify_folded(conversation) in reader.erased
+    facts.erased += found
+    return found
+
+
 def _encode(rows: Sequence[Row], reader: Reader, facts: Facts) -> Iterator[pa.Table]:
     """Yield a batch as a table, but for rows that the template refuses or that are too long."""
     if not rows:
@@ -261,6 +273,7 @@ def _encode(rows: Sequence[Row], reader: Reader, facts: Facts) -> Iterator[pa.Ta
         good = [Good(row, row.conversation, 0, 0, 1) for row in rows]
     else:
         good = list(_measure(rows, reader.template, reader, facts))
+        good = [one for one in good if not one.dropped or not _leave_out(one.conversation, reader, facts)]
     if good:
         yield _tabulate(good, reader, facts)
 

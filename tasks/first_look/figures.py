@@ -152,4 +152,5 @@ def merge_facts(facts: Facts, part: Facts) -> None:
             mine.update(theirs)
     facts.split += part.split
     facts.dropped += part.dropped
+    facts.erased += part.erased
     facts.count = part.count

@@ -6,7 +6,7 @@ says of a file's later rows, it guesses. The exact look reads as the stage `exam
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, compress
@@ -99,6 +99,7 @@ class Look:
     examples: tuple[Marked, ...]
     rows: int
     rejected: int
+    erased: int  # rows that are left out because they were erased
     turns: Spread  # of good rows, as what follows
     tokens: Spread
     learnt_tokens: Spread
@@ -114,15 +115,22 @@ class Look:
     foreseen: Foreseen | None = None
 
 
-def open_source(raw: Path, version: str, *, model: models.ModelChoice, settings: ExamplesSettings) -> Source:
-    """Return the files of a version's raw path, and how they are read.
+def open_source(
+    raw: Path,
+    version: str,
+    *,
+    model: models.ModelChoice,
+    settings: ExamplesSettings,
+    erased: Collection[str] = (),
+) -> Source:
+    """Return the files of a version's raw path, and how they are read: as the stage does, without erased rows.
 
     Raises:
         ExamplesError: there is no data; a parameter names what is not there.
         TemplateError: nothing can be written for the model.
     """
     files, ignored = examples.choose_files(raw, settings)
-    return Source(raw, files, ignored, examples.open_reader(model, settings, version))
+    return Source(raw, files, ignored, examples.open_reader(model, settings, version, erased))
 
 
 def look_at_sample(source: Source) -> Look | None:
@@ -262,6 +270,7 @@ def _conclude(source: Source, facts: Facts, tally: Tally, marked: tuple[Marked, 
         examples=marked,
         rows=facts.count,
         rejected=len(facts.rejects),
+        erased=facts.erased,
         turns=spread(tally.turns),
         tokens=spread(tally.tokens),
         learnt_tokens=spread(tally.learnt),

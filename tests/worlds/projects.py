@@ -218,6 +218,7 @@ def copy_real(root: Path, model: str) -> None:
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for artifacts in (ROOT / "data").glob("*/version=base"):
         shutil.copytree(artifacts, root / artifacts.relative_to(ROOT))
+    shutil.copy(ROOT / "data/erased.json", root / "data")
     shutil.copy(ROOT / "dvc.yaml", root)
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     for section, changes in TOY.items():
