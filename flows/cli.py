@@ -31,6 +31,7 @@ COMMANDS = {
     "export": raw_data.export,
     "merge": artifacts.merge,
     "store": artifacts.store,
+    "erase": artifacts.erase,
 }
 app = typer.Typer(
     help="Selects the examples that fine-tuning needs, as a versioned, queryable pipeline.",

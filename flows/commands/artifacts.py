@@ -1,5 +1,6 @@
-"""Commands that read what the stages have made: `tamis sql`, `tamis show`, `tamis merge`, `tamis store`."""
+"""Commands on what the stages have made: `tamis sql`, `tamis show`, `tamis merge`, `tamis store`, `tamis erase`."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -95,3 +96,29 @@ def store(
     useless = [row.megabytes for row in rows if row.current is False]
     if useless:
         say(f"{len(useless)} of these are of no use to a run: `tamis store --prune` frees {sum(useless):.1f} MB")
+
+
+@spoken
+def erase(
+    context: typer.Context,
+    id: Annotated[str, typer.Argument(help="The example's id, in full.")],
+    because: Annotated[str, typer.Option(help="Why, for data/erased.json; without the row's own words.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; else its places are listed alone.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List every place that holds an example or was trained on it; with --yes, remove all that and leave it out."""
+    from flows import erasing
+
+    made = erasing.erase(id, because) if yes else None
+    found = made.found if made else erasing.find(id)
+    places = found.list_places()
+    show_rows(["kind", "path", "what"], [(one.kind, one.path, one.what) for one in places], as_json=as_json)
+    for one in found.erased:
+        say(f"{one.id} is erased already, on {one.when}: {one.because}")
+    told = erasing.tell_removable(places)
+    say(f"removed: {told}" if made else f"--yes removes: {told}; now nothing was changed")
+    for line in erasing.tell(found, done=yes):
+        say(line)
+    if made:
+        say(f"to keep that: git add {shlex.join(made.changed)}, and commit")
+        say("the next `tamis run` makes anew what the row was part of")

@@ -90,7 +90,19 @@ def parse_lock(text: str) -> dict[str, Any]:
         LockError: it is no lock file.
     """
     try:
-        return dict((YAML(typ="safe").load(text) or {}).get("stages") or {})
+        return dict(parse_file(text).get("stages") or {})
+    except (TypeError, ValueError) as error:
+        raise LockError(f"not a lock file of DVC: {' '.join(str(error).split())}") from error
+
+
+def parse_file(text: str) -> dict[str, Any]:
+    """Return what a file of DVC records: a dvc.lock, a .dvc file, or one of its run-cache.
+
+    Raises:
+        LockError: it is no such file.
+    """
+    try:
+        return dict(YAML(typ="safe").load(text) or {})
     except (YAMLError, AttributeError, TypeError, ValueError) as error:
         raise LockError(f"not a lock file of DVC: {' '.join(str(error).split())}") from error
 

@@ -27,7 +27,7 @@ def tables(revision: str) -> dict[str, Path]:
     with opened() as repo:
         outs = [
             out
-            for version in _list_versions(repo, revision)
+            for version in list_versions(repo, revision)
             for stage in dvc_files.parse_lock(read_lock(repo, version, revision)).values()
             for out in stage.get("outs", ())
             if out["path"].endswith(".parquet") and "md5" in out
@@ -137,13 +137,20 @@ def push(repo: Repo, recorded: Iterable[tuple[str, str]]) -> None:
         raise OSError(f"{lacking} of {len(found)} files did not reach it")
 
 
-def _list_versions(repo: Repo, revision: str) -> list[str]:
+def list_versions(repo: Repo, revision: str) -> list[str]:
     """Return the versions of which a git revision holds a dvc.lock."""
     files, folder = repo.scm.get_fs(resolve_rev(repo.scm, revision)), _in_git(repo, dvc_files.FOLDER)
     if not files.isdir(folder):
         return []
     names = sorted(Path(path).name for path in files.ls(folder, detail=False))
     return [name for name in names if files.exists(_in_git(repo, dvc_files.place_lock(name)))]
+
+
+def list_pointers(repo: Repo, folder: Path, revision: str) -> dict[str, str]:
+    """Return the texts of the .dvc files in a folder of the project at a git revision, by their paths in git."""
+    files, place = repo.scm.get_fs(resolve_rev(repo.scm, revision)), _in_git(repo, folder)
+    paths = files.find(place) if files.isdir(place) else []
+    return {path: files.read_text(path, encoding="utf-8") for path in paths if path.endswith(".dvc")}
 
 
 def _in_git(repo: Repo, path: Path) -> str:

@@ -162,7 +162,20 @@ def test_no_rows_are_an_empty_array(project):
 
 
 def test_every_table_has_json():
-    tables = ("check", "add", "run", "continue", "status", "stages", "sql", "show", "compare", "repeats", "store")
+    tables = (
+        "check",
+        "add",
+        "run",
+        "continue",
+        "status",
+        "stages",
+        "sql",
+        "show",
+        "compare",
+        "repeats",
+        "store",
+        "erase",
+    )
     for name in tables:
         assert "--json" in CliRunner(env={"TERM": "dumb", "COLUMNS": "100"}).invoke(app, [name, "--help"]).stdout, name
 
@@ -229,6 +242,7 @@ COMMANDS = (
     ["repeats"],
     ["merge", "v1", "out"],
     ["store"],
+    ["erase", "0" * 32, "--because", "asked"],
 )
 
 

@@ -1,0 +1,275 @@
+"""One example erased on request: found wherever it is kept or was trained on, removed there, and left out from then on.
+
+A row is known by its id and by `same_as`, the digest of its text whatever the blanks, so that its variants go with it.
+`data/erased.json` has both, and stage `examples` leaves out whatever has such a `same_as`. It is written before
+anything is removed, and what tells of other places is removed after these: an interrupted call is finished by the next.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from flows import params
+from flows.drive import LOCK, alone
+from flows.erasing_dvc import ErasingError, InDvc, find_kept, list_objects, remove_objects
+from flows.erasing_places import InPlaces, Place, find_places, remove_place
+from flows.graph import dvc_state, revisions
+from flows.graph.versions import tag_of
+from flows.params import Params
+from flows.stage_calls import CACHE, DATA, ERASED, find_record
+from flows.trials import TRIALS
+from tasks.erasure.record import Erased, add_erased, read_erased
+
+ID = re.compile(r"([0-9a-f]{32})(-\d+)?")
+IN_GIT = ("revision", "git")  # kinds of places that a call tells of and leaves
+EXPORTS = (
+    "what `tamis export` and `tamis merge` wrote lies in folders that only you know: delete those that hold the row, "
+    "and models that were merged from the arms above"
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that is known of a row."""
+
+    same_as: str
+    wanted: Any  # `Wanted`
+    erased: tuple[Erased, ...]  # what stands of it in data/erased.json
+    raw: tuple[Any, ...]  # `RawRow`s
+    kept: InPlaces
+    in_dvc: InDvc
+    tracked: tuple[str, ...]  # raw files with the row that git holds
+    recorded: tuple[str, ...]  # tags of versions whose raw files have the row
+
+    def list_places(self) -> list[Place]:
+        """Return each place that holds the row or was trained on it."""
+        places = [Place("raw", f"{one.path}:{one.line}", "the row") for one in self.raw]
+        places += sorted(self.kept.places, key=lambda one: (one.kind, one.path))
+        for part in self.kept.parts:
+            what = f"{part.rows} of its rows" if part.rows else "damaged or cut short, so that nobody can look into it"
+            places.append(Place("store", str(part.path), what))
+        for kind, there in (("cache", self.in_dvc.here), ("remote", self.in_dvc.remote)):
+            places += [Place(kind, path, self.in_dvc.objects[digest]) for digest, path in there.items()]
+        for revision, file, count in self.in_dvc.revisions:
+            places.append(Place("revision", revision, f"{file} names {count} of these objects"))
+        places += [Place("git", path, "commits hold this file with the row") for path in self.tracked]
+        return places
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """What a call has done."""
+
+    found: Found
+    changed: tuple[str, ...]  # files that git tracks and that are to be committed
+
+
+def find(id: str) -> Found:
+    """Return every place that holds a row or was trained on it; nothing is changed.
+
+    Args:
+        id: of the row, in full.
+
+    Raises:
+        ErasingError: no id, or no place holds such a row and none was erased; the remote cannot be asked.
+        ExamplesError: a raw file cannot be read.
+    """
+    from tasks.erasure.search import Wanted
+
+    values, short = params.read(), ID.fullmatch(id)
+    if short is None:
+        raise ErasingError(f"{id!r} is no id of an example, which has 32 digits; `tamis show` and `tamis sql` tell it")
+    known = read_erased(ERASED)
+    tables, rows = _list_tables(), partial(_list_raw, values)
+    same_as = _find_same(short[1], tables, rows, known)
+    said = list(_read_tables(tables, same_as=same_as))
+    raw = tuple(rows(same={same_as}, cut={one.place for one in said}))
+    erased = tuple(one for one in known if one.same_as == same_as)
+    wanted = Wanted(
+        frozenset({same_as, *(one.same_as for one in raw)}),
+        frozenset({short[1], *(one.id for one in (*said, *raw, *erased))}),
+        tuple(dict.fromkeys(one.conversation for one in (*said, *raw))),
+    )
+    in_dvc = find_kept(wanted, values.examples)
+    kept = find_places(wanted, values.versions, in_dvc.trained_on)
+    return Found(same_as, wanted, erased, raw, kept, in_dvc, *_ask_git(raw, values))
+
+
+@alone()
+def erase(id: str, because: str) -> Erasure:
+    """Remove a row from everywhere, and all that was trained on it, and leave it out of every later run.
+
+    Args:
+        id: of the row, in full.
+        because: why, in the words that data/erased.json is to have; none of the row's.
+
+    Raises:
+        ErasingError: as `find`; a raw file that is not ours to rewrite has the row; the remote refuses.
+        StoreError: a run uses the stores.
+    """
+    from tasks.artifacts import stores
+    from tasks.erasure.parts import clear_part
+
+    LOCK.write_text(f"process {os.getpid()}: tamis erase", encoding="utf-8")  # the call names the row
+    with stores.upkeep(CACHE):
+        found = find(id)
+        _refuse_by_hand(found.raw)
+        when = date.today().isoformat()
+        whole = {one.id: one.same_as for one in found.raw}  # of a row that was cut as too long, another one
+        rows = [Erased(one, whole.get(one, found.same_as), because, when) for one in found.wanted.ids]
+        add_erased(rows, ERASED)
+        remove_objects(found.in_dvc)
+        for part in found.kept.parts:
+            clear_part(part, found.wanted)
+        for place in found.kept.places:
+            remove_place(place)
+    changed = [ERASED.as_posix(), *_clear_raw(found.raw)]
+    return Erasure(found, tuple(dict.fromkeys(changed)))
+
+
+def _list_tables() -> list[Path]:
+    """Return every file that may be a table of examples."""
+    made = [*DATA.glob("examples/version=*/examples.parquet"), *TRIALS.glob("examples/*/examples.parquet")]
+    return [*sorted(made), *(path for digest, path in list_objects().items() if not digest.endswith(".dir"))]
+
+
+def _read_tables(tables: Sequence[Path], **asked: str) -> Iterator[Any]:
+    """Yield the rows that tables of examples have."""
+    from tasks.erasure.search import list_rows
+
+    for path in tables:
+        yield from list_rows(path, **asked)
+
+
+def _list_raw(values: Params, **asked: Any) -> Iterator[Any]:
+    """Yield the rows of all versions' raw files, each once."""
+    from tasks.erasure.raw_rows import list_raw_rows
+
+    seen = set()
+    for version, source in values.versions.items():
+        for row in list_raw_rows(Path(source.raw), version, values.examples, **asked):
+            if (row.path, row.line) not in seen:
+                seen.add((row.path, row.line))
+                yield row
+
+
+def _find_same(id: str, tables: Sequence[Path], rows: Callable[..., Iterator[Any]], known: Sequence[Erased]) -> str:
+    """Return `same_as` of the row with an id.
+
+    Raises:
+        ErasingError: there is none.
+    """
+    places = chain((one for one in known if one.id == id), _read_tables(tables, id=id), rows(id=id))
+    said = next(places, None)
+    if said is None:
+        raise ErasingError(
+            f"no row with the id {id} stands in the raw files of any version, in an artifact, in a trial or in DVC's "
+            f"cache here, and {ERASED} names none; `tamis sql` finds the id of a row by its text, and `dvc fetch "
+            "--all-tags` brings what other clones have made"
+        )
+    return said.same_as
+
+
+def _ask_git(rows: Sequence[Any], values: Params) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return which raw files with the row git tracks, and the tags of recorded versions that read them."""
+    paths = dict.fromkeys(row.path for row in rows)
+    with dvc_state.opened() as repo:
+        if dvc_state.without_git(repo):
+            return (), ()
+        tracked = [str(path) for path in paths if repo.scm.is_tracked(str(path.absolute()))]
+        tags = set(repo.scm.list_tags())
+    read = [
+        name
+        for name, version in values.versions.items()
+        if any(path.absolute().is_relative_to(Path(version.raw).absolute()) for path in paths)
+    ]
+    return tuple(tracked), tuple(tag_of(name) for name in read if tag_of(name) in tags)
+
+
+def _refuse_by_hand(rows: Sequence[Any]) -> None:
+    """Raise ErasingError where a raw file cannot be rewritten without one of its rows."""
+    home = Path.cwd().resolve()
+    bad = [row for row in rows if not row.lines or not row.path.resolve().is_relative_to(home)]
+    if bad:
+        listed = ", ".join(f"{row.path}:{row.line}" for row in bad)
+        raise ErasingError(
+            f"{listed}: only files of JSON lines in UTF-8 inside the project are rewritten, so nothing was changed; "
+            f"take the row out of {'that file' if len(bad) == 1 else 'these files'} by hand, then call again"
+        )
+
+
+def _clear_raw(rows: Sequence[Any]) -> list[str]:
+    """Take rows out of raw files; returns what git is to hold of that."""
+    from tasks.erasure.raw_rows import drop_lines
+
+    lines: dict[Path, list[int]] = {}
+    for row in rows:
+        lines.setdefault(row.path, []).append(row.line)
+    held = []
+    for path, gone in lines.items():
+        drop_lines(path, gone)
+        held += [*_note_digest(path), *_hold(path)]
+    return held
+
+
+def _note_digest(path: Path) -> Iterator[str]:
+    """Let the record of a version's raw files say what a rewritten one is now; yields that record, if any."""
+    from tasks.artifacts.tables import digest, write_json
+
+    for version, source in params.read().versions.items():
+        record, raw = find_record(version), Path(source.raw)
+        if record.exists() and path.is_relative_to(raw):
+            known = json.loads(record.read_text(encoding="utf-8"))
+            name = path.name if path == raw else path.relative_to(raw).as_posix()
+            if name in known["files"]:
+                known["files"][name] = {"bytes": path.stat().st_size, "sha256": digest(path)}
+                write_json(known, record)
+                yield record.as_posix()
+
+
+def _hold(path: Path) -> list[str]:
+    """Put a rewritten raw file into DVC again, where that holds it; returns what git is to hold."""
+    with dvc_state.opened() as repo:
+        pointer = revisions.find_pointer(repo, path)
+    return [path.as_posix()] if pointer is None else dvc_state.add(pointer.with_suffix("").as_posix())
+
+
+def tell(found: Found, *, done: bool) -> Iterator[str]:
+    """Yield what the list of places does not say: what is left, and what the user is to do."""
+    if found.in_dvc.unseen:
+        yield (
+            f"{found.in_dvc.unseen} other objects of the DVC remote are not in this clone, so that nobody has looked "
+            "into them; `dvc fetch --all-tags` brings those of recorded versions, then call again"
+        )
+    yield EXPORTS
+    gone = sorted({revision for revision, _, _ in found.in_dvc.revisions})
+    if gone:
+        when = "cannot be restored any more" if done else "could not be restored any more"
+        yield f"{', '.join(gone)}: their dvc.lock files name objects that hold the row; these {when}"
+    if found.tracked:
+        yield (
+            f"git's history still holds {', '.join(found.tracked)} with the row; only rewriting it takes the row out, "
+            "such as with `git filter-repo`, in every clone"
+        )
+    if found.recorded and done:
+        yield (
+            f"raw data of recorded versions have changed; to record them anew, `git tag --delete "
+            f"{' '.join(found.recorded)}` before the next `tamis continue`"
+        )
+
+
+def tell_removable(places: Sequence[Place]) -> str:
+    """Return in words how many places of each kind are ours to remove; what git holds is not.
+
+    >>> tell_removable([Place("raw", "a", ""), Place("raw", "b", ""), Place("git", "a", "")])
+    '2 of kind raw'
+    """
+    kinds = [place.kind for place in places if place.kind not in IN_GIT]
+    return ", ".join(f"{kinds.count(kind):,} of kind {kind}" for kind in dict.fromkeys(kinds)) or "nothing"
