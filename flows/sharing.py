@@ -82,10 +82,12 @@ def refuse_stale(address: str) -> None:
     """Raise ShareError where something that a stage reads is not up to date, naming what makes it so."""
     version = address.partition("@")[2]
     planned = {one.address: one for one in dvc_state.plan([version])}
-    reads = [planned[upstream] for upstream in planned[address].upstream]
-    for upstream, state, _ in dvc_state.standings(planned.values()):
-        if state != "fresh" and upstream in {one.address for one in reads}:
-            raise ShareError(
-                f"{upstream}, which {address} reads, is {state}; make it first, on one machine: "
-                f"`dvc repro {dvc_files.place(version)}:{upstream}`"
-            )
+    standings = {upstream: state for upstream, state, _ in dvc_state.standings(planned.values())}
+    reads = planned[address].upstream  # what is of a version before, and not planned, stands as it was recorded
+    stale = [one for one, state in standings.items() if one in reads and state != "fresh"]
+    if stale:
+        targets = " ".join(f"{dvc_files.place(version)}:{upstream}" for upstream in stale)
+        raise ShareError(
+            f"{stale[0]}, which {address} reads, is {standings[stale[0]]}; make it first, on one machine: "
+            f"`dvc repro {targets}`"
+        )

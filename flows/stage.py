@@ -59,6 +59,7 @@ def run(name: str, version: str, *, map: Map | None = None) -> None:
         values = params.read()
         reads, _ = needs(address)
         refuse_changed(vars(values.models), reads)
+        take_halvings()  # of a stage that failed before in this process
         with in_use(CACHE):
             folders = find_folders(values, version)
             notes.update(STAGES[name](values, folders, map or partial(in_order, label=address)) or {})
@@ -229,20 +230,30 @@ def _name_device(asked: str) -> str:
     return "cuda" if asked != "cpu" and torch is not None and torch.cuda.is_available() else "cpu"
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run `NAME VERSION`; an error is one message on stderr and exit status 1, a crash has its traceback above that."""
-    if len(arguments) != 2:
-        print("usage: python -m flows.stage NAME VERSION", file=sys.stderr)
-        return 2
+def speak(address: str, work: Callable[[], None]) -> int:
+    """Do what a process is for, and return its exit status; an error is one message on stderr and status 1.
+
+    Args:
+        address: of the stage that an error is of.
+        work: that is done.
+    """
     try:
-        with named("@".join(arguments)):
-            run(*arguments)
+        with named(address):
+            work()
     except Exception as error:
         if not isinstance(error, ValueError | OSError):
             say(traceback.format_exc())
         say(format_error(error))
         return 1
     return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `NAME VERSION`; an error is one message on stderr and exit status 1, a crash has its traceback above that."""
+    if len(arguments) != 2:
+        print("usage: python -m flows.stage NAME VERSION", file=sys.stderr)
+        return 2
+    return speak("@".join(arguments), partial(run, *arguments))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def tell_notes(version: str, notes: Mapping[str, Any]) -> Iterator[str]:
     told = [f"{count(notes['rows_read'], 'row')} read"]
     told.append(f"{rejected:,} rejected" + (" (tamis sql 'FROM rejects')" if rejected else ""))
     if notes.get("rows_erased"):
-        told.append(f"{notes['rows_erased']:,} erased (data/erased.json)")
+        told.append(tell_erased(notes["rows_erased"]))
     if unread:
         told.append(f"{count(len(unread), 'file')} not read: {_list(unread)}")
     yield ", ".join(told)
@@ -50,6 +50,15 @@ def tell_notes(version: str, notes: Mapping[str, Any]) -> Iterator[str]:
         yield f"of these rows: {'; '.join(others)}"
     if notes.get("files_moved"):
         yield tell_moved(version, notes["files_moved"])
+
+
+def tell_erased(rows: int) -> str:
+    """Return in words how many rows were left out as erased.
+
+    >>> tell_erased(1)
+    '1 erased (data/erased.json)'
+    """
+    return f"{rows:,} erased (data/erased.json)"
 
 
 def tell_halving(halving: Mapping[str, Any]) -> str:

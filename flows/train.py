@@ -9,11 +9,12 @@ others: the loss curve is that of one process but for rounding. What comes out a
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from flows import model_records, params
 from flows.graph.stages import needs
 from flows.sharing import refuse_stale
-from flows.stage import format_error, named, say
+from flows.stage import speak
 from flows.stage_calls import find_folders, language
 
 
@@ -25,24 +26,23 @@ def run(version: str) -> None:
     """
     from tasks.finetuning.finetuning import train_arms
 
-    address, values = f"finetuning@{version}", params.read()
-    with named(address):
-        model_records.refuse_changed(vars(values.models), needs(address)[0])
-        refuse_stale(address)
-        train_arms(find_folders(values, version), model=language(values), settings=values.finetuning)
+    address, values = name_stage(version), params.read()
+    model_records.refuse_changed(vars(values.models), needs(address)[0])
+    refuse_stale(address)
+    train_arms(find_folders(values, version), model=language(values), settings=values.finetuning)
+
+
+def name_stage(version: str) -> str:
+    """Return the stage that a version's arms are of."""
+    return f"finetuning@{version}"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run `VERSION`; an error is one message on stderr and exit status 1."""
+    """Run `VERSION`; returns the exit status."""
     if len(arguments) != 1:
         print("usage: accelerate launch --num_processes N -m flows.train VERSION", file=sys.stderr)
         return 2
-    try:
-        run(*arguments)
-    except (ValueError, OSError) as error:
-        say(format_error(error))
-        return 1
-    return 0
+    return speak(name_stage(*arguments), partial(run, *arguments))
 
 
 if __name__ == "__main__":

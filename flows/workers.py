@@ -124,11 +124,12 @@ class _Worker:
         """Return what the function gives there, or raise what it raises."""
         if self._process is None:
             self._begin()
-        self._pipe.send((function, item))
         try:
+            self._pipe.send((function, item))
             result, halved, refused, told = self._pipe.recv()
-        except EOFError as gone:
-            status = self._process.exitcode if self._process.join(5) is None else None
+        except (EOFError, ConnectionError) as gone:
+            self._process.join(5)
+            status = self._process.exitcode
             self.end()
             raise WorkersError(
                 f"a worker{f' on device {self.device}' if self.device else ''} has died (exit status {status}); what "

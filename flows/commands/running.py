@@ -1,4 +1,4 @@
-"""Commands that bring the stages up to date: `tamis run`, `tamis continue`, `tamis serve`."""
+"""Commands that bring the stages up to date: `tamis run`, `tamis shard`, `tamis continue`, `tamis serve`."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

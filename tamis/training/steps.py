@@ -158,7 +158,7 @@ def backward(
     """Set the gradient of what is trained to that of a step's loss (`step_loss`), and return the loss, in nats.
 
     Rows are passed together; where memory is short in several parts, each weighted by its share of what counts in the
-    loss, so that the gradient is the same but for rounding. Of several processes each passes every so-manieth row; the
+    loss, so that the gradient is the same but for rounding. Of several processes each passes a share of the rows; the
     mean of their gradients and of their losses, as data-parallel training forms it, is that of one process.
 
     Args:
@@ -174,7 +174,6 @@ def backward(
     counts = rows.answer_tokens if loss_per == "token" else np.ones(len(rows))
     own = np.arange(len(rows))[rank::of]
     idle = not len(own)  # it has no row, but others wait for its gradient
-    weights = np.zeros(len(rows)) if idle else counts * of / counts.sum()
 
     def run(size: int) -> Float[Tensor, ""]:
         network.zero_grad()
@@ -184,7 +183,7 @@ def backward(
         for number, part in enumerate(parts, start=1):
             with network.no_sync() if of > 1 and number < len(parts) else nullcontext():
                 loss = step_loss(network, rows.pick(part), loss_per)
-                weight = weights[part].sum()
+                weight = 0.0 if idle else counts[part].sum() * of / counts.sum()
                 if weight != 1.0:
                     loss = loss * weight
                 loss.backward()

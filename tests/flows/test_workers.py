@@ -93,6 +93,17 @@ def test_a_worker_that_dies_is_told_of_and_replaced(pool):
     assert run_all(pool, shards.square, shards.make_items(4)) == [0, 1, 4, 9]
 
 
+def test_a_worker_that_died_between_two_items_is_told_of_and_replaced(pool):
+    (item,) = shards.make_items(1)
+    for process in {*run_all(pool, shards.tell_process, shards.make_items(6))}:
+        psutil.Process(process).kill()
+    time.sleep(0.5)
+    for _ in range(2):
+        with pytest.raises(WorkersError, match=r"a worker has died \(exit status -9\)"):
+            pool.run(shards.square, item)
+    assert run_all(pool, shards.square, shards.make_items(4)) == [0, 1, 4, 9]
+
+
 def test_no_process_is_left_behind():
     with workers.opened("2", "cpu") as pool:
         told = run_all(pool, shards.tell_process, shards.make_items(4))
