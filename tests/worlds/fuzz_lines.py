@@ -5,18 +5,22 @@ Ends with status 0 when so many inputs were read or refused, and with a tracebac
 
 import sys
 
-import atheris
 
-with atheris.instrument_imports(include=["tasks.examples", "tamis.examples"]):
-    from test_fuzz import LINES, check
+def main() -> None:
+    """Instrument the reader, which must not be imported before, and fuzz it."""
+    import atheris  # not among what a set-up installs
 
+    with atheris.instrument_imports(include=["tasks.examples", "tamis.examples"]):
+        from test_fuzz import LINES, check
 
-def fuzz(data: bytes) -> None:
-    """Read what the fuzzer made up, alone and between good lines."""
-    check("rows.jsonl", data)
-    check("rows.jsonl", LINES + data + b"\n" + LINES)
+    def fuzz(data: bytes) -> None:
+        """Read what the fuzzer made up, alone and between good lines."""
+        check("rows.jsonl", data)
+        check("rows.jsonl", LINES + data + b"\n" + LINES)
+
+    atheris.Setup(sys.argv, fuzz)
+    atheris.Fuzz()
 
 
 if __name__ == "__main__":
-    atheris.Setup(sys.argv, fuzz)
-    atheris.Fuzz()
+    main()
