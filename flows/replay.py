@@ -22,6 +22,7 @@ from flows.graph import dvc_files, dvc_state, revisions
 from flows.graph.versions import tag_of
 from flows.stage import say
 
+SAME, ROUNDED, OTHER = "as recorded", "but for rounding", "otherwise"
 OWN = "run.json"  # of every run: when it was, how long it took, with which libraries
 
 
@@ -34,14 +35,15 @@ class Replayed:
     """An artifact of a version that was run again."""
 
     path: str
-    same: bool
+    came: str  # SAME, ROUNDED or OTHER
     difference: str  # how much its numbers differ, where they do
 
 
 def replay(version: str, revision: str | None = None) -> list[Replayed]:
     """Run a recorded version again and return what became of each of its artifacts, in the order of its record.
 
-    Nothing of the project is changed, and nothing that it keeps of earlier computations is used.
+    Nothing of the project is changed, and nothing that it keeps of earlier computations is used. What the recorded run
+    found computed, in packs of other rows, may so come out otherwise by rounding.
 
     Args:
         version: its name.
@@ -164,13 +166,14 @@ def _compare(
 ) -> Replayed:
     """Return whether an artifact is as it was recorded, and by how much it is not."""
     if digest == out["md5"]:
-        return Replayed(out["path"], True, "")
-    from tasks.differences import tell_difference
+        return Replayed(out["path"], SAME, "")
+    from tasks.differences import find_difference
 
-    told = []
+    told, rounded = [], True
     for name, old in recorded.items():
         new = project / out["path"] / name if name else project / out["path"]
-        said = tell_difference(old, new)
-        if said:
-            told.append(f"{name}: {said}" if name else said)
-    return Replayed(out["path"], not told, "; ".join(told))
+        found = find_difference(old, new)
+        rounded = rounded and found.rounding
+        if found.told:
+            told.append(f"{name}: {found.told}" if name else found.told)
+    return Replayed(out["path"], (ROUNDED if rounded else OTHER) if told else SAME, "; ".join(told))

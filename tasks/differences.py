@@ -3,64 +3,87 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import csv
 from safetensors.numpy import load
 
+ROUNDING = 1e-5  # of a number, or of 1 where that is larger: what sums of float32 in another order may differ by
+READ = "inputs."  # digests of what was read, which is compared itself
 MOMENTS = ("created", "seconds", "machine")  # of a run, not of what it made
 
 
-def tell_difference(old: Path | bytes, new: Path) -> str:
-    """Return by how much a file differs from what it was, in words; "" where its values are the same.
+class Difference(NamedTuple):
+    """By how much an artifact differs from what it was."""
+
+    told: str  # in words; "" where its values are the same
+    rounding: bool  # there is none, or none of more than ROUNDING, and only between numbers with a fraction
+
+
+SAME = Difference("", True)
+
+
+def find_difference(old: Path | bytes, new: Path) -> Difference:
+    """Return by how much a file differs from what it was.
 
     Args:
         old: the file, or its content.
         new: the file of today; its ending says what it holds.
     """
     if not new.exists():
-        return "it was not made"
+        return Difference("it was not made", False)
     if isinstance(old, Path) and not old.exists():
-        return "what was recorded is not in DVC's cache"
+        return Difference("what was recorded is not in DVC's cache", False)
     before, after = old if isinstance(old, bytes) else old.read_bytes(), new.read_bytes()
     if before == after:
-        return ""
+        return SAME
     try:
         if new.suffix == ".parquet":
-            return _tell(_read_table(before), _read_table(after))
+            return _compare(_read_table(before), _read_table(after))
         if new.suffix == ".safetensors":
-            return _tell(load(before), load(after))
+            return _compare(load(before), load(after))
         if new.suffix == ".json":
-            return _tell(dict(_flatten(json.loads(before))), dict(_flatten(json.loads(after))))
+            return _compare(dict(_flatten(json.loads(before))), dict(_flatten(json.loads(after))))
+        if new.suffix == ".csv":
+            return _compare(_read_csv(before), _read_csv(after))
     except (ValueError, OSError, pa.ArrowException) as error:
-        return f"it cannot be compared ({type(error).__name__})"
-    return f"{len(before):,} bytes were other ones, {len(after):,}"
+        return Difference(f"it cannot be compared ({type(error).__name__})", False)
+    return Difference(f"{len(before):,} bytes were other ones, {len(after):,}", False)
 
 
-def _tell(old: dict[str, Any], new: dict[str, Any]) -> str:
+def _compare(old: dict[str, Any], new: dict[str, Any]) -> Difference:
     """Return the largest difference of numbers, and which values that are no numbers differ."""
     if old.keys() != new.keys():
         names = sorted(old.keys() ^ new.keys())
-        return f"{len(names)} of its parts are on one side only, first {names[0]}"
-    largest, where, others = 0.0, "", []
+        return Difference(f"{len(names)} of its parts are on one side only, first {names[0]}", False)
+    largest, where, others, rounding = 0.0, "", [], True
     for name, one in old.items():
         two = new[name]
         if np.shape(one) != np.shape(two):
-            return f"{name} has shape {np.shape(one)}, now {np.shape(two)}"
+            return Difference(f"{name} has shape {np.shape(one)}, now {np.shape(two)}", False)
         one, two = np.asarray(one), np.asarray(two)
         if one.dtype.kind in "fiub" and two.dtype.kind in "fiub":
+            counted = one.dtype.kind != "f" and two.dtype.kind != "f"
             one, two = one.astype(np.float64), two.astype(np.float64)
             gap = np.where(np.isnan(one) & np.isnan(two), 0.0, np.nan_to_num(np.abs(one - two), nan=np.inf))
             most = float(gap.max(initial=0.0))
+            allowed = 0.0 if counted else ROUNDING * np.fmax(np.abs(one), 1)
+            rounding = rounding and bool((gap <= allowed).all())
             if most > largest:
                 largest, where = most, name
         elif one.tolist() != two.tolist():
             others.append(name)
     told = [f"numbers by at most {largest:.2g} ({where})"] if largest else []
     told += [f"other values of {', '.join(others[:3])}"] if others else []
-    return "; ".join(told)
+    return Difference("; ".join(told), rounding and all(name.startswith(READ) for name in others))
+
+
+def _read_csv(content: bytes) -> dict[str, Any]:
+    table = csv.read_csv(pa.BufferReader(content))
+    return {name: table[name].to_numpy() for name in table.column_names}
 
 
 def _read_table(content: bytes) -> dict[str, Any]:

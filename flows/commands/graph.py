@@ -9,6 +9,7 @@ from flows.commands.errors import spoken
 from flows.commands.output import Json, show_rows
 from flows.environment import tell_other_libraries
 from flows.stage import last_run, say
+from flows.told import count
 
 
 @spoken
@@ -64,11 +65,14 @@ def replay(
 
     params.read(bare=True)  # refused here, if it cannot be read, and not by the run in the clone
     found = replaying.replay(version, revision)
-    rows = [(one.path, one.same, one.difference) for one in found]
-    show_rows(["artifact", "same", "difference"], rows, as_json=as_json)
-    differ = sum(not one.same for one in found)
-    say(f"{len(found) - differ} of {len(found)} artifacts came out as recorded")
-    if differ:
+    show_rows(["artifact", "came out", "difference"], [vars(one).values() for one in found], as_json=as_json)
+    came = [one.came for one in found]
+    rounded = came.count(replaying.ROUNDED)
+    say(
+        f"{came.count(replaying.SAME)} of {count(len(came), 'artifact')} came out as recorded"
+        + (f", {rounded} more but for rounding" if rounded else "")
+    )
+    if replaying.OTHER in came:
         raise typer.Exit(1)
 
 

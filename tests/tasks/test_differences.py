@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save
 
-from tasks.differences import tell_difference
+from tasks.differences import SAME, Difference, find_difference
 
 TABLE = {"id": ["a", "b"], "loss": [0.5, 1.5], "vector": [[1.0, 2.0], [3.0, 4.0]], "rank": [None, 1]}
 
@@ -41,19 +41,41 @@ def write(path, value) -> bytes:
         ("a.json", {"a": {"b": [1.0, 2.0]}}, {"a": {"b": [1.0, 2.5]}}, "numbers by at most 0.5 (a.b[1])"),
         ("a.json", {"a": 1, "seconds": 2.0, "fit_seconds": 3}, {"a": 1, "seconds": 9.0, "fit_seconds": 4}, ""),
         ("a.json", {"a": "x"}, {"a": "y"}, "other values of a"),
-        ("a.csv", "a,b\n", "a,c\n", "4 bytes were other ones, 4"),
+        ("a.csv", "a,b\n1,2.5\n", "a,b\n1,3.0\n", "numbers by at most 0.5 (b)"),
+        ("a.txt", "a,b\n", "a,c\n", "4 bytes were other ones, 4"),
         ("a.json", "{", "{}", "it cannot be compared (JSONDecodeError)"),
     ],
 )
 def test_difference_is_told_in_numbers(tmp_path, name, old, new, told):
     before = write(tmp_path / f"old-{name}", old)
     write(tmp_path / name, new)
-    said = tell_difference(before, tmp_path / name)
-    assert said == tell_difference(tmp_path / f"old-{name}", tmp_path / name)
-    assert said == told if not told else told in said
+    said = find_difference(before, tmp_path / name)
+    assert said == find_difference(tmp_path / f"old-{name}", tmp_path / name)
+    assert said == SAME if not told else told in said.told
+    assert said.rounding == (told in ("", "numbers by at most 1e-06 (w)"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "rounding"),
+    [
+        ({"a": 1e6}, {"a": 1e6 + 1}, True),
+        ({"a": 1e6}, {"a": 1e6 + 100}, False),
+        ({"a": 1_000_000}, {"a": 1_000_001}, False),  # a count is no measure
+        ({"rank": 3}, {"rank": 4}, False),
+        ({"a": 0.5}, {"a": 0.500001}, True),
+        ({"a": 0.5, "chosen": True}, {"a": 0.500001, "chosen": False}, False),
+        ({"a": 0.5, "inputs": {"b": "0f"}}, {"a": 0.500001, "inputs": {"b": "1f"}}, True),
+        ({"a": "x"}, {"a": "y"}, False),
+    ],
+)
+def test_rounding_is_told_from_what_is_otherwise(tmp_path, old, new, rounding):
+    before = write(tmp_path / "old.json", old)
+    write(tmp_path / "a.json", new)
+    assert find_difference(before, tmp_path / "a.json").rounding is rounding
 
 
 def test_what_is_not_there_is_said(tmp_path):
     (tmp_path / "a.json").write_text("{}")
-    assert tell_difference(tmp_path / "gone.json", tmp_path / "a.json") == "what was recorded is not in DVC's cache"
-    assert tell_difference(b"{}", tmp_path / "gone.json") == "it was not made"
+    gone = Difference("what was recorded is not in DVC's cache", False)
+    assert find_difference(tmp_path / "gone.json", tmp_path / "a.json") == gone
+    assert find_difference(b"{}", tmp_path / "gone.json") == Difference("it was not made", False)
