@@ -186,7 +186,7 @@ def test_interrupt_in_a_terminal_is_one_line_below_the_bar_and_shows_the_cursor(
 
 def test_interrupt_of_a_stage_that_dvc_runs(tmp_path, toy_folder):
     GRAPHS["real"].make(tmp_path / "real", str(toy_folder))
-    env = environment(PYTHONPATH=f"{INTERRUPTER}:{ROOT}", INTERRUPT_AT="import|tasks.examples|0.3")
+    env = environment(PYTHONPATH=f"{INTERRUPTER}:{ROOT}", INTERRUPT_AT="import|tasks.examples|0")
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.stage", "examples", "v1"],
         cwd=tmp_path / "real",
