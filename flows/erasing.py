@@ -22,7 +22,9 @@ from flows.erasing_dvc import ErasingError, InDvc, find_kept, list_objects, remo
 from flows.erasing_places import InPlaces, Place, find_places, remove_place
 from flows.graph import dvc_state, revisions
 from flows.graph.versions import tag_of
+from flows.mirror import Mirror
 from flows.params import Params
+from flows.stage import say
 from flows.stage_calls import CACHE, DATA, ERASED, find_record
 from flows.trials import TRIALS
 from tasks.erasure.record import Erased, add_erased, read_erased
@@ -45,6 +47,7 @@ class Found:
     raw: tuple[Any, ...]  # `RawRow`s
     kept: InPlaces
     in_dvc: InDvc
+    mirror: Mirror | None  # of the stores
     tracked: tuple[str, ...]  # raw files with the row that git holds
     recorded: tuple[str, ...]  # tags of versions whose raw files have the row
 
@@ -55,6 +58,9 @@ class Found:
         for part in self.kept.parts:
             what = f"{part.rows} of its rows" if part.rows else "damaged or cut short, so that nobody can look into it"
             places.append(Place("store", str(part.path), what))
+        if self.mirror is not None:
+            copies = self.mirror.find(part.path for part in self.kept.parts)
+            places += [Place("mirror", place, "a part of a store") for place in copies]
         for kind, there in (("cache", self.in_dvc.here), ("remote", self.in_dvc.remote)):
             places += [Place(kind, path, self.in_dvc.objects[digest]) for digest, path in there.items()]
         for revision, file, count in self.in_dvc.revisions:
@@ -72,7 +78,7 @@ class Erasure:
 
 
 def find(id: str) -> Found:
-    """Return every place that holds a row or was trained on it; nothing is changed.
+    """Return every place that holds a row or was trained on it; nothing changes but that a mirror's parts come here.
 
     Args:
         id: of the row, in full.
@@ -80,7 +86,16 @@ def find(id: str) -> Found:
     Raises:
         ErasingError: no id, or no place holds such a row and none was erased; the remote cannot be asked.
         ExamplesError: a raw file cannot be read.
+        MirrorError: the stores' mirror cannot be read.
     """
+    from tasks.artifacts.stores import in_use
+
+    with in_use(CACHE):
+        return _find(id)
+
+
+def _find(id: str) -> Found:
+    """Return what `find` returns, in stores that are held."""
     from tasks.erasure.search import Wanted
 
     values, short = params.read(), ID.fullmatch(id)
@@ -98,8 +113,9 @@ def find(id: str) -> Found:
         tuple(dict.fromkeys(one.conversation for one in (*said, *raw))),
     )
     in_dvc = find_kept(wanted, values.examples)
+    mirror = _fetch(values.mirror.url)
     kept = find_places(wanted, values.versions, in_dvc.trained_on)
-    return Found(same_as, wanted, erased, raw, kept, in_dvc, *_ask_git(raw, values))
+    return Found(same_as, wanted, erased, raw, kept, in_dvc, mirror, *_ask_git(raw, values))
 
 
 @alone()
@@ -113,25 +129,41 @@ def erase(id: str, because: str) -> Erasure:
     Raises:
         ErasingError: as `find`; a raw file that is not ours to rewrite has the row; the remote refuses.
         StoreError: a run uses the stores.
+        MirrorError: the stores' mirror cannot be read or written.
     """
     from tasks.artifacts import stores
     from tasks.erasure.parts import clear_part
 
     LOCK.write_text(f"process {os.getpid()}: tamis erase", encoding="utf-8")  # the call names the row
     with stores.upkeep(CACHE):
-        found = find(id)
+        found = _find(id)
         _refuse_by_hand(found.raw)
         when = date.today().isoformat()
         whole = {one.id: one.same_as for one in found.raw}  # of a row that was cut as too long, another one
         rows = [Erased(one, whole.get(one, found.same_as), because, when) for one in found.wanted.ids]
         add_erased(rows, ERASED)
         remove_objects(found.in_dvc)
+        if found.mirror is not None:
+            found.mirror.remove([part.path for part in found.kept.parts])
         for part in found.kept.parts:
             clear_part(part, found.wanted)
+        if found.mirror is not None:
+            found.mirror.send(stores.KINDS, None)
         for place in found.kept.places:
             remove_place(place)
     changed = [ERASED.as_posix(), *_clear_raw(found.raw)]
     return Erasure(found, tuple(dict.fromkeys(changed)))
+
+
+def _fetch(url: str | None) -> Mirror | None:
+    """Bring all that a mirror of the stores has here, where one is named, to be looked into."""
+    if url is None:
+        return None
+    from tasks.artifacts.stores import KINDS
+
+    mirror = Mirror(url, say=say)
+    mirror.fetch(KINDS, None)
+    return mirror
 
 
 def _list_tables() -> list[Path]:

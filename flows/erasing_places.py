@@ -23,7 +23,7 @@ TRAINED = "trained on the row"
 class Place:
     """One place that holds a row, or what was trained on it."""
 
-    kind: str  # raw | artifact | arm | store | warm-up | trial | leftover | cache | remote | revision | git
+    kind: str  # raw | artifact | arm | store | mirror | warm-up | trial | leftover | cache | remote | revision | git
     path: str
     what: str
 

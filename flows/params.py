@@ -36,7 +36,7 @@ from tasks.gradients.settings import GradientsSettings
 from tasks.masks.settings import MaskSettings
 from tasks.scores.settings import ScoresSettings
 from tasks.selection.settings import SelectionSettings
-from tasks.settings import LandingSettings, ModelsSettings, RuntimeSettings, VersionSettings, hint
+from tasks.settings import LandingSettings, MirrorSettings, ModelsSettings, RuntimeSettings, VersionSettings, hint
 from tasks.utility.settings import UtilitySettings
 
 BASE = "base"  # what a first version continues from: the base model, and empty artifacts that stand in git
@@ -65,9 +65,10 @@ class Params:
     runtime: RuntimeSettings
     acceptance: AcceptanceSettings
     landing: LandingSettings
+    mirror: MirrorSettings
 
 
-OPTIONAL = ("runtime", "acceptance", "landing")  # sections that may be left out: no figure depends on them
+OPTIONAL = ("runtime", "acceptance", "landing", "mirror")  # sections that may be left out: no figure depends on them
 SECTIONS = {name: kind for name, kind in get_type_hints(Params).items() if name != "versions"}
 
 

@@ -15,8 +15,9 @@ from flows import model_records, params
 from flows.drive import on_threads
 from flows.graph import dvc_files, dvc_state
 from flows.graph.stages import needs
+from flows.mirror import mirrored
 from flows.stage import named, say
-from flows.stage_calls import CACHE, STAGES, find_folders
+from flows.stage_calls import CACHE, STAGES, find_folders, name_models
 from tasks.settings import hint
 from tasks.shares import Share, Unfinished
 
@@ -52,12 +53,14 @@ def run(stage: str, version: str, share: str, *, workers: str) -> tuple[bool, st
     refuse_stale(address)
     from tasks.artifacts.stores import in_use
 
+    mirror = mirrored(values.mirror.url, stage, partial(name_models, values), say)
     with named(address), in_use(CACHE), tempfile.TemporaryDirectory(dir=CACHE, prefix=".share-") as unread:
         folders = find_folders(values, version)
         folders = replace(folders, here=replace(folders.here, **{stage: Path(unread)}))
-        with on_threads(workers) as shards:
+        with on_threads(workers) as shards, mirror as through:
+            map = through(partial(shards, label=f"{address} {share}"))
             try:
-                STAGES[stage](values, folders, Share(partial(shards, label=f"{address} {share}"), number, of))
+                STAGES[stage](values, folders, Share(map, number, of))
             except Unfinished as left:
                 say(f"{address}, share {share}: {left}; when all have ended, start those again that are not whole")
                 return False, str(left)

@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from flows import params
 from flows.environment import name_libraries, name_machine
 from flows.graph.stages import needs, read_stages
-from flows.stage_calls import CACHE, STAGES, Map, find_folders, folder
+from flows.stage_calls import CACHE, STAGES, Map, find_folders, folder, name_models
 from flows.told import tell_notes
 
 HARMLESS = "\u00a0\u3000\u200c\u200d"  # spaces and joiners that writing needs, which Python does not call printable
@@ -53,6 +53,7 @@ def run(name: str, version: str, *, map: Map | None = None) -> None:
     """
     address = f"{name}@{version}"
     with named(address), recorded(address, folder(name, version)) as notes:
+        from flows.mirror import mirrored
         from flows.model_records import refuse_changed
         from tasks.artifacts.stores import in_use
 
@@ -60,9 +61,9 @@ def run(name: str, version: str, *, map: Map | None = None) -> None:
         reads, _ = needs(address)
         refuse_changed(vars(values.models), reads)
         take_halvings()  # of a stage that failed before in this process
-        with in_use(CACHE):
+        with in_use(CACHE), mirrored(values.mirror.url, name, partial(name_models, values), say) as through:
             folders = find_folders(values, version)
-            notes.update(STAGES[name](values, folders, map or partial(in_order, label=address)) or {})
+            notes.update(STAGES[name](values, folders, through(map or partial(in_order, label=address))) or {})
         refuse_changed(vars(values.models), reads)
         notes |= {"device": _name_device(values.models.device), "dtype": values.models.dtype}
         notes |= {"runtime": vars(values.runtime), "halved": [vars(one) for one in take_halvings()]}

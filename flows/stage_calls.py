@@ -197,7 +197,6 @@ def make_audit(values: Params, folders: Folders, map: Map) -> Notes:
 
 def name_current(values: Params) -> set[str]:
     """Return the digests of the models and the code that the stores' figures are made with now."""
-    from tasks import models
     from tasks.embedding import embedding
     from tasks.evaluation import networks, texts
     from tasks.gradients import warmup
@@ -206,7 +205,14 @@ def name_current(values: Params) -> set[str]:
 
     codes = {module.CODE for module in (utility, embedding, warmup, networks, texts)}
     codes |= {method.code for method in scores.METHODS.values()}
-    return codes | {models.model_digest(language(values)), models.model_digest(encoder(values))}
+    return codes | name_models(values)
+
+
+def name_models(values: Params) -> set[str]:
+    """Return the digests of the models that the parameters name."""
+    from tasks import models
+
+    return {models.model_digest(language(values)), models.model_digest(encoder(values))}
 
 
 def language(values: Params) -> Any:

@@ -1,5 +1,6 @@
 """What a stage says of its products and of the rows that it read, in a line or two, on whichever way it was run."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -94,3 +95,12 @@ def count(number: int, name: str) -> str:
     ('1,200 rows', '1 file')
     """
     return f"{number:,} {name}{'' if number == 1 else 's'}"
+
+
+def hide(url: str) -> str:
+    """Return an address without the name and password in it.
+
+    >>> hide("s3://key:secret@bucket/in"), hide("/data/in")
+    ('s3://***@bucket/in', '/data/in')
+    """
+    return re.sub(r"//[^/@]+@", "//***@", url)

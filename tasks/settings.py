@@ -155,6 +155,17 @@ class RuntimeSettings:
 
 
 @checked
+class MirrorSettings:
+    """Where machines that share no folder share the stores' parts; no figure depends on it."""
+
+    url: str | None = Field(
+        None,
+        description="a URL of any file system that fsspec knows: a stage that computes fetches from there what its "
+        "store lacks, and sends what it adds; null: none",
+    )
+
+
+@checked
 class LandingSettings:
     """Where new data versions come from, which `tamis continue` and `tamis serve` take."""
 

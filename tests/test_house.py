@@ -93,6 +93,7 @@ def allowed(path: Path) -> set[str]:
         "pipeline": {"httpx"},
         "reports": {"httpx"},
         "landing": {"fsspec"},
+        "mirror": {"fsspec"},
     }
     lazily = {"tamis"} if path.stem == "stage" else set()
     return FLOWS_MAY | only.get(path.stem, set()) | lazily

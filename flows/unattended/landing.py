@@ -4,7 +4,6 @@ for each sub-folder of landing.url that is no version yet, by name:
     whole (its marker stands there, or its newest file is old enough) -> copy it -> look at its rows -> add -> commit
 """
 
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from flows.graph import versions as recorded
 from flows.looks import take_looks, tell_commonest
 from flows.stage import format_error, say
 from flows.stage_calls import CACHE
-from flows.told import count
+from flows.told import count, hide
 from tasks.settings import LandingSettings, VersionSettings
 
 FETCHED = CACHE / "landing"  # copies that are being added
@@ -117,15 +116,6 @@ def _read_time(facts: dict[str, Any]) -> float:
                 return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
             return float(found)
     raise LandingError("its file system does not say when a file was written; set landing.marker")
-
-
-def hide(url: str) -> str:
-    """Return an address without the name and password in it.
-
-    >>> hide("s3://key:secret@bucket/in"), hide("/data/in")
-    ('s3://***@bucket/in', '/data/in')
-    """
-    return re.sub(r"//[^/@]+@", "//***@", url)
 
 
 def find_inside(path: str, place: str) -> PurePosixPath:

@@ -316,7 +316,7 @@ def upkeep(root: Path) -> Iterator[None]:
 
 
 def _inspect(folder: Path, keep: Collection[str]) -> Stored:
-    about = _read_about(folder / ABOUT)
+    about = read_about(folder / ABOUT)
     parts = check_parts(folder).values()
     return Stored(
         kind=folder.parent.name,
@@ -331,8 +331,12 @@ def _inspect(folder: Path, keep: Collection[str]) -> Stored:
     )
 
 
-def _read_about(path: Path) -> dict[str, Any]:
-    """Return what a folder says that it holds; empty where it says nothing."""
+def read_about(path: Path) -> dict[str, Any]:
+    """Return what a folder's `store.json` says that it holds; empty where there is none.
+
+    Raises:
+        StoreError: it was edited.
+    """
     if not path.exists():
         return {}
     try:

@@ -6,6 +6,7 @@ import shutil
 from datetime import date
 from pathlib import Path
 
+import fsspec
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -14,7 +15,9 @@ from worlds.projects import GRAPHS, Project, enter, run_stages, toy_row
 from flows import cli, erasing, erasing_dvc, params, stage, trials
 from flows.erasing_dvc import Entry, ErasingError, find_trained
 from flows.graph import dvc_state, revisions
+from flows.mirror import Mirror
 from flows.stage_calls import ERASED, folder
+from tasks.artifacts.stores import KINDS as KINDS_OF_STORES
 from tasks.erasure import parts, raw_rows
 from tasks.erasure.record import list_same, read_erased
 
@@ -337,3 +340,26 @@ def test_arms_of_versions_that_go_on_from_a_trained_one_are_found_by_the_records
         "c": {"chosen-0", "full-0"},
     }
     assert find_trained(arms, {"a-full-0"}, entries) == {"a": {"full-0"}, "b": set(), "c": set()}
+
+
+def test_what_a_mirror_of_the_stores_holds_is_listed_and_removed(project, row):
+    url = f"memory://{project.root.parent.name}/mirror"
+    fsspec.filesystem("memory").mkdir(f"/{project.root.parent.name}")
+    path = project.root / "params.yaml"
+    path.write_text(path.read_text() + f"\nmirror: {{url: '{url}'}}\n")
+    mirror = Mirror(url, say=print)
+    mirror.send(KINDS_OF_STORES, None)
+    system, root = fsspec.core.url_to_fs(url)
+    for kind in ("pairs", "embeddings", "losses"):  # another machine's parts alone hold the row: here there is nothing
+        shutil.rmtree(project.root / ".cache" / kind)
+    damaged = next(name for name in system.find(f"{root}/losses") if name.endswith(".parquet"))
+    system.pipe(damaged, b"PAR1")
+    found = list_kinds(erase(row["id"], "--json"))["mirror"]
+    assert {place["path"].removeprefix(f"{url}/").split("/")[0] for place in found} >= {"pairs", "embeddings", "losses"}
+    done = erase(row["id"], "--yes", "--json")
+    assert done.exit_code == 0, done.output
+    copy = project.root.parent / "copy"
+    system.get(root, str(copy), recursive=True)
+    assert [*copy.rglob("part-*.parquet")]
+    assert not find_bytes(copy, row["id"])
+    assert damaged not in system.find(root)

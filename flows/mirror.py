@@ -1,0 +1,251 @@
+"""The stores' mirror: their parts under a URL of any file system that fsspec knows, for machines that share no folder.
+
+A part is named by what it holds and never changed, so a mirror needs neither a lock nor a rename: what one side lacks
+is copied whole from the other. A stage that computes fetches what others have computed before it asks its store, and
+sends what it adds as it goes; what a killed one did not send is sent by the next.
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from flows.stage_calls import CACHE, Map, T
+from flows.told import hide
+
+FILLED = {  # stage -> the kinds of stores that it fills
+    "embedding": ("embeddings",),
+    "utility": ("pairs",),
+    "scores": ("scores",),
+    "gradients": ("gradients",),
+    "evaluation": ("losses", "answers", "texts"),
+}
+OURS = re.compile(r"[a-z]+/[0-9a-f]{32}/part-[0-9a-f]{32}\.parquet")
+PAUSE = 30.0  # seconds of shards between two looks at what is to be sent: what a machine that is lost loses
+
+Through = Callable[[Map], Map]
+
+
+class MirrorError(ValueError):
+    """The mirror cannot be read or written."""
+
+
+class Mirror:
+    """One project's view of a mirror."""
+
+    def __init__(self, url: str, *, say: Callable[[str], None]) -> None:
+        """Open it.
+
+        Raises:
+            MirrorError: no file system is known by that URL, what it needs is not installed, or the folder above or
+                the bucket is not there.
+        """
+        self.url, self._say = hide(url).rstrip("/"), say
+        self._there: set[str] = set()  # names of files, below the root
+        self._damaged: set[str] = set()  # of those that are not as they were written
+        with self._refused("opened"):
+            self._system, root = fsspec.core.url_to_fs(url)
+            self._root = root.rstrip("/")
+            above = self._root.rpartition("/")[0] or self._root
+            if not self._system.exists(above):  # a bucket would be made by whoever writes first
+                raise FileNotFoundError(f"there is no {above}")
+
+    def fetch(self, kinds: Collection[str], models: Collection[str] | None) -> list[Path]:
+        """Copy the parts that are not here; returns their paths here.
+
+        A part that is damaged there is left and told of, and sent anew once it is computed here.
+
+        Args:
+            kinds: of stores.
+            models: digests; folders that say another one's are left. None: all folders, and in these what a part here
+                stands for, too.
+
+        Raises:
+            MirrorError: the mirror cannot be read.
+        """
+        with self._refused("read"):
+            self._system.invalidate_cache()
+            listed = [name for kind in kinds for name in self._list(kind)]
+        self._there |= set(listed)
+        fetched = []
+        for folder, names in _by_folder(listed):
+            if self._serves(folder, models):
+                known = set() if models is None else _list_replaced(CACHE / folder)
+                new = [name for name in names if not (CACHE / name).exists() and Path(name).name not in known]
+                fetched += [CACHE / name for name in new if self._fetch_part(name)]
+        return fetched
+
+    def send(self, kinds: Collection[str], models: Collection[str] | None) -> int:
+        """Copy the parts that are not there; returns how many.
+
+        Args:
+            kinds: of stores.
+            models: as of `fetch`.
+
+        Raises:
+            MirrorError: the mirror cannot be written.
+        """
+        from tasks.artifacts.stores import ABOUT, PARTS
+
+        sent = 0
+        for folder in (path for kind in kinds for path in sorted((CACHE / kind).glob("*"))):
+            new = [path for path in (folder / ABOUT, *folder.glob(PARTS)) if _name(path) not in self._there]
+            if new and (folder / ABOUT).exists() and self._serves(_name(folder), models):
+                for path in new:
+                    with self._refused("written"):
+                        self._system.makedirs(f"{self._root}/{_name(folder)}", exist_ok=True)
+                        self._system.put_file(str(path), f"{self._root}/{_name(path)}")
+                    self._there.add(_name(path))
+                    sent += 1
+        return sent
+
+    def find(self, paths: Iterable[Path]) -> list[str]:
+        """Return the addresses of those parts of the stores that are there, and of what is damaged there."""
+        return [f"{self.url}/{name}" for name in self._meant(paths)]
+
+    def remove(self, paths: Iterable[Path]) -> None:
+        """Delete these parts of the stores there, and what is damaged there.
+
+        Raises:
+            MirrorError: the mirror cannot be written.
+        """
+        for name in self._meant(paths):
+            with self._refused("written"):
+                self._system.rm_file(f"{self._root}/{name}")
+            self._there.discard(name)
+            self._damaged.discard(name)
+
+    def _meant(self, paths: Iterable[Path]) -> list[str]:
+        return sorted((self._there & {_name(path) for path in paths}) | self._damaged)
+
+    def _list(self, kind: str) -> list[str]:
+        try:
+            found = self._system.find(f"{self._root}/{kind}")
+        except FileNotFoundError:
+            return []
+        return sorted(path.removeprefix(self._root).lstrip("/") for path in found)
+
+    def _serves(self, folder: str, models: Collection[str] | None) -> bool:
+        """Return whether a folder says that it is of one of these models; what it says is fetched, too."""
+        from tasks.artifacts.stores import ABOUT, read_about
+
+        about = CACHE / folder / ABOUT
+        if not about.exists() and f"{folder}/{ABOUT}" in self._there:
+            self._copy(f"{folder}/{ABOUT}", about, read_about)
+        return models is None or read_about(about).get("model_digest") in models
+
+    def _fetch_part(self, name: str) -> bool:
+        """Copy a part; returns whether it was whole."""
+        from tasks.artifacts.tables import ArtifactError, provenance
+
+        try:
+            self._copy(name, CACHE / name, provenance)
+        except ArtifactError:
+            self._there.discard(name)
+            self._damaged.add(name)
+            self._say(f"{self.url}/{name} is damaged and not taken; what it held is computed again")
+            return False
+        return True
+
+    def _copy(self, name: str, path: Path, check: Callable[[Path], Any]) -> None:
+        """Bring a file here, whole or not at all, unless a check of the copy raises."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            with self._refused("read"):
+                self._system.get_file(f"{self._root}/{name}", str(part))
+            check(part)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    @contextmanager
+    def _refused(self, done: str) -> Iterator[None]:
+        """Let whatever a file system raises name the setting."""
+        try:
+            yield
+        except Exception as error:  # each has its own kinds of errors
+            told = f"mirror.url is {self.url}, which cannot be {done} ({type(error).__name__}: {error})"
+            raise MirrorError(hide(f"{told}; mend it, or set it to null")) from error
+
+
+@contextmanager
+def mirrored(url: str | None, stage: str, models: Callable[[], Collection[str]], say: Callable) -> Iterator[Through]:
+    """Fetch what a stage may find computed, yield what lets a `map` send as it goes, and send the rest.
+
+    Args:
+        url: of the mirror; None: there is none.
+        stage: that is to run.
+        models: returns the digests of the models that are named today.
+        say: tells the user a line.
+
+    Raises:
+        MirrorError: the mirror cannot be read, or at the end not be written; what was computed stands here.
+    """
+    kinds = FILLED.get(stage, ())
+    if url is None or not kinds:
+        yield lambda map: map
+        return
+    mirror, current = Mirror(url, say=say), models()
+    fetched = mirror.fetch(kinds, current)
+    if fetched:
+        say(f"{len(fetched):,} parts of stores came from {mirror.url}")
+    send = partial(mirror.send, kinds, current)
+    try:
+        yield partial(_sending, send, say)
+    except Exception:
+        _send_or_tell(send, say)
+        raise
+    send()
+
+
+def _sending(send: Callable[[], int], say: Callable[[str], None], map: Map) -> Map:
+    """Return a `map` that sends what is new between shards; where that fails, it says so and goes on."""
+
+    def run(function: Callable[[T], Any], items: Sequence[T], **more: Any) -> Iterator[Any]:
+        last = time.monotonic()
+        for result in map(function, items, **more):
+            yield result
+            if time.monotonic() - last >= PAUSE:
+                _send_or_tell(send, say)
+                last = time.monotonic()
+
+    return run
+
+
+def _send_or_tell(send: Callable[[], int], say: Callable[[str], None]) -> None:
+    try:
+        send()
+    except MirrorError as error:
+        say(f"{error}; what was to be sent stands here, and is sent later")
+
+
+def _by_folder(names: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield folders of stores with the names of their parts; whatever else lies there is not ours."""
+    folders: dict[str, list[str]] = {}
+    for name in names:
+        if OURS.fullmatch(name):
+            folders.setdefault(name.rpartition("/")[0], []).append(name)
+    yield from folders.items()
+
+
+def _list_replaced(folder: Path) -> set[str]:
+    """Return the names of the parts that parts of a folder stand for."""
+    from tasks.artifacts.stores import check_parts
+
+    return {name for one in check_parts(folder).values() for name in one["parameters"].get("replaces", ())}
+
+
+def _name(path: Path) -> str:
+    """Return the name of a file or folder of the stores in the mirror.
+
+    >>> _name(CACHE / "pairs" / "0f" / "part-1.parquet")
+    'pairs/0f/part-1.parquet'
+    """
+    return path.relative_to(CACHE).as_posix()
