@@ -24,6 +24,7 @@ from flows.graph.stages import read_stages
 from flows.params import OPTIONAL, SECTIONS
 from tamis.gradients import row_sums
 from tasks.artifacts import schemas
+from tasks.catalogue.examples import EXAMPLES
 from tasks.selection.selectors import SELECTORS
 from tasks.settings import VersionSettings
 
@@ -47,6 +48,7 @@ def write_pages() -> dict[str, str]:
         "params.md": write_params(),
         "params.schema.json": json.dumps(write_schema(), indent=2) + "\n",
         "tables.md": write_tables(),
+        "catalogue.md": write_catalogue(),
         "stages.md": write_stages(),
         "commands.md": write_commands(),
         "selectors.md": write_selectors(),
@@ -162,8 +164,10 @@ def write_tables() -> str:
     """Return the page of the tables: columns, types, whether they may be null, and what they hold."""
     text = HEADING.format("tasks/artifacts/schemas.py and dvc.yaml", "Tables")
     text += (
-        "Every table is a Parquet file and, but for `pairs`, a view of the same name in `tamis sql`, with one more "
-        "column, `version`. Tables of rows are joined by `version` and `id`; `utility`, `skipped` and `checked` name "
+        "Every table is a Parquet file and a view of the same name in `tamis sql`, with one more column, `version`; "
+        "but `scores` is there called `selector_scores`, and view `pairs` is made of `utility` and `skipped`, since "
+        "the store has no versions. Further views are in the [catalogue](catalogue.md). Tables of rows are joined by "
+        "`version` and `id`; `utility`, `skipped` and `checked` name "
         "two rows, `target_id` and `demo_id`, and `mask` and `tensors` are joined by `version` and `tensor`. "
         "The widths of vectors below are those of the encoder and of the sketches as they come.\n\n"
     )
@@ -175,6 +179,20 @@ def write_tables() -> str:
         for name, place in _places(known)
         for alike in [ALIKE.get(name, name)]
     )
+
+
+def write_catalogue() -> str:
+    """Return the page of the catalogue: a question for each of its views, with its query."""
+    text = HEADING.format("tasks/catalogue/examples.py", "Catalogue")
+    text += (
+        "`tamis sql` answers questions about every version at once, and with `--revision` about those of a commit, tag "
+        "or branch, without a checkout. Every [table](tables.md) is a view, and so are `turns` (a row for each message "
+        "of a conversation), `pairs`, `scores` (every number that a row has, under its name), `changes` (what a "
+        "version kept, edited, added and withdrew; `replaced` is the earlier text of what was edited), `runs` (what "
+        "each artifact was made with) and `versions`. A question reads, and may take a minute, 4 GB and a million "
+        "rows of answer.\n\n"
+    )
+    return text + "\n".join(f"## {one.view}\n\n{one.question}\n\n```sql\n{one.sql}\n```\n" for one in EXAMPLES)
 
 
 def _places(known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

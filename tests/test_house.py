@@ -19,6 +19,7 @@ STAGES = ("examples", "embedding", "utility", "scores", "gradients", "selection"
 SHARED = {
     "acceptance",
     "artifacts",
+    "catalogue",
     "comparison",
     "conversations",
     "differences",

@@ -22,16 +22,16 @@ def sql(
     as_json: Json = False,
 ) -> None:
     """Ask the artifacts of all versions, read-only."""
-    from tasks.artifacts import views
+    from tasks.catalogue import questions
 
     if revision is None:
         versions = {name: vars(one) for name, one in params.read(bare=True).versions.items()}
-        show_rows(*views.query(ROOT, query, versions), as_json=as_json)
+        show_rows(*questions.query(ROOT, query, versions), as_json=as_json)
         return
     from flows.graph import revisions
 
     with revisions.at_revision(revision) as root:
-        show_rows(*views.query(root, query), as_json=as_json)
+        show_rows(*questions.query(root, query), as_json=as_json)
 
 
 @spoken
@@ -41,9 +41,9 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show everything that is known about one example, or what became of a version's rows, its choice and its arms."""
-    from tasks.artifacts import views
+    from tasks.catalogue import rows
 
-    found = views.show_version(ROOT, id) or views.show(ROOT, id)
+    found = rows.show_version(ROOT, id) or rows.show(ROOT, id)
     if as_json:
         show_json([found])
     else:

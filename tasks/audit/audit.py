@@ -1,4 +1,8 @@
-"""The stage `audit`: promises that the artifacts keep, checked in SQL, and what else is worth knowing."""
+"""The stage `audit`: promises that the artifacts keep, checked in SQL, and what else is worth knowing.
+
+Each check is a file of checks/: a line that says what it promises or shows, and a query for what it finds, one text
+per row. Promises fail the stage; the rest is recorded.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,8 +27,10 @@ from tasks.selection.settings import SelectionSettings
 
 SHOWN = 3  # of what is found, in an error
 BESIDE = ("embedding", "scores", "gradients", "finetuning")  # stages that only the provenance of the others leads to
+CHECKS = Path(__file__).with_name("checks")
 EXAMPLES = "examples.parquet"
 RECORDED = ("*.parquet", "*.safetensors", "finetuning.json")  # files of a folder that say what they were made from
+PROVENANCE = "Every artifact says what it was made from, and that is there as it was."
 VIEWS = """
     CREATE TEMP VIEW pool AS SELECT * FROM examples WHERE used AND split = 'pool';
     CREATE TEMP VIEW target AS SELECT * FROM examples WHERE used AND split = 'target';
@@ -39,79 +45,6 @@ VIEWS = """
     CREATE TEMP VIEW validating AS SELECT * FROM texts WHERE split = 'validation';
 """
 
-# A check is a query for what breaks it, one text per row. Promises fail the stage; the rest is recorded.
-PROMISES = {
-    "leakage": """
-        SELECT DISTINCT id || ' (held out, or its prompt is)' FROM chosen_ids JOIN texts USING (id)
-        WHERE prompt IN (FROM measured)""",
-    "learnt": """
-        SELECT DISTINCT id || ' (its prompt is held out)' FROM texts
-        WHERE earlier = 'learnt' AND prompt IN (FROM measured)""",
-    "target": """
-        SELECT DISTINCT id || ' (its prompt is held out)' FROM texts
-        WHERE split = 'target' AND prompt IN (FROM measured)
-        UNION SELECT id || ' (chosen)' FROM chosen_ids JOIN target USING (id)""",
-    "validation": """
-        SELECT DISTINCT id || ' (its prompt is held out)' FROM validating WHERE prompt IN (FROM measured)
-        UNION SELECT id || ' (chosen or learnt, and its prompt validates)' FROM texts
-        WHERE (earlier = 'learnt' OR id IN (FROM chosen_ids)) AND prompt IN (SELECT prompt FROM validating)""",
-    "planted": """
-        SELECT DISTINCT id || ' (' || split || ')' FROM examples
-        WHERE planted IS NOT NULL AND used AND split <> 'pool'""",
-    "duplicates": "SELECT id || ' (' || count(*) || ' times)' FROM chosen_ids GROUP BY id HAVING count(*) > 1",
-    "pool": "SELECT DISTINCT id FROM subset ANTI JOIN pool USING (id)",
-    "pairs": """
-        SELECT target_id || ' with demo ' || demo_id FROM utility
-        WHERE NOT isfinite(utility) OR target_id NOT IN (SELECT id FROM pool UNION SELECT id FROM target)
-            OR demo_id NOT IN (SELECT id FROM pool UNION SELECT id FROM learnt UNION SELECT id FROM target)""",
-    "budget": """
-        SELECT format('{} {}, at most {}', spent, unit, most) FROM (
-            SELECT *, CASE unit WHEN 'rows' THEN (SELECT count(*) FROM chosen_ids)
-                ELSE (SELECT coalesce(sum(response_tokens), 0) FROM chosen)::BIGINT END AS spent FROM budget)
-        WHERE spent > most""",
-    "caps": """
-        SELECT format('{}: {} rows, at most {}', topic, rows, most) FROM topics JOIN caps USING (topic)
-        WHERE rows > most""",
-    "floors": """
-        SELECT format('{}: {} rows, at least {}', topic, coalesce(rows, 0), least) FROM floors LEFT JOIN topics
-        USING (topic) WHERE coalesce(rows, 0) < least""",
-    "mask": """
-        SELECT format('{}: {} entries in mask.parquet, counted as {}, and {} of {} in tensors.parquet', tensor,
-            coalesce(listed, 0), coalesce(counted, 0), coalesce(t.chosen, 0), coalesce(entries, 0))
-        FROM tensors t FULL JOIN (SELECT tensor, sum(len(columns))::BIGINT AS listed, sum(chosen)::BIGINT AS counted
-            FROM mask GROUP BY tensor) m USING (tensor)
-        WHERE t.chosen IS DISTINCT FROM coalesce(listed, 0) OR listed <> counted OR t.chosen > entries
-        UNION ALL SELECT format('{} of {} parameters, asked are {}', chosen, entries, most)
-        FROM mask_budget, (SELECT coalesce(sum(chosen), 0)::BIGINT AS chosen,
-            coalesce(sum(entries), 0)::BIGINT AS entries FROM tensors)
-        WHERE chosen <> most""",
-    "evaluation": """
-        WITH rows AS (SELECT arm, learner, coalesce(seed::VARCHAR, '') AS seed, held_out_of, id FROM evaluation),
-        found AS (SELECT *, count(*) AS times FROM rows GROUP BY ALL),
-        runs AS (SELECT arm, learner, seed, version AS held_out_of FROM rows, compared
-            UNION SELECT arm, learner, seed, previous FROM rows, compared
-            WHERE held_out_of NOT IN (version, 'general') AND learner <> 'in_context'
-            UNION SELECT arm, learner, seed, 'general' FROM rows WHERE learner <> 'in_context'),
-        held_out AS (SELECT version AS held_out_of, id FROM texts, compared WHERE used AND split = 'held_out'
-            UNION SELECT 'general', id FROM texts WHERE used AND split = 'general'
-            UNION SELECT previous, id FROM texts_before, compared WHERE used AND split = 'held_out'),
-        asked AS (SELECT *, true AS asked FROM runs JOIN held_out USING (held_out_of))
-        SELECT concat_ws(' ', arm, learner, seed, id, 'of', held_out_of, coalesce(times, 0), 'times',
-            if(asked, NULL, '(not to be answered)'))
-        FROM found FULL JOIN asked USING (arm, learner, seed, held_out_of, id)
-        WHERE times IS DISTINCT FROM 1 OR asked IS NULL
-        UNION ALL SELECT 'no arm at all' WHERE NOT EXISTS (FROM evaluation)""",
-}
-INFORMATION = {
-    "coverage": "SELECT topic FROM topics WHERE rows = 0",
-    "held_out_share": """
-        SELECT format('{}: {:.3f}', topic, share) FROM (SELECT topic, avg((split = 'held_out')::INT) AS share
-        FROM examples WHERE duplicate_of IS NULL AND split <> 'general' GROUP BY topic)
-        WHERE share < (SELECT share FROM least)""",
-    "withdrawn_learnt": """
-        SELECT concat_ws(' ', id, topic, '"' || regexp_replace(left(prompt, 40), '\\s+', ' ', 'g') || '"',
-            'edited to ' || edited_to) FROM withdrawn WHERE earlier = 'learnt'""",
-}
 CHANGES = """
     SELECT change, count(*), count(*) FILTER (used) FROM examples WHERE duplicate_of IS NULL GROUP BY change
     UNION ALL SELECT 'withdrawn', count(*), 0 FROM withdrawn WHERE edited_to IS NULL"""
@@ -128,6 +61,17 @@ class Check:
     name: str
     promise: bool  # False: information, which never fails
     found: list[str]  # what breaks it
+    says: str = ""  # what it promises or shows, in a sentence
+
+
+@dataclass(frozen=True)
+class Query:
+    """A check before it is run."""
+
+    name: str
+    promise: bool
+    says: str
+    sql: str
 
 
 def write_audit(
@@ -161,7 +105,7 @@ def write_audit(
     records = read_records([*beside, examples, utility, selection, evaluation])
     present = digest_files(records, raw, previous_examples)
     found = trace(records, present, version, None if raw.exists() else previous_examples.name)
-    checks.append(Check("provenance", True, found))
+    checks.append(Check("provenance", True, found, PROVENANCE))
     refuse_broken(checks, version)
     asked = asdict(selection_settings)
     parameters = {name: asked[name] for name in ("budget", "caps", "floors")} | asdict(settings)
@@ -228,10 +172,19 @@ def run_checks(connection: duckdb.DuckDBPyConnection) -> list[Check]:
     """Run every query, promises first."""
     connection.execute(VIEWS)
     return [
-        Check(name, queries is PROMISES, sorted(text for (text,) in connection.execute(sql).fetchall()))
-        for queries in (PROMISES, INFORMATION)
-        for name, sql in queries.items()
+        Check(one.name, one.promise, sorted(text for (text,) in connection.execute(one.sql).fetchall()), one.says)
+        for one in read_queries()
     ]
+
+
+def read_queries() -> list[Query]:
+    """Return the checks of checks/, promises first, by name."""
+    found = []
+    for path in sorted(CHECKS.glob("*.sql")):
+        first, _, sql = path.read_text(encoding="utf-8").partition("\n")
+        kind, _, says = first.removeprefix("-- ").partition(": ")
+        found.append(Query(path.stem, kind == "promise", says, sql))
+    return sorted(found, key=lambda one: not one.promise)
 
 
 def count_changes(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, int]]:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from worlds.projects import GRAPHS, ROOT, Project, run_child, run_dvc, run_stages
 
 from flows import cli
+from tasks.catalogue.examples import EXAMPLES
 
 REAL = GRAPHS["real"]
 
@@ -64,6 +65,13 @@ def test_run_that_has_nothing_to_do_does_not_import_prefect(project):
     )
     done = run_child([sys.executable, "-c", command], project, PYTHONPATH=str(ROOT))
     assert done.stdout.splitlines()[-1] == "False", done.stderr
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=[one.view for one in EXAMPLES])
+def test_every_query_of_the_catalogue_is_answered(project, example):
+    names, *rows = rows_of(tamis("sql", example.sql))
+    assert names
+    assert rows or example.view in ("rejects", "mask")  # there are none in this project
 
 
 def test_unknown_runner_is_refused_with_those_that_exist(project):

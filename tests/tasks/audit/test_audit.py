@@ -21,14 +21,25 @@ def world(tmp_path) -> World:
 
 def test_kept_promises_are_written_down(world):
     table = world.write().check()
-    assert table["passed"].to_pylist() == [True] * 17
+    assert table["passed"].to_pylist() == [True] * 25
     assert dict(zip(table["check"].to_pylist(), table["detail"].to_pylist(), strict=True))["leakage"] == "none"
     written = json.loads((world.folder("audit") / "audit.json").read_text())
     none = {"rows": 0, "used": 0}
     assert written == {
-        "promises_kept": 14,
+        "promises_kept": 15,
         "coverage": ["greetings"],
         "held_out_share": ["greetings: 0.000"],
+        "length": ["chosen 2.5, pool 3.2 (-21%)"],
+        "near_duplicates": [],
+        "near_held_out": [],
+        "represented": ["greetings (33.3% of the pool)"],
+        "secrets": [],
+        "source_shift": [],
+        "topic_shift": [
+            "greetings: 0.0% of the chosen, 33.3% of the pool",
+            "letters: 50.0% of the chosen, 33.3% of the pool",
+            "sums: 50.0% of the chosen, 33.3% of the pool",
+        ],
         "withdrawn_learnt": [],
         "changes": {"kept": none, "edited": none, "new": {"rows": 8, "used": 8}, "withdrawn": none},
     }
@@ -55,7 +66,7 @@ def test_a_chosen_row_with_a_held_out_prompt_is_named(world):
     world.examples[POOL] = toy_corpus.reword(world.examples[POOL], prompt=f" {twin['prompt'].replace(' ', '  ')}")
     world.examples[POOL]["id"] = "other"
     world.evaluation[0]["id"] = world.evaluation[2]["id"] = "other"
-    with pytest.raises(audit.AuditError, match=rf"1 of 14 promises of v1 are broken: leakage: 1, first {twin['id']}"):
+    with pytest.raises(audit.AuditError, match=rf"1 of 15 promises of v1 are broken: leakage: 1, first {twin['id']}"):
         world.write().check()
 
 
@@ -68,14 +79,14 @@ def test_a_chosen_row_with_a_prompt_that_the_version_before_held_out_is_named(wo
 def test_a_learnt_row_with_a_held_out_prompt_is_named(world):
     taught = toy_corpus.learn(toy_corpus.row(POOL, "pool", used=False)) | {"id": "taught"}
     with pytest.raises(
-        audit.AuditError, match=r"1 of 14 promises .*: learnt: 1, first taught \(its prompt is held out"
+        audit.AuditError, match=r"1 of 15 promises .*: learnt: 1, first taught \(its prompt is held out"
     ):
         replace(world, examples=[*world.examples, taught]).write().check()
 
 
 def test_a_target_row_with_a_held_out_prompt_is_named(world):
     asked = toy_corpus.row(POOL, "target") | {"id": "asked"}
-    with pytest.raises(audit.AuditError, match=r"1 of 14 promises .*: target: 1, first asked \(its prompt is held out"):
+    with pytest.raises(audit.AuditError, match=r"1 of 15 promises .*: target: 1, first asked \(its prompt is held out"):
         replace(world, examples=[*world.examples, asked]).write().check()
 
 
@@ -93,7 +104,7 @@ def test_a_validation_row_with_the_prompt_of_a_row_elsewhere_is_named(world, spl
     stray = toy_corpus.reword(stray, prompt=twin["prompt"], response="another")
     world.subset[0]["id"] = twin["id"] if split == "pool" else world.subset[0]["id"]
     found = "stray" if split == "held_out" else twin["id"]
-    with pytest.raises(audit.AuditError, match=rf"1 of 14 promises .*: validation: 1, first {found} \("):
+    with pytest.raises(audit.AuditError, match=rf"1 of 15 promises .*: validation: 1, first {found} \("):
         replace(world, examples=[*world.examples, stray]).write().check()
 
 
@@ -140,7 +151,7 @@ def test_pairs_with_learnt_and_target_rows_are_kept(world, pair):
     [("learnt", "pool"), ("learnt", "target"), ("pool", "held_out"), ("held_out", "pool")],
 )
 def test_a_pair_that_no_objective_reads_is_named(world, pair):
-    with pytest.raises(audit.AuditError, match=r"1 of 14 promises of v1 are broken: pairs: 1"):
+    with pytest.raises(audit.AuditError, match=r"1 of 15 promises of v1 are broken: pairs: 1"):
         pair_up(world, *pair).write().check()
 
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from worlds.toy_project import POOL, World, make_world, withdraw
 
-from tasks.artifacts import views
 from tasks.artifacts.tables import ArtifactError
+from tasks.catalogue import questions, rows, sources
 
 
 @pytest.fixture
@@ -23,14 +23,19 @@ def world(tmp_path) -> World:
 
 
 VIEWS = (
+    "changes",
     "embedding",
     "evaluation",
     "examples",
     "mask",
+    "pairs",
     "phi_data",
+    "runs",
     "scores",
+    "selector_scores",
     "subset",
     "tensors",
+    "turns",
     "utility",
     "withdrawn",
 )
@@ -55,27 +60,27 @@ def test_an_artifact_edited_by_hand_stops_the_audit_and_costs_its_own_view(world
     named = rf"utility.parquet .*{text}.* restore it with `dvc checkout"
     with pytest.raises(ArtifactError, match=named):
         world.check()
-    with pytest.raises(views.QuestionError, match=rf"(?s)reads these views.*utility cannot be read: .*{named}"):
-        views.query(world.root, "FROM utility")
-    assert views.query(world.root, "SELECT count(*) FROM examples")[1] == [(8,)]
-    assert re.search(named, views.show(world.root, world.examples[0]["id"])["cannot_be_read"]["utility"])
+    with pytest.raises(questions.QuestionError, match=rf"(?s)reads these views.*utility cannot be read: .*{named}"):
+        questions.query(world.root, "FROM utility")
+    assert questions.query(world.root, "SELECT count(*) FROM examples")[1] == [(8,)]
+    assert re.search(named, rows.show(world.root, world.examples[0]["id"])["cannot_be_read"]["utility"])
 
 
 def test_a_table_is_read_once_for_its_check_until_it_changes(world, monkeypatch):
     from tasks.artifacts import remembered
 
     monkeypatch.setattr(remembered, "SETTLED", -1e18)
-    asked, real = [], views.tables.check_table
-    monkeypatch.setattr(views.tables, "check_table", lambda path: asked.append(path.name) or real(path))
+    asked, real = [], sources.tables.check_table
+    monkeypatch.setattr(sources.tables, "check_table", lambda path: asked.append(path.name) or real(path))
     world.write()
-    views.query(world.root, "SELECT count(*) FROM examples")
+    questions.query(world.root, "SELECT count(*) FROM examples")
     first = list(asked)
-    views.query(world.root, "SELECT count(*) FROM examples")
+    questions.query(world.root, "SELECT count(*) FROM examples")
     assert "examples.parquet" in first
     assert asked == first
     flip_a_byte(world.folder("examples") / "examples.parquet")
-    with pytest.raises(views.QuestionError, match=r"examples cannot be read: .*was changed after it was written"):
-        views.query(world.root, "SELECT count(*) FROM examples")
+    with pytest.raises(questions.QuestionError, match=r"examples cannot be read: .*was changed after it was written"):
+        questions.query(world.root, "SELECT count(*) FROM examples")
 
 
 PIVOTS = [
@@ -93,7 +98,7 @@ PIVOTS = [
 @pytest.mark.parametrize("sql", PIVOTS)
 def test_pivots_and_explanations_of_what_reads_are_answered(world, sql):
     world.write()
-    assert views.query(world.root, sql)[1]
+    assert questions.query(world.root, sql)[1]
 
 
 @pytest.mark.parametrize(
@@ -110,16 +115,16 @@ def test_pivots_and_explanations_of_what_reads_are_answered(world, sql):
 )
 def test_a_question_that_takes_too_much_is_refused(world, sql, limits, text):
     world.write()
-    with pytest.raises(views.QuestionError, match=text):
-        views.query(world.root, sql, limits=views.Limits(**limits))
-    assert len(views.query(world.root, "FROM range(10)", limits=views.Limits(rows=10))[1]) == 10
+    with pytest.raises(questions.QuestionError, match=text):
+        questions.query(world.root, sql, limits=questions.Limits(**limits))
+    assert len(questions.query(world.root, "FROM range(10)", limits=questions.Limits(rows=10))[1]) == 10
 
 
 def test_versions_that_are_not_configured_any_more_are_marked(world):
     world.write()
     replace(world, examples=world.examples[:3]).write("v9")
     configured = {"v1": {"raw": "data/raw/v1", "previous": "base"}, "v2": {"raw": "data/raw/v2", "previous": "v1"}}
-    names, rows = views.query(world.root, "FROM versions", configured)
+    names, rows = questions.query(world.root, "FROM versions", configured)
     assert names == ["version", "configured", "made", "previous", "raw"]
     assert rows == [
         ("v1", True, True, "base", "data/raw/v1"),
@@ -131,10 +136,12 @@ def test_versions_that_are_not_configured_any_more_are_marked(world):
 def test_questions_see_all_versions(world):
     world.write()
     replace(world, examples=world.examples[:3]).write("v2")
-    names, rows = views.query(world.root, "SELECT version, count(*) AS n FROM examples GROUP BY ALL ORDER BY version")
+    names, rows = questions.query(
+        world.root, "SELECT version, count(*) AS n FROM examples GROUP BY ALL ORDER BY version"
+    )
     assert (names, rows) == (["version", "n"], [("v1", 8), ("v2", 3)])
-    assert views.query(world.root, "SHOW TABLES")[1] == [(name,) for name in VIEWS]
-    assert views.query(world.root, "DESCRIBE subset")[1][0][:2] == ("id", "VARCHAR")
+    assert questions.query(world.root, "SHOW TABLES")[1] == [(name,) for name in VIEWS]
+    assert questions.query(world.root, "DESCRIBE subset")[1][0][:2] == ("id", "VARCHAR")
 
 
 REFUSED = {
@@ -165,35 +172,35 @@ REFUSED = {
     "SELECT 1; COPY examples TO '{out}'": "SELECT, COPY is not answered",
     "": "nothing is not answered",
     "SELEKT 1": "syntax error",
-    "SELECT nothing FROM examples": "reads these views and nothing else: embedding, evaluation, examples, mask, phi_d",
+    "SELECT nothing FROM examples": "reads these views and nothing else: changes, embedding, evaluation, examples, ",
 }
 
 
 def contents(root: Path) -> dict[Path, bytes]:
     """Return all files but what was found of them."""
     files = [file for file in root.rglob("*") if file.is_file()]
-    return {file: file.read_bytes() for file in files if file != root / views.CHECKED}
+    return {file: file.read_bytes() for file in files if file != root / sources.CHECKED}
 
 
 @pytest.mark.parametrize("sql", REFUSED)
 def test_a_question_can_only_read_the_artifacts(world, sql):
     path = world.write().folder("examples") / "examples.parquet"
     before = contents(world.root)
-    with pytest.raises(views.QuestionError, match=REFUSED[sql]):
-        views.query(world.root, sql.format(out=world.root / "out", data=path))
+    with pytest.raises(questions.QuestionError, match=REFUSED[sql]):
+        questions.query(world.root, sql.format(out=world.root / "out", data=path))
     assert contents(world.root) == before
 
 
 def test_without_artifacts_there_is_nothing_to_ask(tmp_path):
     with pytest.raises(ArtifactError, match=r"no artifacts in .*data yet; make them: `tamis run`"):
-        views.query(tmp_path, "SELECT 1")
+        questions.query(tmp_path, "SELECT 1")
 
 
 def test_a_refused_question_leaves_nothing_on_stderr(world):
     world.write()
     code = (
-        "import sys\nfrom pathlib import Path\nfrom tasks.artifacts import views\n"
-        "try: views.query(Path(sys.argv[1]), 'SELECT nothing FROM examples')\n"
+        "import sys\nfrom pathlib import Path\nfrom tasks.catalogue import questions\n"
+        "try: questions.query(Path(sys.argv[1]), 'SELECT nothing FROM examples')\n"
         "except ValueError as error: kept = error"
     )
     done = subprocess.run([sys.executable, "-c", code, str(world.root)], capture_output=True, text=True, check=True)
@@ -203,7 +210,7 @@ def test_a_refused_question_leaves_nothing_on_stderr(world):
 def test_show_tells_all_that_is_known(world):
     world.write()
     ids = [row["id"] for row in world.examples]
-    found = views.show(world.root, ids[5][:12])
+    found = rows.show(world.root, ids[5][:12])
     assert found["id"] == ids[5]
     assert found["examples"][0]["prompt"] == "what is 5 + 5"
     assert found["selection"][0] | {"covered_by": ids[0], "covering_prompt": "what is 0 + 0"} == found["selection"][0]
@@ -211,7 +218,7 @@ def test_show_tells_all_that_is_known(world):
     assert [row["utility"] for row in found["best_demos"]] == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1])
     assert [row["id"] for row in found["helps_most"]] == ids[4::-1]
     assert found["evaluation"] == []
-    assert [row["arm"] for row in views.show(world.root, ids[POOL])["evaluation"]] == ["base", "chosen"]
+    assert [row["arm"] for row in rows.show(world.root, ids[POOL])["evaluation"]] == ["base", "chosen"]
     json.dumps(found)
 
 
@@ -220,7 +227,7 @@ def test_show_tells_what_became_of_an_example(world):
     gone = [withdraw(old | {"earlier": "learnt"}, edited_to=new["id"])]
     replace(world, examples=[new | {"change": "edited"}], withdrawn=gone, previous="v1").write("v2")
     world.write()
-    found = views.show(world.root, old["id"])
+    found = rows.show(world.root, old["id"])
     assert [(row["version"], row["change"], row["earlier"]) for row in found["examples"]] == [("v1", "new", None)]
     (said,) = found["withdrawn"]
     assert (said["version"], said["earlier"], said["edited_to"]) == ("v2", "learnt", new["id"])
@@ -229,16 +236,16 @@ def test_show_tells_what_became_of_an_example(world):
 def test_show_names_demos_that_are_learnt_and_not_used(world):
     world.examples[5] |= {"used": False, "unused_because": "kept", "change": "kept", "earlier": "learnt"}
     world.write()
-    helps = views.show(world.root, world.examples[5]["id"])
-    assert [row["score"] for row in helps["scores"]] == [5.0]
+    helps = rows.show(world.root, world.examples[5]["id"])
+    assert [row["value"] for row in helps["scores"] if row["score"] == "selector"] == [5.0]
     assert [row["id"] for row in helps["helps_most"]] == [row["id"] for row in world.examples[4::-1]]
-    partners = views.show(world.root, world.examples[4]["id"])["best_demos"]
+    partners = rows.show(world.root, world.examples[4]["id"])["best_demos"]
     assert world.examples[5]["id"] in [row["id"] for row in partners]
 
 
 def test_show_lists_every_row_of_a_duplicate(world):
     twin = world.examples[0] | {"row": 99, "duplicate_of": 0, "used": False, "unused_because": "duplicate"}
-    found = views.show(replace(world, examples=[*world.examples, twin]).write().root, twin["id"])
+    found = rows.show(replace(world, examples=[*world.examples, twin]).write().root, twin["id"])
     assert [(row["row"], row["duplicate_of"]) for row in found["examples"]] == [(0, None), (99, 0)]
 
 
@@ -246,17 +253,17 @@ def test_show_works_on_examples_alone(world):
     world.write()
     for stage in ("embedding", "utility", "scores", "gradients", "selection", "evaluation"):
         shutil.rmtree(world.root / "data" / stage)
-    assert list(views.show(world.root, world.examples[0]["id"])) == ["id", "examples", "withdrawn"]
+    assert list(rows.show(world.root, world.examples[0]["id"])) == ["id", "examples", "withdrawn", "scores"]
 
 
 def test_an_unknown_or_ambiguous_id_gets_suggestions(world):
     world.write()
     with pytest.raises(
-        views.QuestionError, match=r"no example's id begins with '5 \+ 5'; the nearest: .*what is 5 \+ 5"
+        questions.QuestionError, match=r"no example's id begins with '5 \+ 5'; the nearest: .*what is 5 \+ 5"
     ):
-        views.show(world.root, "5 + 5")
-    with pytest.raises(views.QuestionError, match=r"several examples begin with '': .*give more digits"):
-        views.show(world.root, "")
+        rows.show(world.root, "5 + 5")
+    with pytest.raises(questions.QuestionError, match=r"several examples begin with '': .*give more digits"):
+        rows.show(world.root, "")
 
 
 UP, WTE, NORM = "model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight", "model.norm.weight"
@@ -275,7 +282,7 @@ def test_density_by_layer_and_module_can_be_asked(masked):
     sql = """
         SELECT layer, module, sum(chosen) / sum(entries) AS density FROM tensors WHERE version = 'v1'
         GROUP BY layer, module ORDER BY layer, module"""
-    assert views.query(masked.root, sql)[1] == [(1, "up", 0.2), (None, "embedding", 0.25), (None, "norm", 0.0)]
+    assert questions.query(masked.root, sql)[1] == [(1, "up", 0.2), (None, "embedding", 0.25), (None, "norm", 0.0)]
 
 
 def test_the_overlap_of_two_versions_masks_can_be_asked(masked):
@@ -287,14 +294,14 @@ def test_the_overlap_of_two_versions_masks_can_be_asked(masked):
             coalesce(shared, 0) / (a.chosen + b.chosen - coalesce(shared, 0)) AS jaccard
         FROM tensors a JOIN tensors b USING (tensor) LEFT JOIN shared USING (tensor)
         WHERE a.version = 'v1' AND b.version = 'v2' AND a.chosen + b.chosen > 0 ORDER BY tensor"""
-    assert views.query(masked.root, sql)[1] == [(WTE, 3, 3, 2, 0.5), (UP, 4, 1, 0, 0.0)]
+    assert questions.query(masked.root, sql)[1] == [(WTE, 3, 3, 2, 0.5), (UP, 4, 1, 0, 0.0)]
 
 
 def test_the_rows_of_a_tensor_with_most_chosen_entries_can_be_asked(masked):
     sql = f"""
         SELECT row, chosen, columns FROM mask WHERE version = 'v1' AND tensor = '{UP}'
         ORDER BY chosen DESC, row LIMIT 2"""
-    assert views.query(masked.root, sql)[1] == [(1, 3, [1, 2, 3]), (0, 1, [1])]
+    assert questions.query(masked.root, sql)[1] == [(1, 3, [1, 2, 3]), (0, 1, [1])]
 
 
 def test_phi_data_can_be_asked_beside_what_delift_chose(masked):
@@ -302,7 +309,7 @@ def test_phi_data_can_be_asked_beside_what_delift_chose(masked):
         SELECT id, score, rank, gain FROM phi_data JOIN subset USING (version, id) WHERE version = 'v1'
         ORDER BY score DESC LIMIT 3"""
     ids = [row["id"] for row in masked.examples]
-    assert views.query(masked.root, sql)[1] == [
+    assert questions.query(masked.root, sql)[1] == [
         (ids[0], 1.0, 0, None),
         (ids[1], 0.0, 1, None),
         (ids[2], -1.0, None, None),
@@ -312,12 +319,12 @@ def test_phi_data_can_be_asked_beside_what_delift_chose(masked):
 def test_show_tells_phi_data_where_there_is_some(masked):
     ids = [row["id"] for row in masked.examples]
     told = {"score": 0.0, "norm": 2.0, "per_norm": 0.0, "loss": 1.0, "order": "second"}
-    assert views.show(masked.root, ids[1])["gradients"] == [told | {"version": name} for name in ("v1", "v2")]
-    assert views.show(masked.root, ids[POOL - 1])["gradients"] == []
+    assert rows.show(masked.root, ids[1])["gradients"] == [told | {"version": name} for name in ("v1", "v2")]
+    assert rows.show(masked.root, ids[POOL - 1])["gradients"] == []
 
 
 def test_of_a_version_it_shows_what_became_of_its_rows_its_choice_and_its_arms(world):
     world.write()
-    assert views.show_version(world.root, "v1") is None
+    assert rows.show_version(world.root, "v1") is None
     (world.folder("selection") / "selection.json").write_text('{"chosen_rows": 3}')
-    assert views.show_version(world.root, "v1") == {"version": "v1", "selection": {"chosen_rows": 3}}
+    assert rows.show_version(world.root, "v1") == {"version": "v1", "selection": {"chosen_rows": 3}}

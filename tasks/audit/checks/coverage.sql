@@ -1,0 +1,2 @@
+-- shown: Topics without a chosen row.
+SELECT topic FROM topics WHERE rows = 0

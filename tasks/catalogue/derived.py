@@ -1,0 +1,67 @@
+"""The catalogue's views that are made of artifacts: turns, pairs, scores, changes."""
+
+from collections.abc import Collection, Mapping
+
+EACH = "(SELECT version, id, prompt, response FROM examples WHERE used OR duplicate_of IS NULL)"  # an id, once
+TURNS = """
+    SELECT version, id, row, place AS turn, one.role, one.content, one.learnt, one.details FROM (SELECT version, id,
+        row, unnest(messages) AS one, generate_subscripts(messages, 1) - 1 AS place FROM examples)"""
+PAIRS = """
+    SELECT version, target_id, demo_id, utility, kernel, NULL::VARCHAR AS skipped_because FROM utility"""
+SKIPPED = "SELECT version, target_id, demo_id, NULL, NULL, reason FROM skipped"
+CHANGES = """
+    SELECT version, CASE change WHEN 'new' THEN 'added' ELSE change END AS change, id, topic, split, prompt, response,
+        earlier, NULL::VARCHAR AS edited_to
+    FROM examples WHERE duplicate_of IS NULL AND split <> 'general'
+    UNION ALL BY NAME
+    SELECT version, CASE WHEN edited_to IS NULL THEN 'withdrawn' ELSE 'replaced' END AS change, id, topic, split,
+        prompt, response, earlier, edited_to
+    FROM withdrawn"""
+# Every number that a row has, by its name: the artifact that it needs, and its query.
+SCORES = {
+    "selector": (
+        "selector_scores",
+        """SELECT s.version, s.id, coalesce(r.parameters ->> 'selector', 'selector') AS score, s.score AS value
+        FROM selector_scores s LEFT JOIN runs r ON r.version = s.version AND r.artifact = 'scores'""",
+    ),
+    "ifd": ("ifd", "SELECT version, id, 'ifd', score FROM ifd"),
+    "agreement": ("agreement", "SELECT version, id, 'agreement', score FROM agreement"),
+    "phi": ("phi_data", "SELECT version, id, 'phi', score FROM phi_data"),
+    "phi_per_norm": ("phi_data", "SELECT version, id, 'phi_per_norm', per_norm FROM phi_data"),
+    "gradient_norm": ("phi_data", "SELECT version, id, 'gradient_norm', norm FROM phi_data"),
+    "distance": ("distances", "SELECT version, id, 'distance', distance FROM distances"),
+    "log_likelihood": ("distances", "SELECT version, id, 'log_likelihood', log_likelihood FROM distances"),
+    "mean_help": (
+        "utility",
+        "SELECT version, demo_id, 'mean_help', avg(utility) FROM utility WHERE demo_id <> target_id GROUP BY ALL",
+    ),
+    "gain": ("subset", "SELECT version, id, 'gain', gain FROM subset WHERE gain IS NOT NULL"),
+    "cover": ("subset", "SELECT version, id, 'cover', cover FROM subset WHERE cover IS NOT NULL"),
+    "gate": ("subset", "SELECT version, id, 'gate', gate_score FROM subset WHERE gate_score IS NOT NULL"),
+    "response_tokens": (
+        "examples",
+        "SELECT version, id, 'response_tokens', response_tokens FROM examples WHERE used AND split = 'pool'",
+    ),
+}
+ASKS_RUNS = ("runs", "scores")  # views that read the artifacts' records, each of which takes a file
+
+
+def derive(sources: Collection[str]) -> Mapping[str, str]:
+    """Return the queries of the views that can be made of these artifacts, by their names.
+
+    Args:
+        sources: names of the artifacts' views, where the selectors' scores are called `selector_scores`.
+    """
+    made = {}
+    if "examples" in sources:
+        made["turns"] = TURNS
+    if "utility" in sources:
+        made["pairs"] = f"{PAIRS} UNION ALL {SKIPPED}" if "skipped" in sources else PAIRS
+    if {"examples", "withdrawn"} <= set(sources):
+        made["changes"] = CHANGES
+    scores = [sql for needed, sql in SCORES.values() if needed in sources]
+    if scores:
+        made["scores"] = "\nUNION ALL ".join(
+            ["SELECT '' AS version, '' AS id, '' AS score, 0.0::DOUBLE AS value WHERE false", *scores]
+        )
+    return made

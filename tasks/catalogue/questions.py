@@ -1,0 +1,111 @@
+"""Questions in SQL to a project's catalogue: `tamis sql`, and whoever else asks."""
+
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+from tasks.artifacts.views import opened
+from tasks.catalogue.sources import Artifacts, find_artifacts
+
+READING = ("SELECT", "MULTI")  # kinds of statement that are let through; MULTI: PIVOT, whose columns come of a query
+STARTS = {"select", "from", "with", "pivot", "unpivot", "describe", "summarize", "show", "values", "table", "("}
+
+
+class QuestionError(ValueError):
+    """A question cannot be answered."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a question may take."""
+
+    seconds: float = 60.0
+    gigabytes: float = 4.0  # of memory
+    rows: int = 1_000_000  # of the answer
+
+
+def query(
+    root: Path, sql: str, versions: Mapping[str, Mapping[str, str]] | None = None, limits: Limits = Limits()
+) -> tuple[list[str], list[tuple]]:
+    """Answer a question in SQL about the artifacts of a project; returns the columns' names and the rows.
+
+    Args:
+        root: the project's folder.
+        sql: one statement that reads.
+        versions: the data versions of params.yaml, for the view `versions`.
+        limits: of seconds, memory and rows.
+
+    Raises:
+        QuestionError: not one reading statement, a mistake in it, a way to something else than the artifacts, a broken
+            artifact, or more than the limits allow.
+        ArtifactError: there are no artifacts.
+    """
+    found = find_artifacts(root, versions, asked=sql)
+    with opened(found.views, derived=found.derived, gigabytes=limits.gigabytes) as connection:
+        ended = threading.Event()
+        clock = threading.Timer(limits.seconds, lambda: (ended.set(), connection.interrupt()))
+        clock.start()
+        try:
+            answer = connection.execute(_refuse_writing(connection, sql))
+            names, rows = [column[0] for column in answer.description], answer.fetchmany(limits.rows + 1)
+        except duckdb.Error as error:
+            raise QuestionError(_explain(error, found, ended.is_set(), limits)) from None
+        finally:
+            clock.cancel()
+    if len(rows) > limits.rows:
+        raise QuestionError(f"the answer has more than {limits.rows:,} rows; ask for fewer, with LIMIT or WHERE")
+    return names, rows
+
+
+def _refuse_writing(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
+    """Return the one statement of a text, if it reads; of one that is explained, what is explained must read."""
+    statements = connection.extract_statements(sql)
+    kinds = [statement.type.name for statement in statements]
+    if len(kinds) == 1:
+        words = [sql[start : start + 64] for start, kind in duckdb.tokenize(sql) if kind != duckdb.token_type.comment]
+        first = re.match(r"\w+|.", words[0])[0].lower() if words else ""
+        if kinds[0] == "EXPLAIN":
+            _refuse_writing(connection, _cut_explain(sql))
+            return statements[0]
+        if kinds[0] in READING and first in STARTS:
+            return statements[0]
+    raise QuestionError(
+        f"{', '.join(kinds) or 'nothing'} is not answered: one statement is, and one that reads, such as SELECT, FROM, "
+        "WITH, PIVOT, DESCRIBE, SUMMARIZE or SHOW TABLES"
+    )
+
+
+def _cut_explain(sql: str) -> str:
+    """Return the statement that is explained.
+
+    >>> _cut_explain("/* a */ EXPLAIN (ANALYZE, FORMAT json) FROM subset")
+    'FROM subset'
+    """
+    starts = [start for start, kind in duckdb.tokenize(sql) if kind != duckdb.token_type.comment]
+    words = [re.match(r"\w+|.", sql[start:])[0].lower() for start in starts]
+    place = 1
+    if words[place : place + 1] == ["analyze"]:
+        place += 1
+    elif (
+        words[place : place + 1] == ["("] and words[place + 1 : place + 2] and words[place + 1] in ("analyze", "format")
+    ):
+        place = words.index(")") + 1 if ")" in words else len(words)
+    return sql[starts[place] :] if place < len(starts) else ""
+
+
+def _explain(error: duckdb.Error, found: Artifacts, late: bool, limits: Limits) -> str:
+    """Return why a question was not answered."""
+    if late:
+        return f"no answer within {limits.seconds:g} s; ask for less, with WHERE, LIMIT or fewer joins"
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return f"the answer takes more than {limits.gigabytes:g} GB of memory; ask for less, with WHERE or fewer joins"
+    told = [
+        str(error),
+        f"`tamis sql` reads these views and nothing else: {', '.join(sorted({*found.views, *found.derived}))}",
+    ]
+    told += [f"{name} cannot be read: {why}" for name, why in found.broken.items()]
+    return "\n".join(told)

@@ -1,0 +1,98 @@
+"""Rows of a project, found and told of: `tamis show`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from tasks.artifacts import tables
+from tasks.artifacts.views import opened
+from tasks.catalogue.derived import EACH
+from tasks.catalogue.questions import QuestionError
+from tasks.catalogue.sources import find_artifacts
+
+SHOWN = 3  # examples that an error suggests
+BEST = 5  # demos and targets that `show` names
+
+# What `show` tells of one example: the views that it needs, and the query.
+PARTNERS = f"""
+    SELECT u.version, e.id, u.utility, e.prompt, e.response FROM utility u JOIN {EACH} e
+    ON e.version = u.version AND e.id = u.{{other}} WHERE u.{{self}} = $id AND u.{{other}} <> $id
+    QUALIFY row_number() OVER (PARTITION BY u.version ORDER BY u.utility DESC, e.id) <= {BEST}
+    ORDER BY u.version, u.utility DESC, e.id"""
+FACTS = {
+    "examples": ({"examples"}, "SELECT * EXCLUDE (id) FROM examples WHERE id = $id ORDER BY version, row"),
+    "withdrawn": ({"withdrawn"}, "SELECT * EXCLUDE (id) FROM withdrawn WHERE id = $id ORDER BY version"),
+    "scores": ({"scores"}, "SELECT version, score, value FROM scores WHERE id = $id ORDER BY version, score"),
+    "gradients": ({"phi_data"}, "SELECT * EXCLUDE (id) FROM phi_data WHERE id = $id ORDER BY version"),
+    "selection": (
+        {"subset", "examples"},
+        f"""SELECT s.* EXCLUDE (id, topic, response_tokens), e.prompt AS covering_prompt,
+        e.response AS covering_response FROM subset s
+        LEFT JOIN {EACH} e ON e.version = s.version AND e.id = s.covered_by WHERE s.id = $id
+        ORDER BY s.version""",
+    ),
+    "distances": ({"distances"}, "SELECT * EXCLUDE (id) FROM distances WHERE id = $id ORDER BY version"),
+    "best_demos": ({"utility", "examples"}, PARTNERS.format(self="target_id", other="demo_id")),
+    "helps_most": ({"utility", "examples"}, PARTNERS.format(self="demo_id", other="target_id")),
+    "evaluation": (
+        {"evaluation"},
+        """SELECT * EXCLUDE (id, topic, response_tokens) FROM evaluation WHERE id = $id
+        ORDER BY version, arm, learner, seed, held_out_of""",
+    ),
+}
+
+
+def show(root: Path, id: str) -> dict[str, Any]:
+    """Return everything that is known about one example, by its id or how that begins.
+
+    Raises:
+        QuestionError: no example, or several, begin like this; with suggestions.
+    """
+    artifacts = find_artifacts(root)
+    sources = {**artifacts.views, **artifacts.derived}
+    if "examples" not in sources:
+        raise tables.ArtifactError(
+            artifacts.broken.get("examples", "there are no examples yet; make them: `tamis run`")
+        )
+    with opened(artifacts.views, derived=artifacts.derived) as connection:
+        full = _complete(connection, id)
+        found = {"id": full} | ({"cannot_be_read": dict(artifacts.broken)} if artifacts.broken else {})
+        for name, (needed, sql) in FACTS.items():
+            if needed <= sources.keys():
+                answer = connection.execute(sql, {"id": full})
+                names = [column[0] for column in answer.description]
+                found[name] = [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
+    return found
+
+
+def show_version(root: Path, version: str) -> dict[str, Any] | None:
+    """Return what is known of a version's rows, choice and arms, as its artifacts' JSON says it; None: there is none.
+
+    What is not made yet is not among it.
+    """
+    files = {"examples": "examples.json", "selection": "selection.json", "evaluation": "metrics.json"}
+    paths = {stage: Path(root) / f"data/{stage}/version={version}/{name}" for stage, name in files.items()}
+    found = {stage: json.loads(path.read_text(encoding="utf-8")) for stage, path in paths.items() if path.exists()}
+    return {"version": version, **found} if found else None
+
+
+def _complete(connection: duckdb.DuckDBPyConnection, start: str) -> str:
+    """Return the one id that begins like this."""
+    like = "SELECT id, any_value(prompt) FROM examples WHERE {} GROUP BY id ORDER BY {}, id LIMIT 4"
+    found = dict(
+        connection.execute(like.format("starts_with(id, $start)", "id <> $start"), {"start": start}).fetchall()
+    )
+    if start in found or len(found) == 1:
+        return next(iter(found))
+    if found:
+        raise QuestionError(f"several examples begin with {start!r}: {_list(found)}; give more digits")
+    near = like.format("true", "NOT contains(lower(id || any_value(prompt)), lower($start)), levenshtein(id, $start)")
+    found = dict(connection.execute(near, {"start": start}).fetchall())
+    raise QuestionError(f"no example's id begins with {start!r}; the nearest: {_list(found)}")
+
+
+def _list(found: Mapping[str, str]) -> str:
+    return ", ".join(f"{id} ({prompt[:40]!r})" for id, prompt in list(found.items())[:SHOWN])

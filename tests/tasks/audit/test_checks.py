@@ -1,0 +1,102 @@
+"""Each check of checks/ finds what it is about, and says in a sentence what that is."""
+
+import pytest
+from worlds import toy_corpus
+from worlds.toy_project import POOL, World, make_world
+
+from tasks.audit import audit
+
+QUERIES = {one.name: one for one in audit.read_queries()}
+
+
+@pytest.fixture
+def world(tmp_path) -> World:
+    """A project in which every promise is kept."""
+    return make_world(tmp_path)
+
+
+@pytest.mark.parametrize("one", QUERIES.values(), ids=QUERIES)
+def test_a_check_says_what_it_promises_or_shows_in_a_sentence(one):
+    text = (audit.CHECKS / f"{one.name}.sql").read_text()
+    assert text.startswith(("-- promise: ", "-- shown: "))
+    assert one.says.endswith(".")
+    assert one.says[0].isupper()
+    assert one.promise == text.startswith("-- promise")
+
+
+def show(world: World, check: str) -> list[str]:
+    world.write().check()
+    return world.found(check)
+
+
+def speak(world: World, place: int, text: str) -> None:
+    """Let a row of the pool answer with a text."""
+    row = world.examples[place]
+    world.examples[place] = toy_corpus.reword(row, response=text) | {"id": row["id"]}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["gain", "objective", "cover", "gate_score"])
+def test_a_number_that_is_none_breaks_a_promise(world, name, value):
+    world.subset[1][name] = value
+    with pytest.raises(audit.AuditError, match=rf"finite: 1, first {world.subset[1]['id']} \({name} "):
+        world.write().check()
+
+
+def test_large_topics_without_a_chosen_row_are_named_with_their_share(world):
+    assert show(world, "represented") == ["greetings (33.3% of the pool)"]
+
+
+def test_chosen_rows_of_almost_the_same_words_are_named(world):
+    assert show(world, "near_duplicates") == []
+    world.examples[1]["near_duplicate_of"] = world.examples[0]["row"]
+    ids = sorted(row["id"] for row in world.examples[:2])
+    assert show(world, "near_duplicates") == [f"{id} (2 chosen rows are alike)" for id in ids]
+
+
+def test_chosen_rows_of_almost_the_words_of_a_held_out_row_are_named(world):
+    assert show(world, "near_held_out") == []
+    world.examples[POOL]["near_duplicate_of"] = world.examples[1]["row"]
+    assert show(world, "near_held_out") == [world.examples[1]["id"]]
+
+
+def test_length_of_the_chosen_rows_is_told_where_it_differs(world):
+    for rows in (world.examples, world.subset):
+        for row in rows:
+            row["response_tokens"] = 4
+    assert show(world, "length") == []
+    for rows in (world.examples, world.subset):
+        rows[0]["response_tokens"] = 10
+    assert show(world, "length") == ["chosen 7.0, pool 5.0 (+40%)"]
+
+
+def test_topics_and_sources_that_the_choice_prefers_are_told_with_their_shares(world):
+    for place, row in enumerate(world.examples[:POOL]):
+        row["source"] = "left" if place < 2 else None
+    assert show(world, "source_shift") == [
+        "left: 100.0% of the chosen, 33.3% of the pool",
+        "none: 0.0% of the chosen, 66.7% of the pool",
+    ]
+    assert "greetings: 0.0% of the chosen, 33.3% of the pool" in world.found("topic_shift")
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("write to ann.lee+x@mail.example.org, please", "an e-mail address"),
+        ("pay with 4111 1111 1111 1111 now", "a card number"),
+        ("pay with 4111-1111-1111-1112 now", None),  # its check digit is wrong
+        ("call +49 30 901820 today", "a phone number"),
+        ("1 + 2 + 3 + 4 = 10", None),
+        ("the year 2026 and 12345 rows", None),
+        (f"key AKIA{'A1' * 8} works", "a key"),
+        (f"ghp_{'a1B2' * 9}", "a key"),
+        ("-----BEGIN RSA PRIVATE KEY-----", "a key"),
+        ("a@b", None),
+        ("mail ann@mail.org or +49 30 901820", "a phone number, an e-mail address"),
+    ],
+)
+def test_rows_that_look_as_if_they_held_secrets_are_named_without_them(world, text, what):
+    speak(world, 3, text)
+    found = show(world, "secrets")
+    assert found == ([f"{world.examples[3]['id']} ({what})"] if what else [])
