@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from flows.commands import artifacts, comparing, graph, planning, raw_data, running
+from flows.commands import artifacts, asking, comparing, graph, raw_data, running
 from flows.commands.errors import Setting
 
 COMMANDS = {
     "check": raw_data.check,
     "add": raw_data.add,
-    "estimate": planning.estimate,
-    "recipe": planning.recipe,
+    "estimate": graph.estimate,
+    "recipe": graph.recipe,
     "run": running.run,
     "shard": running.shard,
     "continue": running.advance,
@@ -23,8 +23,11 @@ COMMANDS = {
     "models": graph.models,
     "verify": graph.verify,
     "replay": graph.replay,
-    "sql": artifacts.sql,
-    "show": artifacts.show,
+    "sql": asking.sql,
+    "show": asking.show,
+    "why": asking.why,
+    "diff": asking.diff,
+    "audit": asking.audit,
     "compare": comparing.compare,
     "repeats": comparing.repeats,
     "study": comparing.study,

@@ -1,4 +1,4 @@
-"""Commands on what the stages have made: `tamis sql`, `tamis show`, `tamis merge`, `tamis store`, `tamis erase`."""
+"""Commands on what the stages have made: `tamis merge`, `tamis store`, `tamis erase`."""
 
 import shlex
 from pathlib import Path
@@ -8,46 +8,10 @@ import typer
 
 from flows import params
 from flows.commands.errors import spoken
-from flows.commands.output import Json, show_json, show_object, show_rows
+from flows.commands.output import Json, show_rows
 from flows.stage import say
 
 ROOT = Path(".")
-
-
-@spoken
-def sql(
-    context: typer.Context,
-    query: Annotated[str, typer.Argument(help="Every artifact is a view, such as subset or evaluation.")],
-    revision: Annotated[str | None, typer.Option(help="Ask those of a commit, tag or branch; no checkout.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Ask the artifacts of all versions, read-only."""
-    from tasks.catalogue import questions
-
-    if revision is None:
-        versions = {name: vars(one) for name, one in params.read(bare=True).versions.items()}
-        show_rows(*questions.query(ROOT, query, versions), as_json=as_json)
-        return
-    from flows.graph import revisions
-
-    with revisions.at_revision(revision) as root:
-        show_rows(*questions.query(root, query), as_json=as_json)
-
-
-@spoken
-def show(
-    context: typer.Context,
-    id: Annotated[str, typer.Argument(help="An example's id, or how it begins; or a data version.")],
-    as_json: Json = False,
-) -> None:
-    """Show everything that is known about one example, or what became of a version's rows, its choice and its arms."""
-    from tasks.catalogue import rows
-
-    found = rows.show_version(ROOT, id) or rows.show(ROOT, id)
-    if as_json:
-        show_json([found])
-    else:
-        show_object(found)
 
 
 @spoken

@@ -1,4 +1,4 @@
-"""Commands that show the graph and what it stands on: status, stages, models, verify, replay."""
+"""Commands on the graph: status, stages, models, verify, replay; what a run would cost, and settings for it."""
 
 from typing import Annotated
 
@@ -6,7 +6,7 @@ import typer
 
 from flows import model_records, params
 from flows.commands.errors import spoken
-from flows.commands.output import Json, show_rows
+from flows.commands.output import Json, show_json, show_rows, show_text
 from flows.environment import tell_other_libraries
 from flows.stage import last_run, say
 from flows.told import count
@@ -94,3 +94,41 @@ def models(
         state = "as recorded" if role not in stale else "recorded now" if update else "not as recorded"
         rows.append((role, record["name"], record["revision"], len(record["files"]), size, record["digest"], state))
     show_rows(["model", "name", "revision", "files", "bytes", "digest", "state"], rows, as_json=as_json)
+
+
+@spoken
+def estimate(
+    context: typer.Context,
+    versions: Annotated[list[str] | None, typer.Argument(help="Data versions; all, where none is named.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a run would compute per stage, and how long that would take on this machine."""
+    from flows import estimate as estimates
+    from flows.graph import dvc_state
+
+    found = estimates.make_estimate(dvc_state.plan(versions or ()))
+    if as_json:
+        show_json(estimates.make_rows(found))
+    else:
+        show_rows(*estimates.make_table(found))
+
+
+@spoken
+def recipe(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="One of recipes/; all are listed, where none is named.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Merge settings that go together into params.yaml, its comments kept, and show the difference."""
+    from flows import recipes
+
+    if name is None:
+        show_rows(["recipe", "what it is for"], [*recipes.list_recipes().items()], as_json=as_json)
+        return
+    told = recipes.merge(name)
+    if as_json:
+        show_json([{"recipe": name, "difference": told}])
+    elif told:
+        show_text(*told.splitlines())
+    else:
+        say(f"params.yaml holds what recipe {name} gives")

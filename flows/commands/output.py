@@ -29,6 +29,11 @@ PIECE = 4096  # characters that are written at once
 CLOSED = 141  # exit status: what shells report of a program that SIGPIPE ended, and what `set -o pipefail` looks for
 PADDING = 3  # characters of a column that are its frame
 Json = Annotated[bool, typer.Option("--json", help="Print a JSON array of objects, a row each.")]
+FORMS = ("table", "json", "csv", "parquet")
+Format = Annotated[
+    str | None,
+    typer.Option("--format", help="table, json, csv or parquet; else a table in a terminal, and CSV for programs."),
+]
 screen = Console(highlight=False, markup=False, emoji=False)
 
 
@@ -40,9 +45,39 @@ def show_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: b
     elif screen.is_terminal:
         _show_table(names, [[_text(value) for value in row] for row in rows])
     else:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([names, *rows])
-        write(text.getvalue())
+        _show_csv(names, rows)
+
+
+def show_as(form: str | None, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print rows on stdout in one of FORMS, or as `show_rows` does."""
+    match form:
+        case None | "json":
+            show_rows(names, rows, as_json=form == "json")
+        case "table":
+            _show_table(names, [[_text(value) for value in row] for row in rows])
+        case "csv":
+            _show_csv(names, rows)
+        case "parquet":
+            _write_parquet(names, rows)
+        case _:
+            raise ValueError(f"{form!r} is no format; known: {', '.join(FORMS)}")
+
+
+def _show_csv(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([names, *rows])
+    write(text.getvalue())
+
+
+def _write_parquet(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Write a Parquet file to stdout, which must lead into a file or a program."""
+    if screen.is_terminal:
+        raise ValueError("Parquet is not for a terminal; write it to a file: `... --format parquet > rows.parquet`")
+    from tasks.artifacts.tables import write_parquet
+
+    sys.stdout.flush()
+    sys.stdout.buffer.write(write_parquet(_distinct(names), rows))
+    sys.stdout.buffer.flush()
 
 
 def show_json(rows: Sequence[Mapping[str, Any]]) -> None:

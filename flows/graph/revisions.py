@@ -46,13 +46,30 @@ def tables(revision: str) -> dict[str, Path]:
 
 @contextmanager
 def at_revision(revision: str) -> Iterator[Path]:
-    """Lay the tables of a git revision out as a project has them, by links into DVC's cache; yields that folder."""
+    """Lay the tables of a git revision out as a project has them, by links into DVC's cache, and what JSON git holds
+    beside them; yields that folder."""
     with tempfile.TemporaryDirectory() as folder:
+        for path, text in _read_records(revision).items():
+            (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
+            (Path(folder) / path).write_text(text, encoding="utf-8")
         for path, held in tables(revision).items():
             link = Path(folder) / path
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(held.absolute())
         yield Path(folder)
+
+
+def _read_records(revision: str) -> dict[Path, str]:
+    """Return the JSON artifacts of a git revision, which git itself holds."""
+    with opened() as repo:
+        paths = [
+            Path(out["path"])
+            for version in list_versions(repo, revision)
+            for stage in dvc_files.parse_lock(read_lock(repo, version, revision)).values()
+            for out in stage.get("outs", ())
+            if out["path"].endswith(".json")
+        ]
+        return {path: text for path in paths if (text := read_file(repo, path, revision))}
 
 
 def read_lock(repo: Repo, version: str, revision: str) -> str:

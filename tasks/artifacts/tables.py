@@ -9,6 +9,7 @@ must be equal bytes, so that what follows an unchanged artifact is not computed 
 import ast
 import errno
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -169,6 +170,14 @@ def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path, prov
             text = json.dumps(record, sort_keys=True, ensure_ascii=False)
             writer.add_key_value_metadata({"tamis": text, "tamis_digest": UNSEALED})
         _seal(part)
+
+
+def write_parquet(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
+    """Return rows as a Parquet file, without provenance: an answer, and no artifact."""
+    columns = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in names]
+    file = io.BytesIO()
+    pq.write_table(pa.table(dict(zip(names, columns, strict=True))), file)
+    return file.getvalue()
 
 
 def read_facts(path: Path) -> dict[str, Any]:

@@ -92,27 +92,56 @@ def write_audit(
         AuditError: a promise is broken; nothing is written.
         ArtifactError: an artifact is missing or was edited.
     """
+    out, version = folders.here.audit, folders.here.version
+    found = _check(folders, selection_settings, mask, settings)
+    refuse_broken(found.checks, version)
+    asked = asdict(selection_settings)
+    parameters = {name: asked[name] for name in ("budget", "caps", "floors")} | asdict(settings)
+    parameters["mask"] = {"selector": mask.selector} | ({"budget": mask.budget} if mask.selector != "none" else {})
+    made = tables.Provenance("audit", version, parameters, found.present)
+    tables.write_table(tabulate(found.checks), out / "audit.parquet", made)
+    tables.write_json(count_kept(found.checks) | {"changes": found.changes}, out / "audit.json")
+
+
+def check_version(
+    folders: Folders, *, selection_settings: SelectionSettings, mask: MaskSettings, settings: AuditSettings
+) -> list[Check]:
+    """Return what every check finds in a version's artifacts, promises first; nothing is written.
+
+    Args:
+        folders, selection_settings, mask, settings: as of `write_audit`.
+
+    Raises:
+        ArtifactError: an artifact is missing or was edited.
+    """
+    return _check(folders, selection_settings, mask, settings).checks
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What became of all checks of a version."""
+
+    checks: list[Check]
+    changes: dict[str, dict[str, int]]
+    present: dict[str, str]  # digests of all that there is
+
+
+def _check(folders: Folders, asked: SelectionSettings, mask: MaskSettings, settings: AuditSettings) -> Checked:
     here, previous_examples, raw = folders.here, folders.before.examples, folders.raw
     examples, utility, selection, evaluation = here.examples, here.utility, here.selection, here.evaluation
-    out, version = here.audit, here.version
     sources = read_sources(examples, previous_examples, utility, selection, evaluation)
-    limits = tabulate_limits(sources["texts"], selection_settings, settings.held_out_share)
+    limits = tabulate_limits(sources["texts"], asked, settings.held_out_share)
     limits["mask_budget"] = limit_mask(sources["tensors"], mask)
-    compared = pa.table({"version": [version], "previous": [previous_examples.name.removeprefix("version=")]})
+    compared = pa.table({"version": [here.version], "previous": [previous_examples.name.removeprefix("version=")]})
     with opened({**sources, **limits, "compared": compared}) as connection:
         checks, changes = run_checks(connection), count_changes(connection)
     beside = [getattr(here, stage) for stage in BESIDE]
     records = read_records([*beside, examples, utility, selection, evaluation])
     present = digest_files(records, raw, previous_examples)
-    found = trace(records, present, version, None if raw.exists() else previous_examples.name)
-    checks.append(Check("provenance", True, found, PROVENANCE))
-    refuse_broken(checks, version)
-    asked = asdict(selection_settings)
-    parameters = {name: asked[name] for name in ("budget", "caps", "floors")} | asdict(settings)
-    parameters["mask"] = {"selector": mask.selector} | ({"budget": mask.budget} if mask.selector != "none" else {})
-    made = tables.Provenance("audit", version, parameters, present)
-    tables.write_table(tabulate(checks), out / "audit.parquet", made)
-    tables.write_json(count_kept(checks) | {"changes": changes}, out / "audit.json")
+    faults = trace(records, present, here.version, None if raw.exists() else previous_examples.name)
+    promises = [one for one in checks if one.promise]
+    ordered = [*promises, Check("provenance", True, faults, PROVENANCE), *checks[len(promises) :]]
+    return Checked(ordered, changes, present)
 
 
 def read_sources(

@@ -11,7 +11,7 @@ from tasks.artifacts import tables
 from tasks.artifacts.views import opened
 from tasks.catalogue.derived import EACH
 from tasks.catalogue.questions import QuestionError
-from tasks.catalogue.sources import find_artifacts
+from tasks.catalogue.sources import Artifacts, find_artifacts
 
 SHOWN = 3  # examples that an error suggests
 BEST = 5  # demos and targets that `show` names
@@ -52,13 +52,10 @@ def show(root: Path, id: str) -> dict[str, Any]:
         QuestionError: no example, or several, begin like this; with suggestions.
     """
     artifacts = find_artifacts(root)
+    need(artifacts, "examples")
     sources = {**artifacts.views, **artifacts.derived}
-    if "examples" not in sources:
-        raise tables.ArtifactError(
-            artifacts.broken.get("examples", "there are no examples yet; make them: `tamis run`")
-        )
     with opened(artifacts.views, derived=artifacts.derived) as connection:
-        full = _complete(connection, id)
+        full = complete(connection, id)
         found = {"id": full} | ({"cannot_be_read": dict(artifacts.broken)} if artifacts.broken else {})
         for name, (needed, sql) in FACTS.items():
             if needed <= sources.keys():
@@ -79,8 +76,20 @@ def show_version(root: Path, version: str) -> dict[str, Any] | None:
     return {"version": version, **found} if found else None
 
 
-def _complete(connection: duckdb.DuckDBPyConnection, start: str) -> str:
-    """Return the one id that begins like this."""
+def need(artifacts: Artifacts, *names: str) -> None:
+    """Raise ArtifactError where one of these views is missing or cannot be read."""
+    for name in names:
+        if name not in artifacts.views:
+            missing = f"there is no {name} yet; make it: `tamis run`"
+            raise tables.ArtifactError(artifacts.broken.get(name, missing))
+
+
+def complete(connection: duckdb.DuckDBPyConnection, start: str) -> str:
+    """Return the one id that begins like this.
+
+    Raises:
+        QuestionError: none, or several do; with suggestions.
+    """
     like = "SELECT id, any_value(prompt) FROM examples WHERE {} GROUP BY id ORDER BY {}, id LIMIT 4"
     found = dict(
         connection.execute(like.format("starts_with(id, $start)", "id <> $start"), {"start": start}).fetchall()

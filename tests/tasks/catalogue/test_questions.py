@@ -13,7 +13,8 @@ import pytest
 from worlds.toy_project import POOL, World, make_world, withdraw
 
 from tasks.artifacts.tables import ArtifactError
-from tasks.catalogue import questions, rows, sources
+from tasks.catalogue import diffs, questions, rows, sources
+from tasks.catalogue.examples import EXAMPLES
 
 
 @pytest.fixture
@@ -295,6 +296,22 @@ def test_the_overlap_of_two_versions_masks_can_be_asked(masked):
         FROM tensors a JOIN tensors b USING (tensor) LEFT JOIN shared USING (tensor)
         WHERE a.version = 'v1' AND b.version = 'v2' AND a.chosen + b.chosen > 0 ORDER BY tensor"""
     assert questions.query(masked.root, sql)[1] == [(WTE, 3, 3, 2, 0.5), (UP, 4, 1, 0, 0.0)]
+
+
+@pytest.mark.parametrize(
+    "example", [one for one in EXAMPLES if one.view in ("mask", "tensors")], ids=lambda one: one.view
+)
+def test_queries_of_the_catalogue_on_masks_are_answered(masked, example):
+    assert questions.query(masked.root, example.sql)[1]
+
+
+def test_the_overlap_of_masks_is_part_of_what_differs(masked):
+    found = diffs.compare(*(diffs.read_side(version, masked.root, version) for version in ("v1", "v2")))
+    assert [(one["module"], one["before"], one["after"], one["shared"], one["jaccard"]) for one in found.masks] == [
+        ("up", 4, 1, 0, 0.0),
+        ("embedding", 3, 3, 2, 0.5),
+    ]
+    assert (found.rows, found.both, found.metrics) == ((), 2, ())
 
 
 def test_the_rows_of_a_tensor_with_most_chosen_entries_can_be_asked(masked):

@@ -1,0 +1,168 @@
+"""Commands that ask the artifacts: `tamis sql`, `tamis show`, `tamis why`, `tamis diff`, `tamis audit`."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows import params
+from flows.commands.errors import spoken
+from flows.commands.output import Format, Json, plain, show_as, show_json, show_object, show_rows, show_text
+from flows.stage import say
+
+ROOT = Path(".")
+
+
+@spoken
+def sql(
+    context: typer.Context,
+    query: Annotated[str, typer.Argument(help="Every artifact is a view, such as subset or evaluation.")],
+    revision: Annotated[str | None, typer.Option(help="Ask those of a commit, tag or branch; no checkout.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Ask the artifacts of all versions, read-only."""
+    from tasks.catalogue import questions
+
+    if revision is None:
+        versions = {name: vars(one) for name, one in params.read(bare=True).versions.items()}
+        show_rows(*questions.query(ROOT, query, versions), as_json=as_json)
+        return
+    from flows.graph import revisions
+
+    with revisions.at_revision(revision) as root:
+        show_rows(*questions.query(root, query), as_json=as_json)
+
+
+@spoken
+def show(
+    context: typer.Context,
+    id: Annotated[str, typer.Argument(help="An example's id, or how it begins; or a data version.")],
+    as_json: Json = False,
+) -> None:
+    """Show everything that is known about one example, or what became of a version's rows, its choice and its arms."""
+    from tasks.catalogue import rows
+
+    found = rows.show_version(ROOT, id) or rows.show(ROOT, id)
+    if as_json:
+        show_json([found])
+    else:
+        show_object(found)
+
+
+@spoken
+def why(
+    context: typer.Context,
+    id: Annotated[str, typer.Argument(help="An example's id, or how it begins.")],
+    version: Annotated[str | None, typer.Option(help="The data version; else every one that has the row.")] = None,
+    budgets: Annotated[
+        bool, typer.Option("--budgets", help="Choose again with budgets from a tenth to all: which of them takes it?")
+    ] = False,
+    form: Format = None,
+) -> None:
+    """Say in sentences why a row was chosen or not, and what stands for it."""
+    from tasks.artifacts.views import opened
+    from tasks.catalogue import rows, sources
+    from tasks.catalogue import why as telling
+
+    values = params.read()
+    found = sources.find_artifacts(ROOT)
+    rows.need(found, "examples", "subset")
+    stories = []
+    with opened(found.views, derived=found.derived) as connection:
+        full = rows.complete(connection, id)
+        for name in [version] if version else values.versions:
+            entries = _try_budgets(name, values) if budgets else None
+            views = frozenset({*found.views, *found.derived})
+            story = telling.tell(connection, name, full, views=views, root=ROOT, enters=entries)
+            stories += [story] if story else []
+    if not stories:
+        raise rows.QuestionError(f"{version or 'no version'} has no row {full}; `tamis show {full}` says where it is")
+    if form is None:
+        for story in stories:
+            show_text(plain(f"{story.id} in {story.version}: {story.state}"), *map(plain, story.sentences))
+        return
+    told = [(story.version, story.id, story.state, sentence) for story in stories for sentence in story.sentences]
+    show_as(form, ["version", "id", "state", "sentence"], told)
+
+
+def _try_budgets(version: str, values: params.Params) -> dict[str, float]:
+    from flows.entering import find_entries, try_budgets
+
+    return find_entries(list(try_budgets(version, values)))
+
+
+@spoken
+def diff(
+    context: typer.Context,
+    before: Annotated[str, typer.Argument(help="A data version; with --of a revision of git.")],
+    after: Annotated[str, typer.Argument(help="Another one.")],
+    of: Annotated[str | None, typer.Option(help="The data version that is compared at two revisions.")] = None,
+    form: Format = None,
+) -> None:
+    """Say which rows enter and leave a choice, and why, how masks overlap, and what was measured."""
+    from tasks.catalogue import diffs
+
+    with ExitStack() as stack:
+        sides = [stack.enter_context(_side(name, of)) for name in (before, after)]
+        found = diffs.compare(*sides)
+        rows = [tuple(row.values()) for row in found.rows]
+    show_as(form, ["change", "id", "topic", "reason", "rank", "prompt"], rows)
+    count = {change: sum(row["change"] == change for row in found.rows) for change in ("enters", "leaves")}
+    say(f"{count['enters']:,} rows enter, {count['leaves']:,} leave, {found.both:,} are chosen in both")
+    for row in found.masks:
+        where = row["module"] if row["layer"] is None else f"layer {row['layer']} {row['module']}"
+        say(f"mask, {where}: {row['before']:,} then {row['after']:,} parameters, Jaccard {row['jaccard']:.3f}")
+    for row in found.metrics:
+        say(f"loss of {row['arm']}: {_interval(row, 'before')}, then {_interval(row, 'after')}")
+
+
+def _interval(row: dict[str, Any], end: str) -> str:
+    return f"{row[end]:.4f} ({row[f'{end}_low']:.4f} to {row[f'{end}_high']:.4f})"
+
+
+@contextmanager
+def _side(name: str, of: str | None) -> Iterator[Any]:
+    """Yield a version, or a version at a revision, as one side."""
+    from tasks.catalogue import diffs
+
+    if of is None:
+        yield diffs.read_side(name, ROOT, name)
+        return
+    from flows.graph import revisions
+
+    with revisions.at_revision(name) as root:
+        yield diffs.read_side(f"{of} at {name}", root, of)
+
+
+@spoken
+def audit(
+    context: typer.Context,
+    versions: Annotated[list[str] | None, typer.Argument(help="Data versions; else all of them.")] = None,
+    form: Format = None,
+) -> None:
+    """Check the promises of the artifacts as they are now, and show what else is found; status 1 if one is broken."""
+    from flows.stage_calls import find_folders
+    from tasks.audit.audit import check_version
+
+    values, rows = params.read(), []
+    for version in versions or values.versions:
+        if version not in values.versions:
+            raise params.ParamsError(
+                f"there is no data version {version!r}; params.yaml has {', '.join(values.versions)}"
+            )
+        checks = check_version(
+            find_folders(values, version),
+            selection_settings=values.selection,
+            mask=values.mask,
+            settings=values.audit,
+        )
+        for one in checks:
+            state = "shown" if not one.promise else "broken" if one.found else "kept"
+            rows.append((version, one.name, state, len(one.found), one.says, ", ".join(one.found)))
+    show_as(form, ["version", "check", "state", "found", "says", "detail"], rows)
+    broken = sum(row[2] == "broken" for row in rows)
+    say(f"{broken:,} of {sum(row[2] != 'shown' for row in rows):,} promises are broken")
+    if broken:
+        raise typer.Exit(1)

@@ -1,0 +1,125 @@
+"""What differs between two choices: rows that enter and leave with the reason, masks, and what was measured."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+# One side is a version of a project's catalogue, as tables `a_examples`, `a_subset`, `b_examples` ...
+SIDE = ("examples", "subset", "tensors", "mask")
+ROWS = """
+    WITH a AS (FROM a_subset), b AS (FROM b_subset),
+    a_rows AS (SELECT id, any_value(topic) AS topic, any_value(prompt) AS prompt,
+        any_value(unused_because ORDER BY used DESC) AS because, bool_or(used AND split = 'pool') AS pool,
+        any_value(split ORDER BY used DESC) AS split FROM a_examples GROUP BY id),
+    b_rows AS (SELECT id, any_value(topic) AS topic, any_value(prompt) AS prompt,
+        any_value(unused_because ORDER BY used DESC) AS because, bool_or(used AND split = 'pool') AS pool,
+        any_value(split ORDER BY used DESC) AS split FROM b_examples GROUP BY id)
+    SELECT change, id, topic, CASE
+        WHEN other_row IS NULL THEN if(change = 'enters', 'new row', 'no row of it')
+        WHEN NOT pool THEN if(change = 'enters', 'was ', 'is ') || coalesce(because, split)
+        WHEN gated THEN if(change = 'enters', 'was kept out by the gate', 'kept out by the gate')
+        WHEN covered_by IS NOT NULL THEN format('{} stood for by {}, by {:.3g}', if(change = 'enters', 'was', 'is'),
+            covered_by, cover)
+        ELSE 'by score or chance' END AS reason, rank, prompt
+    FROM (
+        SELECT 'enters' AS change, b.id, b.rank, b_rows.topic, b_rows.prompt, a_rows.id AS other_row, a_rows.because,
+            a_rows.split, coalesce(a_rows.pool, false) AS pool, a.gated, a.covered_by, a.cover
+        FROM b JOIN b_rows USING (id) LEFT JOIN a USING (id) LEFT JOIN a_rows ON a_rows.id = b.id
+        WHERE b.chosen AND NOT coalesce(a.chosen, false)
+        UNION ALL BY NAME
+        SELECT 'leaves' AS change, a.id, a.rank, a_rows.topic, a_rows.prompt, b_rows.id AS other_row, b_rows.because,
+            b_rows.split, coalesce(b_rows.pool, false) AS pool, b.gated, b.covered_by, b.cover
+        FROM a JOIN a_rows USING (id) LEFT JOIN b USING (id) LEFT JOIN b_rows ON b_rows.id = a.id
+        WHERE a.chosen AND NOT coalesce(b.chosen, false))
+    ORDER BY change, rank, id"""
+BOTH = "SELECT count(*) FROM a_subset JOIN b_subset USING (id) WHERE a_subset.chosen AND b_subset.chosen"
+MASKS = """
+    WITH a AS (SELECT tensor, "row", unnest(columns) AS entry FROM a_mask),
+    b AS (SELECT tensor, "row", unnest(columns) AS entry FROM b_mask),
+    shared AS (SELECT tensor, count(*) AS shared FROM a JOIN b USING (tensor, "row", entry) GROUP BY tensor)
+    SELECT a_tensors.layer, a_tensors.module, sum(a_tensors.chosen)::BIGINT AS before,
+        sum(b_tensors.chosen)::BIGINT AS after, coalesce(sum(shared), 0)::BIGINT AS shared,
+        coalesce(sum(shared), 0) / (sum(a_tensors.chosen) + sum(b_tensors.chosen) - coalesce(sum(shared), 0)) AS jaccard
+    FROM a_tensors JOIN b_tensors USING (tensor) LEFT JOIN shared USING (tensor)
+    WHERE a_tensors.chosen + b_tensors.chosen > 0 GROUP BY ALL ORDER BY ALL"""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of two choices."""
+
+    name: str  # what it is called in what is told
+    tables: Mapping[str, Any]  # SIDE -> Arrow tables or datasets; mask and tensors may lack
+    metrics: Mapping[str, Any]  # metrics.json; empty where nothing was measured
+
+
+@dataclass(frozen=True)
+class Diff:
+    """What differs between two choices."""
+
+    before: str
+    after: str
+    rows: tuple[dict[str, Any], ...]  # change, id, topic, reason, rank, prompt
+    both: int  # rows that both chose
+    masks: tuple[dict[str, Any], ...]  # layer, module, before, after, shared, jaccard
+    metrics: tuple[dict[str, Any], ...]  # arm, before, after, each with low and high
+
+
+def read_side(name: str, root: Path, version: str) -> Side:
+    """Return a version of a project as one side.
+
+    Raises:
+        ArtifactError: an artifact is missing or was edited.
+    """
+    from tasks.artifacts.views import stream
+
+    folders = {"examples": "examples", "subset": "selection", "tensors": "selection", "mask": "selection"}
+    paths = {table: Path(root) / f"data/{stage}/version={version}/{table}.parquet" for table, stage in folders.items()}
+    optional = ("tensors", "mask")
+    tables = {table: stream([path]) for table, path in paths.items() if table not in optional or path.exists()}
+    measured = Path(root) / f"data/evaluation/version={version}/metrics.json"
+    metrics = json.loads(measured.read_text(encoding="utf-8")) if measured.exists() else {}
+    return Side(name, tables, metrics)
+
+
+def compare(before: Side, after: Side) -> Diff:
+    """Return what differs between two choices."""
+    from tasks.artifacts.views import opened
+
+    sources = {
+        f"{end}_{name}": table
+        for end, side in zip("ab", (before, after), strict=True)
+        for name, table in side.tables.items()
+    }
+    with opened(sources) as connection:
+        rows = _ask(connection, ROWS)
+        ((both,),) = connection.execute(BOTH).fetchall()
+        masked = {"mask", "tensors"} <= before.tables.keys() & after.tables.keys()
+        masks = _ask(connection, MASKS) if masked else []
+    metrics = _compare_metrics(before.metrics, after.metrics)
+    return Diff(before.name, after.name, tuple(rows), both, tuple(masks), tuple(metrics))
+
+
+def _ask(connection: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
+    answer = connection.execute(sql)
+    names = [column[0] for column in answer.description]
+    return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
+
+
+def _compare_metrics(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the losses of arms that both sides measured, each with its interval."""
+    one, two = before.get("arms", {}), after.get("arms", {})
+    return [
+        {"arm": arm}
+        | {
+            f"{end}{part}": side[arm].get(f"loss{part}")
+            for end, side in (("before", one), ("after", two))
+            for part in ("", "_low", "_high")
+        }
+        for arm in one
+        if arm in two
+    ]

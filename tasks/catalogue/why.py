@@ -1,0 +1,207 @@
+"""Why a row was chosen or not, in sentences, from what the artifacts of a version say."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from tasks.catalogue.derived import EACH
+
+LONGEST = 400  # characters of a text that a sentence quotes
+NEAR = 3  # partners and rows of almost the same words that are named
+NOT_SCORES = ("gain", "cover", "gate", "response_tokens")  # which other sentences tell
+ROW = """
+    SELECT e.*, s.chosen, s.rank, s.gain, s.objective, s.covered_by, s.cover, s.gated, s.gate_score
+    FROM examples e LEFT JOIN subset s USING (version, id)
+    WHERE e.version = $version AND e.id = $id ORDER BY e.used DESC, e.row LIMIT 1"""
+QUANTILES = """
+    SELECT score, value, quantile FROM (SELECT *, percent_rank() OVER (PARTITION BY score ORDER BY value) AS quantile
+        FROM scores WHERE version = $version) WHERE id = $id ORDER BY score"""
+PARTNERS = f"""
+    SELECT p.{{other}}, p.utility, e.prompt FROM pairs p JOIN {EACH} e ON e.version = p.version AND e.id = p.{{other}}
+    WHERE p.version = $version AND p.{{self}} = $id AND p.{{other}} <> $id AND p.utility > 0
+    ORDER BY p.utility DESC, p.{{other}} LIMIT {NEAR}"""
+TOPIC = """
+    SELECT count(*) AS pool, count(*) FILTER (chosen) AS chosen FROM subset
+    WHERE version = $version AND topic = $topic"""
+ALIKE = f"""
+    WITH words AS (SELECT id, chosen, coalesce(near_duplicate_of, row) AS words FROM examples
+        LEFT JOIN subset USING (version, id) WHERE version = $version AND duplicate_of IS NULL)
+    SELECT id, coalesce(chosen, false) FROM words WHERE id <> $id
+    AND words IN (SELECT words FROM words WHERE id = $id) ORDER BY 2 DESC, 1 LIMIT {NEAR}"""
+
+
+@dataclass(frozen=True)
+class Story:
+    """What is told of a row in a version."""
+
+    version: str
+    id: str
+    state: str  # chosen | left out | gated | not in the pool
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A row of a version, with all that its story reads."""
+
+    connection: duckdb.DuckDBPyConnection
+    version: str
+    id: str
+    row: Mapping[str, Any]
+    selection: Mapping[str, Any]  # selection.json
+    views: frozenset[str]
+
+    def rows(self, sql: str, **more: Any) -> list[tuple]:
+        """Return what a query finds of this row."""
+        asked = {"version": self.version, "id": self.id} | more
+        known = {name: value for name, value in asked.items() if f"${name}" in sql}
+        return self.connection.execute(sql, known).fetchall()
+
+
+def tell(
+    connection: duckdb.DuckDBPyConnection,
+    version: str,
+    id: str,
+    *,
+    views: frozenset[str],
+    root: Path,
+    enters: Mapping[str, float | None] | None = None,
+) -> Story | None:
+    """Return the story of a row in a version; None where the version has no such row.
+
+    Args:
+        connection: to the catalogue.
+        version: the data version.
+        id: the example's, in full.
+        views: that the catalogue has, examples and subset among them.
+        root: the project's folder.
+        enters: of rows, the least share of the pool by which a budget takes them, of those that were tried; None: no
+            budget was tried.
+    """
+    answer = connection.execute(ROW, {"version": version, "id": id})
+    names, found = [column[0] for column in answer.description], answer.fetchone()
+    if found is None:
+        return None
+    path = Path(root) / f"data/selection/version={version}/selection.json"
+    selection = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    asked = Asked(connection, version, id, dict(zip(names, found, strict=True)), selection, views)
+    state = _name_state(asked.row)
+    return Story(version, id, state, tuple(_tell(asked, state, enters)))
+
+
+def _name_state(row: Mapping[str, Any]) -> str:
+    if row["chosen"] is None:
+        return "not in the pool"
+    return "chosen" if row["chosen"] else "gated" if row["gated"] else "left out"
+
+
+def _tell(asked: Asked, state: str, enters: Mapping[str, float | None] | None) -> Iterator[str]:
+    if state == "not in the pool":
+        yield _tell_outside(asked.row)
+        return
+    if state == "chosen":
+        yield _tell_rank(asked)
+    elif state == "gated":
+        yield _tell_gate(asked)
+    else:
+        yield from _tell_left_out(asked)
+    if enters is not None and state != "gated":
+        yield _tell_entry(asked, enters.get(asked.id))
+    yield from _tell_scores(asked)
+    yield from _tell_partners(asked)
+    yield from _tell_alike(asked)
+    yield from _tell_topic(asked)
+
+
+def _tell_outside(row: Mapping[str, Any]) -> str:
+    if row["unused_because"] is not None:
+        return f"It was not chosen from, because it was left out before: {row['unused_because']}."
+    if row["split"] != "pool":
+        return f"It was not chosen from, because it is of the {row['split'].replace('_', '-')} rows."
+    return "Nothing has been chosen in this version yet."
+
+
+def _tell_rank(asked: Asked) -> str:
+    row, chosen = asked.row, asked.selection.get("chosen_rows")
+    by = asked.selection.get("selector", "the selector")
+    said = f"It was chosen by {by} as number {row['rank'] + 1}{f' of {chosen:,}' if chosen else ''}"
+    if row["gain"] is None:
+        return f"{said}."
+    return f"{said}, and added {row['gain']:.4g} to the objective, which was {row['objective']:.4g} then."
+
+
+def _tell_gate(asked: Asked) -> str:
+    gate = asked.selection.get("gate") or {}
+    by, worst = gate.get("by", "its score"), gate.get("worst_kept")
+    known = asked.row["gate_score"]
+    has = f"It has {known:.4g}" if known is not None else "Its score is not known"
+    kept = f"; the worst row that stayed has {worst:.4g}" if worst is not None else ""
+    return f"It left before the choice, by the gate {by}. {has}{kept}."
+
+
+def _tell_left_out(asked: Asked) -> Iterator[str]:
+    by, row = asked.row["covered_by"], asked.row
+    if by is None:
+        yield "It was not chosen, and no chosen row stands for it."
+        return
+    found = asked.rows(f"SELECT prompt, response FROM {EACH} WHERE version = $version AND id = $by LIMIT 1", by=by)
+    prompt, response = found[0] if found else ("", "")
+    yield f"It was not chosen: the chosen row {by} stands for it best, by {row['cover']:.4g}."
+    yield f"It says: {_cut(row['prompt'])} -> {_cut(row['response'])}"
+    yield f"The chosen row says: {_cut(prompt)} -> {_cut(response)}"
+
+
+def _tell_entry(asked: Asked, share: float | None) -> str:
+    asks = asked.selection.get("chosen_fraction")
+    here = f"; this version's budget takes {asks:.0%}" if asks is not None else ""
+    if share is None:
+        return f"No budget that was tried takes it{here}."
+    return f"A budget of {share:.0%} of the pool takes it, and of those that were tried no smaller one{here}."
+
+
+def _tell_scores(asked: Asked) -> Iterator[str]:
+    if "scores" in asked.views:
+        for score, value, quantile in asked.rows(QUANTILES):
+            if score not in NOT_SCORES:
+                yield f"Its {score} is {value:.4g}: higher than that of {quantile:.0%} of the rows that have one."
+
+
+def _tell_partners(asked: Asked) -> Iterator[str]:
+    if "pairs" not in asked.views:
+        return
+    ways = (("helps most", "demo_id", "target_id"), ("is helped most by", "target_id", "demo_id"))
+    for said, self, other in ways:
+        found = asked.rows(PARTNERS.format(self=self, other=other))
+        if found:
+            listed = "; ".join(f"{id} by {utility:.3f} ({_cut(prompt, 60)})" for id, utility, prompt in found)
+            yield f"Shown in context, it {said} {listed}."
+
+
+def _tell_alike(asked: Asked) -> Iterator[str]:
+    found = asked.rows(ALIKE)
+    if found:
+        listed = ", ".join(f"{id}{' (chosen)' if chosen else ''}" for id, chosen in found)
+        yield f"Rows of almost the same words: {listed}."
+
+
+def _tell_topic(asked: Asked) -> Iterator[str]:
+    topic = asked.row["topic"]
+    ((pool, chosen),) = asked.rows(TOPIC, topic=topic)
+    caps = (asked.selection.get("budget") or {}).get("caps") or {}
+    most = min(filter(None, [(asked.selection.get("strata") or {}).get(topic), caps.get(topic)]), default=None)
+    bound = f", of at most {most:,}, which is {'reached' if chosen >= most else 'not reached'}" if most else ""
+    yield f"Of its topic, {topic}, {chosen:,} of {pool:,} rows were chosen{bound}."
+
+
+def _cut(text: str, longest: int = LONGEST) -> str:
+    """Return a text in quotes, its blanks and breaks as one, and cut where it is long.
+
+    >>> _cut("a\\n  b"), _cut("abcdef", 3)
+    ('"a b"', '"abc…"')
+    """
+    words = " ".join(text.split())
+    return f'"{words[:longest]}…"' if len(words) > longest else f'"{words}"'

@@ -1,0 +1,175 @@
+"""`tamis why`, `tamis diff` and `tamis audit` on the real graph with the toy model and two versions."""
+
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+from worlds.projects import GRAPHS, Project, enter, run_stages
+
+from flows import cli
+from flows.stage_calls import folder
+from tasks.artifacts.tables import read_table
+
+
+@pytest.fixture(scope="module")
+def made(real_unrun, tmp_path_factory) -> Project:
+    """Two versions, the first recorded at a tag."""
+    project = Project(Path(shutil.copytree(real_unrun.root, tmp_path_factory.mktemp("asking") / "project")))
+    with pytest.MonkeyPatch.context() as patch:
+        enter(project, patch)
+        run_stages("v1")
+        project.git("add", ".")
+        project.git("commit", "--quiet", "--message", "v1")
+        project.git("tag", "data-v1")
+        lines = (project.root / "data/raw/v1/toys.jsonl").read_text().splitlines()
+        (project.root / "data/raw/v2").mkdir()
+        more = [json.dumps({"prompt": f"more {k}?", "response": f"{k}!", "topic": "sums"}) for k in range(9)]
+        (project.root / "data/raw/v2/toys.jsonl").write_text("\n".join(lines[4:] + more) + "\n")
+        project.apply(GRAPHS["real"].version)
+        run_stages("v2")
+    return project
+
+
+@pytest.fixture
+def project(made, tmp_path, monkeypatch) -> Project:
+    """A copy of it, as the current folder."""
+    project = Project(Path(shutil.copytree(made.root, tmp_path / "project", symlinks=True)))
+    enter(project, monkeypatch)
+    return project
+
+
+def tamis(*arguments: str):
+    return CliRunner().invoke(cli.app, arguments)
+
+
+def ask(*arguments: str) -> list[dict]:
+    done = tamis(*arguments, "--format", "json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def read_subset(version: str) -> list[dict]:
+    return read_table(folder("selection", version) / "subset.parquet").to_pylist()
+
+
+def tell(id: str, *options: str) -> str:
+    return "\n".join(one["sentence"] for one in ask("why", id, *options))
+
+
+def test_of_a_chosen_row_rank_gain_and_topic_are_told(project):
+    first = read_subset("v1")[0]
+    said = tell(first["id"], "--version", "v1")
+    chosen = sum(row["chosen"] for row in read_subset("v1"))
+    assert f"It was chosen by delift as number 1 of {chosen}, and added {first['gain']:.4g} to the objective" in said
+    assert re.search(
+        rf"Of its topic, {first['topic']}, \d+ of \d+ rows were chosen, of at most 2, which is not reached\.", said
+    )
+
+
+def test_of_a_row_that_was_left_out_both_texts_are_told(project):
+    rows = {row["id"]: row for row in ask_rows("v1")}
+    left = next(row for row in read_subset("v1") if not row["chosen"] and row["covered_by"])
+    said = tell(left["id"], "--version", "v1")
+    assert f"the chosen row {left['covered_by']} stands for it best, by {left['cover']:.4g}" in said
+    for text in (rows[left["id"]]["prompt"], rows[left["covered_by"]]["response"]):
+        assert f'"{text}"' in said
+
+
+def ask_rows(version: str) -> list[dict]:
+    return read_table(
+        folder("examples", version) / "examples.parquet", columns=["id", "prompt", "response"]
+    ).to_pylist()
+
+
+def test_partners_are_those_of_the_largest_utility(project):
+    pairs = read_table(folder("utility", "v1") / "utility.parquet").to_pylist()
+    best = max((one for one in pairs if one["demo_id"] != one["target_id"]), key=lambda one: one["utility"])
+    said = tell(best["demo_id"], "--version", "v1")
+    assert f"Shown in context, it helps most {best['target_id']} by {best['utility']:.3f}" in said
+
+
+def test_rows_that_are_no_choice_are_told_why(project):
+    ask_held = "SELECT id FROM examples WHERE version = 'v1' AND split = 'held_out' LIMIT 1"
+    ((held),) = json.loads(tamis("sql", ask_held, "--json").stdout)
+    assert tell(held["id"], "--version", "v1") == "It was not chosen from, because it is of the held-out rows."
+
+
+def test_the_smallest_budget_that_takes_a_row_is_found(project):
+    subset = read_subset("v1")
+    said = tell(subset[0]["id"], "--version", "v1", "--budgets")
+    assert "A budget of 10% of the pool takes it" in said
+    last = tell(subset[-1]["id"], "--version", "v1", "--budgets")
+    share = int(re.search(r"A budget of (\d+)% of the pool takes it", last)[1])
+    assert share > 10
+
+
+def test_every_version_that_has_the_row_is_told_of(project):
+    kept = {row["id"] for row in read_subset("v1")} & {row["id"] for row in ask_rows("v2")}
+    told = ask("why", min(kept))
+    assert {one["version"] for one in told} == {"v1", "v2"}
+
+
+def test_why_is_text_for_people(project):
+    done = tamis("why", read_subset("v1")[0]["id"][:12], "--version", "v1")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith(f"{read_subset('v1')[0]['id']} in v1: chosen\nIt was chosen by delift")
+
+
+def test_rows_that_enter_and_leave_are_told_with_the_reason(project):
+    rows = ask("diff", "v1", "v2")
+    before, after = ({row["id"] for row in read_subset(one) if row["chosen"]} for one in ("v1", "v2"))
+    assert {row["id"] for row in rows if row["change"] == "enters"} == after - before
+    assert {row["id"] for row in rows if row["change"] == "leaves"} == before - after
+    assert {row["reason"] for row in rows if row["prompt"].startswith("more ")} == {"new row"}
+    gone = {row["id"] for row in ask_rows("v1")} - {row["id"] for row in ask_rows("v2")}
+    assert all((row["reason"] == "no row of it") == (row["id"] in gone) for row in rows if row["change"] == "leaves")
+
+
+def test_two_revisions_are_compared(project):
+    project.edit("params.yaml", "selector: delift", "selector: longest")
+    run_stages("v1")
+    project.git("add", ".")
+    project.git("commit", "--quiet", "--message", "longest")
+    done = tamis("diff", "data-v1", "HEAD", "--of", "v1", "--format", "json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)
+    assert re.search(r"loss of chosen: \d\.\d{4} \(\d\.\d{4} to \d\.\d{4}\), then ", done.stderr)
+
+
+def test_a_choice_beside_itself_differs_in_nothing(project):
+    assert ask("diff", "v1", "v1") == []
+
+
+def test_the_audit_names_each_check_and_fails_where_one_is_broken(project):
+    rows = ask("audit", "v1")
+    assert {row["state"] for row in rows} == {"kept", "shown"}
+    assert len(rows) == len(read_table(folder("audit", "v1") / "audit.parquet"))
+    raw = project.root / "data/raw/v1/toys.jsonl"
+    raw.write_text(raw.read_text() + "\n")
+    done = tamis("audit", "v1", "--format", "json")
+    assert done.exit_code == 1
+    (broken,) = (row for row in json.loads(done.stdout) if row["state"] == "broken")
+    assert broken["check"] == "provenance"
+    assert "1 of 15 promises are broken" in done.stderr
+
+
+def test_what_does_not_exist_is_refused(project):
+    for words, text in (
+        (["why", "zz"], "no example's id begins with 'zz'"),
+        (["audit", "v9"], "there is no data version 'v9'"),
+        (["diff", "v1", "v9"], "data/examples/version=v9/examples.parquet is missing"),
+        (["diff", "v1", "v2", "--format", "xml"], "'xml' is no format; known: table, json, csv, parquet"),
+    ):
+        done = tamis(*words)
+        assert done.exit_code == 1, done.output
+        assert text in done.stderr
+
+
+def test_parquet_holds_what_json_does(project):
+    done = CliRunner().invoke(cli.app, ["diff", "v1", "v2", "--format", "parquet"])
+    assert pq.read_table(io.BytesIO(done.stdout_bytes)).to_pylist() == ask("diff", "v1", "v2")
