@@ -139,7 +139,7 @@ def _side(name: str, of: str | None) -> Iterator[Any]:
 @spoken
 def audit(
     context: typer.Context,
-    versions: Annotated[list[str] | None, typer.Argument(help="Data versions; else all of them.")] = None,
+    versions: Annotated[list[str] | None, typer.Argument(help="Data versions; else all that are made.")] = None,
     form: Format = None,
 ) -> None:
     """Check the promises of the artifacts as they are now, and show what else is found; status 1 if one is broken."""
@@ -147,18 +147,9 @@ def audit(
     from tasks.audit.audit import check_version
 
     values, rows = params.read(), []
-    for version in versions or values.versions:
-        if version not in values.versions:
-            raise params.ParamsError(
-                f"there is no data version {version!r}; params.yaml has {', '.join(values.versions)}"
-            )
-        checks = check_version(
-            find_folders(values, version),
-            selection_settings=values.selection,
-            mask=values.mask,
-            settings=values.audit,
-        )
-        for one in checks:
+    for version in _list_made(versions, values):
+        asked = {"selection_settings": values.selection, "mask": values.mask, "settings": values.audit}
+        for one in check_version(find_folders(values, version), **asked):
             state = "shown" if not one.promise else "broken" if one.found else "kept"
             rows.append((version, one.name, state, len(one.found), one.says, ", ".join(one.found)))
     show_as(form, ["version", "check", "state", "found", "says", "detail"], rows)
@@ -166,3 +157,27 @@ def audit(
     say(f"{broken:,} of {sum(row[2] != 'shown' for row in rows):,} promises are broken")
     if broken:
         raise typer.Exit(1)
+
+
+def _list_made(versions: list[str] | None, values: params.Params) -> list[str]:
+    """Return the versions that are asked for, or all that are evaluated; of the others it is said that they are not.
+
+    Raises:
+        ParamsError: there is no such version, or none is evaluated.
+    """
+    from flows.stage_calls import folder
+
+    unknown = [version for version in versions or () if version not in values.versions]
+    if unknown:
+        raise params.ParamsError(
+            f"there is no data version {unknown[0]!r}; params.yaml has {', '.join(values.versions)}"
+        )
+    if versions:
+        return versions
+    made = [name for name in values.versions if (folder("evaluation", name) / "evaluation.parquet").exists()]
+    for version in values.versions:
+        if version not in made:
+            say(f"{version} is not made yet, and not checked: `tamis run {version}`")
+    if not made:
+        raise params.ParamsError("no data version is made yet; `tamis run` makes them")
+    return made

@@ -158,6 +158,17 @@ def test_the_audit_names_each_check_and_fails_where_one_is_broken(project):
     assert "1 of 15 promises are broken" in done.stderr
 
 
+def test_versions_that_are_not_made_are_told_of_and_not_checked(project):
+    shutil.rmtree("data/evaluation/version=v2")
+    done = tamis("audit")
+    assert done.exit_code == 0, done.output
+    assert "v2 is not made yet, and not checked: `tamis run v2`" in done.stderr
+    shutil.rmtree("data/evaluation/version=v1")
+    done = tamis("audit")
+    assert done.exit_code == 1
+    assert "no data version is made yet; `tamis run` makes them" in done.stderr
+
+
 def test_what_does_not_exist_is_refused(project):
     for words, text in (
         (["why", "zz"], "no example's id begins with 'zz'"),
