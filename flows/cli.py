@@ -28,6 +28,8 @@ COMMANDS = {
     "why": asking.why,
     "diff": asking.diff,
     "audit": asking.audit,
+    "approve": asking.approve,
+    "approvals": asking.approvals,
     "compare": comparing.compare,
     "repeats": comparing.repeats,
     "study": comparing.study,

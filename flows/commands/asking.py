@@ -181,3 +181,28 @@ def _list_made(versions: list[str] | None, values: params.Params) -> list[str]:
     if not made:
         raise params.ParamsError("no data version is made yet; `tamis run` makes them")
     return made
+
+
+@spoken
+def approve(
+    context: typer.Context,
+    version: Annotated[str, typer.Argument(help="The data version.")],
+    by: Annotated[str | None, typer.Option(help="Who accepts it; else git's user.")] = None,
+    note: Annotated[str, typer.Option(help="What they say of it.")] = "",
+    despite: Annotated[list[str] | None, typer.Option(help="A promise that is broken and accepted so.")] = None,
+) -> None:
+    """Record who accepts a version as it is made, bound to the digests of its artifacts."""
+    from flows import approving
+
+    signed = approving.approve(version, params.read(), by=by, note=note, despite=despite or ())
+    say(f"{version} is approved by {signed.by}; to keep that: git add data/approvals.jsonl, and commit")
+
+
+@spoken
+def approvals(context: typer.Context, form: Format = None) -> None:
+    """Show which versions are approved, by whom, and what has changed since."""
+    from flows import approving
+
+    found = [approving.find_signed(version) for version in params.read().versions]
+    rows = [(*list(vars(one).values())[:4], ", ".join(one.despite), one.state, ", ".join(one.changed)) for one in found]
+    show_as(form, ["version", "by", "when", "note", "despite", "state", "changed"], rows)

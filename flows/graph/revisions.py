@@ -16,6 +16,7 @@ from flows.graph import dvc_files
 from flows.graph.dvc_state import StateError, opened, without_git
 from flows.stage import say
 from tasks.artifacts.tables import write_text
+from tasks.catalogue.approvals import APPROVALS
 
 
 def tables(revision: str) -> dict[str, Path]:
@@ -60,7 +61,7 @@ def at_revision(revision: str) -> Iterator[Path]:
 
 
 def _read_records(revision: str) -> dict[Path, str]:
-    """Return the JSON artifacts of a git revision, which git itself holds."""
+    """Return the JSON artifacts of a git revision, which git itself holds, and who had approved what."""
     with opened() as repo:
         paths = [
             Path(out["path"])
@@ -69,6 +70,7 @@ def _read_records(revision: str) -> dict[Path, str]:
             for out in stage.get("outs", ())
             if out["path"].endswith(".json")
         ]
+        paths.append(APPROVALS)
         return {path: text for path in paths if (text := read_file(repo, path, revision))}
 
 

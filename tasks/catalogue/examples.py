@@ -78,4 +78,9 @@ FROM evaluation GROUP BY ALL ORDER BY version, held_out_of, learner, loss""",
         """SELECT version, stage, artifact, "rows", seed, created, seconds, parameters FROM runs
 ORDER BY version, stage, artifact LIMIT 10""",
     ),
+    Example(
+        "approvals",
+        "Who approved which version, and when?",
+        'SELECT version, "by", "when", note, despite FROM approvals ORDER BY "when" DESC',
+    ),
 )

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from tasks.artifacts import tables
 from tasks.artifacts.remembered import remember
 from tasks.artifacts.views import open_checked
+from tasks.catalogue.approvals import read_approvals, tabulate
 from tasks.catalogue.derived import ASKS_RUNS, derive
 
 BASE = "base"  # stands for no version
@@ -75,6 +76,10 @@ def find_artifacts(
     every = [path for name, several in paths.items() if name in views for path in several]
     wanted = asked is None or any(name in asked.lower() for name in ASKS_RUNS)
     views["runs"] = tabulate_runs(every) if wanted else RUNS.empty_table()
+    try:
+        views["approvals"] = tabulate(read_approvals(root))
+    except tables.ArtifactError as error:
+        broken["approvals"] = str(error)
     if versions is not None:
         views["versions"] = _tabulate_versions({path.parent.name for path in every}, versions)
     return Artifacts(views, derive(views), broken)

@@ -240,6 +240,8 @@ COMMANDS = (
     ["why", "1"],
     ["diff", "v1", "v2"],
     ["audit"],
+    ["approve", "v1"],
+    ["approvals"],
     ["compare"],
     ["study", "small"],
     ["repeats"],

@@ -24,6 +24,7 @@ def world(tmp_path) -> World:
 
 
 VIEWS = (
+    "approvals",
     "changes",
     "embedding",
     "evaluation",
@@ -173,7 +174,7 @@ REFUSED = {
     "SELECT 1; COPY examples TO '{out}'": "SELECT, COPY is not answered",
     "": "nothing is not answered",
     "SELEKT 1": "syntax error",
-    "SELECT nothing FROM examples": "reads these views and nothing else: changes, embedding, evaluation, examples, ",
+    "SELECT nothing FROM examples": "reads these views and nothing else: approvals, changes, embedding, evaluation, ",
 }
 
 

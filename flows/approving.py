@@ -1,0 +1,109 @@
+"""A version signed off: who accepted the artifacts that dvc.lock names, and what has changed since."""
+
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flows.graph import dvc_state
+from flows.params import Params
+from flows.stage_calls import find_folders
+from tasks.settings import hint
+
+ROOT = Path(".")
+SHOWN = 3  # names in a message
+
+
+class ApprovalError(ValueError):
+    """A version cannot be approved as it is."""
+
+
+@dataclass(frozen=True)
+class Signed:
+    """What stands of a version's approval."""
+
+    version: str
+    by: str | None  # None: nobody approved it
+    when: str | None
+    note: str | None
+    despite: tuple[str, ...]
+    state: str  # approved | changed since | not approved
+    changed: tuple[str, ...]  # artifacts that are not those that were approved
+
+
+def approve(version: str, values: Params, *, by: str | None, note: str, despite: Sequence[str]) -> Signed:
+    """Record that somebody accepts a version as it is made; returns what then stands.
+
+    Args:
+        version: the data version.
+        values: the parameters.
+        by: who; None: git's user.
+        note: what they say of it.
+        despite: promises that are broken and accepted so.
+
+    Raises:
+        ApprovalError: the version is not up to date, a promise is broken that is not among `despite`, or nobody signs.
+    """
+    from tasks.catalogue.approvals import Approval, add_approval
+
+    _refuse_unknown(version, values)
+    stages = [one for one in dvc_state.plan([version]) if one.version == version]
+    stale = [(address, state, why) for address, state, why in dvc_state.standings(stages) if state != "fresh"]
+    if stale:
+        address, state, why = stale[0]
+        raise ApprovalError(f"{address} is {state}{f' ({why})' if why else ''}; `tamis run {version}` first")
+    _refuse_broken(version, values, despite)
+    signer = (by or _name_user()).strip()
+    if not signer:
+        raise ApprovalError("nobody signs: git knows no user.name here; give --by NAME")
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    add_approval(ROOT, Approval(version, signer, when, note, tuple(despite), list_artifacts(version)))
+    return find_signed(version)
+
+
+def find_signed(version: str) -> Signed:
+    """Return what stands of a version's approval."""
+    from tasks.catalogue.approvals import find_last, list_changed, read_approvals
+
+    last = find_last(read_approvals(ROOT), version)
+    if last is None:
+        return Signed(version, None, None, None, (), "not approved", ())
+    changed = tuple(list_changed(last, list_artifacts(version)))
+    state = "changed since" if changed else "approved"
+    return Signed(version, last.by, last.when, last.note, last.despite, state, changed)
+
+
+def list_artifacts(version: str) -> dict[str, str]:
+    """Return the digests of a version's artifacts as dvc.lock records them, by path."""
+    addresses = [one.address for one in dvc_state.plan([version]) if one.version == version]
+    return {file.path: file.digest for files in dvc_state.list_files(addresses).values() for file in files}
+
+
+def _refuse_unknown(version: str, values: Params) -> None:
+    if version not in values.versions:
+        raise ApprovalError(f"there is no data version {version!r}; params.yaml has {', '.join(values.versions)}")
+
+
+def _refuse_broken(version: str, values: Params, despite: Sequence[str]) -> None:
+    """Raise ApprovalError where a promise is broken that is not accepted, or one is accepted that there is not."""
+    from tasks.audit.audit import check_version
+
+    asked = {"selection_settings": values.selection, "mask": values.mask, "settings": values.audit}
+    checks = [one for one in check_version(find_folders(values, version), **asked) if one.promise]
+    names = [one.name for one in checks]
+    unknown = [name for name in despite if name not in names]
+    if unknown:
+        near = hint(unknown[0], names)
+        raise ApprovalError(f"{unknown[0]!r} is no promise{near}; they are {', '.join(names)}")
+    broken = [one for one in checks if one.found and one.name not in despite]
+    if broken:
+        told = "; ".join(f"{one.name}: {', '.join(one.found[:SHOWN])}" for one in broken)
+        words = " ".join(f"--despite {one.name}" for one in broken)
+        raise ApprovalError(f"{len(broken)} promises of {version} are broken ({told}); mend that, or give {words}")
+
+
+def _name_user() -> str:
+    """Return the name that git would write into a commit; empty where it knows none."""
+    done = subprocess.run(["git", "var", "GIT_AUTHOR_IDENT"], capture_output=True, text=True)
+    return done.stdout.partition("<")[0].strip()
