@@ -1,12 +1,18 @@
-"""At which budget each row of a version is chosen: its choice made again, apart, with budgets from a tenth to all."""
+"""A version's choice made again, apart from its artifacts: with other budgets, or by another selector."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from flows import params
+from flows.compare import SCORING, find_quality
 from flows.params import Params
 from flows.stage import sources
 from flows.trials import attempt
+from tasks.selection.selectors import SELECTORS
+from tasks.settings import hint
 
 SHARES = tuple(step / 10 for step in range(1, 11))  # of the pool
 
@@ -33,8 +39,6 @@ def try_budgets(version: str, values: Params, shares: Sequence[float] = SHARES) 
     Raises:
         ValueError: what is asked for cannot be chosen.
     """
-    import json
-
     from tasks.artifacts.tables import read_table
 
     loaded = sources([f"selection@{version}"])
@@ -49,6 +53,32 @@ def try_budgets(version: str, values: Params, shares: Sequence[float] = SHARES) 
         table = read_table(made / "subset.parquet", columns=["id", "chosen"])
         ids = [id for id, chosen in zip(*(table[name].to_pylist() for name in ("id", "chosen")), strict=True) if chosen]
         yield Tried(share, len(ids), found["objective"], found["objective_share"], frozenset(ids))
+
+
+def choose_by(selector: str, version: str, values: Params) -> Path:
+    """Return the folder of a version's choice by another selector, made once and kept among the trials.
+
+    Args:
+        selector: a word of selection.selector; what it reads is computed, too.
+        version: the data version, whose examples are up to date.
+        values: the parameters; the budget is theirs.
+
+    Raises:
+        ValueError: there is no such selector, or it cannot be used as the parameters are.
+    """
+    if selector not in SELECTORS:
+        raise params.ParamsError(f"{selector!r} is no selector{hint(selector, SELECTORS)}; {', '.join(SELECTORS)} are")
+    choice = {"selector": selector, "quality": find_quality(selector, values), "pilot": None}
+    asked = replace(
+        values,
+        selection=replace(values.selection, **choice),
+        mask=replace(values.mask, selector="none"),
+    )
+    params.refuse_contradictions(asked)
+    loaded, done = sources(f"{name}@{version}" for name in (*SCORING, "selection")), {}
+    for name in (*SCORING, "selection"):
+        done[name] = attempt(name, version, asked, done, loaded)
+    return done["selection"].folder
 
 
 def find_entries(tried: Sequence[Tried]) -> dict[str, float]:

@@ -38,12 +38,16 @@ def sql(
 @spoken
 def show(
     context: typer.Context,
-    id: Annotated[str, typer.Argument(help="An example's id, or how it begins; or a data version.")],
+    id: Annotated[str, typer.Argument(help="An example's id, or how it begins; a data version; with --find words.")],
+    find: Annotated[bool, typer.Option("--find", help="List the examples that say all of these words.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show everything that is known about one example, or what became of a version's rows, its choice and its arms."""
     from tasks.catalogue import rows
 
+    if find:
+        show_rows(*rows.find(ROOT, id), as_json=as_json)
+        return
     found = rows.show_version(ROOT, id) or rows.show(ROOT, id)
     if as_json:
         show_json([found])
@@ -96,16 +100,20 @@ def _try_budgets(version: str, values: params.Params) -> dict[str, float]:
 @spoken
 def diff(
     context: typer.Context,
-    before: Annotated[str, typer.Argument(help="A data version; with --of a revision of git.")],
+    before: Annotated[str, typer.Argument(help="A data version; with --of a revision of git, or a selector.")],
     after: Annotated[str, typer.Argument(help="Another one.")],
+    *,
     of: Annotated[str | None, typer.Option(help="The data version that is compared at two revisions.")] = None,
+    selectors: Annotated[
+        bool, typer.Option("--selectors", help="With --of: its choice by two selectors, at its budget.")
+    ] = False,
     form: Format = None,
 ) -> None:
     """Say which rows enter and leave a choice, and why, how masks overlap, and what was measured."""
     from tasks.catalogue import diffs
 
     with ExitStack() as stack:
-        sides = [stack.enter_context(_side(name, of)) for name in (before, after)]
+        sides = [stack.enter_context(_side(name, of, selectors)) for name in (before, after)]
         found = diffs.compare(*sides)
         rows = [tuple(row.values()) for row in found.rows]
     show_as(form, ["change", "id", "topic", "reason", "rank", "prompt"], rows)
@@ -123,10 +131,18 @@ def _interval(row: dict[str, Any], end: str) -> str:
 
 
 @contextmanager
-def _side(name: str, of: str | None) -> Iterator[Any]:
-    """Yield a version, or a version at a revision, as one side."""
+def _side(name: str, of: str | None, selectors: bool) -> Iterator[Any]:
+    """Yield a version, or its choice at a revision or by a selector, as one side."""
     from tasks.catalogue import diffs
 
+    if selectors:
+        from flows.entering import choose_by
+        from flows.stage_calls import folder
+
+        if of is None:
+            raise params.ParamsError("--selectors compares choices of one version: name it, with --of")
+        yield diffs.read_choice(name, folder("examples", of), choose_by(name, of, params.read()))
+        return
     if of is None:
         yield diffs.read_side(name, ROOT, name)
         return

@@ -8,8 +8,10 @@ from typing import Any
 
 import duckdb
 
+from tasks.artifacts.views import opened, stream
+
 # One side is a version of a project's catalogue, as tables `a_examples`, `a_subset`, `b_examples` ...
-SIDE = ("examples", "subset", "tensors", "mask")
+MASKED = ("tensors", "mask")  # tables that a choice without a mask may lack
 ROWS = """
     WITH a AS (FROM a_subset), b AS (FROM b_subset),
     a_rows AS (SELECT id, any_value(topic) AS topic, any_value(prompt) AS prompt,
@@ -53,7 +55,7 @@ class Side:
     """One of two choices."""
 
     name: str  # what it is called in what is told
-    tables: Mapping[str, Any]  # SIDE -> Arrow tables or datasets; mask and tensors may lack
+    tables: Mapping[str, Any]  # by name, Arrow datasets
     metrics: Mapping[str, Any]  # metrics.json; empty where nothing was measured
 
 
@@ -75,21 +77,30 @@ def read_side(name: str, root: Path, version: str) -> Side:
     Raises:
         ArtifactError: an artifact is missing or was edited.
     """
-    from tasks.artifacts.views import stream
-
-    folders = {"examples": "examples", "subset": "selection", "tensors": "selection", "mask": "selection"}
-    paths = {table: Path(root) / f"data/{stage}/version={version}/{table}.parquet" for table, stage in folders.items()}
-    optional = ("tensors", "mask")
-    tables = {table: stream([path]) for table, path in paths.items() if table not in optional or path.exists()}
+    folders = {stage: Path(root) / f"data/{stage}/version={version}" for stage in ("examples", "selection")}
     measured = Path(root) / f"data/evaluation/version={version}/metrics.json"
     metrics = json.loads(measured.read_text(encoding="utf-8")) if measured.exists() else {}
-    return Side(name, tables, metrics)
+    return read_choice(name, folders["examples"], folders["selection"], metrics)
+
+
+def read_choice(name: str, examples: Path, selection: Path, metrics: Mapping[str, Any] | None = None) -> Side:
+    """Return a choice that lies anywhere as one side.
+
+    Args:
+        name: what it is called.
+        examples, selection: folders of the two stages' artifacts.
+        metrics: metrics.json; None: nothing was measured.
+
+    Raises:
+        ArtifactError: an artifact is missing or was edited.
+    """
+    paths = {"examples": examples / "examples.parquet", "subset": selection / "subset.parquet"}
+    paths |= {name: selection / f"{name}.parquet" for name in MASKED if (selection / f"{name}.parquet").exists()}
+    return Side(name, {table: stream([path]) for table, path in paths.items()}, metrics or {})
 
 
 def compare(before: Side, after: Side) -> Diff:
     """Return what differs between two choices."""
-    from tasks.artifacts.views import opened
-
     sources = {
         f"{end}_{name}": table
         for end, side in zip("ab", (before, after), strict=True)

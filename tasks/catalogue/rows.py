@@ -22,6 +22,19 @@ PARTNERS = f"""
     ON e.version = u.version AND e.id = u.{{other}} WHERE u.{{self}} = $id AND u.{{other}} <> $id
     QUALIFY row_number() OVER (PARTITION BY u.version ORDER BY u.utility DESC, e.id) <= {BEST}
     ORDER BY u.version, u.utility DESC, e.id"""
+FOUND = 20  # examples that are listed
+NO_SUBSET = "(SELECT NULL AS version, NULL AS id, NULL AS chosen WHERE false)"
+FIND = f"""
+    WITH said AS (SELECT version, id, any_value(topic) AS topic, any_value(prompt) AS prompt,
+        any_value(response) AS response, any_value(lower(array_to_string(list_transform(messages, lambda one:
+        one.content), ' '))) AS text FROM examples GROUP BY version, id),
+    counted AS (SELECT *, list_sum(list_transform($words, lambda word:
+        (len(text) - len(replace(text, word, ''))) / len(word))) / (20 + len(text)) AS often FROM said
+        WHERE list_bool_and(list_transform($words, lambda word: contains(text, word))))
+    SELECT string_agg(version, ' ' ORDER BY version) AS versions, id, any_value(topic) AS topic,
+        coalesce(bool_or(chosen), false) AS chosen, any_value(prompt) AS prompt, any_value(response) AS response
+    FROM counted LEFT JOIN (SELECT version, id, chosen FROM {{subset}}) USING (version, id)
+    GROUP BY id ORDER BY max(often) DESC, id LIMIT {FOUND}"""
 FACTS = {
     "examples": ({"examples"}, "SELECT * EXCLUDE (id) FROM examples WHERE id = $id ORDER BY version, row"),
     "withdrawn": ({"withdrawn"}, "SELECT * EXCLUDE (id) FROM withdrawn WHERE id = $id ORDER BY version"),
@@ -63,6 +76,33 @@ def show(root: Path, id: str) -> dict[str, Any]:
                 names = [column[0] for column in answer.description]
                 found[name] = [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
     return found
+
+
+def find(root: Path, words: str) -> tuple[list[str], list[tuple]]:
+    """Return the examples that say all of some words, those first that say them most often for their length.
+
+    Args:
+        root: the project's folder.
+        words: parted by blanks, in any case; each may be a part of a longer word.
+
+    Returns:
+        Names of columns, and at most FOUND rows: versions, id, topic, whether it was chosen in any, prompt, response.
+
+    Raises:
+        QuestionError: no word is given, or no example says all of them.
+    """
+    asked = words.lower().split()
+    if not asked:
+        raise QuestionError('no word is given; `tamis show --find "some words"`')
+    artifacts = find_artifacts(root, asked="")
+    need(artifacts, "examples")
+    chosen = "subset" in artifacts.views
+    with opened(artifacts.views) as connection:
+        answer = connection.execute(FIND.format(subset="subset" if chosen else NO_SUBSET), {"words": asked})
+        names, rows = [column[0] for column in answer.description], answer.fetchall()
+    if not rows:
+        raise QuestionError(f"no example says all of {', '.join(map(repr, asked))}; ask for fewer words")
+    return names, rows
 
 
 def show_version(root: Path, version: str) -> dict[str, Any] | None:

@@ -144,6 +144,30 @@ def test_two_revisions_are_compared(project):
     assert re.search(r"loss of chosen: \d\.\d{4} \(\d\.\d{4} to \d\.\d{4}\), then ", done.stderr)
 
 
+def test_two_selectors_are_compared_at_the_versions_budget(project):
+    rows = ask("diff", "delift", "longest", "--of", "v1", "--selectors")
+    chosen = {row["id"] for row in read_subset("v1") if row["chosen"]}
+    assert {row["id"] for row in rows if row["change"] == "leaves"} <= chosen
+    assert len({row["change"] for row in rows}) == 2
+    length = {row["id"]: row["response_tokens"] for row in read_subset("v1")}
+    entered, left = ([length[row["id"]] for row in rows if row["change"] == change] for change in ("enters", "leaves"))
+    assert min(entered) >= max(left)
+    assert ask("diff", "delift", "delift", "--of", "v1", "--selectors") == []
+
+
+def test_rows_are_found_by_words(project):
+    done = tamis("show", "GREETINGS 2?", "--find", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert {row["prompt"] for row in found} <= {f"greetings {k}?" for k in range(40)}
+    assert found[0]["prompt"] == "greetings 2?"
+    assert found[0]["versions"] in ("v1", "v1 v2")
+    for words, text in (("  ", "no word is given"), ("zebra", "no example says all of 'zebra'; ask for fewer words")):
+        done = tamis("show", words, "--find")
+        assert done.exit_code == 1
+        assert text in done.stderr
+
+
 def test_a_choice_beside_itself_differs_in_nothing(project):
     assert ask("diff", "v1", "v1") == []
 
@@ -177,6 +201,11 @@ def test_what_does_not_exist_is_refused(project):
         (["why", "zz"], "no example's id begins with 'zz'"),
         (["audit", "v9"], "there is no data version 'v9'"),
         (["diff", "v1", "v9"], "data/examples/version=v9/examples.parquet is missing"),
+        (["diff", "delift", "delit", "--of", "v1", "--selectors"], "'delit' is no selector (did you mean 'delift'?)"),
+        (
+            ["diff", "delift", "longest", "--selectors"],
+            "--selectors compares choices of one version: name it, with --of",
+        ),
         (["diff", "v1", "v2", "--format", "xml"], "'xml' is no format; known: table, json, csv, parquet"),
     ):
         done = tamis(*words)
