@@ -167,9 +167,15 @@ def make_selection(values: Params, folders: Folders, map: Map) -> Notes:
 
 
 def make_finetuning(values: Params, folders: Folders, map: Map) -> Notes:
-    """Train arms."""
+    """Train arms, once it is known that their answers can be judged."""
     from tasks.finetuning.finetuning import write_finetuning
 
+    if values.evaluation.task_metric != "none":
+        from tasks.artifacts.row_sets import read_set
+        from tasks.evaluation.task_metrics import refuse_unjudged
+
+        held_out = read_set(folders.here.examples / "examples.parquet", "held_out")
+        refuse_unjudged(held_out.to_pylist(), values.evaluation.task_metric)
     return write_finetuning(
         folders,
         model=language(values),

@@ -1,7 +1,8 @@
 """Task metrics: whether an answer is right, by the number in its row's response or by the row's tests."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Any
 
 from tamis.evaluation.answers import find_code, find_number
 from tasks.evaluation import sandbox
@@ -25,17 +26,28 @@ def read_expected(held_out: HeldOut, metric: str) -> list[Expected]:
     """
     if metric == "none":
         return [None] * len(held_out.rows)
+    refuse_unjudged([held_out.rows[place] for place in held_out.of[held_out.version]], metric)
+    return [READ[metric][0](row) for row in held_out.rows]
+
+
+def refuse_unjudged(rows: Sequence[Mapping[str, Any]], metric: str) -> None:
+    """Refuse held-out rows of a version that a task metric cannot judge: before anything is trained, too.
+
+    Raises:
+        EvaluationError: some lack what answers are judged by.
+        SandboxError: the system refuses to run code apart.
+    """
+    if metric == "none":
+        return
     read, what, way_out = READ[metric]
-    expected, own = [read(row) for row in held_out.rows], held_out.of[held_out.version]
-    lacking = [held_out.rows[place]["row"] for place in own if expected[place] is None]
+    lacking = [row["row"] for row in rows if read(row) is None]
     if lacking:
         raise EvaluationError(
-            f"{len(lacking)} of {len(own)} held-out rows have no {what}, by which {metric} judges answers, first rows "
+            f"{len(lacking)} of {len(rows)} held-out rows have no {what}, by which {metric} judges answers, first rows "
             f"{lacking[:3]}; {way_out}set evaluation.task_metric: none"
         )
     if metric == "pass_at_1":
         sandbox.refuse_open()
-    return expected
 
 
 def judge(

@@ -4,7 +4,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from flows import params
+import pytest
+import yaml
+from worlds.projects import run_stages
+
+from flows import params, stage
 from flows.stage_calls import encoder, language
 from tasks.conversations import open_template
 
@@ -42,3 +46,16 @@ def test_arguments_reach_the_chat_template(toy_folder, tmp_path):
     template = open_template(language(read(language=str(toy_folder), max_tokens=256, **named)))
     turns = [{"role": "user", "content": "home"}]
     assert template.tokenizer.apply_chat_template(turns, tokenize=False, **template.arguments) == "at home"
+
+
+def test_rows_that_the_task_metric_cannot_judge_are_refused_before_training(real_copy):
+    path = Path("data/raw/v1/toys.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row | {"response": f"word {row['topic']}"}) + "\n" for row in rows))
+    settings = yaml.safe_load(Path("params.yaml").read_text())
+    settings["evaluation"]["task_metric"] = "exact_match"
+    Path("params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    run_stages("v1", until="selection")
+    with pytest.raises(ValueError, match="held-out rows have no number in their response, by which exact_match judges"):
+        stage.run("finetuning", "v1")
+    assert not list(Path(".cache/finetuning").rglob("*.safetensors"))
