@@ -45,7 +45,7 @@ def approve(version: str, values: Params, *, by: str | None, note: str, despite:
     Raises:
         ApprovalError: the version is not up to date, a promise is broken that is not among `despite`, or nobody signs.
     """
-    from tasks.catalogue.approvals import Approval, add_approval
+    from tasks.approvals import Approval, add_approval
 
     _refuse_unknown(version, values)
     stages = [one for one in dvc_state.plan([version]) if one.version == version]
@@ -64,7 +64,7 @@ def approve(version: str, values: Params, *, by: str | None, note: str, despite:
 
 def find_signed(version: str) -> Signed:
     """Return what stands of a version's approval."""
-    from tasks.catalogue.approvals import find_last, list_changed, read_approvals
+    from tasks.approvals import find_last, list_changed, read_approvals
 
     last = find_last(read_approvals(ROOT), version)
     if last is None:

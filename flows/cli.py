@@ -30,6 +30,7 @@ COMMANDS = {
     "audit": asking.audit,
     "approve": asking.approve,
     "approvals": asking.approvals,
+    "desk": asking.desk,
     "compare": comparing.compare,
     "repeats": comparing.repeats,
     "study": comparing.study,

@@ -18,6 +18,7 @@ PAPERS = ROOT / "docs/explanation/papers.md"
 STAGES = ("examples", "embedding", "utility", "scores", "gradients", "selection", "finetuning", "evaluation", "audit")
 SHARED = {
     "acceptance",
+    "approvals",
     "artifacts",
     "catalogue",
     "comparison",
@@ -96,8 +97,9 @@ def allowed(path: Path) -> set[str]:
         "landing": {"fsspec"},
         "mirror": {"fsspec"},
     }
+    desk = {"streamlit"} if path.parent.name == "desk" else set()
     lazily = {"tamis"} if path.stem == "stage" else set()
-    return FLOWS_MAY | only.get(path.stem, set()) | lazily
+    return FLOWS_MAY | only.get(path.stem, set()) | desk | lazily
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)

@@ -222,3 +222,15 @@ def approvals(context: typer.Context, form: Format = None) -> None:
     found = [approving.find_signed(version) for version in params.read().versions]
     rows = [(*list(vars(one).values())[:4], ", ".join(one.despite), one.state, ", ".join(one.changed)) for one in found]
     show_as(form, ["version", "by", "when", "note", "despite", "state", "changed"], rows)
+
+
+@spoken
+def desk(
+    context: typer.Context,
+    port: Annotated[int, typer.Option(min=1024, max=65535, help="Of this machine's own address.")] = 8501,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
+) -> None:
+    """Show the project in the browser: rows and why, differences, questions, sign-off. Ends with Ctrl-C."""
+    from flows.serving_desk import serve
+
+    serve(port, browser=browser)

@@ -15,8 +15,8 @@ from dvc.stage import Stage
 from flows.graph import dvc_files
 from flows.graph.dvc_state import StateError, opened, without_git
 from flows.stage import say
+from tasks.approvals import APPROVALS
 from tasks.artifacts.tables import write_text
-from tasks.catalogue.approvals import APPROVALS
 
 
 def tables(revision: str) -> dict[str, Path]:

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from tasks.approvals import read_approvals, tabulate
 from tasks.artifacts import tables
 from tasks.artifacts.remembered import remember
 from tasks.artifacts.views import open_checked
-from tasks.catalogue.approvals import read_approvals, tabulate
 from tasks.catalogue.derived import ASKS_RUNS, derive
 
 BASE = "base"  # stands for no version

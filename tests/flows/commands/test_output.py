@@ -242,6 +242,7 @@ COMMANDS = (
     ["audit"],
     ["approve", "v1"],
     ["approvals"],
+    ["desk"],
     ["compare"],
     ["study", "small"],
     ["repeats"],

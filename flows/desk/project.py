@@ -1,0 +1,73 @@
+"""The project that the desk shows: its catalogue opened once and again when an artifact is another one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from flows import params
+from flows.params import Params
+
+ROOT = Path(".")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The catalogue as it is now."""
+
+    artifacts: Any  # of tasks.catalogue.sources
+    made: list[str]  # versions that have examples and a choice, in the order of params.yaml
+    values: Params
+
+    @contextmanager
+    def connection(self) -> Iterator[Any]:
+        """Yield a database with the catalogue's views and nothing else."""
+        from tasks.artifacts.views import opened
+
+        with opened(self.artifacts.views, derived=self.artifacts.derived, gigabytes=2) as connection:
+            yield connection
+
+
+def open_project() -> Opened:
+    """Return the catalogue, read anew where a file is another one than at the last call.
+
+    Raises:
+        ArtifactError: there are no artifacts.
+        ParamsError: params.yaml cannot be read.
+    """
+    paths = [*ROOT.glob("data/*/version=*/*.parquet"), *ROOT.glob("data/approvals.jsonl"), ROOT / "params.yaml"]
+    return _open(tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(paths)))
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def _open(state: tuple) -> Opened:
+    from tasks.catalogue.sources import find_artifacts
+
+    values = params.read(bare=True)
+    found = find_artifacts(ROOT, {name: vars(one) for name, one in values.versions.items()})
+    made = [
+        version for version in values.versions if all((ROOT / f"data/{place}").exists() for place in _needed(version))
+    ]
+    return Opened(found, made, values)
+
+
+def _needed(version: str) -> tuple[str, str]:
+    return f"examples/version={version}/examples.parquet", f"selection/version={version}/subset.parquet"
+
+
+def tell_broken(project: Opened) -> None:
+    """Show which artifacts cannot be read."""
+    for name, why in project.artifacts.broken.items():
+        st.error(f"The view {name} cannot be read.", icon=None)
+        st.text(why)
+
+
+def choose_version(project: Opened, label: str = "Version", key: str = "version") -> str | None:
+    """Let the reader choose a version that is made; None, and a line that says so: there is none."""
+    if not project.made:
+        st.info("No data version has a choice yet. Run `tamis run`, then look again.")
+        return None
+    return st.selectbox(label, project.made, index=len(project.made) - 1, key=key, bind="query-params")

@@ -1,0 +1,49 @@
+"""The desk's server: Streamlit on this machine's own address, which asks nothing of the network and tells nobody."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+from flows.stage import say
+
+ADDRESS = "127.0.0.1"
+OPTIONS = {
+    "global.developmentMode": "false",  # wherever Streamlit lies
+    "server.address": ADDRESS,
+    "server.enableCORS": "true",
+    "server.enableXsrfProtection": "true",
+    "server.enableStaticServing": "false",
+    "server.enableAgentApi": "false",
+    "server.fileWatcherType": "none",
+    "server.maxUploadSize": "1",
+    "browser.serverAddress": ADDRESS,
+    "browser.gatherUsageStats": "false",
+    "client.toolbarMode": "minimal",
+    "client.showErrorDetails": "none",
+}
+HOSTS = (ADDRESS, "localhost")  # under which names it answers: no page elsewhere reads it under one of its own
+
+
+class DeskError(ValueError):
+    """The desk cannot be shown."""
+
+
+def serve(port: int, *, browser: bool) -> None:
+    """Become the desk's server.
+
+    Args:
+        port: of this machine's own address.
+        browser: open the page.
+
+    Raises:
+        DeskError: Streamlit is not installed.
+    """
+    if importlib.util.find_spec("streamlit") is None:
+        raise DeskError("the desk is not installed; `pip install 'tamis[desk]'` brings it")
+    app = Path(__file__).with_name("desk") / "app.py"
+    options = OPTIONS | {"server.port": str(port), "server.headless": str(not browser).lower()}
+    given = [*options.items(), *(("server.allowedHosts", host) for host in HOSTS)]
+    words = [word for name, value in given for word in (f"--{name}", value)]
+    say(f"the desk is at http://{ADDRESS}:{port}; Ctrl-C ends it")
+    os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", str(app), *words])

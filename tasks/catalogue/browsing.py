@@ -1,0 +1,110 @@
+"""Rows of a version filtered, counted and paged, by DuckDB: what a page of the desk shows of a pool of any size."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+
+MOST = 2000  # rows that go to a page
+STATES = ("any", "chosen", "left out", "gated", "not in the pool")
+COLUMNS = ("id", "state", "rank", "topic", "source", "response_tokens", "prompt", "response")
+ORDERS = {
+    "row": "row",
+    "rank": "rank NULLS LAST, row",
+    "longest": "response_tokens DESC, row",
+    "score": "value DESC, row",
+}
+ROWS = """
+    SELECT e.row, e.id, e.topic, coalesce(e.source, '') AS source, e.prompt, e.response, e.response_tokens, s.rank,
+        CASE WHEN s.chosen IS NULL THEN 'not in the pool' WHEN s.chosen THEN 'chosen' WHEN s.gated THEN 'gated'
+        ELSE 'left out' END AS state, v.value
+    FROM (SELECT * FROM examples WHERE version = $version
+        QUALIFY row_number() OVER (PARTITION BY id ORDER BY used DESC, row) = 1) e
+    LEFT JOIN (FROM subset WHERE version = $version) s USING (id)
+    LEFT JOIN (SELECT id, value FROM scores WHERE version = $version AND score = $score) v USING (id)"""
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which rows are meant."""
+
+    version: str
+    state: str = "any"  # one of STATES
+    topic: str = ""  # "": any
+    source: str = ""  # likewise
+    words: str = ""  # all of which prompt or response say, in any case
+    score: str = ""  # by which `low` and `high` are meant
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Counted:
+    """How many rows are meant, and which."""
+
+    rows: int
+    digest: str  # of their ids, whatever their order: bit_xor(hash(id)) in hexadecimal digits
+
+
+def count_rows(connection: duckdb.DuckDBPyConnection, asked: Filter) -> Counted:
+    """Return how many rows a filter means, with a digest that any question in SQL can give, too."""
+    sql, named = _write(asked)
+    rows, digest = connection.execute(
+        f"SELECT count(*), lower(hex(coalesce(bit_xor(hash(id)), 0))) FROM ({sql})", named
+    ).fetchone()
+    return Counted(rows, digest)
+
+
+def list_rows(
+    connection: duckdb.DuckDBPyConnection, asked: Filter, *, order: str = "row", page: int = 0, size: int = 100
+) -> list[dict[str, Any]]:
+    """Return one page of the rows that a filter means.
+
+    Args:
+        connection: to the catalogue.
+        asked: the filter.
+        order: one of ORDERS.
+        page: from 0.
+        size: rows of a page, at most MOST.
+    """
+    sql, named = _write(asked)
+    columns = ", ".join((*COLUMNS, *(("value",) if asked.score else ())))
+    limits = {"size": min(size, MOST), "skip": page * min(size, MOST)}
+    answer = connection.execute(
+        f"SELECT {columns} FROM ({sql}) ORDER BY {ORDERS[order]} LIMIT $size OFFSET $skip", named | limits
+    )
+    names = [column[0] for column in answer.description]
+    return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
+
+
+def list_values(connection: duckdb.DuckDBPyConnection, version: str, column: str) -> list[str]:
+    """Return what a version's rows have as topic or source, or which scores they have, sorted."""
+    sql = {
+        "topic": "SELECT DISTINCT topic FROM examples WHERE version = $version ORDER BY 1",
+        "source": "SELECT DISTINCT source FROM examples WHERE version = $version AND source IS NOT NULL ORDER BY 1",
+        "score": "SELECT DISTINCT score FROM scores WHERE version = $version ORDER BY 1",
+    }[column]
+    return [value for (value,) in connection.execute(sql, {"version": version}).fetchall()]
+
+
+def _write(asked: Filter) -> tuple[str, dict[str, Any]]:
+    """Return a filter as a query, and the values that it names."""
+    named: dict[str, Any] = {"version": asked.version, "score": asked.score}
+    wanted = []
+    for name in ("topic", "source"):
+        if getattr(asked, name):
+            wanted.append(f"{name} = ${name}")
+            named[name] = getattr(asked, name)
+    if asked.state != "any":
+        wanted.append("state = $state")
+        named["state"] = asked.state
+    if asked.words.split():
+        wanted.append(
+            "list_bool_and(list_transform($words, lambda word: contains(lower(prompt || ' ' || response), word)))"
+        )
+        named["words"] = asked.words.lower().split()
+    for name, sign in (("low", ">="), ("high", "<=")):
+        if getattr(asked, name) is not None:
+            wanted.append(f"value {sign} ${name}")
+            named[name] = getattr(asked, name)
+    return f"SELECT * FROM ({ROWS}) WHERE {' AND '.join(wanted) or 'true'}", named
