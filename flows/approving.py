@@ -53,12 +53,12 @@ def approve(version: str, values: Params, *, by: str | None, note: str, despite:
     if stale:
         address, state, why = stale[0]
         raise ApprovalError(f"{address} is {state}{f' ({why})' if why else ''}; `tamis run {version}` first")
-    _refuse_broken(version, values, despite)
-    signer = (by or _name_user()).strip()
+    accepted = _refuse_broken(version, values, despite)
+    signer = (_name_user() if by is None else by).strip()
     if not signer:
-        raise ApprovalError("nobody signs: git knows no user.name here; give --by NAME")
+        raise ApprovalError("nobody signs: no name is given, or git knows none here; give --by NAME")
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    add_approval(ROOT, Approval(version, signer, when, note, tuple(despite), list_artifacts(version)))
+    add_approval(ROOT, Approval(version, signer, when, note, accepted, list_artifacts(version)))
     return find_signed(version)
 
 
@@ -85,8 +85,12 @@ def _refuse_unknown(version: str, values: Params) -> None:
         raise ApprovalError(f"there is no data version {version!r}; params.yaml has {', '.join(values.versions)}")
 
 
-def _refuse_broken(version: str, values: Params, despite: Sequence[str]) -> None:
-    """Raise ApprovalError where a promise is broken that is not accepted, or one is accepted that there is not."""
+def _refuse_broken(version: str, values: Params, despite: Sequence[str]) -> tuple[str, ...]:
+    """Return the promises that are broken, all of which are accepted.
+
+    Raises:
+        ApprovalError: one is not, or what is accepted is no promise.
+    """
     from tasks.audit.audit import check_version
 
     asked = {"selection_settings": values.selection, "mask": values.mask, "settings": values.audit}
@@ -101,6 +105,7 @@ def _refuse_broken(version: str, values: Params, despite: Sequence[str]) -> None
         told = "; ".join(f"{one.name}: {', '.join(one.found[:SHOWN])}" for one in broken)
         words = " ".join(f"--despite {one.name}" for one in broken)
         raise ApprovalError(f"{len(broken)} promises of {version} are broken ({told}); mend that, or give {words}")
+    return tuple(one.name for one in checks if one.found)
 
 
 def _name_user() -> str:

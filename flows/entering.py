@@ -10,6 +10,7 @@ from flows import params
 from flows.compare import SCORING, find_quality
 from flows.params import Params
 from flows.stage import sources
+from flows.stage_calls import folder
 from flows.trials import attempt
 from tasks.selection.selectors import SELECTORS
 from tasks.settings import hint
@@ -31,21 +32,25 @@ class Tried:
 def try_budgets(version: str, values: Params, shares: Sequence[float] = SHARES) -> Iterator[Tried]:
     """Yield a version's choice at other budgets, each made once and kept among the trials; without pilot and mask.
 
+    A budget of more rows than gate and caps leave takes these; it is the last one.
+
     Args:
         version: the data version; what its choice reads is up to date.
         values: the parameters.
-        shares: of the pool's rows.
+        shares: of the pool's rows, ascending.
 
     Raises:
-        ValueError: what is asked for cannot be chosen.
+        ValueError: not even the smallest can be chosen.
     """
     from tasks.artifacts.tables import read_table
 
-    loaded = sources([f"selection@{version}"])
+    loaded, most = sources([f"selection@{version}"]), count_room(version, values)
+    pool = most.pool
     for share in shares:
+        rows = min(max(1, int(share * pool + 1e-9)), most.room)
         asked = replace(
             values,
-            selection=replace(values.selection, budget={"fraction": share}, floors={}, pilot=None),
+            selection=replace(values.selection, budget={"count": rows}, floors={}, pilot=None),
             mask=replace(values.mask, selector="none"),
         )
         made = attempt("selection", version, asked, {}, loaded).folder
@@ -53,6 +58,33 @@ def try_budgets(version: str, values: Params, shares: Sequence[float] = SHARES) 
         table = read_table(made / "subset.parquet", columns=["id", "chosen"])
         ids = [id for id, chosen in zip(*(table[name].to_pylist() for name in ("id", "chosen")), strict=True) if chosen]
         yield Tried(share, len(ids), found["objective"], found["objective_share"], frozenset(ids))
+        if rows == most.room:
+            return
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many rows a version may choose."""
+
+    pool: int
+    room: int  # those that the gate let pass, within the caps
+
+
+def count_room(version: str, values: Params) -> Room:
+    """Return how many rows of a version's pool can be chosen at most, as its choice was made.
+
+    Raises:
+        ArtifactError: the version has no choice yet.
+    """
+    from tasks.artifacts.tables import read_table
+
+    table = read_table(folder("selection", version) / "subset.parquet", columns=["topic", "gated"])
+    left: dict[str, int] = {}
+    for topic, gated in zip(*(table[name].to_pylist() for name in ("topic", "gated")), strict=True):
+        left[topic] = left.get(topic, 0) + (not gated)
+    caps = values.selection.caps
+    allowed = [min(count, caps.get(topic, caps.get("*", count))) for topic, count in left.items()]
+    return Room(table.num_rows, sum(allowed))
 
 
 def choose_by(selector: str, version: str, values: Params) -> Path:

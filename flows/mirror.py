@@ -52,6 +52,8 @@ class Mirror:
         with self._refused("opened"):
             self._system, root = fsspec.core.url_to_fs(url)
             self._root = root.rstrip("/")
+            if "://" not in url and not Path(url).is_absolute():
+                raise ValueError("it is no address such as s3://bucket/stores, and no absolute path")
             above = self._root.rpartition("/")[0] or self._root
             if not self._system.exists(above):  # a bucket would be made by whoever writes first
                 raise FileNotFoundError(f"there is no {above}")
@@ -133,11 +135,14 @@ class Mirror:
 
     def _serves(self, folder: str, models: Collection[str] | None) -> bool:
         """Return whether a folder says that it is of one of these models; what it says is fetched, too."""
-        from tasks.artifacts.stores import ABOUT, read_about
+        from tasks.artifacts.stores import ABOUT, StoreError, read_about
 
-        about = CACHE / folder / ABOUT
-        if not about.exists() and f"{folder}/{ABOUT}" in self._there:
-            self._copy(f"{folder}/{ABOUT}", about, read_about)
+        about, name = CACHE / folder / ABOUT, f"{folder}/{ABOUT}"
+        if not about.exists() and name in self._there:
+            try:
+                self._copy(name, about, read_about)
+            except StoreError:
+                self._forget(name)
         return models is None or read_about(about).get("model_digest") in models
 
     def _fetch_part(self, name: str) -> bool:
@@ -147,11 +152,15 @@ class Mirror:
         try:
             self._copy(name, CACHE / name, provenance)
         except ArtifactError:
-            self._there.discard(name)
-            self._damaged.add(name)
-            self._say(f"{self.url}/{name} is damaged and not taken; what it held is computed again")
+            self._forget(name)
             return False
         return True
+
+    def _forget(self, name: str) -> None:
+        """Tell of a damaged file, and take it for one that is not there, so that it is sent anew."""
+        self._there.discard(name)
+        self._damaged.add(name)
+        self._say(f"{self.url}/{name} is damaged and not taken; what it held is computed again")
 
     def _copy(self, name: str, path: Path, check: Callable[[Path], Any]) -> None:
         """Bring a file here, whole or not at all, unless a check of the copy raises."""

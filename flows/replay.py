@@ -53,8 +53,10 @@ def replay(version: str, revision: str | None = None) -> list[Replayed]:
         ReplayError: nothing is recorded there, the run fails, or what it reads is not in DVC's cache.
         StateError: git knows no such revision.
     """
-    revision = revision or tag_of(version)
     with dvc_state.opened() as repo:
+        if revision is None and tag_of(version) not in repo.scm.list_tags():
+            raise ReplayError(f"{version} is not recorded; `tamis continue` records it, or name a --revision")
+        revision = revision or tag_of(version)
         recorded = dvc_files.parse_lock(revisions.read_lock(repo, version, revision))
         inside, home = Path(repo.root_dir).relative_to(repo.scm.root_dir), Path(repo.scm.root_dir)
         cache = Path(repo.cache.local.path)  # <cache>/files/md5

@@ -5,8 +5,12 @@ run finds complete; none of them writes an artifact or records anything. A stage
 all shares of the one before made, says what is left, and is started again.
 """
 
+import os
 import re
+import shutil
+import socket
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +25,7 @@ from flows.stage_calls import CACHE, STAGES, find_folders, name_models
 from tasks.settings import hint
 from tasks.shares import Share, Unfinished
 
+PREFIX = f".share-{socket.gethostname()}-"  # of folders for what a share writes and nobody reads
 SHARED = ("utility", "scores", "gradients")  # stages whose work is kept in stores as it goes
 
 
@@ -54,7 +59,9 @@ def run(stage: str, version: str, share: str, *, workers: str) -> tuple[bool, st
     from tasks.artifacts.stores import in_use
 
     mirror = mirrored(values.mirror.url, stage, partial(name_models, values), say)
-    with named(address), in_use(CACHE), tempfile.TemporaryDirectory(dir=CACHE, prefix=".share-") as unread:
+    clear_left()
+    home = tempfile.TemporaryDirectory(dir=CACHE, prefix=f"{PREFIX}{os.getpid()}-")
+    with named(address), in_use(CACHE), home as unread:
         folders = find_folders(values, version)
         folders = replace(folders, here=replace(folders.here, **{stage: Path(unread)}))
         with on_threads(workers) as shards, mirror as through:
@@ -66,6 +73,15 @@ def run(stage: str, version: str, share: str, *, workers: str) -> tuple[bool, st
                 return False, str(left)
     say(f"{address} is whole: `tamis run {version}` finds all of it computed")
     return True, ""
+
+
+def clear_left() -> None:
+    """Remove what killed shares of this machine left."""
+    for path in CACHE.glob(f"{PREFIX}*"):
+        with suppress(ProcessLookupError):
+            os.kill(int(path.name.removeprefix(PREFIX).partition("-")[0]), 0)
+            continue
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def read_share(text: str) -> tuple[int, int]:

@@ -13,12 +13,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from flows import params
 from flows.drive import alone
-from flows.graph import dvc_files, dvc_state
+from flows.graph import dvc_files, dvc_state, revisions
 from flows.stage_calls import CACHE
+from tasks.approvals import APPROVALS, read_approvals
 from tasks.artifacts import stores
-from tasks.artifacts.tables import replacing
+from tasks.artifacts.tables import ArtifactError, replacing
 from tasks.finetuning.finished import find_damaged_arms
 
 ASIDE = CACHE / "damaged"  # artifacts that could not be brought back
@@ -28,7 +31,7 @@ ASIDE = CACHE / "damaged"  # artifacts that could not be brought back
 class Finding:
     """Something that is not what was recorded of it."""
 
-    kind: str  # cache | artifact | store | arm | lock
+    kind: str  # cache | artifact | store | arm | lock | approvals
     path: str
     problem: str  # damaged | missing
     done: str  # what was done about it
@@ -54,7 +57,7 @@ def verify() -> Verified:
         cache = Path(repo.cache.local.path)
         objects, findings = check_cache(cache)
         wanted, unreadable = read_records()
-        findings += unreadable
+        findings += [*unreadable, *find_cut_records(repo)]
         findings += [one for path, digest in wanted.items() for one in check_artifact(Path(path), digest, cache)]
     looked_at = {"cache": objects, "artifact": len(wanted)}
     with stores.upkeep(CACHE):
@@ -62,7 +65,7 @@ def verify() -> Verified:
         arms, broken = find_damaged_arms(CACHE)
         for home in broken:
             shutil.rmtree(home)
-    findings += damaged
+    findings += [*damaged, *check_approvals()]
     findings += [Finding("arm", str(home), "damaged", "removed: the arm is trained again", True) for home in broken]
     return Verified(looked_at | {"store": parts, "arm": arms}, tuple(findings))
 
@@ -95,6 +98,31 @@ def read_records() -> tuple[dict[str, str], list[Finding]]:
     return wanted, unreadable
 
 
+def find_cut_records(repo: Any) -> Iterator[Finding]:
+    """Yield the dvc.lock files that can be read and lack stages which the last commit has."""
+    if dvc_state.without_git(repo) or repo.scm.no_commits:
+        return
+    for version in params.load(Path("params.yaml")).get("versions") or {}:
+        path = dvc_files.place_lock(version)
+        try:
+            kept = dvc_files.parse_lock(revisions.read_lock(repo, version, "HEAD"))
+            here = dvc_files.parse_lock(path.read_text(encoding="utf-8")) if path.exists() else {}
+        except (dvc_files.LockError, UnicodeDecodeError):
+            continue  # `read_records` tells of it
+        lost = sorted(kept.keys() - here.keys())
+        if lost:
+            told = f"lacks {len(lost)} of {len(kept)} stages that git has, first {lost[0]}: `git checkout {path}`"
+            yield Finding("lock", str(path), "damaged" if path.exists() else "missing", told, False)
+
+
+def check_approvals() -> Iterator[Finding]:
+    """Yield what is wrong with the record of approvals."""
+    try:
+        read_approvals(Path("."))
+    except ArtifactError as error:
+        yield Finding("approvals", str(APPROVALS), "damaged", str(error), False)
+
+
 def check_artifact(path: Path, wanted: str, cache: Path) -> Iterator[Finding]:
     """Yield what was wrong with an artifact; it is brought back from the cache, or the cache is filled from it.
 
@@ -108,7 +136,7 @@ def check_artifact(path: Path, wanted: str, cache: Path) -> Iterator[Finding]:
         return
     listing = dvc_files.place_object(cache, wanted)
     if not listing.exists():
-        done = "DVC's list of its files is gone: `tamis run` makes it anew"
+        done = f"DVC's list of its files is gone: `dvc fetch {path}` has it where it was pushed, else `tamis run`"
         yield Finding("artifact", str(path), "unknown", done, False)
         return
     for one in json.loads(listing.read_text(encoding="utf-8")):
@@ -139,6 +167,12 @@ def check_stores() -> tuple[int, list[Finding]]:
         count += len(before)
         with warnings.catch_warnings(action="ignore"):
             stores.check_parts(folder)
+        try:
+            stores.read_about(folder / stores.ABOUT)
+        except stores.StoreError:
+            (folder / stores.ABOUT).unlink()
+            told = "removed: the next run that uses this folder writes it again"
+            found.append(Finding("store", str(folder / stores.ABOUT), "damaged", told, True))
         for path in sorted(before - set(folder.glob(stores.PARTS))):
             found.append(Finding("store", str(path), "damaged", "set aside: what it held is computed again", True))
     return count, found

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -34,17 +35,32 @@ def read_approvals(root: Path) -> list[Approval]:
         ArtifactError: a line is no approval.
     """
     path = Path(root) / APPROVALS
+    lines = path.read_bytes().splitlines() if path.exists() else []
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else [], start=1):
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
-            said = json.loads(line)
-            found.append(Approval(**said | {"despite": tuple(said["despite"]), "artifacts": dict(said["artifacts"])}))
+            found.append(_read(json.loads(line)))
         except (ValueError, TypeError, KeyError) as error:
             raise ArtifactError(
-                f"{path}:{number} is no approval ({type(error).__name__}: {error}); bring the file back with "
-                f"`git checkout {APPROVALS}`"
+                f"{path}:{number} is no approval ({type(error).__name__}: {error}); mend the line, or bring the file "
+                f"back with `git checkout {APPROVALS}`"
             ) from error
     return found
+
+
+def _read(said: Any) -> Approval:
+    """Return what a line says.
+
+    Raises:
+        ValueError, TypeError, KeyError: it is no approval.
+    """
+    despite, artifacts = said["despite"], said["artifacts"]
+    texts = [*(said[name] for name in ("version", "by", "when", "note")), *despite, *artifacts, *artifacts.values()]
+    if not isinstance(despite, list) or not all(isinstance(text, str) for text in texts):
+        raise TypeError("a value is of another type")
+    return Approval(**said | {"despite": tuple(despite)})
 
 
 def add_approval(root: Path, approval: Approval) -> None:

@@ -73,6 +73,8 @@ def erase(
     """List every place that holds an example or was trained on it; with --yes, remove all that and leave it out."""
     from flows import erasing
 
+    if not because.strip():
+        raise erasing.ErasingError("--because is empty; say why, for those who read data/erased.json later")
     made = erasing.erase(id, because) if yes else None
     found = made.found if made else erasing.find(id)
     places = found.list_places()

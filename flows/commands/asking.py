@@ -71,6 +71,8 @@ def why(
     from tasks.catalogue import why as telling
 
     values = params.read()
+    if version is not None:
+        _list_made([version], values)
     found = sources.find_artifacts(ROOT)
     rows.need(found, "examples", "subset")
     stories = []
@@ -149,6 +151,8 @@ def _side(name: str, of: str | None, selectors: bool) -> Iterator[Any]:
     from flows.graph import revisions
 
     with revisions.at_revision(name) as root:
+        if not (root / f"data/selection/version={of}").exists():
+            raise params.ParamsError(f"{name} records no choice of {of}; name another revision, or another --of")
         yield diffs.read_side(f"{of} at {name}", root, of)
 
 

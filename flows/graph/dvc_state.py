@@ -5,6 +5,7 @@ copy of dvc.yaml is read (flows/graph/dvc_files.py) and its own dvc.lock written
 of versions. What is used of DVC's Python interface is held by tests/flows/graph/test_dvc_state.py; `dvc<4` is pinned.
 """
 
+import atexit
 import logging
 import os
 import sys
@@ -286,10 +287,8 @@ def opened() -> Iterator[Repo]:
             yield repo
     except Busy:
         raise
-    except SCMError as error:
-        raise StateError(f"git: {error}") from error
-    except DvcException as error:
-        raise StateError(f"DVC: {error}") from error
+    except (SCMError, DvcException) as error:
+        raise StateError(f"{'git' if isinstance(error, SCMError) else 'DVC'}: {error}") from error
 
 
 def _open() -> Repo:
@@ -303,6 +302,7 @@ def _open() -> Repo:
             _kept.repo.close()
         _kept.key = None
         _kept.repo = Repo(".", _wait_for_lock=True)
+        atexit.register(_kept.repo.close)  # else git's open files complain once Python is half gone
         _kept.key = (os.getcwd(), settings)
     return _kept.repo
 

@@ -6,7 +6,7 @@ for each sub-folder of landing.url that is no version yet, by name:
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -66,7 +66,8 @@ def take_landed(refused: set[str]) -> tuple[list[str], list[LandingError]]:
             with _fetched(landed, name, asked.marker) as folder:
                 _add(name, folder, refused)
         except Exception as error:  # one folder's fault keeps no other one out
-            failed.append(LandingError(hide(f"{name} in {asked.url} is not added: {format_error(error)}")))
+            told = f"{name} in {asked.url} is not added: {format_error(error)}; mend it there, or take it out"
+            failed.append(LandingError(hide(told)))
             say(str(failed[-1]))
             continue
         taken.append(name)
@@ -118,6 +119,15 @@ def _read_time(facts: dict[str, Any]) -> float:
     raise LandingError("its file system does not say when a file was written; set landing.marker")
 
 
+def refuse_special(path: str, facts: Mapping[str, Any]) -> None:
+    """Raise LandingError where something is a link, which would bring what lies elsewhere, or no plain file.
+
+    >>> refuse_special("in/a/rows.jsonl", {"type": "file", "islink": False})
+    """
+    if facts.get("islink") or facts.get("type", "file") != "file":
+        raise LandingError(f"{path!r} is a link, or no plain file; put the file itself there")
+
+
 def find_inside(path: str, place: str) -> PurePosixPath:
     """Return where a file lies within a sub-folder.
 
@@ -140,6 +150,7 @@ def _fetched(landed: Landed, name: str, marker: str | None) -> Iterator[Path]:
     shutil.rmtree(home, ignore_errors=True)
     try:
         for path in landed.files:
+            refuse_special(path, landed.files[path])
             inside = find_inside(path, landed.place)
             if inside.name != marker:
                 (home / inside).parent.mkdir(parents=True, exist_ok=True)

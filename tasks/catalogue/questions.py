@@ -73,8 +73,9 @@ def _refuse_writing(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.S
             return statements[0]
         if kinds[0] in READING and first in STARTS:
             return statements[0]
+    told = f"a text of {len(kinds)} statements" if len(kinds) > 1 else kinds[0] if kinds else "an empty text"
     raise QuestionError(
-        f"{', '.join(kinds) or 'nothing'} is not answered: one statement is, and one that reads, such as SELECT, FROM, "
+        f"{told} is not answered: one statement is, and one that reads, such as SELECT, FROM, "
         "WITH, PIVOT, DESCRIBE, SUMMARIZE or SHOW TABLES"
     )
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from typer.testing import CliRunner
 from worlds.projects import GRAPHS, Project, enter, run_stages
 
-from flows import cli
+from flows import cli, params
+from flows.entering import SHARES, count_room, try_budgets
 from flows.stage_calls import folder
 from tasks.artifacts.tables import read_table
 from tasks.audit.audit import Check
@@ -111,6 +113,24 @@ def test_the_smallest_budget_that_takes_a_row_is_found(project):
     assert share > 10
 
 
+def test_budgets_are_tried_as_far_as_gate_and_caps_leave_rows(project):
+    settings = yaml.safe_load(Path("params.yaml").read_text())
+    settings["selection"] |= {"gate": {"by": "agreement", "drop": 0.2}, "caps": {"sums": 3}}
+    Path("params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    run_stages("v1", until="selection")
+    subset = read_subset("v1")
+    room = count_room("v1", params.read())
+    passed = [row["topic"] for row in subset if not row["gated"]]
+    assert room.room == len(passed) - max(0, passed.count("sums") - 3) < room.pool == len(subset)
+    tried = list(try_budgets("v1", params.read()))
+    assert [one.rows for one in tried] == sorted(
+        {min(max(1, int(share * room.pool + 1e-9)), room.room) for share in SHARES}
+    )
+    last = next(row for row in reversed(subset) if not row["gated"])
+    done = tamis("why", last["id"], "--version", "v1", "--budgets")
+    assert done.exit_code == 0, done.output
+
+
 def test_every_version_that_has_the_row_is_told_of(project):
     kept = {row["id"] for row in read_subset("v1")} & {row["id"] for row in ask_rows("v2")}
     told = ask("why", min(kept))
@@ -201,6 +221,13 @@ def test_what_does_not_exist_is_refused(project):
         (["why", "zz"], "no example's id begins with 'zz'"),
         (["audit", "v9"], "there is no data version 'v9'"),
         (["diff", "v1", "v9"], "data/examples/version=v9/examples.parquet is missing"),
+        (["why", "0", "--version", "v9"], "there is no data version 'v9'"),
+        (["diff", "data-v1", "data-v1", "--of", "v2"], "data-v1 records no choice of v2"),
+        (["replay", "v2"], "v2 is not recorded; `tamis continue` records it, or name a --revision"),
+        (["erase", "0" * 32, "--because", " "], "--because is empty"),
+        (["approve", "v1", "--by", " "], "nobody signs: no name is given"),
+        (["sql", "SELECT 1; SELECT 2"], "a text of 2 statements is not answered"),
+        (["sql", " "], "an empty text is not answered"),
         (["diff", "delift", "delit", "--of", "v1", "--selectors"], "'delit' is no selector (did you mean 'delift'?)"),
         (
             ["diff", "delift", "longest", "--selectors"],
@@ -267,6 +294,26 @@ def test_a_broken_promise_is_accepted_by_name_alone(project, monkeypatch):
     assert "1 promises of v1 are broken (leakage: 0f (held out)); mend that, or give --despite leakage" in done.stderr
     assert tamis("approve", "v1", "--by", "Ann", "--despite", "leakage").exit_code == 0
     assert ask("approvals")[0]["despite"] == "leakage"
+
+
+def test_a_sound_version_is_not_said_to_be_accepted_despite_anything(project):
+    assert tamis("approve", "v1", "--by", "Ann", "--despite", "budget").exit_code == 0
+    assert json.loads(Path("data/approvals.jsonl").read_text())["despite"] == []
+
+
+def test_blank_lines_among_approvals_say_nothing(project):
+    assert tamis("approve", "v1", "--by", "Ann").exit_code == 0
+    path = Path("data/approvals.jsonl")
+    path.write_text(path.read_text() + "\n\n")
+    assert ask("approvals")[0]["state"] == "approved"
+
+
+@pytest.mark.parametrize("line", [b"\xff", b"[1]", b'{"version": "v1"}', b"{"])
+def test_verify_names_a_line_that_is_no_approval(project, line):
+    Path("data/approvals.jsonl").write_bytes(line + b"\n")
+    done = tamis("verify")
+    assert done.exit_code == 1
+    assert "data/approvals.jsonl:1 is no approval" in done.stdout
 
 
 def test_a_line_that_is_no_approval_is_named(project):

@@ -135,6 +135,19 @@ def test_a_damaged_part_is_told_of_computed_again_and_mended(project, url, capsy
     assert run_utility()["pairs_scored"] == 0
 
 
+def test_a_damaged_record_of_a_folder_is_told_of_and_mended(project, url, capsys):
+    run_utility()
+    name = f"pairs/{list_parts()[0].parent.name}/store.json"
+    system, root = fsspec.core.url_to_fs(url)
+    system.pipe(f"{root}/{name}", system.cat(f"{root}/{name}")[:20])
+    forget_stores()
+    capsys.readouterr()
+    assert run_utility()["pairs_scored"] > 0
+    assert f"{url}/{name} is damaged and not taken" in capsys.readouterr().err
+    forget_stores()
+    assert run_utility()["pairs_scored"] == 0
+
+
 def test_what_is_no_part_is_left_there(project, url):
     run_utility()
     system, root = fsspec.core.url_to_fs(url)
@@ -174,6 +187,7 @@ def test_parts_that_were_made_one_do_not_come_back(project, url):
     ("address", "why"),
     [
         ("nosuch://name:pass-word@bucket/x", r"mirror\.url is nosuch://\*\*\*@bucket/x, which cannot be opened"),
+        ("nonsense", r"mirror\.url is nonsense, which cannot be opened .*it is no address such as s3://bucket/stores"),
         ("file:///dev/null/x", r"mirror\.url is file:///dev/null/x, which cannot be (read|written)"),
         (
             "memory://gone/x",

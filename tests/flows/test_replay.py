@@ -78,7 +78,7 @@ def test_other_code_is_told_by_how_much_its_artifacts_differ(project):
     ("version", "revision", "text"),
     [
         ("v1", "HEAD~5", "HEAD~5"),
-        ("v3", None, "data-v3"),
+        ("v3", None, "v3 is not recorded; `tamis continue` records it, or name a --revision"),
         ("v3", "HEAD", "HEAD records no run of v3; `tamis continue` records one, or name a --revision"),
     ],
 )

@@ -1,6 +1,7 @@
 """`tamis shard`: shares of a stage in processes of their own, and the run that finds what they computed."""
 
 import json
+import os
 
 import pytest
 from typer.testing import CliRunner
@@ -56,3 +57,13 @@ def test_what_a_stage_reads_must_be_up_to_date(real_copy):
     assert "which utility@v1 reads, is missing; make it first, on one machine: `dvc repro versions/v1/" in str(
         found.value
     )
+
+
+def test_what_killed_shares_left_is_removed_by_the_next_one(lacking):
+    left = lacking.root / ".cache" / f"{sharing.PREFIX}{2**22 + 1}-x"  # no process has such a number
+    left.mkdir()
+    (left / "half").write_text("x")
+    own = lacking.root / ".cache" / f"{sharing.PREFIX}{os.getpid()}-y"
+    own.mkdir()
+    sharing.clear_left()
+    assert (left.exists(), own.exists()) == (False, True)

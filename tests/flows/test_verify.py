@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from worlds.projects import Project, importing_from, run_child
 
 from flows import drive
@@ -145,3 +146,31 @@ def test_lock_file_that_git_does_not_hold_is_filled_from_dvcs_run_cache(project,
         assert [one.how for one in drive.run()] == ["restored"] * 4
     assert "could not be read, as a kill leaves it; what it recorded is looked up" in capsys.readouterr().err
     assert project.status() == {}
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone"])
+def test_record_that_lacks_stages_which_git_has_is_told_of(project, harm):
+    path = project.root / dvc_files.place_lock("v1")
+    stages = dvc_files.parse_lock(path.read_text())
+    if harm == "gone":
+        path.unlink()
+    else:
+        first = next(iter(stages))
+        path.write_text(yaml.safe_dump({"schema": "2.0", "stages": {first: stages[first]}}))
+    (found,) = [one for one in verify().findings if one.kind == "lock"]
+    assert (found.path, found.mended) == (dvc_files.place_lock("v1").as_posix(), False)
+    assert "stages that git has, first " in found.done
+    assert f"`git checkout {found.path}`" in found.done
+
+
+def test_record_of_a_store_that_is_damaged_is_removed(project):
+    (about,) = [*Path(".cache").glob("*/*/store.json")][:1] or [make_about()]
+    about.write_text("{")
+    (found,) = [one for one in verify().findings if one.kind == "store"]
+    assert (found.path, found.mended, about.exists()) == (str(about), True, False)
+
+
+def make_about() -> Path:
+    path = Path(".cache/pairs") / ("0" * 32) / "store.json"
+    path.parent.mkdir(parents=True)
+    return path

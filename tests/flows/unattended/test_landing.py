@@ -168,3 +168,19 @@ def test_continue_takes_what_landed_and_runs_it(project, url, monkeypatch):
     monkeypatch.setattr(continual, "write", lambda version, accepted: project.git("tag", versions.tag_of(version)))
     assert continual.advance() == ["v1", "2026-10"]
     assert ran == ["v1", "2026-10"]
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "fifo"])
+def test_links_and_what_is_no_file_bring_nothing_from_elsewhere(project, tmp_path, kind):
+    land(tmp_path / "in", "2026-10")
+    place = tmp_path / "in/2026-10/part/other.jsonl"
+    if kind == "fifo":
+        os.mkfifo(place)
+    else:
+        place.symlink_to("/etc/passwd" if kind == "link" else "gone.jsonl")
+    listen(project, tmp_path / "in")
+    before = project.git("log", "--format=%h")
+    taken, (failed,) = take_landed(set())
+    assert taken == []
+    assert "is a link, or no plain file; put the file itself there; mend it there, or take it out" in str(failed)
+    assert project.git("log", "--format=%h") == before
