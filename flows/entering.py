@@ -57,8 +57,10 @@ def try_budgets(version: str, values: Params, shares: Sequence[float] = SHARES) 
         found: dict[str, Any] = json.loads((made / "selection.json").read_text(encoding="utf-8"))
         table = read_table(made / "subset.parquet", columns=["id", "chosen"])
         ids = [id for id, chosen in zip(*(table[name].to_pylist() for name in ("id", "chosen")), strict=True) if chosen]
-        yield Tried(share, len(ids), found["objective"], found["objective_share"], frozenset(ids))
-        if rows == most.room:
+        last = rows == most.room
+        reached = found["objective"], found["objective_share"]
+        yield Tried(rows / pool if last else share, len(ids), *reached, frozenset(ids))
+        if last:
             return
 
 

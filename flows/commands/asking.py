@@ -1,4 +1,4 @@
-"""Commands that ask the artifacts: `tamis sql`, `tamis show`, `tamis why`, `tamis diff`, `tamis audit`."""
+"""Commands that ask the artifacts, and sign them off: sql, show, why, diff, audit, approve, approvals, desk."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

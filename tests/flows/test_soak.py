@@ -1,0 +1,86 @@
+"""Two hundred data versions in one process, as `tamis serve` runs them: memory stays flat and the disk bounded."""
+
+import gc
+import json
+import shutil
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from worlds.projects import Project, toy_row
+
+from flows import params, scratch
+from flows.stage_calls import CACHE, name_current
+from flows.unattended import continual
+from tasks.artifacts import stores
+
+VERSIONS, EVERY = 200, 20
+ROWS = 24  # new ones of each version
+
+
+@pytest.fixture
+def project(real_copy) -> Project:
+    """The real graph with the toy model and no version yet; each trains on the chosen rows alone."""
+    shutil.rmtree(real_copy.root / "data/raw")
+    path = real_copy.root / "params.yaml"
+    values = yaml.safe_load(path.read_text())
+    values["finetuning"]["arms"] = {"chosen": [0]}
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return real_copy
+
+
+def add(project: Project, number: int) -> None:
+    """Add a version that continues from the one before, and commit it."""
+    home = project.root / f"data/raw/v{number}"
+    home.mkdir(parents=True)
+    rows = [toy_row(place) for place in range(number * ROWS, (number + 1) * ROWS)]
+    (home / "toys.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = project.root / "params.yaml"
+    values = yaml.safe_load(path.read_text())
+    versions = values["versions"] if number > 1 else {}
+    previous = f"v{number - 1}" if number > 1 else "base"
+    values["versions"] = versions | {f"v{number}": {"raw": f"data/raw/v{number}", "previous": previous}}
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    project.git("add", ".")
+    project.git("commit", "--quiet", "--message", f"v{number}")
+
+
+def resident() -> float:
+    """Return the megabytes that this process holds."""
+    gc.collect()
+    return psutil.Process().memory_info().rss / 1e6
+
+
+def measure(path: Path) -> float:
+    return sum(one.stat().st_size for one in path.rglob("*") if one.is_file()) / 1e6
+
+
+def tidy() -> None:
+    """Do what `tamis store --prune --compact` does."""
+    values = params.read()
+    with stores.upkeep(CACHE):
+        stores.prune(CACHE, name_current(values))
+        scratch.prune(scratch.survey(values))
+        for folder in stores.list_folders(CACHE):
+            stores.compact(folder)
+
+
+@pytest.mark.slow
+def test_memory_is_flat_and_disk_bounded(project):
+    found = []
+    for number in range(1, VERSIONS + 1):
+        add(project, number)
+        assert continual.advance(engine="local") == [f"v{number}"]
+        if number % EVERY == 0:
+            tidy()
+            kept = sum(measure(CACHE / kind) for kind in stores.KINDS)
+            found.append(
+                (number, resident(), kept, measure(CACHE) - kept, measure(Path("data")) + measure(Path(".dvc")))
+            )
+            print(*(round(figure, 2) for figure in found[-1]), flush=True)
+    _, memory, kept, rest, tree = zip(*found, strict=True)
+    assert memory[-1] < memory[0] * 1.1
+    assert max(rest) < 2 * rest[0]  # what no later version asks
+    assert kept[-1] < 1.2 * kept[0] * VERSIONS / EVERY  # figures of rows, which grow with the rows
+    assert tree[-1] < 1.2 * tree[0] * VERSIONS / EVERY  # artifacts, each version's
