@@ -9,6 +9,7 @@ from pathlib import Path
 import fsspec
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from typer.testing import CliRunner
 from worlds.projects import GRAPHS, Project, enter, run_stages, toy_row
 
@@ -346,7 +347,8 @@ def test_what_a_mirror_of_the_stores_holds_is_listed_and_removed(project, row):
     url = f"memory://{project.root.parent.name}/mirror"
     fsspec.filesystem("memory").mkdir(f"/{project.root.parent.name}")
     path = project.root / "params.yaml"
-    path.write_text(path.read_text() + f"\nmirror: {{url: '{url}'}}\n")
+    settings = yaml.safe_load(path.read_text()) | {"mirror": {"url": url}}
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
     mirror = Mirror(url, say=print)
     mirror.send(KINDS_OF_STORES, None)
     system, root = fsspec.core.url_to_fs(url)
