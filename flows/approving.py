@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from flows.graph import dvc_state
+from flows.checks import refuse_unknown
+from flows.graph import dvc_files, dvc_state
 from flows.params import Params
 from flows.stage_calls import find_folders
 from tasks.settings import hint
@@ -43,11 +45,12 @@ def approve(version: str, values: Params, *, by: str | None, note: str, despite:
         despite: promises that are broken and accepted so.
 
     Raises:
+        ParamsError: there is no such version.
         ApprovalError: the version is not up to date, a promise is broken that is not among `despite`, or nobody signs.
     """
     from tasks.approvals import Approval, add_approval
 
-    _refuse_unknown(version, values)
+    refuse_unknown(version, values.versions)
     stages = [one for one in dvc_state.plan([version]) if one.version == version]
     stale = [(address, state, why) for address, state, why in dvc_state.standings(stages) if state != "fresh"]
     if stale:
@@ -76,13 +79,20 @@ def find_signed(version: str) -> Signed:
 
 def list_artifacts(version: str) -> dict[str, str]:
     """Return the digests of a version's artifacts as dvc.lock records them, by path."""
-    addresses = [one.address for one in dvc_state.plan([version]) if one.version == version]
-    return {file.path: file.digest for files in dvc_state.list_files(addresses).values() for file in files}
+    path = dvc_files.place_lock(version)
+    return dvc_files.list_outs(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _refuse_unknown(version: str, values: Params) -> None:
-    if version not in values.versions:
-        raise ApprovalError(f"there is no data version {version!r}; params.yaml has {', '.join(values.versions)}")
+def check_promises(version: str, values: Params) -> list[Any]:
+    """Return what every check finds in a version's artifacts as they are, `Check`s, promises first.
+
+    Raises:
+        ArtifactError: an artifact is missing or was edited.
+    """
+    from tasks.audit.audit import check_version
+
+    asked = {"selection_settings": values.selection, "mask": values.mask, "settings": values.audit}
+    return check_version(find_folders(values, version), **asked)
 
 
 def _refuse_broken(version: str, values: Params, despite: Sequence[str]) -> tuple[str, ...]:
@@ -91,10 +101,7 @@ def _refuse_broken(version: str, values: Params, despite: Sequence[str]) -> tupl
     Raises:
         ApprovalError: one is not, or what is accepted is no promise.
     """
-    from tasks.audit.audit import check_version
-
-    asked = {"selection_settings": values.selection, "mask": values.mask, "settings": values.audit}
-    checks = [one for one in check_version(find_folders(values, version), **asked) if one.promise]
+    checks = [one for one in check_promises(version, values) if one.promise]
     names = [one.name for one in checks]
     unknown = [name for name in despite if name not in names]
     if unknown:

@@ -3,6 +3,7 @@
 What a setting may be by itself stands with it, in `tasks/<stage>/settings.py`.
 """
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from tasks.selection.selectors import CHANCE, SELECTORS, WEIGHED, list_read, reads_pairs
@@ -18,6 +19,12 @@ STEERED = {"dualsft", "dualsft_cover"}  # of them, those that score by validatio
 
 class ParamsError(ValueError):
     """params.yaml cannot be used as it is written."""
+
+
+def refuse_unknown(version: str, versions: Collection[str]) -> None:
+    """Raise ParamsError where there is no such data version."""
+    if version not in versions:
+        raise ParamsError(f"there is no data version {version!r}; params.yaml has {', '.join(versions)}")
 
 
 def refuse_contradictions(values: "Params") -> None:

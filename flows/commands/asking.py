@@ -8,11 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from flows import params
+from flows.checks import refuse_unknown
 from flows.commands.errors import spoken
 from flows.commands.output import Format, Json, plain, show_as, show_json, show_object, show_rows, show_text
 from flows.stage import say
 
 ROOT = Path(".")
+HAVING = "SELECT DISTINCT version FROM subset WHERE id = $id"  # versions that could choose a row
 
 
 @spoken
@@ -72,15 +74,15 @@ def why(
 
     values = params.read()
     if version is not None:
-        _list_made([version], values)
+        refuse_unknown(version, values.versions)
     found = sources.find_artifacts(ROOT)
     rows.need(found, "examples", "subset")
-    stories = []
+    stories, views = [], frozenset({*found.views, *found.derived})
     with opened(found.views, derived=found.derived) as connection:
         full = rows.complete(connection, id)
+        chosen_from = {one for (one,) in connection.execute(HAVING, {"id": full}).fetchall()}
         for name in [version] if version else values.versions:
-            entries = _try_budgets(name, values) if budgets else None
-            views = frozenset({*found.views, *found.derived})
+            entries = _try_budgets(name, values) if budgets and name in chosen_from else None
             story = telling.tell(connection, name, full, views=views, root=ROOT, enters=entries)
             stories += [story] if story else []
     if not stories:
@@ -163,13 +165,11 @@ def audit(
     form: Format = None,
 ) -> None:
     """Check the promises of the artifacts as they are now, and show what else is found; status 1 if one is broken."""
-    from flows.stage_calls import find_folders
-    from tasks.audit.audit import check_version
+    from flows.approving import check_promises
 
     values, rows = params.read(), []
     for version in _list_made(versions, values):
-        asked = {"selection_settings": values.selection, "mask": values.mask, "settings": values.audit}
-        for one in check_version(find_folders(values, version), **asked):
+        for one in check_promises(version, values):
             state = "shown" if not one.promise else "broken" if one.found else "kept"
             rows.append((version, one.name, state, len(one.found), one.says, ", ".join(one.found)))
     show_as(form, ["version", "check", "state", "found", "says", "detail"], rows)
@@ -187,11 +187,8 @@ def _list_made(versions: list[str] | None, values: params.Params) -> list[str]:
     """
     from flows.stage_calls import folder
 
-    unknown = [version for version in versions or () if version not in values.versions]
-    if unknown:
-        raise params.ParamsError(
-            f"there is no data version {unknown[0]!r}; params.yaml has {', '.join(values.versions)}"
-        )
+    for version in versions or ():
+        refuse_unknown(version, values.versions)
     if versions:
         return versions
     made = [name for name in values.versions if (folder("evaluation", name) / "evaluation.parquet").exists()]

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flows import params
+from flows.checks import refuse_unknown
 from flows.commands.errors import spoken
 from flows.commands.output import Json, show_json
 from flows.stage import say
@@ -118,8 +119,7 @@ def find_version(version: str) -> VersionSettings:
         ParamsError: there is no such version.
     """
     versions = params.read().versions
-    if version not in versions:
-        raise params.ParamsError(f"there is no data version {version!r}; params.yaml has {', '.join(versions)}")
+    refuse_unknown(version, versions)
     return versions[version]
 
 

@@ -95,6 +95,16 @@ def parse_lock(text: str) -> dict[str, Any]:
         raise LockError(f"not a lock file of DVC: {' '.join(str(error).split())}") from error
 
 
+def list_outs(text: str) -> dict[str, str]:
+    """Return the digest of every artifact that a dvc.lock records, by path.
+
+    Raises:
+        LockError: the text is none.
+    """
+    outs = [out for stage in parse_lock(text).values() for out in stage.get("outs", ())]
+    return {out["path"]: out["md5"] for out in outs if "md5" in out}
+
+
 def parse_file(text: str) -> dict[str, Any]:
     """Return what a file of DVC records: a dvc.lock, a .dvc file, or one of its run-cache.
 

@@ -2,10 +2,9 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-from worlds.projects import DRIVERS, GRAPHS, Graph, Project, drive_by_dvc, enter, start_project
+from worlds.projects import DRIVERS, GRAPHS, Graph, Project, drive_by_dvc, enter_copy, start_project
 
 import flows  # noqa: F401  sets the environment before any test imports Prefect
 
@@ -70,9 +69,7 @@ def real_unrun(toy_folder, tmp_path_factory, apart) -> Project:
 @pytest.fixture
 def real_copy(real_unrun, tmp_path, monkeypatch) -> Project:
     """A copy of it, as the current folder, in which git has a name."""
-    project = Project(Path(shutil.copytree(real_unrun.root, tmp_path / "project", symlinks=True)))
-    enter(project, monkeypatch)
-    return project
+    return enter_copy(real_unrun, tmp_path / "project", monkeypatch)
 
 
 @pytest.fixture(scope="session")

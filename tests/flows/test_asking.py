@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from typer.testing import CliRunner
-from worlds.projects import GRAPHS, Project, enter, run_stages
+from worlds.projects import GRAPHS, Project, enter, enter_copy, run_stages
 
 from flows import cli, params
 from flows.entering import SHARES, count_room, try_budgets
@@ -43,9 +43,7 @@ def made(real_unrun, tmp_path_factory) -> Project:
 @pytest.fixture
 def project(made, tmp_path, monkeypatch) -> Project:
     """A copy of it, as the current folder."""
-    project = Project(Path(shutil.copytree(made.root, tmp_path / "project", symlinks=True)))
-    enter(project, monkeypatch)
-    return project
+    return enter_copy(made, tmp_path / "project", monkeypatch)
 
 
 def tamis(*arguments: str):
@@ -129,6 +127,14 @@ def test_budgets_are_tried_as_far_as_gate_and_caps_leave_rows(project):
     last = next(row for row in reversed(subset) if not row["gated"])
     done = tamis("why", last["id"], "--version", "v1", "--budgets")
     assert done.exit_code == 0, done.output
+
+
+def test_budgets_are_tried_of_the_versions_alone_that_could_choose_the_row(project):
+    for place in Path("data").glob("*/version=v2"):
+        shutil.rmtree(place)
+    said = ask("why", read_subset("v1")[0]["id"], "--budgets")
+    assert {one["version"] for one in said} == {"v1"}
+    assert any("of the pool takes it" in one["sentence"] for one in said)
 
 
 def test_every_version_that_has_the_row_is_told_of(project):

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from typer.testing import CliRunner
-from worlds.projects import GRAPHS, Project, enter, run_stages, toy_row
+from worlds.projects import GRAPHS, Project, enter, enter_copy, run_stages, toy_row
 
 from flows import cli, erasing, erasing_dvc, params, stage, trials
 from flows.erasing_dvc import Entry, ErasingError, find_trained
@@ -63,9 +63,7 @@ def made(real_unrun, tmp_path_factory) -> Project:
 @pytest.fixture
 def project(made, tmp_path, monkeypatch) -> Project:
     """A copy of it, as the current folder."""
-    project = Project(Path(shutil.copytree(made.root, tmp_path / "project", symlinks=True)))
-    enter(project, monkeypatch)
-    return project
+    return enter_copy(made, tmp_path / "project", monkeypatch)
 
 
 @pytest.fixture

@@ -117,6 +117,13 @@ def enter(project: Project, patch: pytest.MonkeyPatch) -> None:
             patch.setenv(name, value)
 
 
+def enter_copy(made: Project, folder: Path, patch: pytest.MonkeyPatch) -> Project:
+    """Make a copy of a project the current folder, and give git a name there."""
+    project = Project(Path(shutil.copytree(made.root, folder, symlinks=True)))
+    enter(project, patch)
+    return project
+
+
 def start_project(root: Path) -> Project:
     """Put a copied folder under git and DVC."""
     (root / ".dvc").mkdir()

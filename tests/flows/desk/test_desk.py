@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from streamlit.testing.v1 import AppTest
-from worlds.projects import ROOT, Project, enter, run_stages, toy_row
+from worlds.projects import ROOT, Project, enter, enter_copy, run_stages, toy_row
 
 from tasks.artifacts.tables import read_table
 from tasks.artifacts.views import opened
@@ -44,9 +44,7 @@ def made(real_unrun, tmp_path_factory) -> Project:
 @pytest.fixture
 def project(made, tmp_path, monkeypatch) -> Project:
     """A copy of it, as the current folder."""
-    project = Project(Path(shutil.copytree(made.root, tmp_path / "project", symlinks=True)))
-    enter(project, monkeypatch)
-    return project
+    return enter_copy(made, tmp_path / "project", monkeypatch)
 
 
 def look(page: str, **state: str) -> AppTest:
