@@ -1,11 +1,12 @@
-"""Ctrl-C: one line, and the process ends within five seconds with exit status 130, whatever it is at.
+"""Ctrl-C, or SIGTERM of who ends a service: one line, and the process ends within five seconds, whatever it is at.
 
 A process in a long call of a library, in a shard's thread or waiting for a server cannot be relied on to unwind, so it
 is ended hard: files are written whole or not at all, and the kernel frees file locks. What must not be broken into says
 so (`whole`), and what must be put back on the way says that (`cleaning`).
 
 A thread of its own is the one that the signal reaches. All others have it blocked, and so have the processes that they
-start, the Prefect server above all: they see nothing of Ctrl-C, say nothing about it, and are killed.
+start, the Prefect server above all: they see nothing of Ctrl-C, say nothing about it, and are killed. SIGTERM is sent
+to one process, so that it is not blocked, and who starts another one can end it as usual.
 """
 
 import os
@@ -20,8 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-LINE = "interrupted; run again to go on"
-STATUS = 130  # 128 and the signal's number, as shells say it
+LINES = {signal.SIGINT: "interrupted; run again to go on", signal.SIGTERM: "terminated; run again to go on"}
+SHELL = 128  # a shell's exit status for a process that a signal ended: this and the signal's number
 PARKING = 0.2  # seconds that the main thread has to stop before what it was at is put back
 LIMIT = 4.5  # seconds after which the process ends, whatever is still at work
 COMMANDS = (["-m", "flows.cli"], ["-m", "flows.stage"])
@@ -38,21 +39,33 @@ def is_command() -> bool:
 
 
 def install() -> None:
-    """End this process at Ctrl-C from now on; call it in the main thread, before others are started."""
+    """End this process at Ctrl-C and SIGTERM from now on; call it in the main thread, before others are started."""
     wakes, written = os.pipe()
     os.set_blocking(written, False)
     screen = os.dup(2)
     threading.Thread(target=_watch, args=(wakes, screen), name="interrupts", daemon=True).start()
-    signal.signal(signal.SIGINT, partial(_park, written))
+    for number in LINES:
+        signal.signal(number, partial(_park, written))
     signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+    block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGTERM})
+    unblock = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGTERM})
+    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=_forget)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def uninstall() -> None:
-    """Give Ctrl-C back to who handles it in a way of its own; call it in the main thread."""
+    """Give both signals back to who handles them in a way of its own; call it in the main thread."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _forget() -> None:
+    """Let a fork of this process be ended alone: what it is sent must not reach the one that it is a copy of."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 @contextmanager
@@ -82,10 +95,10 @@ def cleaning(cleanup: Callable[[], None]) -> Iterator[None]:
         _cleanups.remove(cleanup)
 
 
-def _park(wakes: int, *signalled: Any) -> None:
+def _park(wakes: int, number: int, *frame: Any) -> None:
     """Stop the main thread where it is, or at the end of what it must not be broken into."""
     with suppress(BlockingIOError):
-        os.write(wakes, bytes([signal.SIGINT]))  # a library may have taken the place where the signal itself does that
+        os.write(wakes, bytes([number]))  # a library may have taken the place where the signal itself does that
     _interrupted.set()
     if threading.get_ident() not in _sections:
         _stop_here()
@@ -100,12 +113,12 @@ def _stop_here() -> None:
 
 
 def _watch(wakes: int, screen: int) -> None:
-    """Wait for Ctrl-C, and end the process."""
-    while os.read(wakes, 1) != bytes([signal.SIGINT]):
+    """Wait for one of the two signals, and end the process."""
+    while (number := os.read(wakes, 1)[0]) not in LINES:
         pass
     start = time.monotonic()
     _interrupted.set()
-    _say(screen)
+    _say(screen, LINES[number])
     for child in list_descendants():
         with suppress(ProcessLookupError, PermissionError):
             os.kill(child, signal.SIGKILL)
@@ -115,16 +128,16 @@ def _watch(wakes: int, screen: int) -> None:
     cleaner = threading.Thread(target=_clean, daemon=True)
     cleaner.start()
     cleaner.join(max(0, LIMIT - (time.monotonic() - start)))
-    os._exit(STATUS)
+    os._exit(SHELL + number)
 
 
-def _say(screen: int) -> None:
+def _say(screen: int, line: str) -> None:
     """Print the one line, and let nobody print after it; a progress bar has hidden the cursor."""
     silence = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(silence, stream)
     with suppress(OSError):
-        os.write(screen, (("\x1b[?25h\n" if os.isatty(screen) else "") + LINE + "\n").encode())
+        os.write(screen, (("\x1b[?25h\n" if os.isatty(screen) else "") + line + "\n").encode())
 
 
 def _clean() -> None:

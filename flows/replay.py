@@ -7,9 +7,9 @@ clone the project at the revision -> bring raw data and the version before out o
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +20,9 @@ from flows import params
 from flows.environment import tell_other_libraries
 from flows.graph import dvc_files, dvc_state, revisions
 from flows.graph.versions import tag_of
+from flows.scratch import REPLAY_LOCK, REPLAYS
 from flows.stage import say
+from tasks.artifacts.locks import locked
 
 SAME, ROUNDED, OTHER = "as recorded", "but for rounding", "otherwise"
 OWN = "run.json"  # of every run: when it was, how long it took, with which libraries
@@ -87,12 +89,26 @@ def replay(version: str, revision: str | None = None) -> list[Replayed]:
 
 @contextmanager
 def _cloned(home: Path, revision: str) -> Iterator[Path]:
-    """Yield a clone of a git repository with a revision checked out, which is removed afterwards."""
-    with tempfile.TemporaryDirectory(prefix="tamis-replay-") as folder:
-        clone = Path(folder) / "clone"
-        _call(["git", "clone", "--quiet", "--no-checkout", str(home), str(clone)], home)
-        _call(["git", "checkout", "--quiet", "--detach", revision], clone)
-        yield clone
+    """Yield a clone of a git repository with a revision checked out, which is removed afterwards.
+
+    Raises:
+        ReplayError: another replay is at work in the project.
+    """
+    with locked(REPLAY_LOCK, refusal=ReplayError("another `tamis replay` is at work in this project; wait for it")):
+        clear()
+        clone = REPLAYS.absolute() / "clone"
+        try:
+            _call(["git", "clone", "--quiet", "--no-checkout", str(home), str(clone)], home)
+            _call(["git", "checkout", "--quiet", "--detach", revision], clone)
+            yield clone
+        finally:
+            clear()
+
+
+def clear() -> None:
+    """Remove what a replay left that was killed; call it with the lock held."""
+    for path in REPLAYS.glob("*/"):
+        shutil.rmtree(path)
 
 
 def _bring_inputs(project: Path, version: str, cache: Path) -> None:

@@ -1,8 +1,8 @@
 """What `.cache` holds beside the stores, and what of it no run has use for: for `tamis store` and its `--prune`.
 
 Trials are of `tamis compare` and of studies, warm-ups of stage gradients, arms of stage finetuning. A trial is of use
-as long as its code is today's, a warm-up as long as its examples are there, an arm until it stands in the artifact.
-What a look set aside as damaged is of no use.
+as long as its code is today's, a warm-up as long as its examples are there, an arm until it stands in the artifact, a
+clone of `tamis replay` while that is at work. What a look set aside as damaged is of no use.
 """
 
 import json
@@ -14,12 +14,16 @@ from flows.params import Params
 from flows.stage_calls import CACHE, STAGES, folder
 from flows.trials import DONE, TRIALS, digest_sources
 from flows.verify import ASIDE
+from tasks.artifacts.locks import is_held
 from tasks.artifacts.stores import Stored
+
+REPLAYS = CACHE / "replays"
+REPLAY_LOCK = REPLAYS / "lock"
 
 
 def survey(values: Params) -> list[Stored]:
     """Return what is kept of each kind; folders that are of use, of none, and those of which that is not known."""
-    return [*_trials(values), *_warmups(values), *_arms(values), *_damaged()]
+    return [*_trials(values), *_warmups(values), *_arms(values), *_replays(), *_damaged()]
 
 
 def prune(found: Iterable[Stored], *, unknown: bool = False) -> tuple[int, float]:
@@ -56,6 +60,11 @@ def _arms(values: Params) -> Iterator[Stored]:
     for path in sorted((CACHE / "finetuning").glob("*")):
         published = (folder("finetuning", path.name) / "finetuning.json").exists()
         yield _describe("arms", path, path.name in values.versions and not published)
+
+
+def _replays() -> Iterator[Stored]:
+    for path in sorted(REPLAYS.glob("*/")):
+        yield _describe("replays", path, is_held(REPLAY_LOCK))
 
 
 def _damaged() -> Iterator[Stored]:

@@ -37,3 +37,12 @@ def locked(
                 waiting()
             fcntl.flock(file, kind)
         yield
+
+
+def is_held(path: Path) -> bool:
+    """Return whether somebody holds a file that may be missing."""
+    try:
+        with locked(path, refusal=BlockingIOError()):
+            return False
+    except BlockingIOError:
+        return True

@@ -1,4 +1,7 @@
-"""Ctrl-C, at any moment: one line, exit status 130 within five seconds, nobody left, and the next run goes on."""
+"""Ctrl-C, at any moment: one line, exit status 130 within five seconds, nobody left, and the next run goes on.
+
+So with SIGTERM, which the process alone gets, and the status 143.
+"""
 
 import os
 import shutil
@@ -52,14 +55,14 @@ def start(project: Project, at: str = "", **more: str) -> subprocess.Popen:
     )
 
 
-def refuse_unless_ended_well(process: subprocess.Popen, project: Project) -> str:
+def refuse_unless_ended_well(process: subprocess.Popen, project: Project, number: int = signal.SIGINT) -> str:
     """Check status, time, lines, and that no process of the group is left; returns what was printed."""
     out, err = process.communicate(timeout=100)
     sent = float((project.root / "interrupted").read_text())
-    assert process.returncode == interrupts.STATUS == 130, err
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], err
     assert time.time() - sent < 5
     *said, last = err.splitlines()
-    assert last == interrupts.LINE
+    assert last == interrupts.LINES[number]
     assert [line for line in said if not any(word in line for word in OURS) and "shard" not in line] == bars(said)
     assert out == ""
     assert wait_until(lambda: not any(in_group(one, process.pid) for one in psutil.process_iter(["status"])), 5)
@@ -154,15 +157,35 @@ def test_interrupt_at_the_end(project):
     assert goes_on(project, [])
 
 
-def test_interrupt_that_only_the_process_gets_ends_the_server_as_well(project):
+@pytest.mark.parametrize("number", interrupts.LINES)
+def test_signal_that_only_the_process_gets_ends_the_server_as_well(project, number):
     project.apply(GRAPHS["small"].late)
     project.edit("small/choose.py", "    os.replace", f"{ASLEEP}    os.replace")
     process = start(project)
     lines = iter(process.stderr.readline, "")
     assert any("choose@v1        computing" in line for line in lines)
     (project.root / "interrupted").write_text(str(time.time()))
-    process.send_signal(signal.SIGINT)
-    refuse_unless_ended_well(process, project)
+    process.send_signal(number)
+    refuse_unless_ended_well(process, project, number)
+    project.edit("small/choose.py", ASLEEP, "")
+    assert goes_on(project, ["choose@v1", "total@v1"])
+
+
+def test_a_fork_is_ended_alone():
+    """As `multiprocessing` ends its workers; the signal's number must not reach the watcher of the parent."""
+    code = """
+import multiprocessing, time
+from flows import interrupts
+interrupts.install()
+child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(100,))
+child.start()
+child.terminate()
+child.join(10)
+time.sleep(1)
+print(child.exitcode)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "-15\n", "")
 
 
 def test_interrupt_in_a_terminal_is_one_line_below_the_bar_and_shows_the_cursor(project, monkeypatch, server):
@@ -180,7 +203,7 @@ def test_interrupt_in_a_terminal_is_one_line_below_the_bar_and_shows_the_cursor(
     shown = run_in_terminal([sys.executable, str(project.root.parent / "tamis")], project.root, act=act)
     assert time.monotonic() - sent[0] < 5
     assert shown.status == 130
-    assert shown.text.endswith(f"\n{interrupts.LINE}\n")
+    assert shown.text.endswith(f"\n{interrupts.LINES[signal.SIGINT]}\n")
     assert shown.text.rfind("\x1b[?25h") > shown.text.rfind("\x1b[?25l") > 0
 
 
@@ -223,7 +246,7 @@ with interrupts.cleaning(lambda: Path({str(tmp_path / "cleaned")!r}).touch()):
     for seconds, held in (("3", True), ("0.1", False)):
         began = time.monotonic()
         done = subprocess.run([sys.executable, "-c", code, seconds], capture_output=True, text=True, env=environment())
-        assert (done.returncode, done.stderr) == (130, f"{interrupts.LINE}\n")
+        assert (done.returncode, done.stderr) == (130, f"{interrupts.LINES[signal.SIGINT]}\n")
         assert time.monotonic() - began < 5
         assert [Path(tmp_path / name).exists() for name in ("cleaned", "whole", "after")] == [True, held, False]
         for name in ("cleaned", "whole"):

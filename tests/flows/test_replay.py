@@ -9,8 +9,9 @@ import yaml
 from typer.testing import CliRunner
 from worlds.projects import GRAPHS, Project, enter, run_stages, start_project
 
-from flows import cli, replay
+from flows import cli, replay, scratch
 from flows.graph import versions
+from tasks.artifacts.locks import locked
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +88,17 @@ def test_what_is_not_recorded_is_refused(project, version, revision, text):
         replay.replay(version, revision)
 
 
-def test_run_that_fails_is_told_and_leaves_nothing(project, monkeypatch, tmp_path):
-    monkeypatch.setattr(replay.tempfile, "tempdir", str(tmp_path))
+def test_run_that_fails_is_told_and_leaves_nothing(project, monkeypatch):
+    (scratch.REPLAYS / "killed").mkdir(parents=True)
     monkeypatch.setattr(replay.subprocess, "run", fail_at("flows.cli"))
     with pytest.raises(replay.ReplayError, match=r"run v1 --engine local` ended with status 3; what it said"):
         replay.replay("v1")
-    assert list(tmp_path.iterdir()) == []
+    assert list(scratch.REPLAYS.iterdir()) == [scratch.REPLAY_LOCK]
+
+
+def test_one_replay_at_a_time(project):
+    with locked(scratch.REPLAY_LOCK), pytest.raises(replay.ReplayError, match="another `tamis replay` is at work"):
+        replay.replay("v1")
 
 
 def fail_at(word: str):

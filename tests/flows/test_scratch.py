@@ -32,6 +32,7 @@ def kept(project, monkeypatch) -> dict[str, str]:
         "warm-up of a trial that is gone": make("warmup/0123"),
         "arms that are not published": make("finetuning/v1/chosen-0/finished"),
         "arms of a version that is gone": make("finetuning/v0/chosen-0/finished"),
+        "clone of a replay that was killed": make("replays/clone"),
         "damaged artifact": make("damaged/chosen.parquet.d"),
     }
     return {word: str(Path(place).relative_to(".cache")) for word, place in places.items()}
@@ -57,6 +58,7 @@ def test_what_is_of_use_is_known(kept):
     assert useless == {
         "trial of other code",
         "warm-up of a trial that is gone",
+        "clone of a replay that was killed",
         "arms of a version that is gone",
         "damaged artifact",
     }
@@ -77,13 +79,14 @@ def test_prune_removes_what_is_of_no_use_and_says_what_that_frees(kept, project)
     before = CliRunner().invoke(cli.app, ["store"])
     assert before.exit_code == 0, before.output
     assert "`tamis store --prune` frees 0.0 MB" in before.stderr
-    assert "4 of these are of no use to a run" in before.stderr
+    assert "5 of these are of no use to a run" in before.stderr
     done = CliRunner().invoke(cli.app, ["store", "--prune", "--json"])
-    assert done.stderr.startswith("removed 4 folders, 0.0 MB")
+    assert done.stderr.startswith("removed 5 folders, 0.0 MB")
     left = {row["key"] for row in json.loads(done.stdout)}
     assert {word for word, key in kept.items() if key not in left} == {
         "trial of other code",
         "warm-up of a trial that is gone",
+        "clone of a replay that was killed",
         "arms of a version that is gone",
         "damaged artifact",
     }
