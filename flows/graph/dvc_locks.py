@@ -1,7 +1,8 @@
 """DVC's locks: waiting with a line that names who holds them, and mending what a kill or another DVC has left in them.
 
 The repository's lock is a file that the kernel frees. The list of locked paths (`.dvc/tmp/rwlock`) is JSON, in which a
-process that was killed stays; DVC removes it once no process has its number, which another one may have been given.
+a process that was killed stays; DVC removes it once no process has its number, which another one may have been given.
+What git and DVC refuse while the lock is held is said here in words, too.
 """
 
 import json
@@ -15,11 +16,14 @@ from dvc.lock import LockError as Busy
 from dvc.lock import make_lock
 from dvc.repo import Repo, lock_repo
 from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK, SCHEMA
+from dvc.scm import SCMError
+from dvc_data.hashfile.build import IgnoreInCollectedDirError
 from voluptuous import Invalid
 
 from flows.stage import say
 
 OURS = ("dvc", "tamis", "flows", "prefect", "pytest", "python")  # of which one is in the command of who locks paths
+UNREADABLE = (FileNotFoundError, PermissionError, IgnoreInCollectedDirError)  # raised for what DVC is to digest
 
 
 @contextmanager
@@ -96,3 +100,10 @@ def _is_alive(holder: dict[str, Any], written: float) -> bool:
         return True
     except psutil.Error:
         return False
+
+
+def explain(error: Exception) -> str:
+    """Return what git or DVC refuses, in words; of a file that DVC cannot digest, where it was named."""
+    if isinstance(error, UNREADABLE):
+        return f"DVC cannot read what a stage depends on: {error}; mend it, or name other versions.<version>.raw"
+    return f"{'git' if isinstance(error, SCMError) else 'DVC'}: {error}"

@@ -287,8 +287,8 @@ def opened() -> Iterator[Repo]:
             yield repo
     except Busy:
         raise
-    except (SCMError, DvcException) as error:
-        raise StateError(f"{'git' if isinstance(error, SCMError) else 'DVC'}: {error}") from error
+    except (SCMError, DvcException, *dvc_locks.UNREADABLE) as error:
+        raise StateError(dvc_locks.explain(error)) from error
 
 
 def _open() -> Repo:

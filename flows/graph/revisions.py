@@ -35,7 +35,7 @@ def tables(revision: str) -> dict[str, Path]:
         ]
         found = {out["path"]: Path(repo.cache.local.oid_to_path(out["md5"])) for out in outs}
     if not found:
-        raise StateError(f"{revision} holds no tables; name a revision whose dvc.lock files record a run")
+        raise StateError(f"{revision!r} holds no tables; name a revision whose dvc.lock files record a run")
     missing = [path for path, held in found.items() if not held.exists()]
     if missing:
         raise StateError(

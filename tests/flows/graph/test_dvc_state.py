@@ -288,7 +288,7 @@ def test_revision_that_cannot_be_read_is_refused_by_name(tables):
     with pytest.raises(dvc_state.StateError, match="nowhere"):
         revisions.tables("nowhere")
     with pytest.raises(
-        dvc_state.StateError, match=r"HEAD~1 holds no tables; name a revision whose dvc\.lock files rec"
+        dvc_state.StateError, match=r"'HEAD~1' holds no tables; name a revision whose dvc\.lock files rec"
     ):
         revisions.tables("HEAD~1")
 
@@ -296,6 +296,17 @@ def test_revision_that_cannot_be_read_is_refused_by_name(tables):
 def test_graph_that_dvc_cannot_read_is_an_error_of_ours(project):
     project.edit("dvc.yaml", "params: [total]", "params: {total: 1}")
     with pytest.raises(dvc_state.StateError, match="DVC: "):
+        dvc_state.standings(dvc_state.plan())
+
+
+@pytest.mark.parametrize("fault", ["nowhere.jsonl", ".dvcignore"])
+def test_raw_data_that_dvc_cannot_digest_is_an_error_of_ours(project, fault):
+    raw = project.root / "raw/folder"
+    raw.mkdir()
+    (raw / fault).symlink_to("/nowhere") if "nowhere" in fault else (raw / fault).touch()
+    project.edit("params.yaml", "raw/v1.txt", "raw/folder")
+    said = f"DVC cannot read what a stage depends on: .*{raw}.*; mend it, or name other versions"
+    with pytest.raises(dvc_state.StateError, match=said):
         dvc_state.standings(dvc_state.plan())
 
 
