@@ -5,8 +5,10 @@ import os
 import sys
 from pathlib import Path
 
+from flows.params import Params
 from flows.stage import say
 
+ROOT = Path(".")
 ADDRESS = "127.0.0.1"
 OPTIONS = {
     "global.developmentMode": "false",  # wherever Streamlit lies
@@ -27,6 +29,25 @@ HOSTS = (ADDRESS, "localhost")  # under which names it answers: no page elsewher
 
 class DeskError(ValueError):
     """The desk cannot be shown."""
+
+
+def make_maps(values: Params, method: str) -> None:
+    """Make the maps of all versions that have sentence vectors, where they are not there; says which it makes.
+
+    Args:
+        values: the parameters.
+        method: `pca` or `umap`.
+
+    Raises:
+        ArtifactError: `umap` is asked for and not installed, or vectors cannot be read.
+    """
+    from tasks.browsing.places import find_places, find_vectors, has_vectors, make_places
+
+    for version in filter(lambda version: has_vectors(find_vectors(ROOT, version)), values.versions):
+        found = find_places(ROOT, version)
+        if found is None or found.method != method:
+            say(f"making the map of {version}")
+            make_places(ROOT, version, method)
 
 
 def serve(port: int, *, browser: bool) -> None:

@@ -20,6 +20,7 @@ SHARED = {
     "acceptance",
     "approvals",
     "artifacts",
+    "browsing",
     "catalogue",
     "comparison",
     "conversations",
@@ -88,7 +89,7 @@ def allowed(path: Path) -> set[str]:
     only = {
         "dvc_state": {"dvc", "scmrepo"},
         "revisions": {"dvc"},
-        "dvc_locks": {"dvc", "psutil", "voluptuous"},
+        "dvc_locks": {"dvc", "dvc_data", "psutil", "voluptuous"},
         "prefect_server": {"psutil"},
         "dvc_files": {"ruamel"},
         "params": {"ruamel"},
@@ -97,7 +98,7 @@ def allowed(path: Path) -> set[str]:
         "landing": {"fsspec"},
         "mirror": {"fsspec"},
     }
-    desk = {"streamlit"} if path.parent.name == "desk" else set()
+    desk = {"streamlit", "altair"} if ROOT / "flows/desk" in path.parents else set()
     lazily = {"tamis"} if path.stem == "stage" else set()
     return FLOWS_MAY | only.get(path.stem, set()) | desk | lazily
 

@@ -1,19 +1,19 @@
 """Commands that ask the artifacts, and sign them off: sql, show, why, diff, audit, approve, approvals, desk."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from flows import params
 from flows.checks import refuse_unknown
 from flows.commands.errors import spoken
-from flows.commands.output import Format, Json, plain, show_as, show_json, show_object, show_rows, show_text
+from flows.commands.output import Format, Json, plain, show_as, show_json, show_object, show_text
 from flows.stage import say
 
 ROOT = Path(".")
+MapMethod = Literal["pca", "umap"]
 HAVING = "SELECT DISTINCT version FROM subset WHERE id = $id"  # versions that could choose a row
 
 
@@ -22,6 +22,7 @@ def sql(
     context: typer.Context,
     query: Annotated[str, typer.Argument(help="Every artifact is a view, such as subset or evaluation.")],
     revision: Annotated[str | None, typer.Option(help="Ask those of a commit, tag or branch; no checkout.")] = None,
+    form: Format = None,
     as_json: Json = False,
 ) -> None:
     """Ask the artifacts of all versions, read-only."""
@@ -29,12 +30,13 @@ def sql(
 
     if revision is None:
         versions = {name: vars(one) for name, one in params.read(bare=True).versions.items()}
-        show_rows(*questions.query(ROOT, query, versions), as_json=as_json)
-        return
-    from flows.graph import revisions
+        names, rows = questions.query(ROOT, query, versions)
+    else:
+        from flows.graph import revisions
 
-    with revisions.at_revision(revision) as root:
-        show_rows(*questions.query(root, query), as_json=as_json)
+        with revisions.at_revision(revision) as root:
+            names, rows = questions.query(root, query)
+    show_as("json" if as_json else form, names, rows)
 
 
 @spoken
@@ -42,19 +44,23 @@ def show(
     context: typer.Context,
     id: Annotated[str, typer.Argument(help="An example's id, or how it begins; a data version; with --find words.")],
     find: Annotated[bool, typer.Option("--find", help="List the examples that say all of these words.")] = False,
+    form: Format = None,
     as_json: Json = False,
 ) -> None:
     """Show everything that is known about one example, or what became of a version's rows, its choice and its arms."""
     from tasks.catalogue import rows
 
+    form = "json" if as_json else form
     if find:
-        show_rows(*rows.find(ROOT, id), as_json=as_json)
+        show_as(form, *rows.find(ROOT, id))
         return
     found = rows.show_version(ROOT, id) or rows.show(ROOT, id)
-    if as_json:
+    if form is None:
+        show_object(found)
+    elif form == "json":
         show_json([found])
     else:
-        show_object(found)
+        show_as(form, ["part", "row", "name", "value"], rows.flatten(found))
 
 
 @spoken
@@ -134,28 +140,19 @@ def _interval(row: dict[str, Any], end: str) -> str:
     return f"{row[end]:.4f} ({row[f'{end}_low']:.4f} to {row[f'{end}_high']:.4f})"
 
 
-@contextmanager
-def _side(name: str, of: str | None, selectors: bool) -> Iterator[Any]:
-    """Yield a version, or its choice at a revision or by a selector, as one side."""
-    from tasks.catalogue import diffs
+def _side(name: str, of: str | None, selectors: bool) -> AbstractContextManager[Any]:
+    """Return a version, or its choice at a revision or by a selector, as one side.
 
-    if selectors:
-        from flows.entering import choose_by
-        from flows.stage_calls import folder
+    Raises:
+        ParamsError: selectors are compared of no version.
+    """
+    from flows import sides
 
-        if of is None:
-            raise params.ParamsError("--selectors compares choices of one version: name it, with --of")
-        yield diffs.read_choice(name, folder("examples", of), choose_by(name, of, params.read()))
-        return
+    if of is None and selectors:
+        raise params.ParamsError("--selectors compares choices of one version: name it, with --of")
     if of is None:
-        yield diffs.read_side(name, ROOT, name)
-        return
-    from flows.graph import revisions
-
-    with revisions.at_revision(name) as root:
-        if not (root / f"data/selection/version={of}").exists():
-            raise params.ParamsError(f"{name} records no choice of {of}; name another revision, or another --of")
-        yield diffs.read_side(f"{of} at {name}", root, of)
+        return sides.open_version(name)
+    return sides.open_choice(name, of) if selectors else sides.open_revision(name, of)
 
 
 @spoken
@@ -230,8 +227,22 @@ def desk(
     context: typer.Context,
     port: Annotated[int, typer.Option(min=1024, max=65535, help="Of this machine's own address.")] = 8501,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
+    places: Annotated[MapMethod, typer.Option("--map", help="How rows are placed; umap needs umap-learn.")] = "pca",
+    atlas: Annotated[
+        str | None, typer.Option(help="Write this version's rows to desk.parquet for Embedding Atlas instead.")
+    ] = None,
 ) -> None:
-    """Show the project in the browser: rows and why, differences, questions, sign-off. Ends with Ctrl-C."""
-    from flows.serving_desk import serve
+    """Show the project in the browser: rows and why, maps, differences, questions, sign-off. Ends with Ctrl-C."""
+    from flows.serving_desk import make_maps, serve
 
+    values = params.read()
+    if atlas is not None:
+        from tasks.browsing.atlas import write_atlas
+
+        refuse_unknown(atlas, values.versions)
+        words = write_atlas(ROOT, atlas, Path("desk.parquet"), places)
+        say("desk.parquet is written; `pip install embedding-atlas` brings what shows it:")
+        show_text(" ".join(words))
+        return
+    make_maps(values, places)
     serve(port, browser=browser)

@@ -5,12 +5,19 @@ Text of data is shown as text, never as markup; the page asks nothing of the net
 
 import streamlit as st
 
-from flows.desk import asking, comparing, overview, project, rows, signing
+from flows.desk import asking, project
+from flows.desk.choice import gains, mask, pairs, places, rows
+from flows.desk.versions import chain, comparing, overview, signing
 
 PAGES = {
     "overview": overview.show,
     "rows": rows.show,
+    "map": places.show,
+    "gains": gains.show,
+    "pairs": pairs.show,
+    "mask": mask.show,
     "diff": comparing.show,
+    "chain": chain.show,
     "sign-off": signing.show,
     "query": asking.show,
 }

@@ -1,6 +1,10 @@
 """The desk's questions in SQL, with the catalogue's examples and the answer to take away."""
 
+import csv
+import io
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import streamlit as st
 
@@ -9,21 +13,46 @@ from flows.desk.project import ROOT, Opened
 
 def show(project: Opened) -> None:
     """Take a question and show the answer."""
-    from tasks.artifacts.tables import write_parquet
-    from tasks.catalogue.browsing import MOST
+    from tasks.browsing.filters import MOST
     from tasks.catalogue.examples import EXAMPLES
     from tasks.catalogue.questions import query
 
     st.header("Query")
     known = {one.question: one.sql for one in EXAMPLES}
-    question = st.selectbox("An example", ["", *known])
+    question = st.selectbox("An example", ["", *known], format_func=lambda question: question or "none")
     sql = st.text_area("SQL", value=known.get(question, ""), key=f"sql {question}", height=160)
     if not sql.strip():
+        st.text("Every artifact is a view, such as subset or evaluation; docs/reference/catalogue.md lists them.")
         return
     versions = {name: vars(one) for name, one in project.values.versions.items()}
     names, rows = query(ROOT, sql, versions)
     st.text(f"{len(rows):,} rows{f', of which the first {MOST:,} are shown' if len(rows) > MOST else ''}")
-    st.dataframe([dict(zip(names, row, strict=True)) for row in rows[:MOST]], hide_index=True, width="stretch")
-    lines = "".join(json.dumps(dict(zip(names, row, strict=True)), default=str) + "\n" for row in rows)
-    st.download_button("Download JSONL", lines, "rows.jsonl")
-    st.download_button("Download Parquet", write_parquet(names, rows), "rows.parquet")
+    shown = [dict(zip(names, row, strict=True)) for row in rows[:MOST]]
+    st.dataframe(shown, hide_index=True, width="stretch", alt="Answer")
+    with st.container(horizontal=True):
+        for form, write in {"CSV": write_csv, "JSONL": write_lines, "Parquet": write_table}.items():
+            st.download_button(
+                f"Download {form}",
+                lambda write=write: write(names, rows),  # when it is asked for, and not at every change of the page
+                f"rows.{form.lower()}",
+                on_click="ignore",
+            )
+
+
+def write_csv(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
+    """Return an answer as CSV, with its columns' names first."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([names, *rows])
+    return text.getvalue().encode()
+
+
+def write_lines(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
+    """Return an answer as JSON, a line each row."""
+    return "".join(json.dumps(dict(zip(names, row, strict=True)), default=str) + "\n" for row in rows).encode()
+
+
+def write_table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
+    """Return an answer as Parquet."""
+    from tasks.artifacts.tables import write_parquet
+
+    return write_parquet(names, rows)

@@ -23,12 +23,20 @@ class Opened:
     values: Params
 
     @contextmanager
-    def connection(self) -> Iterator[Any]:
-        """Yield a database with the catalogue's views and nothing else."""
+    def connection(self, **more: Any) -> Iterator[Any]:
+        """Yield a database with the catalogue's views, and tables that a page brings, and nothing else."""
         from tasks.artifacts.views import opened
 
-        with opened(self.artifacts.views, derived=self.artifacts.derived, gigabytes=2) as connection:
+        views = {**self.artifacts.views, **more}
+        with opened(views, derived=self.artifacts.derived, gigabytes=2) as connection:
             yield connection
+
+    def has(self, *views: str) -> bool:
+        """Return whether the catalogue has these views; a line says which ones it lacks."""
+        lacking = [name for name in views if name not in {*self.artifacts.views, *self.artifacts.derived}]
+        if lacking:
+            st.info(f"No version has made {', '.join(lacking)} yet. `tamis run` makes them.")
+        return not lacking
 
 
 def open_project() -> Opened:
@@ -65,9 +73,16 @@ def tell_broken(project: Opened) -> None:
         st.text(why)
 
 
-def choose_version(project: Opened, label: str = "Version", key: str = "version") -> str | None:
-    """Let the reader choose a version that is made; None, and a line that says so: there is none."""
+def choose_version(project: Opened, label: str = "Version", key: str = "version", *, place: int = -1) -> str | None:
+    """Let the reader choose a version that is made; None, and a line that says so: there is none.
+
+    Args:
+        project: what the desk shows.
+        label: of the field.
+        key: of the field in a link.
+        place: of the version that is chosen at first.
+    """
     if not project.made:
         st.info("No data version has a choice yet. Run `tamis run`, then look again.")
         return None
-    return st.selectbox(label, project.made, index=len(project.made) - 1, key=key, bind="query-params")
+    return st.selectbox(label, project.made, index=max(0, len(project.made) + place), key=key, bind="query-params")

@@ -6,6 +6,7 @@ DuckDB has no way of its own to a file or the network: a question can read these
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -62,3 +63,18 @@ def opened(
         for lock in (*memory, *LOCKS):
             connection.execute(lock)
         yield connection
+
+
+def ask(
+    connection: duckdb.DuckDBPyConnection, sql: str, named: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Return the rows of an answer, each by its columns' names.
+
+    Args:
+        connection: to a database.
+        sql: one question.
+        named: the values of its parameters.
+    """
+    answer = connection.execute(sql, dict(named or {}))
+    names = [column[0] for column in answer.description]
+    return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]

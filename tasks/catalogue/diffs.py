@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import duckdb
-
-from tasks.artifacts.views import opened, stream
+from tasks.artifacts.views import ask, opened, stream
 
 # One side is a version of a project's catalogue, as tables `a_examples`, `a_subset`, `b_examples` ...
 MASKED = ("tensors", "mask")  # tables that a choice without a mask may lack
@@ -45,6 +43,7 @@ MASKS = """
     shared AS (SELECT tensor, count(*) AS shared FROM a JOIN b USING (tensor, "row", entry) GROUP BY tensor)
     SELECT a_tensors.layer, a_tensors.module, sum(a_tensors.chosen)::BIGINT AS before,
         sum(b_tensors.chosen)::BIGINT AS after, coalesce(sum(shared), 0)::BIGINT AS shared,
+        (sum(a_tensors.chosen) + sum(b_tensors.chosen) - coalesce(sum(shared), 0))::BIGINT AS "union",
         coalesce(sum(shared), 0) / (sum(a_tensors.chosen) + sum(b_tensors.chosen) - coalesce(sum(shared), 0)) AS jaccard
     FROM a_tensors JOIN b_tensors USING (tensor) LEFT JOIN shared USING (tensor)
     WHERE a_tensors.chosen + b_tensors.chosen > 0 GROUP BY ALL ORDER BY ALL"""
@@ -67,7 +66,7 @@ class Diff:
     after: str
     rows: tuple[dict[str, Any], ...]  # change, id, topic, reason, rank, prompt
     both: int  # rows that both chose
-    masks: tuple[dict[str, Any], ...]  # layer, module, before, after, shared, jaccard
+    masks: tuple[dict[str, Any], ...]  # layer, module, before, after, shared, union, jaccard
     metrics: tuple[dict[str, Any], ...]  # arm, before, after, each with low and high
 
 
@@ -107,18 +106,12 @@ def compare(before: Side, after: Side) -> Diff:
         for name, table in side.tables.items()
     }
     with opened(sources) as connection:
-        rows = _ask(connection, ROWS)
+        rows = ask(connection, ROWS)
         ((both,),) = connection.execute(BOTH).fetchall()
         masked = {"mask", "tensors"} <= before.tables.keys() & after.tables.keys()
-        masks = _ask(connection, MASKS) if masked else []
+        masks = ask(connection, MASKS) if masked else []
     metrics = _compare_metrics(before.metrics, after.metrics)
     return Diff(before.name, after.name, tuple(rows), both, tuple(masks), tuple(metrics))
-
-
-def _ask(connection: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
-    answer = connection.execute(sql)
-    names = [column[0] for column in answer.description]
-    return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
 
 
 def _compare_metrics(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, Any]]:

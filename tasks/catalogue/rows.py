@@ -145,3 +145,28 @@ def complete(connection: duckdb.DuckDBPyConnection, start: str) -> str:
 
 def _list(found: Mapping[str, str]) -> str:
     return ", ".join(f"{id} ({prompt[:40]!r})" for id, prompt in list(found.items())[:SHOWN])
+
+
+def flatten(found: Mapping[str, Any]) -> list[tuple[str, int | None, str, str | None]]:
+    """Return what `show` found as rows: the part, which of its rows, the name, and the value as text.
+
+    >>> flatten({"id": "a", "scores": [{"score": "phi", "value": 0.5}], "selection": {"rank": 1}})[1:]
+    [('scores', 0, 'score', 'phi'), ('scores', 0, 'value', '0.5'), ('selection', None, 'rank', '1')]
+    """
+    made: list[tuple[str, int | None, str, str | None]] = []
+    for part, value in found.items():
+        rows = [(None, value)] if isinstance(value, Mapping) else list(enumerate(value)) if _is_table(value) else []
+        made += [(part, place, name, _write(one)) for place, row in rows for name, one in row.items()]
+        if not rows:
+            made.append((part, None, "", _write(value)))
+    return made
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
+
+
+def _write(value: Any) -> str | None:
+    """Return a value as text; what is not text or a number as JSON."""
+    plain = isinstance(value, str | int | float) or value is None
+    return (None if value is None else str(value)) if plain else json.dumps(value, default=str)

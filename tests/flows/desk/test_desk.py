@@ -5,46 +5,17 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 from streamlit.testing.v1 import AppTest
-from worlds.projects import ROOT, Project, enter, enter_copy, run_stages, toy_row
+from worlds.projects import ROOT
 
 from tasks.artifacts.tables import read_table
 from tasks.artifacts.views import opened
-from tasks.catalogue import browsing
+from tasks.browsing import filters
+from tasks.browsing.places import make_places
 from tasks.catalogue.sources import find_artifacts
 
 APP = str(ROOT / "flows/desk/app.py")
-HOSTILE = "<script>alert(1)</script> **bold** $x^2$ [a](javascript:b) \u202e\x07 `code`"
-
-
-@pytest.fixture(scope="module")
-def made(real_unrun, tmp_path_factory) -> Project:
-    """Two versions, some of whose rows say what a page could take for markup."""
-    project = Project(Path(shutil.copytree(real_unrun.root, tmp_path_factory.mktemp("desk") / "project")))
-    with pytest.MonkeyPatch.context() as patch:
-        enter(project, patch)
-        path = project.root / "data/raw/v1/toys.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        for place, row in enumerate(rows):
-            row["response"] += f" {HOSTILE}" if place % 5 == 0 else ""
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        run_stages("v1")
-        (project.root / "data/raw/v2").mkdir()
-        (project.root / "data/raw/v2/toys.jsonl").write_text(
-            "".join(json.dumps(row) + "\n" for row in [*rows[4:], *map(toy_row, range(40, 60))])
-        )
-        settings = yaml.safe_load((project.root / "params.yaml").read_text())
-        settings["versions"]["v2"] = {"raw": "data/raw/v2", "previous": "v1"}
-        (project.root / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-        run_stages("v2", until="selection")
-    return project
-
-
-@pytest.fixture
-def project(made, tmp_path, monkeypatch) -> Project:
-    """A copy of it, as the current folder."""
-    return enter_copy(made, tmp_path / "project", monkeypatch)
+PAGES = ("overview", "rows", "map", "gains", "pairs", "mask", "diff", "chain", "sign-off", "query")
 
 
 def look(page: str, **state: str) -> AppTest:
@@ -65,7 +36,7 @@ def read_text(desk: AppTest) -> str:
 def count(version: str, **asked) -> tuple[int, str]:
     found = find_artifacts(Path("."))
     with opened(found.views, derived=found.derived) as connection:
-        counted = browsing.count_rows(connection, browsing.Filter(version, **asked))
+        counted = filters.count_rows(connection, filters.Filter(version, **asked))
     return counted.rows, counted.digest
 
 
@@ -76,7 +47,7 @@ def test_the_overview_says_of_each_version_what_it_is_worth(project):
     assert "not approved" in said
 
 
-@pytest.mark.parametrize("state", browsing.STATES)
+@pytest.mark.parametrize("state", filters.STATES)
 def test_a_filter_counts_what_sql_counts(project, state):
     rows, digest = count("v1", state=state)
     assert f"{rows:,} rows, digest {digest}" in read_text(look("rows", version="v1", state=state))
@@ -102,8 +73,8 @@ def test_digests_tell_sets_apart_and_no_orders(project):
 def test_pages_hold_each_row_once(project):
     found = find_artifacts(Path("."))
     with opened(found.views, derived=found.derived) as connection:
-        asked = browsing.Filter("v1")
-        sheets = [browsing.list_rows(connection, asked, page=page, size=7) for page in range(6)]
+        asked = filters.Filter("v1")
+        sheets = [filters.list_rows(connection, asked, page=page, size=7) for page in range(6)]
     ids = [row["id"] for sheet in sheets for row in sheet]
     assert len(ids) == len(set(ids)) == count("v1")[0]
     assert len(sheets[0]) == 7
@@ -117,14 +88,17 @@ def test_a_link_opens_a_row_with_its_story(project):
     assert "assistant, learnt" in said
 
 
-def test_text_of_data_is_never_markup(project):
+def test_text_of_data_is_never_markup(project, hostile):
     examples = read_table(Path("data/examples/version=v1/examples.parquet")).to_pylist()
-    row = next(row for row in examples if HOSTILE in row["response"] and row["used"] and row["split"] == "pool")
+    row = next(row for row in examples if hostile in row["response"] and row["used"] and row["split"] == "pool")
     desk = look("rows", version="v1", id=row["id"])
-    assert any(HOSTILE in one.value for one in desk.text)
-    for one in (*desk.markdown, *desk.header, *desk.subheader, *desk.caption, *desk.error, *desk.info):
-        assert "script" not in one.value
-    assert any(HOSTILE in value for value in desk.dataframe[0].value["response"])
+    assert any(hostile in one.value for one in desk.text)
+    assert any(hostile in value for value in desk.dataframe[0].value["response"])
+    make_places(Path("."), "v1")
+    for page in PAGES:
+        desk = look(page, version="v1", id=row["id"])
+        for one in (*desk.markdown, *desk.header, *desk.subheader, *desk.caption, *desk.error, *desk.info):
+            assert "script" not in one.value
 
 
 def test_differences_are_those_of_the_command(project):
@@ -136,17 +110,17 @@ def test_differences_are_those_of_the_command(project):
     assert f"{enters:,} rows enter, {len(found.rows) - enters:,} leave, {found.both:,} are chosen in both." in said
 
 
-def test_an_approval_is_written_and_shown(project):
+def test_an_approval_is_written_and_shown(project, hostile):
     desk = look("sign-off")
     desk.selectbox[0].set_value("v1")
     desk.text_input[0].set_value("Ann")
-    desk.text_area[0].set_value(HOSTILE)
+    desk.text_area[0].set_value(hostile)
     desk.button[0].click()
     desk.run()
     assert not desk.exception
     assert "v1 is approved by Ann" in read_text(desk)
     (line,) = Path("data/approvals.jsonl").read_text().splitlines()
-    assert json.loads(line)["note"] == HOSTILE
+    assert json.loads(line)["note"] == hostile
     assert "v1: approved, by Ann" in read_text(look("sign-off"))
 
 
@@ -179,7 +153,7 @@ def test_questions_are_answered_and_nothing_else_is_done(project, sql, text):
 def test_without_artifacts_it_says_what_to_do(project):
     shutil.rmtree("data/selection")
     shutil.rmtree("data/examples")
-    for page in ("overview", "rows", "diff", "sign-off", "query"):
+    for page in PAGES:
         look(page)
     for place in Path("data").glob("*/version=*"):
         shutil.rmtree(place)
@@ -192,3 +166,74 @@ def test_a_damaged_artifact_costs_its_own_view(project):
     desk = look("rows", version="v1")
     assert any("utility cannot be read" in one.value for one in desk.error)
     assert "rows, digest" in read_text(desk)
+
+
+def test_chosen_and_left_out_stand_side_by_side(project):
+    desk = look("rows", version="v1", state="chosen beside left out")
+    for state in ("chosen", "left out"):
+        rows, digest = count("v1", state=state)
+        assert f"{state}: {rows:,} rows, digest {digest}" in read_text(desk)
+    assert [set(one.value["state"]) for one in desk.dataframe] == [{"chosen"}, {"left out"}]
+
+
+def test_rows_open_one_after_the_other(project):
+    desk = look("rows", version="v1", state="chosen")
+    ids = list(desk.dataframe[0].value["id"])
+    for step, id in (("after", ids[0]), ("after", ids[1]), ("before", ids[0]), ("before", ids[0])):
+        desk.button(key=step).click().run()
+        assert f"Row {id}: chosen" in read_text(desk)
+
+
+def test_a_frame_on_the_map_lists_what_lies_inside(project):
+    assert "There is no map of this version" in look("map", version="v1").info[0].value
+    places = make_places(Path("."), "v1").table.to_pylist()
+    pool = {row["id"] for row in read_table(Path("data/selection/version=v1/subset.parquet")).to_pylist()}
+    inside = {row["id"] for row in places if row["id"] in pool and row["x"] >= 0}
+    desk = look("map", version="v1", left="0.0")
+    assert f"{len(inside):,} rows lie inside." in read_text(desk)
+    assert set(desk.dataframe[0].value["id"]) == inside
+
+
+@pytest.mark.parametrize("colour", ["chosen", "topic", "gain", "mean_help"])
+def test_the_map_is_drawn_in_any_colour(project, colour):
+    make_places(Path("."), "v1")
+    assert "rows lie inside." in read_text(look("map", version="v1", colour=colour))
+
+
+def test_gains_name_the_budget_that_is_enough(project):
+    subset = read_table(Path("data/selection/version=v1/subset.parquet")).to_pylist()
+    grown = sorted((row["rank"], row["objective"]) for row in subset if row["objective"] is not None)
+    enough = next(rank + 1 for rank, objective in grown if objective >= 0.95 * grown[-1][1])
+    said = read_text(look("gains", version="v1"))
+    assert f"{enough} of {len(grown)} chosen rows reach 95% of the objective" in said
+
+
+def test_pairs_show_a_row_beside_its_partners(project):
+    (best, *_) = sorted(
+        read_table(Path("data/utility/version=v1/utility.parquet")).to_pylist(),
+        key=lambda pair: (pair["demo_id"] == pair["target_id"], -pair["utility"]),
+    )
+    said = read_text(look("pairs", version="v1", id=best["target_id"]))
+    assert f"{best['utility']:+.4f} nats a token" in said
+    assert best["demo_id"] in said
+
+
+def test_the_chain_says_what_came_and_what_was_learnt(project):
+    desk = look("chain")
+    rows = desk.dataframe[0].value
+    examples = read_table(Path("data/examples/version=v2/examples.parquet")).to_pylist()
+    added = {row["id"] for row in examples if row["change"] == "new" and row["split"] == "pool"}
+    (found,) = rows[(rows["version"] == "v2") & (rows["split"] == "pool")]["added"]
+    assert found == len(added)
+    assert set(desk.dataframe[1].value["version"]) == {"v1"}
+
+
+def test_two_revisions_are_compared(project):
+    project.git("add", "--all")
+    project.git("commit", "--quiet", "--message", "made")
+    desk = look("diff", compare="a version at two revisions of git", version="v1", **{"from": "HEAD", "to": "HEAD"})
+    chosen, _ = count("v1", state="chosen")
+    assert f"0 rows enter, 0 leave, {chosen} are chosen in both." in read_text(desk)
+    desk = look("diff", compare="a version at two revisions of git", version="v1", **{"from": "HEAD", "to": "nowhere"})
+    assert "nowhere" in read_text(desk)
+    assert [one.value for one in desk.error] == ["This cannot be shown."]

@@ -5,6 +5,8 @@ from typing import Any
 
 import duckdb
 
+from tasks.artifacts.views import ask
+
 MOST = 2000  # rows that go to a page
 STATES = ("any", "chosen", "left out", "gated", "not in the pool")
 COLUMNS = ("id", "state", "rank", "topic", "source", "response_tokens", "prompt", "response")
@@ -70,11 +72,8 @@ def list_rows(
     sql, named = _write(asked)
     columns = ", ".join((*COLUMNS, *(("value",) if asked.score else ())))
     limits = {"size": min(size, MOST), "skip": page * min(size, MOST)}
-    answer = connection.execute(
-        f"SELECT {columns} FROM ({sql}) ORDER BY {ORDERS[order]} LIMIT $size OFFSET $skip", named | limits
-    )
-    names = [column[0] for column in answer.description]
-    return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
+    paged = f"SELECT {columns} FROM ({sql}) ORDER BY {ORDERS[order]} LIMIT $size OFFSET $skip"
+    return ask(connection, paged, named | limits)
 
 
 def list_values(connection: duckdb.DuckDBPyConnection, version: str, column: str) -> list[str]:

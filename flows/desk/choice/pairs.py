@@ -1,0 +1,79 @@
+"""The desk's pairs: which topics help which, the best demos of a target, and the targets that a demo helps."""
+
+from typing import Any
+
+import altair as alt
+import streamlit as st
+
+from flows.desk.project import Opened, choose_version
+from flows.told import count
+
+HEIGHT = 420  # pixels
+FEW = 5  # pairs, by fewer of which two topics are not named as those that help most
+LISTED = 200  # rows that can be picked from
+
+
+def show(project: Opened) -> None:
+    """Show the mean utility by topics, and one row's partners beside it."""
+    from tasks.browsing import pairs
+
+    st.header("Pairs")
+    version = choose_version(project)
+    if version is None or not project.has("pairs", "examples", "subset"):
+        return
+    with project.connection() as connection:
+        means = pairs.average_topics(connection, version)
+        if not means:
+            st.info("No pair of this version is scored: its selector reads none.")
+            return
+        known = [row for row in means if row["pairs"] >= FEW] or means
+        best = max(known, key=lambda row: row["utility"])
+        scored = sum(row["pairs"] for row in means)
+        gained = f"{best['utility']:+.3f} nats a token, the mean of {count(best['pairs'], 'pair')}"
+        st.subheader("Which topics help which")
+        st.text(f"Rows of {best['demo']} help rows of {best['target']} most: {gained}.")
+        st.text(f"Means of {scored:,} scored pairs of different rows, of the {pairs.TOPICS} largest topics at most.")
+        st.altair_chart(draw(means), alt="Mean utility by the topics of demo and target", key="topics")
+        way = st.radio(
+            "Partners", ["demos of a target", "targets of a demo"], key="way", bind="query-params", horizontal=True
+        )
+        targets = way == "demos of a target"
+        listed = pairs.list_scored(connection, version, targets=targets, count=LISTED)
+        texts = {row["id"]: row["prompt"] for row in listed}
+        picked = st.selectbox("Row", list(texts), format_func=lambda id: f"{texts[id][:80]} ({id[:8]})", key="one")
+        id = st.text_input("Or by its id", key="id", bind="query-params") or picked
+        found = (pairs.list_demos if targets else pairs.list_targets)(connection, version, id)
+        show_partners(pairs.read_text(connection, version, id), found)
+
+
+def show_partners(row: dict[str, Any] | None, found: list[dict[str, Any]]) -> None:
+    """Show a row and its partners, both texts side by side."""
+    if row is None or not found:
+        st.text("No pair of this row is scored.")
+        return
+    left, right = st.columns(2)
+    left.text(f"{row['topic']}, {row['id']}")
+    left.text(row["prompt"])
+    left.text(row["response"])
+    for one in found:
+        right.text(
+            f"{one['utility']:+.4f} nats a token, {one['topic']}, {'chosen, ' if one['chosen'] else ''}{one['id']}"
+        )
+        right.text(one["prompt"])
+        right.text(one["response"])
+
+
+def draw(means: list[dict[str, Any]]) -> alt.Chart:
+    """Return the heat map of mean utility."""
+    shade = alt.Scale(scheme="redblue", domainMid=0)
+    return (
+        alt.Chart(alt.Data(values=means))
+        .mark_rect()
+        .encode(
+            x=alt.X("demo:N", title="topic of the demo"),
+            y=alt.Y("target:N", title="topic of the target"),
+            color=alt.Color("utility:Q", title="nats a token", scale=shade),
+            tooltip=["demo:N", "target:N", alt.Tooltip("utility:Q", format="+.4f"), "pairs:Q"],
+        )
+        .properties(height=HEIGHT)
+    )

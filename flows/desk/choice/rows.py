@@ -1,0 +1,99 @@
+"""The desk's rows: filtered, counted and paged by the database; one of them opens its story."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import streamlit as st
+
+from flows.desk.project import ROOT, Opened, choose_version
+
+SIZE = 100  # rows of a page
+COLUMNS = ("state", "rank", "value", "topic", "prompt", "response", "response_tokens", "source", "id")
+SPLIT = "chosen beside left out"  # a state of its own: two lists of the same filter
+
+
+def show(project: Opened) -> None:
+    """Show the rows that a filter means, and the story of the one whose id is given."""
+    from tasks.browsing.filters import count_rows, list_rows
+
+    st.header("Rows")
+    version = choose_version(project)
+    if version is None or not project.has("examples", "subset"):
+        return
+    with project.connection() as connection:
+        asked, order = choose_filter(connection, version)
+        states = ("chosen", "left out") if asked.state == SPLIT else (asked.state,)
+        counts = [count_rows(connection, replace(asked, state=state)) for state in states]
+        pages = max(1, -(-max(one.rows for one in counts) // SIZE))
+        page = int(st.number_input("Page", 1, pages, key="sheet", bind="query-params")) - 1
+        ids: list[str] = []
+        for place, state, counted in zip(st.columns(len(states)), states, counts, strict=True):
+            named = f"{state}: " if len(states) > 1 else ""
+            place.text(f"{named}{counted.rows:,} rows, digest {counted.digest}")
+            found = list_rows(connection, replace(asked, state=state), order=order, page=page, size=SIZE)
+            place.dataframe(
+                found, hide_index=True, width="stretch", column_order=COLUMNS, alt=f"Rows, {state}", key=f"grid {state}"
+            )
+            ids += [row["id"] for row in found]
+        id = choose_row(ids)
+        if id:
+            show_story(connection, project, version, id)
+
+
+def choose_filter(connection: Any, version: str) -> tuple[Any, str]:
+    """Let the reader choose which rows are meant, and their order."""
+    from tasks.browsing.filters import ORDERS, STATES, Filter, list_values
+
+    topics, sources, scores = (list_values(connection, version, name) for name in ("topic", "source", "score"))
+    left, middle, right = st.columns(3)
+    state = left.selectbox("State", [*STATES, SPLIT], key="state", bind="query-params")
+    topic = middle.selectbox("Topic", ["", *topics], key="topic", bind="query-params", format_func=name_any)
+    source = right.selectbox("Source", ["", *sources], key="source", bind="query-params", format_func=name_any)
+    words = left.text_input("Says all of these words", key="words", bind="query-params")
+    score = middle.selectbox("Score", ["", *scores], key="score", bind="query-params", format_func=name_any)
+    order = right.selectbox("Order", list(ORDERS), key="order", bind="query-params")
+    low = middle.number_input("Score at least", value=None, key="low", bind="query-params") if score else None
+    high = right.number_input("Score at most", value=None, key="high", bind="query-params") if score else None
+    return Filter(version, state, topic, source, words, score, low, high), order
+
+
+def name_any(word: str) -> str:
+    """Return what a field says for a choice; of no choice, that any will do."""
+    return word or "any"
+
+
+def choose_row(ids: Sequence[str]) -> str:
+    """Let the reader open a row of the page: by its id, in a link too, or one after the other by N and P."""
+    at = {id: place for place, id in enumerate(ids)}
+
+    def move(step: int) -> None:
+        here = at.get(st.session_state.get("id", ""))
+        first = 0 if step > 0 else len(ids) - 1
+        st.session_state["id"] = ids[first if here is None else min(max(here + step, 0), len(ids) - 1)]
+
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.button("Previous row", on_click=move, args=(-1,), shortcut="P", disabled=not ids, key="before")
+        st.button("Next row", on_click=move, args=(1,), shortcut="N", disabled=not ids, key="after")
+        return st.text_input("Open the row with the id", key="id", bind="query-params")
+
+
+def show_story(connection: Any, project: Opened, version: str, id: str) -> None:
+    """Show all that is known of a row: its turns, why it was chosen or not, and its scores as quantiles."""
+    from tasks.catalogue import rows
+    from tasks.catalogue.why import tell
+
+    full = rows.complete(connection, id)
+    views = frozenset({*project.artifacts.views, *project.artifacts.derived})
+    story = tell(connection, version, full, views=views, root=ROOT)
+    if story is None:
+        st.text(f"{version} has no row {full}.")
+        return
+    st.subheader(f"Row {full}: {story.state}")
+    for sentence in story.sentences:
+        st.text(sentence)
+    turns = "SELECT DISTINCT turn, role, learnt, content FROM turns WHERE version = $version AND id = $id ORDER BY turn"
+    for _, role, learnt, content in connection.execute(turns, {"version": version, "id": full}).fetchall():
+        st.text(f"{role}{', learnt' if learnt else ''}:")
+        with st.container(border=True):
+            st.text(content)

@@ -1,0 +1,83 @@
+"""The desk's page of differences between two choices: rows that enter and leave, masks, what was measured."""
+
+from contextlib import ExitStack
+from typing import Any
+
+import streamlit as st
+
+from flows.desk.project import Opened, choose_version
+
+MOST = 2000  # rows of a list
+WAYS = ("two versions", "a version at two revisions of git")
+
+
+def show(project: Opened) -> None:
+    """Show what differs between two versions, or between two revisions of one."""
+    from tasks.catalogue.diffs import compare
+
+    st.header("Differences")
+    way = st.selectbox("Compare", WAYS, key="compare", bind="query-params")
+    sides = choose_versions(project) if way == WAYS[0] else choose_revisions(project)
+    if sides is None:
+        return
+    with ExitStack() as stack:
+        before, after = (stack.enter_context(side) for side in sides)
+        found = compare(before, after)
+    show_rows(found)
+    if found.masks:
+        st.subheader("Masks")
+        shared, united = (sum(row[name] for row in found.masks) for name in ("shared", "union"))
+        st.text(f"{shared:,} weights are in both masks, {shared / united:.1%} of those in either.")
+        st.dataframe(list(found.masks), hide_index=True, width="stretch", alt="Masks by layer and module")
+    if found.metrics:
+        st.subheader("Loss, with its interval")
+        st.dataframe(list(found.metrics), hide_index=True, width="stretch", alt="Losses of both sides")
+
+
+def choose_versions(project: Opened) -> list[Any] | None:
+    """Let the reader choose two versions that are made; None: there are no two."""
+    from flows import sides
+
+    if len(project.made) == 1:
+        st.info("One version is made; a difference needs two. Or compare it at two revisions of git.")
+        return None
+    left, right = st.columns(2)
+    with left:
+        before = choose_version(project, "Before", "before", place=-2)
+    with right:
+        after = choose_version(project, "After", "after")
+    return None if before is None or after is None else [sides.open_version(before), sides.open_version(after)]
+
+
+def choose_revisions(project: Opened) -> list[Any] | None:
+    """Let the reader name two revisions of a version; None: one is not named yet."""
+    from flows import sides
+
+    version = choose_version(project)
+    left, right = st.columns(2)
+    before = left.text_input("Before: a commit, tag or branch", key="from", bind="query-params")
+    after = right.text_input("After: a commit, tag or branch", key="to", bind="query-params")
+    if version is None or not (before and after):
+        st.text("Name two revisions, such as HEAD~1 and HEAD.")
+        return None
+    return [sides.open_revision(before, version), sides.open_revision(after, version)]
+
+
+def show_rows(found: Any) -> None:
+    """Show the rows that enter and leave."""
+    enters = [row for row in found.rows if row["change"] == "enters"]
+    leaves = [row for row in found.rows if row["change"] == "leaves"]
+    st.text(f"{len(enters):,} rows enter, {len(leaves):,} leave, {found.both:,} are chosen in both.")
+    for title, rows in (("Enter", enters), ("Leave", leaves)):
+        st.subheader(title)
+        if not rows:
+            st.text("None.")
+            continue
+        if len(rows) > MOST:
+            st.text(f"The first {MOST:,} by rank; `tamis diff` lists all.")
+        st.dataframe(
+            [{name: value for name, value in row.items() if name != "change"} for row in rows[:MOST]],
+            hide_index=True,
+            width="stretch",
+            alt=f"Rows that {title.lower()}",
+        )

@@ -1,0 +1,82 @@
+"""The desk's first page: every version with its choice, what that reached beside chance, and who signed it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import streamlit as st
+
+from flows.desk.project import ROOT, Opened
+
+SECONDS = "SELECT version, sum(seconds) FROM (SELECT DISTINCT version, stage, seconds FROM runs) GROUP BY version"
+CHECKS = "SELECT version, count(*), count(*) FILTER (NOT passed) FROM audit GROUP BY version"
+FORMATS = {
+    "loss of chosen": st.column_config.NumberColumn(format="%.4f"),
+    "minus random": st.column_config.NumberColumn(format="%+.4f"),
+    "low": st.column_config.NumberColumn(format="%+.4f"),
+    "high": st.column_config.NumberColumn(format="%+.4f"),
+    "seconds": st.column_config.NumberColumn(format="%.0f"),
+}
+
+
+def show(project: Opened) -> None:
+    """Show a line for each version."""
+    st.header("Versions")
+    seconds, checks = read_all(project)
+    rows = [_describe(version) | _count(version, seconds, checks) for version in project.values.versions]
+    made = [row for row in rows if row["chosen"] is not None]
+    st.text(f"{len(made):,} of {len(rows):,} versions are made.")
+    st.dataframe(rows, hide_index=True, width="stretch", column_config=FORMATS, alt="Versions")
+    for row in rows:
+        st.subheader(row["version"])
+        st.text(_tell(row))
+
+
+def read_all(project: Opened) -> tuple[dict[str, float], dict[str, tuple[int, int]]]:
+    """Return how long each version's stages took, and how many of its checks there are and failed."""
+    with project.connection() as connection:
+        seconds = dict(connection.execute(SECONDS).fetchall())
+        counted = connection.execute(CHECKS).fetchall() if "audit" in project.artifacts.views else []
+    return seconds, {version: (many, failed) for version, many, failed in counted}
+
+
+def _count(
+    version: str, seconds: Mapping[str, float], checks: Mapping[str, tuple[int, int]]
+) -> dict[str, float | str | None]:
+    many, failed = checks.get(version, (0, 0))
+    told = f"{failed} of {many} fail" if failed else f"{many} pass" if many else None
+    return {"seconds": seconds.get(version), "checks": told}
+
+
+def _describe(version: str) -> dict[str, Any]:
+    from flows.approving import find_signed
+    from tasks.catalogue.rows import show_version
+
+    found = show_version(ROOT, version) or {}
+    selection, metrics = found.get("selection", {}), found.get("evaluation", {})
+    gain = metrics.get("differences", {}).get("chosen-random", {})
+    return {
+        "version": version,
+        "pool": selection.get("pool_rows"),
+        "chosen": selection.get("chosen_rows"),
+        "selector": selection.get("selector"),
+        "loss of chosen": metrics.get("arms", {}).get("chosen", {}).get("loss"),
+        "minus random": gain.get("loss"),
+        "low": gain.get("low"),
+        "high": gain.get("high"),
+        "approval": find_signed(version).state if found else "not made",
+    }
+
+
+def _tell(row: Mapping[str, Any]) -> str:
+    """Return what became of a version in a sentence or two."""
+    if row["chosen"] is None:
+        return "It is not made yet."
+    share = f"{row['chosen']:,} of {row['pool']:,} rows, {row['chosen'] / row['pool']:.0%}"
+    said = f"{share}, were chosen by {row['selector']}"
+    checked = f"Checks: {row['checks'] or 'none were run'}. It is {row['approval']}."
+    if row["minus random"] is None:
+        return f"{said}; what that is worth is not measured. {checked}"
+    low, high = row["low"], row["high"]
+    verdict = "better than chance" if high < 0 else "worse than chance" if low > 0 else "no different from chance"
+    interval = f"{row['minus random']:+.4f} nats ({low:+.4f} to {high:+.4f})"
+    return f"{said}, which is {verdict} on held-out rows: {interval}. {checked}"
