@@ -10,12 +10,15 @@ import streamlit as st
 
 from flows.desk.project import ROOT, Opened
 
+SECONDS = 10.0  # that a question may take on a page
+ROWS = 100_000  # that a download holds at most
+
 
 def show(project: Opened) -> None:
     """Take a question and show the answer."""
     from tasks.browsing.filters import MOST
     from tasks.catalogue.examples import EXAMPLES
-    from tasks.catalogue.questions import query
+    from tasks.catalogue.questions import Limits, query
 
     st.header("Query")
     known = {one.question: one.sql for one in EXAMPLES}
@@ -25,7 +28,7 @@ def show(project: Opened) -> None:
         st.text("Every artifact is a view, such as subset or evaluation; docs/reference/catalogue.md lists them.")
         return
     versions = {name: vars(one) for name, one in project.values.versions.items()}
-    names, rows = query(ROOT, sql, versions)
+    names, rows = query(ROOT, sql, versions, Limits(seconds=SECONDS, gigabytes=2, rows=ROWS))
     st.text(f"{len(rows):,} rows{f', of which the first {MOST:,} are shown' if len(rows) > MOST else ''}")
     shown = [dict(zip(names, row, strict=True)) for row in rows[:MOST]]
     st.dataframe(shown, hide_index=True, width="stretch", alt="Answer")

@@ -5,8 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from streamlit.testing.v1 import AppTest
-from worlds.projects import ROOT
+from worlds.projects import ROOT, run_stages
 
 from tasks.artifacts.tables import read_table
 from tasks.artifacts.views import opened
@@ -237,3 +238,15 @@ def test_two_revisions_are_compared(project):
     desk = look("diff", compare="a version at two revisions of git", version="v1", **{"from": "HEAD", "to": "nowhere"})
     assert "nowhere" in read_text(desk)
     assert [one.value for one in desk.error] == ["This cannot be shown."]
+
+
+def test_a_mask_is_shown_with_its_density(project):
+    assert "This version has no mask" in look("mask", version="v1").info[0].value
+    settings = yaml.safe_load(Path("params.yaml").read_text())
+    settings["mask"] = {"selector": "random"}
+    settings["finetuning"]["method"] = "masked"
+    Path("params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    run_stages("v2", until="selection")
+    tensors = read_table(Path("data/selection/version=v2/tensors.parquet")).to_pylist()
+    chosen, entries = (sum(row[name] for row in tensors) for name in ("chosen", "entries"))
+    assert f"{chosen:,} of {entries:,} weights are trained, {chosen / entries:.2%}" in read_text(look("mask"))

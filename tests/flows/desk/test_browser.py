@@ -1,0 +1,238 @@
+"""The desk in a real browser: every page without an error and without the network, by keyboard, and text as text."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from worlds.projects import ROOT, environment
+
+from tasks.artifacts.tables import read_table
+from tasks.artifacts.views import opened
+from tasks.browsing import filters
+from tasks.catalogue.sources import find_artifacts
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
+PAGES = ("overview", "rows", "map", "gains", "pairs", "mask", "diff", "chain", "sign-off", "query")
+READY = "[data-testid=stApp][data-test-script-state=notRunning]"
+NAMELESS = """() => [...document.querySelectorAll("input, textarea, button, select, [role=combobox]")]
+    .filter(one => one.offsetParent !== null && !(one.getAttribute("aria-label") || one.innerText.trim()
+        || (one.labels && [...one.labels].some(label => label.innerText.trim())) || one.title
+        || one.getAttribute("aria-labelledby")))
+    .map(one => one.outerHTML.slice(0, 200))"""
+
+
+@dataclass
+class Desk:
+    """A desk that is served, and a browser that looks at it."""
+
+    root: Path
+    url: str
+    browser: object
+    errors: list[str] = field(default_factory=list)  # of the browser's console
+    foreign: list[str] = field(default_factory=list)  # requests to anywhere else
+
+    def open(self, page: str, *, width: int = 1280, dark: bool = False, **state: str):
+        """Return a page of the desk once it is drawn."""
+        look = self.browser.new_page(
+            viewport={"width": width, "height": 1400}, color_scheme="dark" if dark else "light"
+        )
+        look.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
+        look.on("pageerror", lambda error: self.errors.append(str(error)))
+        look.on("dialog", lambda dialog: self.errors.append(f"a dialog: {dialog.message}"))
+        look.on("request", lambda asked: self.foreign.append(asked.url) if is_foreign(asked.url, self.url) else None)
+        asked = "&".join(f"{name}={value}" for name, value in {"page": page, **state}.items())
+        look.goto(f"{self.url}/?{asked}")
+        settle(look)
+        return look
+
+
+def is_foreign(url: str, own: str) -> bool:
+    return not url.startswith((own, own.replace("http", "ws"), "data:", "blob:"))
+
+
+def settle(look) -> None:
+    """Wait until a page is drawn and its script is done."""
+    look.wait_for_selector("h2", timeout=60_000)
+    look.wait_for_selector(READY, timeout=60_000)
+    look.wait_for_timeout(300)
+
+
+@pytest.fixture(scope="module")
+def served(made, tmp_path_factory) -> Iterator[Desk]:
+    """The project's desk, served by `tamis desk`, and a browser."""
+    root = tmp_path_factory.mktemp("browser") / "project"
+    shutil.copytree(made.root, root, symlinks=True)
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "flows.cli", "desk", "--no-browser", "--port", str(port)]
+    env = environment(PYTHONPATH=str(ROOT))
+    with (
+        open(root / "desk.log", "w") as log,
+        subprocess.Popen(command, cwd=root, env=env, stdout=log, stderr=log) as server,
+        sync_api.sync_playwright() as playwright,
+    ):
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_until_healthy(f"{url}/_stcore/health", root / "desk.log")
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            yield Desk(root, url, browser)
+            browser.close()
+        finally:
+            server.kill()
+
+
+def wait_until_healthy(url: str, log: Path) -> None:
+    for _ in range(600):
+        try:
+            assert urllib.request.urlopen(url).read() == b"ok"
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError(log.read_text())
+
+
+@pytest.fixture
+def desk(served) -> Iterator[Desk]:
+    """The desk; afterwards nothing was wrong in the browser's console, and nothing was asked of the network."""
+    served.errors.clear()
+    served.foreign.clear()
+    yield served
+    for context in served.browser.contexts:
+        context.close()
+    assert served.errors == []
+    assert served.foreign == []
+
+
+def count(desk: Desk, version: str, **asked: str) -> str:
+    """Return what SQL says of a filter, as the page writes it."""
+    found = find_artifacts(desk.root)
+    with opened(found.views, derived=found.derived) as connection:
+        counted = filters.count_rows(connection, filters.Filter(version, **asked))
+    return f"{counted.rows:,} rows, digest {counted.digest}"
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (800, True)])
+def test_every_page_is_drawn_without_an_error_and_text_of_data_is_text(desk, hostile, width, dark):
+    row = next(
+        row
+        for row in read_table(desk.root / "data/examples/version=v1/examples.parquet").to_pylist()
+        if row["topic"] == hostile and hostile in row["response"] and row["used"] and row["split"] == "pool"
+    )
+    for page in PAGES:
+        look = desk.open(page, width=width, dark=dark, version="v1", id=row["id"])
+        assert look.locator("[data-testid=stException]").count() == 0, page
+        assert look.evaluate("document.documentElement.scrollWidth") <= width, page
+        assert look.evaluate(NAMELESS) == [], page
+        for made in ("script:has-text('alert(1)')", "strong:has-text('bold')", "a[href^='javascript']", ".katex"):
+            assert look.locator(made).count() == 0, page
+        look.close()
+
+
+def test_a_control_without_a_name_would_be_found(desk):
+    look = desk.open("overview")
+    look.evaluate("document.body.append(document.createElement('input'))")
+    assert len(look.evaluate(NAMELESS)) == 1
+
+
+def test_a_filter_narrows_the_count_to_what_sql_says(desk):
+    look = desk.open("rows", version="v1")
+    assert look.get_by_text(count(desk, "v1")).count() == 1
+    look.get_by_label("Says all of these words").fill("greetings")
+    look.keyboard.press("Enter")
+    look.get_by_text(count(desk, "v1", words="greetings")).wait_for()
+    link = look.url
+    look.goto(link)
+    settle(look)
+    assert look.get_by_text(count(desk, "v1", words="greetings")).count() == 1
+
+
+def test_rows_open_by_keyboard(desk):
+    subset = read_table(desk.root / "data/selection/version=v1/subset.parquet").to_pylist()
+    ids = [row["id"] for row in sorted(subset, key=lambda row: row["rank"] or 0) if row["chosen"]]
+    look = desk.open("rows", version="v1", state="chosen", order="rank")
+    look.locator("h2").click()
+    for key, id in (("n", ids[0]), ("n", ids[1]), ("p", ids[0])):
+        look.keyboard.press(key)
+        look.get_by_text(f"Row {id}: chosen").wait_for()
+
+
+def test_a_brush_on_the_map_lists_the_rows_inside(desk):
+    look = desk.open("map", version="v1")
+    total = int(look.get_by_text("rows lie inside").inner_text().split()[0])
+    look.locator("[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg").first.wait_for()
+    box = look.locator("[data-testid=stVegaLiteChart]").bounding_box()
+    left, top = box["x"] + box["width"] * 0.15, box["y"] + box["height"] * 0.1
+    look.mouse.move(left, top)
+    look.mouse.down()
+    look.mouse.move(left + box["width"] * 0.3, top + box["height"] * 0.5, steps=8)
+    look.mouse.up()
+    look.wait_for_function(
+        f"[...document.querySelectorAll('[data-testid=stText]')].some(one => "
+        f"/^\\d+ rows lie inside/.test(one.innerText) && parseInt(one.innerText) < {total})"
+    )
+
+
+def test_a_download_holds_the_answer(desk):
+    look = desk.open("query")
+    look.get_by_label("SQL").fill("SELECT id, chosen FROM subset WHERE version = 'v1' ORDER BY id")
+    look.keyboard.press("Control+Enter")
+    look.get_by_text("Download CSV").wait_for()
+    rows = read_table(desk.root / "data/selection/version=v1/subset.parquet").sort_by("id").select(["id", "chosen"])
+    for form in ("CSV", "JSONL", "Parquet"):
+        with look.expect_download() as waited:
+            look.get_by_text(f"Download {form}").click()
+        path = desk.root / waited.value.suggested_filename
+        waited.value.save_as(path)
+        if form == "CSV":
+            assert path.read_text().splitlines() == [
+                "id,chosen",
+                *(f"{r['id']},{r['chosen']}" for r in rows.to_pylist()),
+            ]
+        elif form == "JSONL":
+            assert [json.loads(line) for line in path.read_text().splitlines()] == rows.to_pylist()
+        else:
+            assert pq.read_table(path).to_pylist() == rows.to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("sql", "told"),
+    [
+        ("DROP VIEW subset", "DROP is not answered"),
+        ("SELECT * FROM read_text('/etc/passwd')", "reads these views and nothing else"),
+        (
+            "SELECT count(*) FROM range(10000000) a, range(10000000) b WHERE a.range * b.range % 7 = 3",
+            "no answer within",
+        ),
+    ],
+)
+def test_questions_that_are_not_answered(desk, sql, told):
+    look = desk.open("query")
+    look.get_by_label("SQL").fill(sql)
+    look.keyboard.press("Control+Enter")
+    look.get_by_text(told).first.wait_for(timeout=40_000)
+
+
+def test_an_approval_stands_in_the_file_and_on_the_page(desk):
+    look = desk.open("sign-off")
+    look.get_by_label("Version to approve").click()
+    look.get_by_role("option", name="v1").click()
+    look.get_by_label("Your name").fill("Ann")
+    look.get_by_role("button", name="Approve").click()
+    look.get_by_text("v1 is approved by Ann").wait_for()
+    (line,) = (desk.root / "data/approvals.jsonl").read_text().splitlines()
+    assert json.loads(line)["by"] == "Ann"
+    look = desk.open("sign-off")
+    assert look.get_by_text("v1: approved, by Ann").count() == 1
