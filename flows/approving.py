@@ -10,7 +10,7 @@ from typing import Any
 from flows.checks import refuse_unknown
 from flows.graph import dvc_files, dvc_state
 from flows.params import Params
-from flows.stage_calls import find_folders
+from flows.stage_calls import ask_audit, find_folders
 from tasks.settings import hint
 
 ROOT = Path(".")
@@ -57,9 +57,7 @@ def approve(version: str, values: Params, *, by: str | None, note: str, despite:
         address, state, why = stale[0]
         raise ApprovalError(f"{address} is {state}{f' ({why})' if why else ''}; `tamis run {version}` first")
     accepted = _refuse_broken(version, values, despite)
-    signer = (_name_user() if by is None else by).strip()
-    if not signer:
-        raise ApprovalError("nobody signs: no name is given, or git knows none here; give --by NAME")
+    signer = name_signer(by)
     when = datetime.now(UTC).isoformat(timespec="seconds")
     add_approval(ROOT, Approval(version, signer, when, note, accepted, list_artifacts(version)))
     return find_signed(version)
@@ -91,8 +89,7 @@ def check_promises(version: str, values: Params) -> list[Any]:
     """
     from tasks.audit.audit import check_version
 
-    asked = {"selection_settings": values.selection, "mask": values.mask, "settings": values.audit}
-    return check_version(find_folders(values, version), **asked)
+    return check_version(find_folders(values, version), **ask_audit(values, version))
 
 
 def _refuse_broken(version: str, values: Params, despite: Sequence[str]) -> tuple[str, ...]:
@@ -115,7 +112,15 @@ def _refuse_broken(version: str, values: Params, despite: Sequence[str]) -> tupl
     return tuple(one.name for one in checks if one.found)
 
 
-def _name_user() -> str:
-    """Return the name that git would write into a commit; empty where it knows none."""
-    done = subprocess.run(["git", "var", "GIT_AUTHOR_IDENT"], capture_output=True, text=True)
-    return done.stdout.partition("<")[0].strip()
+def name_signer(by: str | None) -> str:
+    """Return who signs: a name that is given, or the one that git would write into a commit.
+
+    Raises:
+        ApprovalError: there is none.
+    """
+    if by is None:
+        done = subprocess.run(["git", "var", "GIT_AUTHOR_IDENT"], capture_output=True, text=True)
+        by = done.stdout.partition("<")[0]
+    if not by.strip():
+        raise ApprovalError("nobody signs: no name is given, or git knows none here; give --by NAME")
+    return by.strip()

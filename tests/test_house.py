@@ -24,6 +24,7 @@ SHARED = {
     "catalogue",
     "comparison",
     "conversations",
+    "decisions",
     "differences",
     "erasure",
     "estimate",

@@ -212,6 +212,65 @@ def approve(
     say(f"{version} is approved by {signed.by}; to keep that: git add data/approvals.jsonl, and commit")
 
 
+Kept = Annotated[str | None, typer.Option(help="The version from which on; else the newest that has the row.")]
+
+
+@spoken
+def veto(
+    context: typer.Context,
+    id: Annotated[str, typer.Argument(help="An example's id, or how it begins.")],
+    because: Annotated[str, typer.Option(help="Why; without the row's own words.")],
+    by: Annotated[str | None, typer.Option(help="Who says so; else git's user.")] = None,
+    version: Kept = None,
+) -> None:
+    """Use a row no more from the next selection on, with all that has its text."""
+    _decide("veto", id, because=because, by=by, version=version)
+
+
+@spoken
+def pin(
+    context: typer.Context,
+    id: Annotated[str, typer.Argument(help="An example's id, or how it begins.")],
+    because: Annotated[str, typer.Option(help="Why; without the row's own words.")],
+    by: Annotated[str | None, typer.Option(help="Who says so; else git's user.")] = None,
+    version: Kept = None,
+) -> None:
+    """Choose a row before all others from the next selection on, wherever the pool has it."""
+    _decide("pin", id, because=because, by=by, version=version)
+
+
+@spoken
+def release(
+    context: typer.Context,
+    id: Annotated[str, typer.Argument(help="The vetoed or pinned example's id, or how it begins.")],
+    version: Annotated[str | None, typer.Option(help="The version from which on; else everywhere.")] = None,
+) -> None:
+    """Take back a veto or a pin."""
+    from flows import deciding
+
+    _tell_decided("released", deciding.release(id, params.read(), version=version))
+
+
+@spoken
+def decisions(context: typer.Context, form: Format = None) -> None:
+    """Show which rows are vetoed or pinned, for which versions, by whom and why."""
+    from tasks.decisions import tabulate_decisions
+
+    found = tabulate_decisions(ROOT, params.read().versions)
+    show_as(form, found.schema.names, [tuple(row.values()) for row in found.to_pylist()])
+
+
+def _decide(kind: str, id: str, **asked: Any) -> None:
+    from flows import deciding
+
+    _tell_decided({"veto": "vetoed", "pin": "pinned"}[kind], deciding.decide(kind, id, params.read(), **asked))
+
+
+def _tell_decided(what: str, found: Any) -> None:
+    versions = " ".join(found.versions)
+    say(f"{found.id} is {what} for {versions}; `tamis run {versions}` honours it; to keep that: git add versions")
+
+
 @spoken
 def approvals(context: typer.Context, form: Format = None) -> None:
     """Show which versions are approved, by whom, and what has changed since."""

@@ -10,6 +10,7 @@ import streamlit as st
 
 from flows import params
 from flows.params import Params
+from tasks.decisions import FOLDER, NAME
 
 ROOT = Path(".")
 
@@ -46,7 +47,12 @@ def open_project() -> Opened:
         ArtifactError: there are no artifacts.
         ParamsError: params.yaml cannot be read.
     """
-    paths = [*ROOT.glob("data/*/version=*/*.parquet"), *ROOT.glob("data/approvals.jsonl"), ROOT / "params.yaml"]
+    paths = [
+        *ROOT.glob("data/*/version=*/*.parquet"),
+        *ROOT.glob("data/approvals.jsonl"),
+        *ROOT.glob(f"{FOLDER}/*/{NAME}"),
+        ROOT / "params.yaml",
+    ]
     return _open(tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(paths)))
 
 

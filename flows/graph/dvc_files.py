@@ -19,6 +19,7 @@ from ruamel.yaml.representer import SafeRepresenter
 from flows import params
 from flows.graph.stages import COPIED, GRAPH, PARAMS, read_stages
 from tasks.artifacts.tables import write_text
+from tasks.decisions import NAME, find_decisions
 
 FOLDER = Path("versions")
 HEAD = "# Written from dvc.yaml and params.yaml by every `tamis` command; an edit here is lost.\n"
@@ -80,7 +81,19 @@ def write_copies(root: Path = Path(".")) -> list[Path]:
                 (root / path).parent.rmdir()
         else:
             write_text(text, root / path)
-    return list(stale)
+    return [*stale, *_write_decisions(root)]
+
+
+def _write_decisions(root: Path) -> list[Path]:
+    """Write the decisions of versions that have no such file yet, those of the version before; returns their paths."""
+    made = []
+    for version, settings in (params.load(root / PARAMS)["versions"] or {}).items():
+        path = find_decisions(root, version)
+        if not path.exists() and NAME in (root / GRAPH).read_text(encoding="utf-8"):
+            before = find_decisions(root, (settings or {}).get("previous", ""))
+            write_text(before.read_text(encoding="utf-8") if before.exists() else "[]\n", path)
+            made.append(path.relative_to(root))
+    return made
 
 
 def parse_lock(text: str) -> dict[str, Any]:

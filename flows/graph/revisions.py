@@ -17,6 +17,7 @@ from flows.graph.dvc_state import StateError, opened, without_git
 from flows.stage import say
 from tasks.approvals import APPROVALS
 from tasks.artifacts.tables import write_text
+from tasks.decisions import find_decisions
 
 
 def tables(revision: str) -> dict[str, Path]:
@@ -70,7 +71,7 @@ def _read_records(revision: str) -> dict[Path, str]:
             for out in stage.get("outs", ())
             if out["path"].endswith(".json")
         ]
-        paths.append(APPROVALS)
+        paths += [APPROVALS, *(find_decisions(Path(), version) for version in list_versions(repo, revision))]
         return {path: text for path in paths if (text := read_file(repo, path, revision))}
 
 

@@ -6,7 +6,7 @@ per row. Promises fail the stage; the rest is recorded.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -21,6 +21,7 @@ from tasks.artifacts import schemas, tables
 from tasks.artifacts.views import opened, stream
 from tasks.audit.settings import AuditSettings
 from tasks.conversations import read_conversation
+from tasks.decisions import Decision, read_decisions
 from tasks.folders import Folders
 from tasks.masks.settings import MaskSettings
 from tasks.selection.settings import SelectionSettings
@@ -80,6 +81,7 @@ def write_audit(
     selection_settings: SelectionSettings,
     mask: MaskSettings,
     settings: AuditSettings,
+    decisions: Path | None = None,
 ) -> None:
     """Check the promises of a version and write audit.parquet and audit.json.
 
@@ -87,13 +89,14 @@ def write_audit(
         folders: of this version and the one before, which may hold no row; its held-out rows are measured on again.
         selection_settings, mask: as selection was given them.
         settings: what is named, as information.
+        decisions: the list of vetoed and pinned rows; None: there is none.
 
     Raises:
         AuditError: a promise is broken; nothing is written.
         ArtifactError: an artifact is missing or was edited.
     """
     out, version = folders.here.audit, folders.here.version
-    found = _check(folders, selection_settings, mask, settings)
+    found = _check(folders, selection_settings, mask, settings, decisions)
     refuse_broken(found.checks, version)
     asked = asdict(selection_settings)
     parameters = {name: asked[name] for name in ("budget", "caps", "floors")} | asdict(settings)
@@ -104,17 +107,22 @@ def write_audit(
 
 
 def check_version(
-    folders: Folders, *, selection_settings: SelectionSettings, mask: MaskSettings, settings: AuditSettings
+    folders: Folders,
+    *,
+    selection_settings: SelectionSettings,
+    mask: MaskSettings,
+    settings: AuditSettings,
+    decisions: Path | None = None,
 ) -> list[Check]:
     """Return what every check finds in a version's artifacts, promises first; nothing is written.
 
     Args:
-        folders, selection_settings, mask, settings: as of `write_audit`.
+        folders, selection_settings, mask, settings, decisions: as of `write_audit`.
 
     Raises:
         ArtifactError: an artifact is missing or was edited.
     """
-    return _check(folders, selection_settings, mask, settings).checks
+    return _check(folders, selection_settings, mask, settings, decisions).checks
 
 
 @dataclass(frozen=True)
@@ -126,12 +134,14 @@ class Checked:
     present: dict[str, str]  # digests of all that there is
 
 
-def _check(folders: Folders, asked: SelectionSettings, mask: MaskSettings, settings: AuditSettings) -> Checked:
+def _check(
+    folders: Folders, asked: SelectionSettings, mask: MaskSettings, settings: AuditSettings, decisions: Path | None
+) -> Checked:
     here, previous_examples, raw = folders.here, folders.before.examples, folders.raw
     examples, utility, selection, evaluation = here.examples, here.utility, here.selection, here.evaluation
     sources = read_sources(examples, previous_examples, utility, selection, evaluation)
     limits = tabulate_limits(sources["texts"], asked, settings.held_out_share)
-    limits["mask_budget"] = limit_mask(sources["tensors"], mask)
+    limits |= limit_mask(sources["tensors"], mask) | tabulate_people(decisions) | tabulate_law(here.gradients)
     compared = pa.table({"version": [here.version], "previous": [previous_examples.name.removeprefix("version=")]})
     with opened({**sources, **limits, "compared": compared}) as connection:
         checks, changes = run_checks(connection), count_changes(connection)
@@ -189,12 +199,34 @@ def tabulate_limits(texts: pa.Table, asked: SelectionSettings, held_out_share: f
     }
 
 
-def limit_mask(tensors: pads.Dataset, mask: MaskSettings) -> pa.Table:
-    """Return how many parameters the mask must hold, as a table: none without one; else what its budget comes to."""
-    if mask.selector == "none":
-        return pa.table({"most": [0]})
-    entries = pc.sum(tensors.to_table(columns=["entries"])["entries"]).as_py()
-    return pa.table({"most": [max(1, limit_spending(mask.budget, entries or 0)[1])]})
+def limit_mask(tensors: pads.Dataset, mask: MaskSettings) -> dict[str, pa.Table]:
+    """Return how many parameters the mask must hold, none without one, and the shares of it that are quotas."""
+    most, shares = 0, [0.0, 0.0]
+    if mask.selector != "none":
+        entries = pc.sum(tensors.to_table(columns=["entries"])["entries"]).as_py()
+        most, shares = max(1, limit_spending(mask.budget, entries or 0)[1]), [mask.layer_share, mask.module_share]
+    quotas = pa.table({"kind": ["layer", "module"], "share": pa.array(shares, pa.float64())})
+    return {"mask_budget": pa.table({"most": [most]}), "quotas": quotas}
+
+
+def tabulate_people(decisions: Path | None) -> dict[str, pa.Table]:
+    """Return which rows people vetoed and pinned."""
+    found = [vars(one) for one in read_decisions(decisions)] if decisions else []
+    names = [field.name for field in fields(Decision)]
+    return {"decisions": pa.Table.from_pylist(found, schema=pa.schema([(name, pa.string()) for name in names]))}
+
+
+def tabulate_law(gradients: Path) -> dict[str, pa.Table]:
+    """Return the sum of the rows' scores, with both sums that were recorded; no row where rows were not scored."""
+    facts = gradients / "gradients.json"
+    known = json.loads(facts.read_text(encoding="utf-8")) if facts.exists() else {}
+    names, row = ["rows", "recorded", "parameters", "size"], []
+    if known.get("sum_phi_data") is not None:
+        scores = tables.read_table(gradients / "phi_data.parquet", columns=["score"])["score"].to_numpy()
+        recorded, parameters = known["sum_phi_data"], known["sum_phi_param"]
+        row = [float(scores.sum()), recorded, parameters, max(float(abs(scores).sum()), abs(recorded), abs(parameters))]
+    columns = [pa.array([value], pa.float64()) for value in row] or [pa.array([], pa.float64())] * len(names)
+    return {"law": pa.table(columns, names)}
 
 
 def run_checks(connection: duckdb.DuckDBPyConnection) -> list[Check]:

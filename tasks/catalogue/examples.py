@@ -83,4 +83,9 @@ ORDER BY version, stage, artifact LIMIT 10""",
         "Who approved which version, and when?",
         'SELECT version, "by", "when", note, despite FROM approvals ORDER BY "when" DESC',
     ),
+    Example(
+        "decisions",
+        "Which rows did people veto or pin, and why?",
+        'SELECT version, kind, id, because, "by" FROM decisions ORDER BY version, kind, id',
+    ),
 )

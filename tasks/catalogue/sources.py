@@ -15,6 +15,7 @@ from tasks.artifacts import tables
 from tasks.artifacts.remembered import remember
 from tasks.artifacts.views import open_checked
 from tasks.catalogue.derived import ASKS_RUNS, derive
+from tasks.decisions import FOLDER, NAME, tabulate_decisions
 
 BASE = "base"  # stands for no version
 CHECKED = Path(".cache/checked.json")  # of a project: tables whose digests were found right
@@ -76,13 +77,22 @@ def find_artifacts(
     every = [path for name, several in paths.items() if name in views for path in several]
     wanted = asked is None or any(name in asked.lower() for name in ASKS_RUNS)
     views["runs"] = tabulate_runs(every) if wanted else RUNS.empty_table()
-    try:
-        views["approvals"] = tabulate(read_approvals(root))
-    except tables.ArtifactError as error:
-        broken["approvals"] = str(error)
+    for name, read in {"approvals": _tabulate_approvals, "decisions": _tabulate_decisions}.items():
+        try:
+            views[name] = read(root)
+        except tables.ArtifactError as error:
+            broken[name] = str(error)
     if versions is not None:
         views["versions"] = _tabulate_versions({path.parent.name for path in every}, versions)
     return Artifacts(views, derive(views), broken)
+
+
+def _tabulate_approvals(root: Path) -> pa.Table:
+    return tabulate(read_approvals(root))
+
+
+def _tabulate_decisions(root: Path) -> pa.Table:
+    return tabulate_decisions(root, sorted(path.parent.name for path in Path(root).glob(f"{FOLDER}/*/{NAME}")))
 
 
 def tabulate_runs(paths: Iterable[Path]) -> pa.Table:

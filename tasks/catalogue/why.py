@@ -27,6 +27,9 @@ PARTNERS = f"""
 TOPIC = """
     SELECT count(*) AS pool, count(*) FILTER (chosen) AS chosen FROM subset
     WHERE version = $version AND topic = $topic"""
+DECIDED = """
+    SELECT kind, "by", "when", because FROM decisions WHERE version = $version AND id IN (SELECT o.id FROM examples o
+        JOIN examples e USING (version, same_as) WHERE e.version = $version AND e.id = $id)"""
 ALIKE = f"""
     WITH words AS (SELECT id, chosen, coalesce(near_duplicate_of, row) AS words FROM examples
         LEFT JOIN subset USING (version, id) WHERE version = $version AND duplicate_of IS NULL)
@@ -100,6 +103,7 @@ def _name_state(row: Mapping[str, Any]) -> str:
 
 
 def _tell(asked: Asked, state: str, enters: Mapping[str, float | None] | None) -> Iterator[str]:
+    yield from _tell_decided(asked)
     if state == "not in the pool":
         yield _tell_outside(asked.row)
         return
@@ -115,6 +119,13 @@ def _tell(asked: Asked, state: str, enters: Mapping[str, float | None] | None) -
     yield from _tell_partners(asked)
     yield from _tell_alike(asked)
     yield from _tell_topic(asked)
+
+
+def _tell_decided(asked: Asked) -> Iterator[str]:
+    """Yield what a person decided of the row, or of one with its text."""
+    if "decisions" in asked.views:
+        for kind, by, when, because in asked.rows(DECIDED):
+            yield f"{by} {'vetoed' if kind == 'veto' else 'pinned'} it on {when[:10]}: {because}"
 
 
 def _tell_outside(row: Mapping[str, Any]) -> str:

@@ -3,12 +3,12 @@
 Of a row the digests stand there alone: its id, and `same_as`, by which it is known again whatever its blanks are.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tasks.artifacts.tables import ArtifactError, write_json
+from tasks.artifacts.tables import write_json
+from tasks.decisions import read_entries
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,7 @@ def read_erased(path: Path) -> list[Erased]:
     Raises:
         ArtifactError: the file is no such list.
     """
-    if not path.exists():
-        return []
-    try:
-        return [Erased(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
-    except (ValueError, TypeError) as error:
-        raise ArtifactError(
-            f"{path} is no list of erased rows ({error}); bring it back with `git checkout {path}`, since a run "
-            "without it would take erased rows in again"
-        ) from error
+    return read_entries(path, Erased, "would take erased rows in again")
 
 
 def list_same(path: Path) -> frozenset[str]:

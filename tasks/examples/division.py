@@ -134,6 +134,8 @@ def divide(
     settings: ExamplesSettings,
     raw: Path,
     compare: Callable[[list[str]], Likeness] | None = None,
+    *,
+    vetoed: Collection[str] = (),
 ) -> Division:
     """Give each row its side, what is new about it, and whether later stages use it.
 
@@ -147,6 +149,7 @@ def divide(
         settings: of the stage.
         raw: path of the raw files.
         compare: returns the near-duplicates of the rows, given their sides; None: they are not looked for.
+        vetoed: `same_as` of rows that are not to be used.
 
     Raises:
         SplitError: a row stands where its prompt may not.
@@ -170,7 +173,7 @@ def divide(
         seed=settings.seed,
         pool_rows=settings.pool_rows,
         held_out_rows=settings.held_out_rows,
-        barred=bar_rows(barred, likeness, settings, planted=mark_planted(facts, sides)),
+        barred=bar_rows(barred, likeness, settings, planted=mark_planted(facts, sides), vetoed=mark(facts, vetoed)),
         clusters=name_clusters(likeness, settings),
     )
     named = ids if settings.deduplicate else splits.number_repetitions(ids)
@@ -195,6 +198,11 @@ def assign_sides(facts: Facts, earlier: Earlier, settings: ExamplesSettings, raw
     before = earlier.list_keys(splits.VALIDATION)
     known = {*earlier.list_keys(splits.HELD_OUT), *earlier.list_taught()}
     return splits.set_validation_apart(facts.keys, sides, facts.validating, barred=known, before=before), barred
+
+
+def mark(facts: Facts, vetoed: Collection[str]) -> list[bool]:
+    """Return whether each row says what a vetoed one does."""
+    return [same in vetoed for same in facts.same]
 
 
 def mark_planted(facts: Facts, sides: Sequence[str]) -> list[bool]:

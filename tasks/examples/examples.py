@@ -18,10 +18,11 @@ from tamis.language.chat_templates import find_left_out, list_turn_texts, refuse
 from tasks import models
 from tasks.artifacts import schemas, tables
 from tasks.conversations import open_template, read_conversation
+from tasks.decisions import VETO, list_decided
 from tasks.erasure.record import list_same
 from tasks.examples.division import Division, divide, make_withdrawn, name_apart, read_before
 from tasks.examples.files import ExamplesError, NotRead, RawFile, is_inside, list_contents, list_files
-from tasks.examples.near import PLANTED, find_likeness
+from tasks.examples.near import PLANTED, VETOED, find_likeness
 from tasks.examples.reading import LONG, READ, Facts, Reader, read_files, tell_notes
 from tasks.examples.settings import ExamplesSettings, list_sources
 from tasks.folders import Folders
@@ -38,6 +39,7 @@ def write_examples(
     settings: ExamplesSettings,
     held_out_share: float,
     erased: Path | None = None,
+    decisions: Path | None = None,
 ) -> Mapping[str, Any]:
     """Read a version's raw files and write examples, rejects and withdrawn (.parquet) and examples.json.
 
@@ -47,6 +49,7 @@ def write_examples(
         model: its template writes the conversations, and its tokenizer counts; each must fit its `max_tokens`.
         held_out_share: topics whose held-out share is lower are named.
         erased: the list of erased rows, which are left out, whatever file or version brings them; None: none is.
+        decisions: the list of vetoed rows, which are not used; None: none is.
 
     Returns:
         How many rows were read, rejected and left out as erased, what was not read, and what was left out of how many
@@ -70,7 +73,7 @@ def write_examples(
         refuse_bad_rows(facts, settings)
         before = read_before(previous_examples, previous_subset, same)
         compare = partial(find_likeness, Texts(kept), settings=settings)
-        division = divide(facts, before, settings, Path(raw), compare)
+        division = divide(facts, before, settings, Path(raw), compare, vetoed=list_decided(decisions, VETO))
         refuse_empty_sides(division, settings)
         old = previous_examples / "examples.parquet", previous_subset / "subset.parquet"
         made = _trace([*(file.path for file in files), *old], version, model, settings)
@@ -269,7 +272,8 @@ def refuse_empty_sides(division: Division, settings: ExamplesSettings) -> None:
 
 def _tell_left(division: Division) -> str:
     """Return how many rows are not used though their text stands there once."""
-    kept, asked, planted = (division.because.count(reason) for reason in ("kept", "held out", PLANTED))
+    reasons = ("kept", "held out", PLANTED, VETOED)
+    kept, asked, planted, vetoed = (division.because.count(reason) for reason in reasons)
     told = ""
     if kept:
         told += f", and {kept} kept from the version before: set examples.ground_set: all to choose among them"
@@ -278,6 +282,8 @@ def _tell_left(division: Division) -> str:
     if planted:
         way_out = 'to read no such field, set examples.fields: {planted: ""}'
         told += f", and {planted} planted outside the pool; {way_out}"
+    if vetoed:
+        told += f", and {vetoed} vetoed: `tamis release` takes a veto back"
     return told
 
 

@@ -11,7 +11,7 @@ from tamis.examples.splits import HELD_OUT, POOL, VALIDATION
 from tasks.examples.settings import ExamplesSettings
 
 HELD_OUT_ASKS, NEAR_HELD_OUT = "held out", "near held out"  # why a row is not used
-NEAR_VALIDATION, PLANTED = "near validation", "planted"
+NEAR_VALIDATION, PLANTED, VETOED = "near validation", "planted", "vetoed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,12 @@ def find_likeness(texts: Iterable[str], sides: Sequence[str], *, settings: Examp
 
 
 def bar_rows(
-    asked_elsewhere: Sequence[bool], likeness: Likeness | None, settings: ExamplesSettings, *, planted: Sequence[bool]
+    asked_elsewhere: Sequence[bool],
+    likeness: Likeness | None,
+    settings: ExamplesSettings,
+    *,
+    planted: Sequence[bool],
+    vetoed: Sequence[bool],
 ) -> list[str | None]:
     """Return for each row why it must not be used: what it shares with a row outside the pool, or is itself; else None.
 
@@ -43,8 +48,9 @@ def bar_rows(
         likeness: of all rows; None: it was not looked for.
         settings: of the stage.
         planted: planted rows outside the pool.
+        vetoed: rows that a person does not want to be used.
     """
-    reasons = {HELD_OUT_ASKS: asked_elsewhere, PLANTED: planted}
+    reasons = {VETOED: vetoed, HELD_OUT_ASKS: asked_elsewhere, PLANTED: planted}
     if likeness is not None and settings.drop_near_held_out:
         reasons |= {NEAR_HELD_OUT: likeness.near_held_out.tolist(), NEAR_VALIDATION: likeness.near_validation.tolist()}
     each = zip(*reasons.values(), strict=True)

@@ -68,6 +68,15 @@ def _read_help(source: Path, rows: Rows) -> np.ndarray:
     return found[texts.places]
 
 
+def spare(gate: Gated | None, places: np.ndarray) -> Gated | None:
+    """Return the gate with some rows let pass, whatever their score: those that a person wants to be chosen."""
+    if gate is None or not len(places):
+        return gate
+    gated = gate.gated.copy()
+    gated[places] = False
+    return replace(gate, gated=gated)
+
+
 def pass_gate(rows: Rows, budget: Budget, gate: Gated | None) -> tuple[Rows, Budget]:
     """Return the rows that are chosen from, and the budget for these alone; it is as large as for all of them.
 

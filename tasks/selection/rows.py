@@ -1,5 +1,6 @@
 """The rows that selection is about, and which of them have one text."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,6 +26,14 @@ class Rows:
     learnt: list[str]  # ids of what an earlier version chose, whether they may be chosen again or not
     scored: list[str]  # ids of the first row of each text of the used pool, those that left before the choice too
     gated: list[str] = field(default_factory=list)  # ids of the used pool that left before the choice
+    pinned: list[str] = field(default_factory=list)  # ids of the used pool that a person wants to be chosen
+
+    def find_pinned(self) -> np.ndarray:
+        """Return the places of the pinned rows in the pool."""
+        ids = self.ground["id"].combine_chunks()
+        return np.flatnonzero(
+            pc.is_in(ids, value_set=pa.array(self.pinned, pa.string())).to_numpy(zero_copy_only=False)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,14 +45,22 @@ class Texts:
     topics: list[str]  # of each text, that of its first row which is there
 
 
-def read_rows(source: Path) -> Rows:
-    """Return the used rows of the pool, those of the target task, and what an earlier version chose."""
-    columns = ["id", "topic", "source", "response_tokens", "weight", *FAULTS]
+def read_rows(source: Path, pinned: Collection[str] = ()) -> Rows:
+    """Return the used rows of the pool, those of the target task, and what an earlier version chose.
+
+    Args:
+        source: `examples.parquet`.
+        pinned: `same_as` of rows that are to be chosen where the pool has them; of repetitions the first.
+    """
+    columns = ["id", "same_as", "topic", "source", "response_tokens", "weight", *FAULTS]
     table, sets = read_sets(source, ("ground", "target", "learnt"), columns)
     target, learnt = (table["id"].take(sets[name]).to_pylist() for name in ("target", "learnt"))
     ground = table.take(sets["ground"])
     firsts = name_firsts(ground)
-    return Rows(ground.append_column("first", firsts), target, learnt, pc.unique(firsts).to_pylist())
+    known = dict(zip(reversed(ground["same_as"].to_pylist()), reversed(ground["id"].to_pylist()), strict=True))
+    wanted = [known[same] for same in sorted(pinned) if same in known]
+    ground = ground.append_column("first", firsts)
+    return Rows(ground, target, learnt, pc.unique(firsts).to_pylist(), pinned=wanted)
 
 
 def list_texts(rows: Rows) -> Texts:

@@ -6,7 +6,7 @@ a run of its own on the same similarities. Rows and mask are chosen apart: each 
 from, whatever the other is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +26,11 @@ from tamis.training.chance import name_groups, order_balanced
 from tamis.utility.quality import cap_diagonal
 from tasks import models
 from tasks.artifacts.tables import Provenance, digest, digest_inputs, read_table, write_json, write_table
+from tasks.decisions import PIN, list_decided
 from tasks.folders import Artifacts, Folders
 from tasks.masks.mask_tables import read_mask, write_mask
 from tasks.masks.settings import MaskSettings
-from tasks.selection.gates import FILES, describe_gate, pass_gate, read_gate
+from tasks.selection.gates import FILES, describe_gate, pass_gate, read_gate, spare
 from tasks.selection.inputs import (
     Similar,
     compare_directions,
@@ -59,6 +60,7 @@ READ = {  # stage whose artifact a selector reads -> what its selectors read, by
     "gradients": {"phi_data.parquet": "gradients"},
 }
 READ_ALSO = {"dualsft_cover": {"sketches.parquet": "gradients"}}  # selector -> what it reads besides
+NO_ROOM = "the budget, a floor or a cap leaves no room for it"
 DRAWS = 5  # random choices that a choice is checked against
 
 
@@ -71,6 +73,7 @@ def write_selection(
     mask: MaskSettings,
     training: "Training | None" = None,
     runtime: RuntimeSettings | None = None,
+    decisions: Path | None = None,
     map: Map = map,
 ) -> None:
     """Choose rows and parameters; write `subset.parquet`, a row for each of the pool, the mask and `selection.json`.
@@ -83,6 +86,7 @@ def write_selection(
         mask: of the parameters.
         training: how rows are trained on afterwards, which a pilot does briefly; wanted with one.
         runtime: how a pilot's losses are computed; likewise.
+        decisions: the list of pinned rows, which are chosen before all others; None: none is.
         map: runs the parts of the optimiser `partition`.
 
     Raises:
@@ -93,8 +97,10 @@ def write_selection(
         settings = replace(settings, objective="facility_location")
     here = folders.here
     out, table = here.selection, here.examples / "examples.parquet"
-    sources, rows = name_sources(here, settings), read_rows(table)
-    budget, gate = resolve_budget(rows.ground, settings), read_gate(settings.gate, rows, sources.get("gate"))
+    sources, pinned = name_sources(here, settings), list_decided(decisions, PIN)
+    rows = read_rows(table, pinned)
+    budget = resolve_budget(rows.ground, settings)
+    gate = spare(read_gate(settings.gate, rows, sources.get("gate")), rows.find_pinned())
 
     ours, narrowed = pass_gate(rows, budget, gate)
     picks = choose_rows(ours, narrowed, sources | {"examples": table}, settings, diagonal=diagonal, map=map)
@@ -108,14 +114,20 @@ def write_selection(
         place = Place(table, folders.cache / "pilots", model, training, runtime, inside)
         order, piloted = run_pilot(place, settings.pilot, proposed.order, budget, settings.seed)
         if piloted["decision"] != "choice":
-            picks = proposed = ChosenRows(order)
-            checked = None
-    reached = describe_objective(picks, settings) | describe_scores(picks)
+            picks, checked = ChosenRows(put_first(order, rows, budget)), None
+            proposed = picks
     asked = asdict(settings) | ({"diagonal": diagonal} if settings.selector == "delift" else {})
+    asked |= {"pinned": sorted(pinned)} if pinned else {}
     made = Provenance("selection", here.version, asked, digest_inputs(table, *sources.values()), find_seed(settings))
     write_table(tabulate(rows.ground, proposed, gate), out / "subset.parquet", made)
-    found = describe(rows, budget, proposed, settings) | reached | {"gate": describe_gate(rows, gate)}
+    found = describe(rows, budget, proposed, settings) | describe_objective(picks, settings) | describe_scores(picks)
+    found |= {"gate": describe_gate(rows, gate), "pins": describe_pins(rows, pinned)}
     write_json(found | {"pilot": piloted, "checked": checked, "mask": cut}, out / "selection.json")
+
+
+def describe_pins(rows: Rows, pinned: Collection[str]) -> dict[str, int] | None:
+    """Return how many pinned rows are chosen, and how many the pool does not have; None where none is pinned."""
+    return {"chosen": len(rows.pinned), "not_in_the_pool": len(pinned) - len(rows.pinned)} if pinned else None
 
 
 def name_sources(here: Artifacts, settings: SelectionSettings) -> dict[str, Path]:
@@ -152,7 +164,52 @@ def choose_rows(
     diagonal: str,
     map: Map,
 ) -> ChosenRows:
-    """Choose rows by the selector that is asked for, from the artifacts that it reads, by their names."""
+    """Choose rows by the selector that is asked for, pinned ones first, from the artifacts that it reads, by name.
+
+    Raises:
+        SelectionError: the budget does not allow the pinned rows, or the selector cannot choose one.
+    """
+    picks = choose_freely(rows, budget, sources, settings, diagonal=diagonal, map=map)
+    if picks.choice is not None:
+        return picks  # which began with the pinned ones
+    return replace(picks, order=put_first(picks.order, rows, budget))
+
+
+def put_first(order: np.ndarray, rows: Rows, budget: Budget) -> np.ndarray:
+    """Return an order of choice with the pinned rows before the others, as far as the budget goes.
+
+    Raises:
+        SelectionError: it does not go as far as all pinned rows.
+    """
+    pinned = rows.find_pinned()
+    if not len(pinned):
+        return order
+    wanted = np.concatenate([pinned, order[~np.isin(order, pinned)]])
+    picked = rank(budget, np.concatenate([wanted, np.setdiff1d(np.arange(rows.ground.num_rows), wanted)]))
+    refuse_unpinned(pinned[~np.isin(pinned, picked)], rows, NO_ROOM)
+    return picked[np.isin(picked, wanted)]
+
+
+def refuse_unpinned(places: np.ndarray, rows: Rows, why: str) -> None:
+    """Raise SelectionError where there are pinned rows that cannot be chosen."""
+    if len(places):
+        first = rows.ground["id"][int(places[0])].as_py()
+        raise SelectionError(
+            f"{len(places)} of {len(rows.pinned)} pinned rows cannot be chosen, first {first}: {why}; release it "
+            "(`tamis release`), or raise selection.budget or selection.caps"
+        )
+
+
+def choose_freely(
+    rows: Rows,
+    budget: Budget,
+    sources: Mapping[str, Path],
+    settings: SelectionSettings,
+    *,
+    diagonal: str,
+    map: Map,
+) -> ChosenRows:
+    """Choose rows by the selector that is asked for; pinned ones first where it chooses by similarity."""
     selector, ids = settings.selector, rows.ground["id"].to_pylist()
     if selector in ("random", "fresh"):
         return ChosenRows(draw(budget, seed=settings.seed))
@@ -231,26 +288,43 @@ def choose_similar(
     weighed = objectives.weigh(kernels, heavy) if (heavy != 1).any() else kernels
     objective = objectives.build(weighed, settings.objective, information=settings.mutual_information, **weights)
     allowed, strata = restrict(budget, demos), None
-    how = {"budget": settings.budget, "targeted": bool(rows.target)}
-    if settings.stratify == "topic" and may_stratify(settings.selector, settings.objective, **how):
+    asked = {"budget": settings.budget, "targeted": bool(rows.target)}
+    if settings.stratify == "topic" and may_stratify(settings.selector, settings.objective, **asked):
         firsts = np.unique(list_texts(rows).places[demos], return_index=True)[1]  # repeats make no topic larger
         allowed = strata = stratify(allowed, firsts)
-    choice = maximise(
-        objective,
-        allowed,
-        settings.optimiser,
-        epsilon=settings.epsilon,
-        partitions=settings.partitions,
-        seed=settings.seed,
-        map=lambda function, parts: map(function, list(parts)),
-    )
+    pinned = find_pinned_demos(rows, demos)
+    if len(pinned) and strata is not None and len(find_room(strata, pinned)) < len(pinned):
+        allowed, strata = restrict(budget, demos), None  # a person's word outweighs a topic's share
+    refuse_unpinned(demos[np.setdiff1d(pinned, find_room(allowed, pinned))], rows, NO_ROOM)
+    how = {name: getattr(settings, name) for name in ("epsilon", "partitions", "seed")}
+    if len(pinned):
+        choice = choose(objective.kernel, allowed, objective.bonus, start=pinned)
+    else:
+        choice = maximise(objective, allowed, settings.optimiser, **how, map=lambda each, parts: map(each, list(parts)))
     if not choice.gain.all():
-        kept = choice.order[choice.gain > 0]
+        kept = choice.order[(choice.gain > 0) | np.isin(choice.order, pinned)]
         order = rank(allowed, np.concatenate([kept, order_rest(kept, similar, rows.ground.take(demos), vectors)]))
         choice = choose(objective.kernel, allowed, objective.bonus, start=order)
     by, cover = objectives.cover(kernels.own, choice.order)
     covered_by = np.where(by < 0, -1, demos[by])
     return ChosenRows(demos[choice.order], choice, objective, covered_by, cover, similar=similar, strata=strata)
+
+
+def find_pinned_demos(rows: Rows, demos: np.ndarray) -> np.ndarray:
+    """Return the places of the pinned rows among the demos.
+
+    Raises:
+        SelectionError: one is no demo.
+    """
+    places = rows.find_pinned()
+    refuse_unpinned(np.setdiff1d(places, demos), rows, "the selector knows no similarity of it")
+    return np.flatnonzero(np.isin(demos, places))
+
+
+def find_room(budget: Budget, wanted: np.ndarray) -> np.ndarray:
+    """Return which of some rows a budget takes if these come first."""
+    others = np.setdiff1d(np.arange(len(budget.costs)), wanted)
+    return np.intersect1d(wanted, rank(budget, np.concatenate([wanted, others])))
 
 
 def order_rest(kept: np.ndarray, similar: Similar, rows: pa.Table, vectors: Path | None) -> np.ndarray:

@@ -208,7 +208,7 @@ def test_the_audit_names_each_check_and_fails_where_one_is_broken(project):
     assert done.exit_code == 1
     (broken,) = (row for row in json.loads(done.stdout) if row["state"] == "broken")
     assert broken["check"] == "provenance"
-    assert "1 of 15 promises are broken" in done.stderr
+    assert "1 of 18 promises are broken" in done.stderr
 
 
 def test_versions_that_are_not_made_are_told_of_and_not_checked(project):

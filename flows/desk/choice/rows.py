@@ -97,3 +97,23 @@ def show_story(connection: Any, project: Opened, version: str, id: str) -> None:
         st.text(f"{role}{', learnt' if learnt else ''}:")
         with st.container(border=True):
             st.text(content)
+    take_decision(project, version, full)
+
+
+def take_decision(project: Opened, version: str, id: str) -> None:
+    """Take a veto or a pin of a row, which the next selection of the version honours, and of those after it."""
+    from flows.deciding import decide
+
+    with st.expander("Veto or pin this row"), st.form("decide", clear_on_submit=True):
+        kind = st.selectbox("Decision", ["veto", "pin"], key="kind")
+        because = st.text_input("Because; without the row's own words", key="because")
+        by = st.text_input("Your name; else git's user", key="by")
+        if not st.form_submit_button("Record"):
+            return
+    try:
+        found = decide(kind, id, project.values, because=because, by=by or None, version=version)
+    except ValueError as error:
+        st.error("It is not recorded.")
+        st.text(str(error))
+    else:
+        st.text(f"Recorded for {', '.join(found.versions)}; the next run honours it. To keep it, commit versions/.")

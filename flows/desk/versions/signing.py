@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from flows.desk.project import Opened
+from flows.desk.project import ROOT, Opened
 
 
 def show(project: Opened) -> None:
@@ -18,6 +18,7 @@ def show(project: Opened) -> None:
         st.text(said)
         if signed.changed:
             st.text("other ones since: " + ", ".join(signed.changed))
+    show_decisions(project)
     if not project.made:
         return
     with st.form("approve", clear_on_submit=True):
@@ -34,3 +35,13 @@ def show(project: Opened) -> None:
             st.text(str(error))
         else:
             st.text(f"{version} is approved by {signed.by}; to keep that, commit data/approvals.jsonl.")
+
+
+def show_decisions(project: Opened) -> None:
+    """Show which rows people vetoed or pinned."""
+    from tasks.decisions import tabulate_decisions
+
+    found = tabulate_decisions(ROOT, project.values.versions).to_pylist()
+    st.text(f"{len(found):,} rows are vetoed or pinned; a row's page takes such a decision.")
+    if found:
+        st.dataframe(found, hide_index=True, width="stretch", alt="Vetoed and pinned rows")

@@ -250,3 +250,27 @@ def test_a_mask_is_shown_with_its_density(project):
     tensors = read_table(Path("data/selection/version=v2/tensors.parquet")).to_pylist()
     chosen, entries = (sum(row[name] for row in tensors) for name in ("chosen", "entries"))
     assert f"{chosen:,} of {entries:,} weights are trained, {chosen / entries:.2%}" in read_text(look("mask"))
+
+
+def test_a_row_is_vetoed_on_its_page(project):
+    row = read_table(Path("data/selection/version=v2/subset.parquet")).to_pylist()[0]
+    desk = look("rows", version="v2", id=row["id"])
+    desk.text_input(key="because").set_value("it is wrong")
+    desk.text_input(key="by").set_value("Ann")
+    next(one for one in desk.button if one.label == "Record").click()
+    desk.run()
+    assert not desk.exception
+    assert "Recorded for v2; the next run honours it." in read_text(desk)
+    (decision,) = json.loads(Path("versions/v2/decisions.json").read_text())
+    assert (decision["kind"], decision["because"], decision["by"]) == ("veto", "it is wrong", "Ann")
+    assert "Ann vetoed it on" in read_text(look("rows", version="v2", id=row["id"]))
+    assert "1 rows are vetoed or pinned" in read_text(look("sign-off"))
+
+
+def test_a_decision_without_a_reason_is_not_recorded(project):
+    row = read_table(Path("data/selection/version=v2/subset.parquet")).to_pylist()[0]
+    desk = look("rows", version="v2", id=row["id"])
+    next(one for one in desk.button if one.label == "Record").click()
+    desk.run()
+    assert [one.value for one in desk.error] == ["It is not recorded."]
+    assert json.loads(Path("versions/v2/decisions.json").read_text()) == []

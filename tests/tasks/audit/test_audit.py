@@ -21,13 +21,14 @@ def world(tmp_path) -> World:
 
 def test_kept_promises_are_written_down(world):
     table = world.write().check()
-    assert table["passed"].to_pylist() == [True] * 25
+    assert table["passed"].to_pylist() == [True] * 29
     assert dict(zip(table["check"].to_pylist(), table["detail"].to_pylist(), strict=True))["leakage"] == "none"
     written = json.loads((world.folder("audit") / "audit.json").read_text())
     none = {"rows": 0, "used": 0}
     assert written == {
-        "promises_kept": 15,
+        "promises_kept": 18,
         "coverage": ["greetings"],
+        "decided": [],
         "held_out_share": ["greetings: 0.000"],
         "length": ["chosen 2.5, pool 3.2 (-21%)"],
         "near_duplicates": [],
@@ -66,7 +67,7 @@ def test_a_chosen_row_with_a_held_out_prompt_is_named(world):
     world.examples[POOL] = toy_corpus.reword(world.examples[POOL], prompt=f" {twin['prompt'].replace(' ', '  ')}")
     world.examples[POOL]["id"] = "other"
     world.evaluation[0]["id"] = world.evaluation[2]["id"] = "other"
-    with pytest.raises(audit.AuditError, match=rf"1 of 15 promises of v1 are broken: leakage: 1, first {twin['id']}"):
+    with pytest.raises(audit.AuditError, match=rf"1 of 18 promises of v1 are broken: leakage: 1, first {twin['id']}"):
         world.write().check()
 
 
@@ -79,14 +80,14 @@ def test_a_chosen_row_with_a_prompt_that_the_version_before_held_out_is_named(wo
 def test_a_learnt_row_with_a_held_out_prompt_is_named(world):
     taught = toy_corpus.learn(toy_corpus.row(POOL, "pool", used=False)) | {"id": "taught"}
     with pytest.raises(
-        audit.AuditError, match=r"1 of 15 promises .*: learnt: 1, first taught \(its prompt is held out"
+        audit.AuditError, match=r"1 of 18 promises .*: learnt: 1, first taught \(its prompt is held out"
     ):
         replace(world, examples=[*world.examples, taught]).write().check()
 
 
 def test_a_target_row_with_a_held_out_prompt_is_named(world):
     asked = toy_corpus.row(POOL, "target") | {"id": "asked"}
-    with pytest.raises(audit.AuditError, match=r"1 of 15 promises .*: target: 1, first asked \(its prompt is held out"):
+    with pytest.raises(audit.AuditError, match=r"1 of 18 promises .*: target: 1, first asked \(its prompt is held out"):
         replace(world, examples=[*world.examples, asked]).write().check()
 
 
@@ -104,7 +105,7 @@ def test_a_validation_row_with_the_prompt_of_a_row_elsewhere_is_named(world, spl
     stray = toy_corpus.reword(stray, prompt=twin["prompt"], response="another")
     world.subset[0]["id"] = twin["id"] if split == "pool" else world.subset[0]["id"]
     found = "stray" if split == "held_out" else twin["id"]
-    with pytest.raises(audit.AuditError, match=rf"1 of 15 promises .*: validation: 1, first {found} \("):
+    with pytest.raises(audit.AuditError, match=rf"1 of 18 promises .*: validation: 1, first {found} \("):
         replace(world, examples=[*world.examples, stray]).write().check()
 
 
@@ -151,7 +152,7 @@ def test_pairs_with_learnt_and_target_rows_are_kept(world, pair):
     [("learnt", "pool"), ("learnt", "target"), ("pool", "held_out"), ("held_out", "pool")],
 )
 def test_a_pair_that_no_objective_reads_is_named(world, pair):
-    with pytest.raises(audit.AuditError, match=r"1 of 15 promises of v1 are broken: pairs: 1"):
+    with pytest.raises(audit.AuditError, match=r"1 of 18 promises of v1 are broken: pairs: 1"):
         pair_up(world, *pair).write().check()
 
 

@@ -26,6 +26,7 @@ def world(tmp_path) -> World:
 VIEWS = (
     "approvals",
     "changes",
+    "decisions",
     "embedding",
     "evaluation",
     "examples",
@@ -174,7 +175,7 @@ REFUSED = {
     "SELECT 1; COPY examples TO '{out}'": "a text of 2 statements is not answered",
     "": "an empty text is not answered",
     "SELEKT 1": "syntax error",
-    "SELECT nothing FROM examples": "reads these views and nothing else: approvals, changes, embedding, evaluation, ",
+    "SELECT nothing FROM examples": "reads these views and nothing else: approvals, changes, decisions, embedding, ev",
 }
 
 

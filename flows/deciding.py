@@ -1,0 +1,137 @@
+"""Rows that a person vetoes or pins: recorded for a version and those after it, whose next selection honours it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flows.approving import name_signer
+from flows.checks import refuse_unknown
+from flows.params import Params
+from tasks.artifacts.locks import locked
+from tasks.decisions import Decision, find_decisions, read_decisions, write_decisions
+
+ROOT = Path(".")
+LOCK = Path(".cache/decisions.lock")
+
+
+class DecisionError(ValueError):
+    """A decision cannot be taken as asked."""
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What was recorded."""
+
+    id: str  # in full
+    versions: tuple[str, ...]  # for which it was
+
+
+def decide(
+    kind: str, id: str, values: Params, *, because: str, by: str | None = None, version: str | None = None
+) -> Decided:
+    """Record that a row is not to be used, or is to be chosen; what stood of it before is replaced.
+
+    Args:
+        kind: `veto` or `pin`.
+        id: the example's, or how it begins.
+        values: the parameters.
+        because: why; without the row's own words.
+        by: who says so; None: git's user.
+        version: from which on it holds, along the chain; None: the newest version that has the row.
+
+    Raises:
+        DecisionError: no reason or no name is given, or no version, or not that one, has the row.
+        QuestionError: no example, or several, begin like this.
+        ParamsError: there is no such version.
+    """
+    if not because.strip():
+        raise DecisionError("--because is empty; say why, for those who read versions/<version>/decisions.json later")
+    signer = name_signer(by)
+    full, same, start = _find_row(id, values, version)
+    decision = Decision(full, same, kind, because.strip(), signer, datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def add(found: list[Decision]) -> list[Decision]:
+        return [*(one for one in found if one.same_as != same), decision]
+
+    return Decided(full, tuple(_change(values, start, add)))
+
+
+def release(id: str, values: Params, *, version: str | None = None) -> Decided:
+    """Take back what was decided of a row, for a version and those after it; None: for all.
+
+    Args:
+        id: the example's, or how it begins.
+        values: the parameters.
+        version: from which on; None: everywhere.
+
+    Raises:
+        DecisionError: nothing is decided of it there, or of several rows that begin so.
+        ParamsError: there is no such version.
+    """
+    if version is not None:
+        refuse_unknown(version, values.versions)
+    starts = [version] if version else list(values.versions)
+    known = {one.id for start in starts for one in read_decisions(find_decisions(ROOT, start))}
+    decided = sorted(one for one in known if one.startswith(id))
+    if len(decided) != 1:
+        told = (
+            f"{len(decided)} rows begin so, first {', '.join(decided[:3])}" if decided else "nothing is decided of it"
+        )
+        raise DecisionError(f"{id!r} cannot be released: {told}; `tamis decisions` lists what is decided")
+    (full,) = decided
+
+    def drop(found: list[Decision]) -> list[Decision]:
+        return [one for one in found if one.id != full]
+
+    changed = [name for start in starts for name in _change(values, start, drop)]
+    return Decided(full, tuple(dict.fromkeys(changed)))
+
+
+def _find_row(id: str, values: Params, version: str | None) -> tuple[str, str, str]:
+    """Return a row's id and `same_as`, and the version from which on something is decided of it."""
+    from tasks.artifacts.views import opened
+    from tasks.catalogue import rows, sources
+
+    if version is not None:
+        refuse_unknown(version, values.versions)
+    found = sources.find_artifacts(ROOT, asked="examples")
+    rows.need(found, "examples")
+    with opened(found.views, derived=found.derived) as connection:
+        full = rows.complete(connection, id)
+        sql = "SELECT version, any_value(same_as) FROM examples WHERE id = $id GROUP BY version"
+        known = dict(connection.execute(sql, {"id": full}).fetchall())
+    there = [name for name in values.versions if name in known]
+    if not there or (version is not None and version not in there):
+        where = version or "no version of params.yaml"
+        raise DecisionError(f"{where} has no row {full}; `tamis show {full}` says where it is")
+    start = version or there[-1]
+    return full, known[start], start
+
+
+def _change(values: Params, start: str, change: Callable[[list[Decision]], list[Decision]]) -> Iterator[str]:
+    """Change the decisions of a version and of those that continue from it; yields the names of those that changed."""
+    with _held():
+        for version in list_after(values, start):
+            path = find_decisions(ROOT, version)
+            before = read_decisions(path)
+            after = change(before)
+            if after != before:
+                write_decisions(after, path)
+                yield version
+
+
+def list_after(values: Params, start: str) -> list[str]:
+    """Return a version and those that continue from it, directly or not, in the order of params.yaml."""
+    after = {start}
+    while more := {name for name, one in values.versions.items() if one.previous in after} - after:
+        after |= more
+    return [name for name in values.versions if name in after]
+
+
+@contextmanager
+def _held() -> Iterator[None]:
+    refusal = DecisionError("another process records a decision in this project; try again")
+    with locked(LOCK, refusal=refusal):
+        yield

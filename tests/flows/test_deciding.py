@@ -1,0 +1,144 @@
+"""Rows vetoed and pinned by command: the next selection honours it, the version before stays as it was."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+from worlds.projects import GRAPHS, Project, enter, enter_copy, run_stages, toy_row
+
+from flows import cli
+from flows.stage_calls import folder
+from tasks.artifacts.tables import read_table
+from tasks.decisions import find_decisions, read_decisions
+
+
+@pytest.fixture(scope="module")
+def made(real_unrun, tmp_path_factory) -> Project:
+    """Two versions, whose rows are chosen."""
+    project = Project(Path(shutil.copytree(real_unrun.root, tmp_path_factory.mktemp("deciding") / "project")))
+    with pytest.MonkeyPatch.context() as patch:
+        enter(project, patch)
+        run_stages("v1")
+        (project.root / "data/raw/v2").mkdir()
+        lines = [json.dumps(toy_row(place)) + "\n" for place in range(4, 40)]
+        (project.root / "data/raw/v2/toys.jsonl").write_text("".join(lines))
+        project.apply(GRAPHS["real"].version)
+        run_stages("v2", until="selection")
+    return project
+
+
+@pytest.fixture
+def project(made, tmp_path, monkeypatch) -> Project:
+    """A copy of it, as the current folder."""
+    return enter_copy(made, tmp_path / "project", monkeypatch)
+
+
+def tamis(*arguments: str):
+    return CliRunner().invoke(cli.app, arguments)
+
+
+def subset(version: str) -> dict[str, dict]:
+    return {row["id"]: row for row in read_table(folder("selection", version) / "subset.parquet").to_pylist()}
+
+
+def example(version: str, id: str) -> dict:
+    rows = read_table(folder("examples", version) / "examples.parquet").to_pylist()
+    return next(row for row in rows if row["id"] == id)
+
+
+def pick(version: str, *, chosen: bool) -> str:
+    """Return a row of a version's pool, chosen or not."""
+    return next(id for id, row in subset(version).items() if row["chosen"] == chosen)
+
+
+def test_a_vetoed_row_is_used_no_more_from_that_version_on(project):
+    before, id = subset("v1"), pick("v2", chosen=True)
+    done = tamis("veto", id[:12], "--because", "the answer is wrong", "--by", "Ann")
+    assert done.exit_code == 0, done.output
+    assert f"{id} is vetoed for v2; `tamis run v2` honours it" in done.stderr
+    run_stages("v2", until="selection")
+    assert id not in subset("v2")
+    assert example("v2", id)["unused_because"] == "vetoed"
+    assert subset("v1") == before
+    (decision,) = json.loads(tamis("decisions", "--format", "json").stdout)
+    assert decision | {"when": ""} == {
+        "version": "v2",
+        "id": id,
+        "kind": "veto",
+        "because": "the answer is wrong",
+        "by": "Ann",
+        "when": "",
+    }
+    said = tamis("why", id, "--version", "v2").stdout
+    assert "left out before: vetoed" in " ".join(said.split())
+    assert "Ann vetoed it" in said
+    asked = tamis("sql", "SELECT kind, because FROM decisions", "--json").stdout
+    assert json.loads(asked) == [{"kind": "veto", "because": "the answer is wrong"}]
+
+
+def test_a_pinned_row_comes_first_and_is_listed_by_the_audit(project):
+    id = pick("v1", chosen=False)
+    assert tamis("pin", id, "--because", "a rule of ours", "--by", "Ann", "--version", "v1").exit_code == 0
+    assert [one.kind for one in read_decisions(find_decisions(Path(), "v2"))] == ["pin"]
+    run_stages("v1")
+    assert subset("v1")[id]["rank"] == 0
+    rows = {row["check"]: row for row in json.loads(tamis("audit", "v1", "--format", "json").stdout)}
+    assert rows["decided"]["detail"] == f"pin of {id}, by Ann: a rule of ours"
+    assert rows["decisions"]["state"] == "kept"
+    path = folder("selection", "v1") / "selection.json"
+    assert json.loads(path.read_text())["pins"] == {"chosen": 1, "not_in_the_pool": 0}
+
+
+def test_the_audit_finds_a_choice_that_was_made_before_the_veto(project):
+    id = pick("v1", chosen=True)
+    assert tamis("veto", id, "--because", "wrong", "--by", "Ann", "--version", "v1").exit_code == 0
+    done = tamis("audit", "v1", "--format", "json")
+    assert done.exit_code == 1
+    rows = {row["check"]: row for row in json.loads(done.stdout)}
+    assert rows["decisions"]["detail"] == f"{id} is vetoed and chosen"
+    assert "decisions" in tamis("approve", "v1", "--by", "Ann").stderr or tamis("status", "v1").stdout
+
+
+def test_a_decision_replaces_the_one_before_and_is_taken_back(project):
+    id = pick("v2", chosen=True)
+    for kind in ("veto", "pin"):
+        assert tamis(kind, id, "--because", "so", "--by", "Ann").exit_code == 0
+    assert [one.kind for one in read_decisions(find_decisions(Path(), "v2"))] == ["pin"]
+    done = tamis("release", id[:10])
+    assert f"{id} is released for v2" in done.stderr
+    assert find_decisions(Path(), "v2").read_text() == "[]\n"
+    assert "nothing is decided of it" in tamis("release", id).stderr
+
+
+def test_a_new_version_begins_with_the_decisions_of_the_one_before(project):
+    id = pick("v2", chosen=True)
+    assert tamis("veto", id, "--because", "so", "--by", "Ann", "--version", "v2").exit_code == 0
+    settings = yaml.safe_load(Path("params.yaml").read_text())
+    settings["versions"]["v3"] = {"raw": "data/raw/v2", "previous": "v2"}
+    Path("params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    assert tamis("status", "v3").exit_code == 0
+    assert [one.id for one in read_decisions(find_decisions(Path(), "v3"))] == [id]
+    assert read_decisions(find_decisions(Path(), "v1")) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["veto", "{id}", "--because", " "], "--because is empty"),
+        (["veto", "{id}", "--because", "so", "--by", " "], "nobody signs"),
+        (["veto", "ffffffffffff", "--because", "so", "--by", "Ann"], "begin"),
+        (["pin", "{id}", "--because", "so", "--by", "Ann", "--version", "v9"], "v9"),
+        (["pin", "{late}", "--because", "so", "--by", "Ann", "--version", "v1"], "v1 has no row {late}"),
+        (["release", "{id}"], "nothing is decided of it"),
+    ],
+)
+def test_what_cannot_be_decided_is_refused(project, arguments, text):
+    late = next(id for id in subset("v2") if id not in subset("v1"))
+    named = {"id": pick("v2", chosen=True), "late": late}
+    done = tamis(*(word.format(**named) for word in arguments))
+    assert done.exit_code == 1
+    assert text.format(**named) in done.stderr
+    assert all(read_decisions(find_decisions(Path(), version)) == [] for version in ("v1", "v2"))
