@@ -260,7 +260,7 @@ def _unknown(repo: Any, planned: Iterable[Planned], untracked: Iterable[str]) ->
 
     What lies outside of the project, git cannot know: of it, dvc.lock holds the digests.
     """
-    made = {Path(path) for one in read_graph().values() for path in one.outputs}
+    made = {Path(path) for one in read_graph().values() for path in one.outputs} | {dvc_files.FOLDER}
     sources = set()
     for path in {Path(path) for one in planned for path in one.inputs if not _within(path, made)}:
         source = Path(os.path.abspath(Path(repo.root_dir) / path))

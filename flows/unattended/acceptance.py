@@ -56,7 +56,20 @@ def decide(version: str) -> dict[str, Any]:
 
 def is_asked(settings: AcceptanceSettings) -> bool:
     """Return whether any gate is set."""
-    return replace(settings, report=None) != AcceptanceSettings()
+    return replace(settings, report=None, approval=False) != AcceptanceSettings()
+
+
+def tell_waiting(version: str, previous: str) -> str | None:
+    """Return for what a version waits: a person's approval of the one that it continues from; None: for nothing."""
+    if not read_settings().approval or previous == params.BASE:
+        return None
+    from flows.approving import find_signed
+
+    signed = find_signed(previous)
+    if signed.state == "approved":
+        return None
+    other = f" ({len(signed.changed)} artifacts are other ones since)" if signed.changed else ""
+    return f"{version} waits: {previous} is {signed.state}{other}; look at it and `tamis approve {previous}`"
 
 
 def tell(found: dict[str, Any]) -> str:

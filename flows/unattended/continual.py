@@ -62,12 +62,18 @@ def advance(
     unpushed = _push()
     made: list[str] = []
     closed = dict.fromkeys(refused, "was not accepted")  # version -> why nothing continues from it
+    asked: set[str] = set()  # versions that wait for somebody's approval
 
     def run(version: str, before: drive.Before) -> None:
         engines.run(engine, [version], runner=runner, workers=workers, before=before)
 
     for version in waiting:
         previous = versions[version].previous
+        unsigned = None if previous in (*closed, *asked) else acceptance.tell_waiting(version, previous)
+        if unsigned or previous in asked:
+            say(unsigned or f"{version} waits: it continues from {previous}, which waits")
+            asked.add(version)
+            continue
         if previous in closed:
             errors.append(RefusedError(_tell_closed(version, previous, closed[previous])))
             say(str(errors[-1]))

@@ -28,6 +28,9 @@ class AcceptanceSettings:
     pilot: Literal["choice", "mixture", "chance"] = Field(
         "chance", description="the least that a pilot may have decided, where one is on"
     )
+    approval: bool = Field(
+        False, description="a version is run only once a person has approved the one that it continues from"
+    )
     report: str | None = Field(
         None,
         description="told of every version as a JSON object: a command, on its standard input, or a URL, by POST",

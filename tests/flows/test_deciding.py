@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from worlds.projects import GRAPHS, Project, enter, enter_copy, run_stages, toy_row
 
 from flows import cli
+from flows.graph import versions
 from flows.stage_calls import folder
 from tasks.artifacts.tables import read_table
 from tasks.decisions import find_decisions, read_decisions
@@ -142,3 +143,11 @@ def test_what_cannot_be_decided_is_refused(project, arguments, text):
     assert done.exit_code == 1
     assert text.format(**named) in done.stderr
     assert all(read_decisions(find_decisions(Path(), version)) == [] for version in ("v1", "v2"))
+
+
+def test_decisions_are_recorded_with_the_version(project):
+    project.git("add", "--all", ":!versions")
+    project.git("commit", "--quiet", "--message", "made")
+    versions.refuse_uncommitted("v2")
+    assert tamis("veto", pick("v2", chosen=True), "--because", "so", "--by", "Ann").exit_code == 0
+    versions.refuse_uncommitted("v2")

@@ -12,9 +12,11 @@ import yaml
 from worlds.projects import Project, enter, importing_from
 
 from flows import drive, params
+from flows.approving import list_artifacts
 from flows.graph import dvc_state, versions
 from flows.unattended import acceptance, continual, reports
 from flows.unattended.acceptance import RefusedError
+from tasks.approvals import Approval, add_approval
 
 CHAIN = {
     "v1": {"raw": "raw/v1.txt", "previous": "base"},
@@ -252,3 +254,30 @@ def test_what_git_refuses_is_told_in_a_line(error):
     told = r"^git did not commit \(.*(who are you|No space left)"
     with pytest.raises(versions.RecordError, match=told), versions._telling("commit"):
         raise error
+
+
+def test_a_version_waits_until_somebody_has_approved_the_one_before(project, monkeypatch, capsys):
+    refuse(monkeypatch)
+    set_params(project, acceptance={"approval": True})
+    assert advance(project) == ["v1"]
+    said = capsys.readouterr().err
+    for version in ("v2", "v4"):
+        assert f"{version} waits: v1 is not approved; look at it and `tamis approve v1`\n" in said
+    assert "v3 waits: it continues from v2, which waits\n" in said
+    assert tags(project) == ["data-v1"]
+    approved = Approval("v1", "Ann", "2026-01-01T00:00:00+00:00", "", (), list_artifacts("v1"))
+    add_approval(Path("."), approved)
+    project.git("add", "data/approvals.jsonl")
+    project.git("commit", "--quiet", "--message", "approved")
+    assert advance(project) == ["v2", "v4"]
+    assert "v3 waits: v2 is not approved" in capsys.readouterr().err
+
+
+def test_an_approval_of_other_artifacts_does_not_count(project, monkeypatch, capsys):
+    refuse(monkeypatch)
+    set_params(project, acceptance={"approval": True})
+    assert advance(project) == ["v1"]
+    other = dict.fromkeys(list_artifacts("v1"), "0" * 32)
+    add_approval(Path("."), Approval("v1", "Ann", "2026-01-01T00:00:00+00:00", "", (), other))
+    assert advance(project) == []
+    assert f"v2 waits: v1 is changed since ({len(other)} artifacts are other ones since)" in capsys.readouterr().err
