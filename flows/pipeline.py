@@ -17,6 +17,7 @@ from flows import drive, prefect_server
 from flows.drive import Before, Outcome, Shards, Tell, bring, name_device, tell_waiting
 from flows.graph.dvc_state import Busy, File
 from flows.graph.stages import Planned
+from flows.publishing import publish
 from flows.stage import counted, say
 from flows.workers import AUTO, RUNNERS, Pool, opened, read_runner, read_workers
 
@@ -117,6 +118,8 @@ def _wait(task: Any, run: Any, state: State) -> bool:
 def stage(planned: Planned, loaded: dict[str, str], shards: Shards) -> Any:
     """Bring one stage up to date, as `drive.bring` does; returns references to its artifacts."""
     how, files = bring(planned, loaded, shards)
+    if how != "fresh":
+        publish(planned, how, files)
     return files if how == "computed" else Completed(name="Cached", message=f"{CACHED}{how}", data=files)
 
 

@@ -9,7 +9,7 @@ from flows.params import Params
 from flows.stage import say
 
 ROOT = Path(".")
-ADDRESS = "127.0.0.1"
+ADDRESS, PORT = "127.0.0.1", 8501
 OPTIONS = {
     "global.developmentMode": "false",  # wherever Streamlit lies
     "server.address": ADDRESS,

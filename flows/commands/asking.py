@@ -10,6 +10,7 @@ from flows import params
 from flows.checks import refuse_unknown
 from flows.commands.errors import spoken
 from flows.commands.output import Format, Json, plain, show_as, show_json, show_object, show_text
+from flows.serving_desk import PORT
 from flows.stage import say
 
 ROOT = Path(".")
@@ -284,7 +285,7 @@ def approvals(context: typer.Context, form: Format = None) -> None:
 @spoken
 def desk(
     context: typer.Context,
-    port: Annotated[int, typer.Option(min=1024, max=65535, help="Of this machine's own address.")] = 8501,
+    port: Annotated[int, typer.Option(min=1024, max=65535, help="Of this machine's own address.")] = PORT,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
     places: Annotated[MapMethod, typer.Option("--map", help="How rows are placed; umap needs umap-learn.")] = "pca",
     atlas: Annotated[
