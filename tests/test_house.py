@@ -99,7 +99,7 @@ def allowed(path: Path) -> set[str]:
         "landing": {"fsspec"},
         "mirror": {"fsspec"},
     }
-    desk = {"streamlit", "altair"} if ROOT / "flows/desk" in path.parents else set()
+    desk = {"streamlit", "altair", "pyarrow"} if ROOT / "flows/desk" in path.parents else set()
     lazily = {"tamis"} if path.stem == "stage" else set()
     return FLOWS_MAY | only.get(path.stem, set()) | desk | lazily
 

@@ -1,11 +1,12 @@
 """The project that the desk shows: its catalogue opened once and again when an artifact is another one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import streamlit as st
 
 from flows import params
@@ -92,3 +93,8 @@ def choose_version(project: Opened, label: str = "Version", key: str = "version"
         st.info("No data version has a choice yet. Run `tamis run`, then look again.")
         return None
     return st.selectbox(label, project.made, index=max(0, len(project.made) + place), key=key, bind="query-params")
+
+
+def tabulate(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Return rows as a table for a picture: as a list, each of its values would be checked against Vega's schema."""
+    return pa.Table.from_pylist([dict(row) for row in rows])

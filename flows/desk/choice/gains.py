@@ -3,7 +3,7 @@
 import altair as alt
 import streamlit as st
 
-from flows.desk.project import Opened, choose_version
+from flows.desk.project import Opened, choose_version, tabulate
 
 HEIGHT = 380  # pixels
 
@@ -23,14 +23,14 @@ def show(project: Opened) -> None:
         return
     st.subheader(f"{found.enough:,} of {found.chosen:,} chosen rows reach {SHARE:.0%} of the objective")
     st.text(f"The objective of all {found.chosen:,} is {found.objective:.4g}; rows beyond it were chosen by score.")
-    base = alt.Chart(alt.Data(values=found.curve))
+    base = alt.Chart(tabulate(found.curve))
     line = base.mark_line().encode(
         x=alt.X("rows:Q", title="chosen rows"),
         y=alt.Y("objective:Q", title="objective"),
         tooltip=["rows:Q", "objective:Q"],
     )
     mark = (
-        alt.Chart(alt.Data(values=[{"rows": found.enough}]))
+        alt.Chart(tabulate([{"rows": found.enough}]))
         .mark_rule(strokeDash=[4, 4])
         .encode(x="rows:Q", tooltip=["rows:Q"])
     )

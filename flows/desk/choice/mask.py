@@ -5,7 +5,7 @@ from typing import Any
 import altair as alt
 import streamlit as st
 
-from flows.desk.project import Opened, choose_version
+from flows.desk.project import Opened, choose_version, tabulate
 
 HEIGHT = 420  # pixels
 NONE = "nothing"
@@ -43,7 +43,7 @@ def draw(rows: list[dict[str, Any]], value: str) -> alt.Chart:
     shade = alt.Scale(scheme="redblue", domainMid=0) if value == "change" else alt.Scale(scheme="viridis")
     shown = [{**row, "place": "outside layers" if row["layer"] is None else str(row["layer"])} for row in rows]
     return (
-        alt.Chart(alt.Data(values=shown))
+        alt.Chart(tabulate(shown))
         .mark_rect()
         .encode(
             x=alt.X("place:N", title="layer", sort=list(dict.fromkeys(row["place"] for row in shown))),

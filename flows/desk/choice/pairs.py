@@ -5,7 +5,7 @@ from typing import Any
 import altair as alt
 import streamlit as st
 
-from flows.desk.project import Opened, choose_version
+from flows.desk.project import Opened, choose_version, tabulate
 from flows.told import count
 
 HEIGHT = 420  # pixels
@@ -67,7 +67,7 @@ def draw(means: list[dict[str, Any]]) -> alt.Chart:
     """Return the heat map of mean utility."""
     shade = alt.Scale(scheme="redblue", domainMid=0)
     return (
-        alt.Chart(alt.Data(values=means))
+        alt.Chart(tabulate(means))
         .mark_rect()
         .encode(
             x=alt.X("demo:N", title="topic of the demo"),

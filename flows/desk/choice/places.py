@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 import streamlit as st
 
-from flows.desk.project import ROOT, Opened, choose_version
+from flows.desk.project import ROOT, Opened, choose_version, tabulate
 
 SIDES = ("left", "right", "bottom", "top")
 HEIGHT = 520  # pixels
@@ -72,7 +72,7 @@ def draw(cells: list[dict[str, Any]], points: list[dict[str, Any]], colour: str,
     across = alt.X("x:Q", title=None, scale=alt.Scale(zero=False))
     up = alt.Y("y:Q", title=None, scale=alt.Scale(zero=False))
     counted = (
-        alt.Chart(alt.Data(values=cells))
+        alt.Chart(tabulate(cells))
         .mark_rect(opacity=0.35)
         .encode(
             x=across,
@@ -87,7 +87,7 @@ def draw(cells: list[dict[str, Any]], points: list[dict[str, Any]], colour: str,
     if colour == "chosen":
         scheme = alt.Scale(domain=list(STATES), range=list(STATES.values()))
     dots = (
-        alt.Chart(alt.Data(values=points))
+        alt.Chart(tabulate(points))
         .mark_circle(size=28, opacity=0.75)
         .encode(
             x=across,

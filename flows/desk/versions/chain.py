@@ -3,7 +3,7 @@
 import altair as alt
 import streamlit as st
 
-from flows.desk.project import Opened
+from flows.desk.project import Opened, tabulate
 
 HEIGHT = 320  # pixels
 
@@ -42,7 +42,7 @@ def show(project: Opened) -> None:
 def draw(learnt: list[dict], versions: list[str]) -> alt.Chart:
     """Return the picture of what each tuning changed, by the version that the held-out rows are of."""
     return (
-        alt.Chart(alt.Data(values=learnt))
+        alt.Chart(tabulate(learnt))
         .mark_bar()
         .encode(
             x=alt.X("version:N", title="tuned on", sort=versions),
