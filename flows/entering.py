@@ -122,3 +122,33 @@ def find_entries(tried: Sequence[Tried]) -> dict[str, float]:
     {'a': 0.1, 'b': 1.0}
     """
     return {id: one.share for one in sorted(tried, key=lambda one: -one.share) for id in sorted(one.ids)}
+
+
+@dataclass(frozen=True)
+class Added:
+    """What another budget would change."""
+
+    before: int  # rows that are chosen
+    rows: int  # that it chooses
+    ids: list[str]  # of these, those that are not chosen now, sorted
+    left: int  # rows that are chosen now and would not be
+
+
+def add_to_budget(version: str, values: Params, times: float) -> Added:
+    """Return what a budget of so many times the chosen rows would change, at least one row more where there is room.
+
+    Args:
+        version: the data version; what its choice reads is up to date.
+        values: the parameters.
+        times: above 1.
+
+    Raises:
+        ValueError: it cannot be chosen.
+    """
+    from tasks.artifacts.tables import read_table
+
+    table = read_table(folder("selection", version) / "subset.parquet", columns=["id", "chosen"]).to_pylist()
+    chosen = {row["id"] for row in table if row["chosen"]}
+    wanted = max(len(chosen) + 1, round(len(chosen) * times)) / len(table)
+    (found,) = try_budgets(version, values, [min(wanted, 1.0)])
+    return Added(len(chosen), found.rows, sorted(found.ids - chosen), len(chosen - found.ids))

@@ -128,8 +128,7 @@ def diff(
         found = diffs.compare(*sides)
         rows = [tuple(row.values()) for row in found.rows]
     show_as(form, ["change", "id", "topic", "reason", "rank", "prompt"], rows)
-    count = {change: sum(row["change"] == change for row in found.rows) for change in ("enters", "leaves")}
-    say(f"{count['enters']:,} rows enter, {count['leaves']:,} leave, {found.both:,} are chosen in both")
+    say(f"{found.enter:,} rows enter, {found.leave:,} leave, {found.both:,} are chosen in both")
     for row in found.masks:
         where = row["module"] if row["layer"] is None else f"layer {row['layer']} {row['module']}"
         say(f"mask, {where}: {row['before']:,} then {row['after']:,} parameters, Jaccard {row['jaccard']:.3f}")

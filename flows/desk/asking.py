@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from flows.desk.project import ROOT, Opened
+from flows.desk.project import GIGABYTES, ROOT, Opened, show_table
 
 SECONDS = 10.0  # that a question may take on a page
 ROWS = 100_000  # that a download holds at most
@@ -28,10 +28,10 @@ def show(project: Opened) -> None:
         st.text("Every artifact is a view, such as subset or evaluation; docs/reference/catalogue.md lists them.")
         return
     versions = {name: vars(one) for name, one in project.values.versions.items()}
-    names, rows = query(ROOT, sql, versions, Limits(seconds=SECONDS, gigabytes=2, rows=ROWS))
+    names, rows = query(ROOT, sql, versions, Limits(seconds=SECONDS, gigabytes=GIGABYTES, rows=ROWS))
     st.text(f"{len(rows):,} rows{f', of which the first {MOST:,} are shown' if len(rows) > MOST else ''}")
     shown = [dict(zip(names, row, strict=True)) for row in rows[:MOST]]
-    st.dataframe(shown, hide_index=True, width="stretch", alt="Answer")
+    show_table(shown, "Answer")
     with st.container(horizontal=True):
         for form, write in {"CSV": write_csv, "JSONL": write_lines, "Parquet": write_table}.items():
             st.download_button(

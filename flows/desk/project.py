@@ -14,6 +14,7 @@ from flows.params import Params
 from tasks.decisions import FOLDER, NAME
 
 ROOT = Path(".")
+GIGABYTES = 1.5  # of memory that a page's questions may take
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Opened:
     artifacts: Any  # of tasks.catalogue.sources
     made: list[str]  # versions that have examples and a choice, in the order of params.yaml
     values: Params
+    known: dict[tuple[str, str], list[str]]  # what was asked before of a version: its topics, sources and scores
 
     @contextmanager
     def connection(self, **more: Any) -> Iterator[Any]:
@@ -30,8 +32,16 @@ class Opened:
         from tasks.artifacts.views import opened
 
         views = {**self.artifacts.views, **more}
-        with opened(views, derived=self.artifacts.derived, gigabytes=2) as connection:
+        with opened(views, derived=self.artifacts.derived, gigabytes=GIGABYTES) as connection:
             yield connection
+
+    def list_values(self, connection: Any, version: str, column: str) -> list[str]:
+        """Return a version's topics, sources or scores, each asked of the database once."""
+        from tasks.browsing.filters import list_values
+
+        if (version, column) not in self.known:
+            self.known[version, column] = list_values(connection, version, column)
+        return self.known[version, column]
 
     def has(self, *views: str) -> bool:
         """Return whether the catalogue has these views; a line says which ones it lacks."""
@@ -66,7 +76,7 @@ def _open(state: tuple) -> Opened:
     made = [
         version for version in values.versions if all((ROOT / f"data/{place}").exists() for place in _needed(version))
     ]
-    return Opened(found, made, values)
+    return Opened(found, made, values, {})
 
 
 def _needed(version: str) -> tuple[str, str]:
@@ -98,3 +108,20 @@ def choose_version(project: Opened, label: str = "Version", key: str = "version"
 def tabulate(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Return rows as a table for a picture: as a list, each of its values would be checked against Vega's schema."""
     return pa.Table.from_pylist([dict(row) for row in rows])
+
+
+def show_table(
+    rows: Sequence[Mapping[str, Any]], name: str, *, order: Sequence[str] | None = None, **more: Any
+) -> None:
+    """Show rows as a grid, which is for browsing; without rows a line says so.
+
+    Args:
+        rows: at most as many as a page may have.
+        name: what they are, for a screen reader.
+        order: of the columns; None: as they come.
+        more: of Streamlit's grid.
+    """
+    if not rows:
+        st.text("None.")
+        return
+    st.dataframe(rows, hide_index=True, width="stretch", placeholder="", column_order=order, alt=name, **more)

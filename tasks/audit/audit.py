@@ -19,6 +19,7 @@ from tamis.evaluation.summary import limit_spending, spread_caps
 from tamis.examples.conversations import split_key
 from tasks.artifacts import schemas, tables
 from tasks.artifacts.views import opened, stream
+from tasks.audit.queries import PROVENANCE, read_queries
 from tasks.audit.settings import AuditSettings
 from tasks.conversations import read_conversation
 from tasks.decisions import Decision, read_decisions
@@ -28,10 +29,8 @@ from tasks.selection.settings import SelectionSettings
 
 SHOWN = 3  # of what is found, in an error
 BESIDE = ("embedding", "scores", "gradients", "finetuning")  # stages that only the provenance of the others leads to
-CHECKS = Path(__file__).with_name("checks")
 EXAMPLES = "examples.parquet"
 RECORDED = ("*.parquet", "*.safetensors", "finetuning.json")  # files of a folder that say what they were made from
-PROVENANCE = "Every artifact says what it was made from, and that is there as it was."
 VIEWS = """
     CREATE TEMP VIEW pool AS SELECT * FROM examples WHERE used AND split = 'pool';
     CREATE TEMP VIEW target AS SELECT * FROM examples WHERE used AND split = 'target';
@@ -63,16 +62,6 @@ class Check:
     promise: bool  # False: information, which never fails
     found: list[str]  # what breaks it
     says: str = ""  # what it promises or shows, in a sentence
-
-
-@dataclass(frozen=True)
-class Query:
-    """A check before it is run."""
-
-    name: str
-    promise: bool
-    says: str
-    sql: str
 
 
 def write_audit(
@@ -236,16 +225,6 @@ def run_checks(connection: duckdb.DuckDBPyConnection) -> list[Check]:
         Check(one.name, one.promise, sorted(text for (text,) in connection.execute(one.sql).fetchall()), one.says)
         for one in read_queries()
     ]
-
-
-def read_queries() -> list[Query]:
-    """Return the checks of checks/, promises first, by name."""
-    found = []
-    for path in sorted(CHECKS.glob("*.sql")):
-        first, _, sql = path.read_text(encoding="utf-8").partition("\n")
-        kind, _, says = first.removeprefix("-- ").partition(": ")
-        found.append(Query(path.stem, kind == "promise", says, sql))
-    return sorted(found, key=lambda one: not one.promise)
 
 
 def count_changes(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, int]]:

@@ -9,7 +9,7 @@ from tasks.artifacts.views import ask
 
 MOST = 2000  # rows that go to a page
 STATES = ("any", "chosen", "left out", "gated", "not in the pool")
-COLUMNS = ("id", "state", "rank", "topic", "source", "response_tokens", "prompt", "response")
+COLUMNS = ("id", "state", "rank", "topic", "source", "response_tokens", "prompt", "response", "why")
 ORDERS = {
     "row": "row",
     "rank": "rank NULLS LAST, row",
@@ -19,11 +19,16 @@ ORDERS = {
 ROWS = """
     SELECT e.row, e.id, e.topic, coalesce(e.source, '') AS source, e.prompt, e.response, e.response_tokens, s.rank,
         CASE WHEN s.chosen IS NULL THEN 'not in the pool' WHEN s.chosen THEN 'chosen' WHEN s.gated THEN 'gated'
-        ELSE 'left out' END AS state, v.value
-    FROM (SELECT * FROM examples WHERE version = $version
-        QUALIFY row_number() OVER (PARTITION BY id ORDER BY used DESC, row) = 1) e
+        ELSE 'left out' END AS state, {value} AS value, CASE
+            WHEN s.chosen IS NULL THEN coalesce(e.unused_because, 'of the ' || replace(e.split, '_', '-') || ' rows')
+            WHEN s.chosen THEN format('chosen as number {{}}', s.rank + 1)
+            WHEN s.gated THEN coalesce(format('out by the gate, with {{:.3g}}', s.gate_score), 'out by the gate')
+            WHEN s.covered_by IS NOT NULL THEN format('stood for by {{}}, by {{:.3g}}', s.covered_by, s.cover)
+            ELSE 'by score or chance' END AS why
+    FROM (SELECT * FROM examples WHERE version = $version AND (used OR duplicate_of IS NULL)) e
     LEFT JOIN (FROM subset WHERE version = $version) s USING (id)
-    LEFT JOIN (SELECT id, value FROM scores WHERE version = $version AND score = $score) v USING (id)"""
+    {scored}"""
+SCORED = "LEFT JOIN (SELECT id, value FROM scores WHERE version = $version AND score = $score) v USING (id)"
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,8 @@ def list_values(connection: duckdb.DuckDBPyConnection, version: str, column: str
 
 def _write(asked: Filter) -> tuple[str, dict[str, Any]]:
     """Return a filter as a query, and the values that it names."""
-    named: dict[str, Any] = {"version": asked.version, "score": asked.score}
+    named: dict[str, Any] = {"version": asked.version} | ({"score": asked.score} if asked.score else {})
+    rows = ROWS.format(scored=SCORED if asked.score else "", value="v.value" if asked.score else "NULL")
     wanted = []
     for name in ("topic", "source"):
         if getattr(asked, name):
@@ -106,4 +112,4 @@ def _write(asked: Filter) -> tuple[str, dict[str, Any]]:
         if getattr(asked, name) is not None:
             wanted.append(f"value {sign} ${name}")
             named[name] = getattr(asked, name)
-    return f"SELECT * FROM ({ROWS}) WHERE {' AND '.join(wanted) or 'true'}", named
+    return f"SELECT * FROM ({rows}) WHERE {' AND '.join(wanted) or 'true'}", named

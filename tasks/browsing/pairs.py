@@ -1,5 +1,6 @@
 """Utility by pairs: means of topics, the best demos of a target, the targets that a demo helps most."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import duckdb
@@ -8,9 +9,9 @@ from tasks.artifacts.views import ask
 
 TOPICS = 20  # that a heat map shows, the largest ones
 BEST = 10  # partners of a row
-TOPIC_OF = "(SELECT id, any_value(topic) AS topic FROM examples WHERE version = $version GROUP BY id)"
+USED = "(SELECT id, topic, prompt, response FROM examples WHERE version = $version AND used)"  # an id, once
 MEANS = f"""
-    WITH topics AS {TOPIC_OF}, scored AS (SELECT t.topic AS target, d.topic AS demo, p.utility
+    WITH topics AS {USED}, scored AS (SELECT t.topic AS target, d.topic AS demo, p.utility
         FROM (SELECT * FROM pairs WHERE version = $version AND utility IS NOT NULL AND demo_id <> target_id) p
         JOIN topics t ON t.id = p.target_id JOIN topics d ON d.id = p.demo_id),
     largest AS (SELECT target AS topic FROM scored GROUP BY target ORDER BY count(*) DESC, target LIMIT {TOPICS})
@@ -20,8 +21,7 @@ PARTNERS = f"""
     SELECT p.{{other}} AS id, p.utility, s.chosen, e.topic, e.prompt, e.response
     FROM (SELECT * FROM pairs WHERE version = $version AND {{self}} = $id AND {{other}} <> $id AND utility IS NOT NULL
         ORDER BY utility DESC, {{other}} LIMIT {BEST}) p
-    JOIN (SELECT id, any_value(topic) AS topic, any_value(prompt) AS prompt, any_value(response) AS response
-        FROM examples WHERE version = $version GROUP BY id) e ON e.id = p.{{other}}
+    JOIN {USED} e ON e.id = p.{{other}}
     LEFT JOIN (FROM subset WHERE version = $version) s ON s.id = p.{{other}}
     ORDER BY p.utility DESC, p.{{other}}"""
 
@@ -57,7 +57,7 @@ def list_scored(
         SELECT p.id, e.prompt FROM (SELECT {side} AS id, max(utility) AS most FROM pairs
             WHERE version = $version AND utility IS NOT NULL AND demo_id <> target_id
             GROUP BY {side} ORDER BY most DESC, id LIMIT $count) p
-        JOIN (SELECT id, any_value(prompt) AS prompt FROM examples WHERE version = $version GROUP BY id) e USING (id)
+        JOIN {USED} e USING (id)
         ORDER BY p.most DESC, p.id"""
     return ask(connection, sql, {"version": version, "count": count})
 
@@ -66,3 +66,12 @@ def read_text(connection: duckdb.DuckDBPyConnection, version: str, id: str) -> d
     """Return a row's id, topic, prompt and response; None where the version has no such row."""
     sql = "SELECT id, topic, prompt, response FROM examples WHERE version = $version AND id = $id LIMIT 1"
     return next(iter(ask(connection, sql, {"version": version, "id": id})), None)
+
+
+def list_texts(connection: duckdb.DuckDBPyConnection, version: str, ids: Sequence[str]) -> list[dict[str, Any]]:
+    """Return topic, prompt and response of some rows, in their order."""
+    sql = f"""
+        SELECT e.topic, e.prompt, e.response, e.id
+        FROM (SELECT unnest($ids) AS id, generate_subscripts($ids, 1) AS place) w JOIN {USED} e USING (id)
+        ORDER BY w.place"""
+    return ask(connection, sql, {"version": version, "ids": list(ids)}) if ids else []

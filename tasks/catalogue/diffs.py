@@ -1,6 +1,7 @@
 """What differs between two choices: rows that enter and leave with the reason, masks, and what was measured."""
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,32 +11,32 @@ from tasks.artifacts.views import ask, opened, stream
 
 # One side is a version of a project's catalogue, as tables `a_examples`, `a_subset`, `b_examples` ...
 MASKED = ("tensors", "mask")  # tables that a choice without a mask may lack
-ROWS = """
-    WITH a AS (FROM a_subset), b AS (FROM b_subset),
-    a_rows AS (SELECT id, any_value(topic) AS topic, any_value(prompt) AS prompt,
-        any_value(unused_because ORDER BY used DESC) AS because, bool_or(used AND split = 'pool') AS pool,
-        any_value(split ORDER BY used DESC) AS split FROM a_examples GROUP BY id),
-    b_rows AS (SELECT id, any_value(topic) AS topic, any_value(prompt) AS prompt,
-        any_value(unused_because ORDER BY used DESC) AS because, bool_or(used AND split = 'pool') AS pool,
-        any_value(split ORDER BY used DESC) AS split FROM b_examples GROUP BY id)
-    SELECT change, id, topic, CASE
-        WHEN other_row IS NULL THEN if(change = 'enters', 'new row', 'no row of it')
-        WHEN NOT pool THEN if(change = 'enters', 'was ', 'is ') || coalesce(because, split)
+CHANGED = """(
+    SELECT 'enters' AS change, b.id, b.rank, a.gated, a.covered_by, a.cover
+    FROM b_subset b LEFT JOIN a_subset a USING (id)
+    WHERE b.chosen AND NOT coalesce(a.chosen, false)
+    UNION ALL SELECT 'leaves', a.id, a.rank, b.gated, b.covered_by, b.cover
+    FROM a_subset a LEFT JOIN b_subset b USING (id)
+    WHERE a.chosen AND NOT coalesce(b.chosen, false))"""
+KNOWN = """
+    SELECT id, any_value(topic) AS topic, any_value(prompt) AS prompt, any_value(unused_because ORDER BY used DESC)
+        AS because, bool_or(used AND split = 'pool') AS pool, any_value(split ORDER BY used DESC) AS split
+    FROM {side}_examples WHERE id IN (SELECT id FROM listed) GROUP BY id"""
+ROWS = f"""
+    WITH listed AS (FROM {CHANGED} QUALIFY row_number() OVER (PARTITION BY change ORDER BY rank, id) <= $most),
+    known AS (SELECT 'leaves' AS of, * FROM ({KNOWN.format(side="a")})
+        UNION ALL SELECT 'enters', * FROM ({KNOWN.format(side="b")}))
+    SELECT change, l.id, own.topic, CASE
+        WHEN other.id IS NULL THEN if(change = 'enters', 'new row', 'no row of it')
+        WHEN NOT other.pool THEN if(change = 'enters', 'was ', 'is ') || coalesce(other.because, other.split)
         WHEN gated THEN if(change = 'enters', 'was kept out by the gate', 'kept out by the gate')
-        WHEN covered_by IS NOT NULL THEN format('{} stood for by {}, by {:.3g}', if(change = 'enters', 'was', 'is'),
-            covered_by, cover)
-        ELSE 'by score or chance' END AS reason, rank, prompt
-    FROM (
-        SELECT 'enters' AS change, b.id, b.rank, b_rows.topic, b_rows.prompt, a_rows.id AS other_row, a_rows.because,
-            a_rows.split, coalesce(a_rows.pool, false) AS pool, a.gated, a.covered_by, a.cover
-        FROM b JOIN b_rows USING (id) LEFT JOIN a USING (id) LEFT JOIN a_rows ON a_rows.id = b.id
-        WHERE b.chosen AND NOT coalesce(a.chosen, false)
-        UNION ALL BY NAME
-        SELECT 'leaves' AS change, a.id, a.rank, a_rows.topic, a_rows.prompt, b_rows.id AS other_row, b_rows.because,
-            b_rows.split, coalesce(b_rows.pool, false) AS pool, b.gated, b.covered_by, b.cover
-        FROM a JOIN a_rows USING (id) LEFT JOIN b USING (id) LEFT JOIN b_rows ON b_rows.id = a.id
-        WHERE a.chosen AND NOT coalesce(b.chosen, false))
-    ORDER BY change, rank, id"""
+        WHEN covered_by IS NOT NULL THEN format('{{}} stood for by {{}}, by {{:.3g}}',
+            if(change = 'enters', 'was', 'is'), covered_by, cover)
+        ELSE 'by score or chance' END AS reason, rank, own.prompt
+    FROM listed l JOIN known own ON own.id = l.id AND own.of = change
+    LEFT JOIN known other ON other.id = l.id AND other.of <> change
+    ORDER BY change, rank, l.id"""
+COUNTS = f"SELECT count(*) FILTER (change = 'enters'), count(*) FILTER (change = 'leaves') FROM {CHANGED}"
 BOTH = "SELECT count(*) FROM a_subset JOIN b_subset USING (id) WHERE a_subset.chosen AND b_subset.chosen"
 MASKS = """
     WITH a AS (SELECT tensor, "row", unnest(columns) AS entry FROM a_mask),
@@ -64,7 +65,9 @@ class Diff:
 
     before: str
     after: str
-    rows: tuple[dict[str, Any], ...]  # change, id, topic, reason, rank, prompt
+    rows: tuple[dict[str, Any], ...]  # change, id, topic, reason, rank, prompt; of each change the first by rank
+    enter: int  # rows that the second chose alone
+    leave: int  # rows that the first chose alone
     both: int  # rows that both chose
     masks: tuple[dict[str, Any], ...]  # layer, module, before, after, shared, union, jaccard
     metrics: tuple[dict[str, Any], ...]  # arm, before, after, each with low and high
@@ -98,20 +101,27 @@ def read_choice(name: str, examples: Path, selection: Path, metrics: Mapping[str
     return Side(name, {table: stream([path]) for table, path in paths.items()}, metrics or {})
 
 
-def compare(before: Side, after: Side) -> Diff:
-    """Return what differs between two choices."""
+def compare(before: Side, after: Side, *, most: int | None = None, gigabytes: float | None = None) -> Diff:
+    """Return what differs between two choices.
+
+    Args:
+        before, after: the choices.
+        most: rows that are listed of those that enter, and of those that leave; None: all.
+        gigabytes: of memory that this may take; None: what DuckDB takes.
+    """
     sources = {
         f"{end}_{name}": table
         for end, side in zip("ab", (before, after), strict=True)
         for name, table in side.tables.items()
     }
-    with opened(sources) as connection:
-        rows = ask(connection, ROWS)
+    with opened(sources, gigabytes=gigabytes) as connection:
+        rows = ask(connection, ROWS, {"most": sys.maxsize if most is None else most})
+        ((enter, leave),) = connection.execute(COUNTS).fetchall()
         ((both,),) = connection.execute(BOTH).fetchall()
         masked = {"mask", "tensors"} <= before.tables.keys() & after.tables.keys()
         masks = ask(connection, MASKS) if masked else []
     metrics = _compare_metrics(before.metrics, after.metrics)
-    return Diff(before.name, after.name, tuple(rows), both, tuple(masks), tuple(metrics))
+    return Diff(before.name, after.name, tuple(rows), enter, leave, both, tuple(masks), tuple(metrics))
 
 
 def _compare_metrics(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, Any]]:

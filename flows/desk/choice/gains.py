@@ -3,9 +3,11 @@
 import altair as alt
 import streamlit as st
 
-from flows.desk.project import Opened, choose_version, tabulate
+from flows.desk.project import Opened, choose_version, show_table, tabulate
+from flows.told import count
 
 HEIGHT = 380  # pixels
+TENTH = 1.1  # times the budget
 
 
 def show(project: Opened) -> None:
@@ -39,4 +41,27 @@ def show(project: Opened) -> None:
         alt="The objective over the number of chosen rows",
         key="growth",
     )
-    st.dataframe(found.curve, hide_index=True, width="stretch", alt="The objective by chosen rows")
+    show_more(project, version)
+
+
+def show_more(project: Opened, version: str) -> None:
+    """Show which rows a budget of a tenth more would add, once that is asked for: the choice is made again."""
+    from flows.entering import add_to_budget
+    from tasks.browsing.filters import MOST
+    from tasks.browsing.pairs import list_texts
+
+    st.subheader("A tenth more")
+    st.text(
+        "The version is chosen again with a budget of a tenth more, as `tamis why --budgets` does; this takes a while."
+    )
+    if not st.button("Choose with a tenth more", key="more"):
+        return
+    with st.spinner("Choosing"), st.empty():
+        added = add_to_budget(version, project.values, TENTH)
+    with project.connection() as connection:
+        rows = list_texts(connection, version, added.ids[:MOST])
+    st.text(
+        f"{count(added.rows, 'row')} in place of {added.before:,}: {count(len(added.ids), 'row')} would enter, "
+        f"{added.left:,} would leave."
+    )
+    show_table(rows, "Rows that a larger budget adds")

@@ -5,7 +5,7 @@ from typing import Any
 import altair as alt
 import streamlit as st
 
-from flows.desk.project import Opened, choose_version, tabulate
+from flows.desk.project import Opened, choose_version, show_table, tabulate
 
 HEIGHT = 420  # pixels
 NONE = "nothing"
@@ -35,7 +35,7 @@ def show(project: Opened) -> None:
     if change:
         st.subheader(f"Density less that of {before}")
         st.altair_chart(draw(change, "change"), alt=f"Change of the mask's density since {before}", key="change")
-    st.dataframe(change or found, hide_index=True, width="stretch", alt="Density by layer and module")
+    show_table(change or found, "Density by layer and module")
 
 
 def draw(rows: list[dict[str, Any]], value: str) -> alt.Chart:

@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 import streamlit as st
 
-from flows.desk.project import ROOT, Opened, choose_version, tabulate
+from flows.desk.project import ROOT, Opened, choose_version, show_table, tabulate
 
 SIDES = ("left", "right", "bottom", "top")
 HEIGHT = 520  # pixels
@@ -16,8 +16,7 @@ NUMBERS = ("gain",)  # colours that are numbers, beside the scores
 
 def show(project: Opened) -> None:
     """Show where the rows of a version lie, and list those inside a frame."""
-    from tasks.browsing.filters import list_values
-    from tasks.browsing.map_rows import COLOURS, Frame, count_cells, list_inside, sample_points
+    from tasks.browsing.map_rows import COLOURS, Frame, count_cells, list_inside, place_rows, sample_points
     from tasks.browsing.places import find_places, tell_map
 
     st.header("Map")
@@ -31,11 +30,10 @@ def show(project: Opened) -> None:
         st.info("There is no map of this version as it is now. `tamis desk` makes it when it starts: start it again.")
         return
     with project.connection(places=places.table) as connection:
-        scores = [name for name in list_values(connection, version, "score") if name not in COLOURS]
+        scores = [name for name in project.list_values(connection, version, "score") if name not in COLOURS]
         colour = right.selectbox("Coloured by", [*COLOURS, *scores], key="colour", bind="query-params")
-        cells = count_cells(connection, version)
-        points = sample_points(connection, version, colour)
-        total = sum(cell["rows"] for cell in cells)
+        total = place_rows(connection, version)
+        cells, points = count_cells(connection), sample_points(connection, version, colour)
         shown = f"{len(points):,} of {total:,} rows are drawn" if len(points) < total else f"{total:,} rows"
         st.text(f"{shown}, {tell_map(places)}.")
         chart = draw(cells, points, colour, numbers=colour in (*NUMBERS, *scores))
@@ -44,7 +42,7 @@ def show(project: Opened) -> None:
         frame = Frame(**choose_frame(picked))
         count, rows = list_inside(connection, version, frame)
         st.text(f"{count:,} rows lie inside{f', of which {len(rows):,} are listed' if len(rows) < count else ''}.")
-        st.dataframe(rows, hide_index=True, width="stretch", alt="Rows inside the frame")
+        show_table(rows, "Rows inside the frame", order=("state", "topic", "prompt", "response", "id"))
 
 
 def choose_frame(picked: Mapping[str, Any]) -> dict[str, float | None]:

@@ -6,10 +6,10 @@ from typing import Any
 
 import streamlit as st
 
-from flows.desk.project import ROOT, Opened, choose_version
+from flows.desk.project import ROOT, Opened, choose_version, show_table
 
 SIZE = 100  # rows of a page
-COLUMNS = ("state", "rank", "value", "topic", "prompt", "response", "response_tokens", "source", "id")
+COLUMNS = ("state", "rank", "value", "topic", "prompt", "response", "why", "response_tokens", "source", "id")
 SPLIT = "chosen beside left out"  # a state of its own: two lists of the same filter
 
 
@@ -22,7 +22,7 @@ def show(project: Opened) -> None:
     if version is None or not project.has("examples", "subset"):
         return
     with project.connection() as connection:
-        asked, order = choose_filter(connection, version)
+        asked, order = choose_filter(project, connection, version)
         states = ("chosen", "left out") if asked.state == SPLIT else (asked.state,)
         counts = [count_rows(connection, replace(asked, state=state)) for state in states]
         pages = max(1, -(-max(one.rows for one in counts) // SIZE))
@@ -32,20 +32,19 @@ def show(project: Opened) -> None:
             named = f"{state}: " if len(states) > 1 else ""
             place.text(f"{named}{counted.rows:,} rows, digest {counted.digest}")
             found = list_rows(connection, replace(asked, state=state), order=order, page=page, size=SIZE)
-            place.dataframe(
-                found, hide_index=True, width="stretch", column_order=COLUMNS, alt=f"Rows, {state}", key=f"grid {state}"
-            )
+            with place:
+                show_table(found, f"Rows, {state}", order=COLUMNS, key=f"grid {state}")
             ids += [row["id"] for row in found]
         id = choose_row(ids)
         if id:
             show_story(connection, project, version, id)
 
 
-def choose_filter(connection: Any, version: str) -> tuple[Any, str]:
+def choose_filter(project: Opened, connection: Any, version: str) -> tuple[Any, str]:
     """Let the reader choose which rows are meant, and their order."""
-    from tasks.browsing.filters import ORDERS, STATES, Filter, list_values
+    from tasks.browsing.filters import ORDERS, STATES, Filter
 
-    topics, sources, scores = (list_values(connection, version, name) for name in ("topic", "source", "score"))
+    topics, sources, scores = (project.list_values(connection, version, name) for name in ("topic", "source", "score"))
     left, middle, right = st.columns(3)
     state = left.selectbox("State", [*STATES, SPLIT], key="state", bind="query-params")
     topic = middle.selectbox("Topic", ["", *topics], key="topic", bind="query-params", format_func=name_any)

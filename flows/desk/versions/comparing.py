@@ -5,7 +5,7 @@ from typing import Any
 
 import streamlit as st
 
-from flows.desk.project import Opened, choose_version
+from flows.desk.project import GIGABYTES, Opened, choose_version, show_table
 
 MOST = 2000  # rows of a list
 WAYS = ("two versions", "a version at two revisions of git")
@@ -22,16 +22,16 @@ def show(project: Opened) -> None:
         return
     with ExitStack() as stack:
         before, after = (stack.enter_context(side) for side in sides)
-        found = compare(before, after)
+        found = compare(before, after, most=MOST, gigabytes=GIGABYTES)
     show_rows(found)
     if found.masks:
         st.subheader("Masks")
         shared, united = (sum(row[name] for row in found.masks) for name in ("shared", "union"))
         st.text(f"{shared:,} weights are in both masks, {shared / united:.1%} of those in either.")
-        st.dataframe(list(found.masks), hide_index=True, width="stretch", alt="Masks by layer and module")
+        show_table(found.masks, "Masks by layer and module")
     if found.metrics:
         st.subheader("Loss, with its interval")
-        st.dataframe(list(found.metrics), hide_index=True, width="stretch", alt="Losses of both sides")
+        show_table(found.metrics, "Losses of both sides")
 
 
 def choose_versions(project: Opened) -> list[Any] | None:
@@ -65,19 +65,10 @@ def choose_revisions(project: Opened) -> list[Any] | None:
 
 def show_rows(found: Any) -> None:
     """Show the rows that enter and leave."""
-    enters = [row for row in found.rows if row["change"] == "enters"]
-    leaves = [row for row in found.rows if row["change"] == "leaves"]
-    st.text(f"{len(enters):,} rows enter, {len(leaves):,} leave, {found.both:,} are chosen in both.")
-    for title, rows in (("Enter", enters), ("Leave", leaves)):
+    st.text(f"{found.enter:,} rows enter, {found.leave:,} leave, {found.both:,} are chosen in both.")
+    for title, change, many in (("Enter", "enters", found.enter), ("Leave", "leaves", found.leave)):
         st.subheader(title)
-        if not rows:
-            st.text("None.")
-            continue
-        if len(rows) > MOST:
+        if many > MOST:
             st.text(f"The first {MOST:,} by rank; `tamis diff` lists all.")
-        st.dataframe(
-            [{name: value for name, value in row.items() if name != "change"} for row in rows[:MOST]],
-            hide_index=True,
-            width="stretch",
-            alt=f"Rows that {title.lower()}",
-        )
+        rows = [row for row in found.rows if row["change"] == change]
+        show_table(rows, f"Rows that {title.lower()}", order=("rank", "topic", "prompt", "reason", "id"))

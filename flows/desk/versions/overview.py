@@ -5,7 +5,7 @@ from typing import Any
 
 import streamlit as st
 
-from flows.desk.project import ROOT, Opened
+from flows.desk.project import ROOT, Opened, show_table
 
 SECONDS = "SELECT version, sum(seconds) FROM (SELECT DISTINCT version, stage, seconds FROM runs) GROUP BY version"
 CHECKS = "SELECT version, count(*), count(*) FILTER (NOT passed) FROM audit GROUP BY version"
@@ -25,7 +25,7 @@ def show(project: Opened) -> None:
     rows = [_describe(version) | _count(version, seconds, checks) for version in project.values.versions]
     made = [row for row in rows if row["chosen"] is not None]
     st.text(f"{len(made):,} of {len(rows):,} versions are made.")
-    st.dataframe(rows, hide_index=True, width="stretch", column_config=FORMATS, alt="Versions")
+    show_table(rows, "Versions", column_config=FORMATS)
     for row in rows:
         st.subheader(row["version"])
         st.text(_tell(row))

@@ -1,8 +1,13 @@
 """The desk's sign-off: what stands of each version, and a form that records who accepts one."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import streamlit as st
 
-from flows.desk.project import ROOT, Opened
+from flows.desk.project import ROOT, Opened, show_table
+from tasks.artifacts.views import ask
+from tasks.audit.queries import PROVENANCE, read_queries
 
 
 def show(project: Opened) -> None:
@@ -18,6 +23,7 @@ def show(project: Opened) -> None:
         st.text(said)
         if signed.changed:
             st.text("other ones since: " + ", ".join(signed.changed))
+        show_checks(project, version)
     show_decisions(project)
     if not project.made:
         return
@@ -44,4 +50,33 @@ def show_decisions(project: Opened) -> None:
     found = tabulate_decisions(ROOT, project.values.versions).to_pylist()
     st.text(f"{len(found):,} rows are vetoed or pinned; a row's page takes such a decision.")
     if found:
-        st.dataframe(found, hide_index=True, width="stretch", alt="Vetoed and pinned rows")
+        show_table(found, "Vetoed and pinned rows")
+
+
+def show_checks(project: Opened, version: str) -> None:
+    """Show what the checks of a version found when it was made, promises first."""
+    if "audit" not in project.artifacts.views:
+        return
+    with project.connection() as connection:
+        sql = 'SELECT "check", passed, "rows", detail FROM audit WHERE version = $version'
+        found = ask(connection, sql, {"version": version})
+    if not found:
+        return
+    known = {one.name: one for one in read_queries()}
+    rows = [
+        {
+            "check": row["check"],
+            "state": "shown" if row["check"] in known and not known[row["check"]].promise else _tell_promise(row),
+            "found": row["rows"],
+            "says": known[row["check"]].says if row["check"] in known else PROVENANCE,
+            "detail": row["detail"],
+        }
+        for row in found
+    ]
+    kept = sum(row["state"] == "kept" for row in rows)
+    with st.expander(f"Checks of {version}: {kept} promises kept when it was made"):
+        show_table(rows, f"Checks of {version}")
+
+
+def _tell_promise(row: Mapping[str, Any]) -> str:
+    return "kept" if row["passed"] else "broken"

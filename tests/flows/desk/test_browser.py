@@ -2,30 +2,20 @@
 
 import json
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from worlds.projects import ROOT, environment
+from worlds.browsers import CHROMIUM, Desk, served, settle
 
 from tasks.artifacts.tables import read_table
 from tasks.artifacts.views import opened
 from tasks.browsing import filters
 from tasks.catalogue.sources import find_artifacts
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
 PAGES = ("overview", "rows", "map", "gains", "pairs", "mask", "diff", "chain", "sign-off", "query")
-READY = "[data-testid=stApp][data-test-script-state=notRunning]"
 NAMELESS = """() => [...document.querySelectorAll("input, textarea, button, select, [role=combobox]")]
     .filter(one => one.offsetParent !== null && !(one.getAttribute("aria-label") || one.innerText.trim()
         || (one.labels && [...one.labels].some(label => label.innerText.trim())) || one.title
@@ -33,87 +23,25 @@ NAMELESS = """() => [...document.querySelectorAll("input, textarea, button, sele
     .map(one => one.outerHTML.slice(0, 200))"""
 
 
-@dataclass
-class Desk:
-    """A desk that is served, and a browser that looks at it."""
-
-    root: Path
-    url: str
-    browser: object
-    errors: list[str] = field(default_factory=list)  # of the browser's console
-    foreign: list[str] = field(default_factory=list)  # requests to anywhere else
-
-    def open(self, page: str, *, width: int = 1280, dark: bool = False, **state: str):
-        """Return a page of the desk once it is drawn."""
-        look = self.browser.new_page(
-            viewport={"width": width, "height": 1400}, color_scheme="dark" if dark else "light"
-        )
-        look.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
-        look.on("pageerror", lambda error: self.errors.append(str(error)))
-        look.on("dialog", lambda dialog: self.errors.append(f"a dialog: {dialog.message}"))
-        look.on("request", lambda asked: self.foreign.append(asked.url) if is_foreign(asked.url, self.url) else None)
-        asked = "&".join(f"{name}={value}" for name, value in {"page": page, **state}.items())
-        look.goto(f"{self.url}/?{asked}")
-        settle(look)
-        return look
-
-
-def is_foreign(url: str, own: str) -> bool:
-    return not url.startswith((own, own.replace("http", "ws"), "data:", "blob:"))
-
-
-def settle(look) -> None:
-    """Wait until a page is drawn and its script is done."""
-    look.wait_for_selector("h2", timeout=60_000)
-    look.wait_for_selector(READY, timeout=60_000)
-    look.wait_for_timeout(300)
-
-
 @pytest.fixture(scope="module")
-def served(made, tmp_path_factory) -> Iterator[Desk]:
-    """The project's desk, served by `tamis desk`, and a browser."""
+def looked_at(made, tmp_path_factory) -> Iterator[Desk]:
+    """The project's desk and a browser."""
     root = tmp_path_factory.mktemp("browser") / "project"
     shutil.copytree(made.root, root, symlinks=True)
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "flows.cli", "desk", "--no-browser", "--port", str(port)]
-    env = environment(PYTHONPATH=str(ROOT))
-    with (
-        open(root / "desk.log", "w") as log,
-        subprocess.Popen(command, cwd=root, env=env, stdout=log, stderr=log) as server,
-        sync_api.sync_playwright() as playwright,
-    ):
-        try:
-            url = f"http://127.0.0.1:{port}"
-            wait_until_healthy(f"{url}/_stcore/health", root / "desk.log")
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-            yield Desk(root, url, browser)
-            browser.close()
-        finally:
-            server.kill()
-
-
-def wait_until_healthy(url: str, log: Path) -> None:
-    for _ in range(600):
-        try:
-            assert urllib.request.urlopen(url).read() == b"ok"
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise AssertionError(log.read_text())
+    with served(root) as desk:
+        yield desk
 
 
 @pytest.fixture
-def desk(served) -> Iterator[Desk]:
+def desk(looked_at) -> Iterator[Desk]:
     """The desk; afterwards nothing was wrong in the browser's console, and nothing was asked of the network."""
-    served.errors.clear()
-    served.foreign.clear()
-    yield served
-    for context in served.browser.contexts:
+    looked_at.errors.clear()
+    looked_at.foreign.clear()
+    yield looked_at
+    for context in looked_at.browser.contexts:
         context.close()
-    assert served.errors == []
-    assert served.foreign == []
+    assert looked_at.errors == []
+    assert looked_at.foreign == []
 
 
 def count(desk: Desk, version: str, **asked: str) -> str:

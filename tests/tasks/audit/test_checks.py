@@ -4,9 +4,9 @@ import pytest
 from worlds import toy_corpus
 from worlds.toy_project import POOL, World, make_world
 
-from tasks.audit import audit
+from tasks.audit import audit, queries
 
-QUERIES = {one.name: one for one in audit.read_queries()}
+QUERIES = {one.name: one for one in queries.read_queries()}
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def world(tmp_path) -> World:
 
 @pytest.mark.parametrize("one", QUERIES.values(), ids=QUERIES)
 def test_a_check_says_what_it_promises_or_shows_in_a_sentence(one):
-    text = (audit.CHECKS / f"{one.name}.sql").read_text()
+    text = (queries.CHECKS / f"{one.name}.sql").read_text()
     assert text.startswith(("-- promise: ", "-- shown: "))
     assert one.says.endswith(".")
     assert one.says[0].isupper()

@@ -1,0 +1,131 @@
+"""The desk on the demo's real data: six questions answered as docs/how-to/desk.md says, and pictures of its pages.
+
+TAMIS_DEMO names a folder in which `make demo` has run; else it is run here, which takes minutes. Where TAMIS_PICTURES
+names a folder, the pictures are written there.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from worlds.browsers import CHROMIUM, Desk, served
+from worlds.projects import ROOT, environment
+
+from tasks.artifacts.tables import read_table
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium"),
+]
+PICTURES = {  # page -> height in pixels, and its state
+    "overview": (560, {}),
+    "rows": (1500, {"version": "v2", "state": "left out"}),
+    "map": (1300, {"version": "v2"}),
+    "gains": (900, {"version": "v2"}),
+    "pairs": (1300, {"version": "v2"}),
+    "mask": (460, {"version": "v2"}),
+    "diff": (1150, {"before": "v1", "after": "v2"}),
+    "chain": (1080, {}),
+    "sign-off": (1000, {}),
+    "query": (560, {}),
+}
+MINUTE = 60.0  # seconds that a question may take
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Iterator[Desk]:
+    """The desk of a copy of a demo that has run."""
+    root = tmp_path_factory.mktemp("demo") / "tamis"
+    if "TAMIS_DEMO" in os.environ:
+        shutil.copytree(os.environ["TAMIS_DEMO"], root, symlinks=True, ignore=shutil.ignore_patterns(".venv"))
+    else:
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(root)], check=True)
+        command = [sys.executable, "-m", "flows.cli", "run", "--engine", "local"]
+        subprocess.run(command, cwd=root, env=environment(PYTHONPATH=str(root)), check=True)
+    with served(root) as desk:
+        yield desk
+
+
+def test_pictures_of_all_pages(demo, tmp_path):
+    out = Path(os.environ.get("TAMIS_PICTURES", tmp_path))
+    out.mkdir(parents=True, exist_ok=True)
+    for page, (height, state) in PICTURES.items():
+        look = demo.open(page, height=height, **state)
+        if page == "rows":
+            look.locator("h2").click()
+            look.keyboard.press("n")
+            look.get_by_text("Row ").first.wait_for()
+            look.wait_for_timeout(1000)
+        look.wait_for_timeout(1500)  # pictures are drawn after the page's script
+        look.screenshot(path=out / f"desk-{page}.png")
+        look.close()
+    assert sorted(path.name for path in out.glob("desk-*.png")) == sorted(f"desk-{page}.png" for page in PICTURES)
+
+
+@pytest.fixture
+def watch() -> Iterator[None]:
+    """See that a question is answered within a minute."""
+    start = time.monotonic()
+    yield
+    assert time.monotonic() - start < MINUTE
+
+
+@pytest.mark.usefixtures("watch")
+class TestQuestions:
+    """Without SQL, each from the first page on."""
+
+    def test_which_rows_of_a_topic_were_dropped_and_why(self, demo):
+        look = demo.open("overview")
+        pick(look, "rows")
+        choose(look, "State", "left out")
+        choose(look, "Topic", "tech_support")
+        subset = read_table(demo.root / "data/selection/version=v2/subset.parquet").to_pylist()
+        left = [row for row in subset if row["topic"] == "tech_support" and not (row["chosen"] or row["gated"])]
+        look.get_by_text(f"{len(left)} rows, digest").wait_for()
+        look.get_by_role("button", name="Next row").click()
+        look.get_by_text("It was not chosen").first.wait_for()
+
+    def test_what_entered_since_the_first_version(self, demo):
+        look = demo.open("overview")
+        pick(look, "diff")
+        look.get_by_text("rows enter").wait_for()
+
+    def test_are_held_out_rows_in_the_subset(self, demo):
+        look = demo.open("overview")
+        pick(look, "sign-off")
+        look.get_by_text("Checks of v2").first.click()
+        look.get_by_text("promises kept when it was made").first.wait_for()
+
+    def test_who_approved_this_and_has_it_changed(self, demo):
+        look = demo.open("overview")
+        pick(look, "sign-off")
+        look.get_by_text("v2: not approved").wait_for()
+
+    def test_which_source_or_topic_is_over_represented(self, demo):
+        look = demo.open("overview")
+        pick(look, "sign-off")
+        look.get_by_text("Checks of v2").first.click()
+        look.get_by_text("promises kept when it was made").first.wait_for()
+
+    def test_what_a_tenth_more_budget_would_add(self, demo):
+        look = demo.open("overview")
+        pick(look, "gains")
+        look.get_by_role("button", name="Choose with a tenth more").click()
+        look.get_by_text("would enter").wait_for(timeout=50_000)
+
+
+def pick(look, page: str) -> None:
+    """Go to a page."""
+    look.locator("[data-testid=stSidebar]").get_by_text(page, exact=True).click()
+    look.wait_for_timeout(500)
+
+
+def choose(look, label: str, value: str) -> None:
+    """Choose a value of a field."""
+    look.get_by_label(label, exact=True).click()
+    look.get_by_role("option", name=value, exact=True).click()
