@@ -49,8 +49,8 @@ def is_foreign(url: str, own: str) -> bool:
 
 def settle(look: Any) -> None:
     """Wait until a page is drawn and its script is done."""
-    look.wait_for_selector("h2", timeout=60_000)
-    look.wait_for_selector(READY, timeout=60_000)
+    look.wait_for_selector("h2", timeout=30_000)
+    look.wait_for_selector(READY, timeout=30_000)
     look.wait_for_timeout(300)
 
 
@@ -62,10 +62,11 @@ def served(root: Path) -> Iterator[Desk]:
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-P", "-m", "flows.cli", "desk", "--no-browser", "--port", str(port)]
+    command = [sys.executable, "-m", "flows.cli", "desk", "--no-browser", "--port", str(port)]
+    env = environment(PYTHONPATH=str(ROOT), PYTHONSAFEPATH="1")  # a project may hold other code
     with (
         open(root / "desk.log", "w") as log,
-        subprocess.Popen(command, cwd=root, env=environment(PYTHONPATH=str(ROOT)), stdout=log, stderr=log) as server,
+        subprocess.Popen(command, cwd=root, env=env, stdout=log, stderr=log) as server,
         sync_playwright() as playwright,
     ):
         try:

@@ -24,7 +24,7 @@ def show(project: Opened) -> None:
         st.info("This version was chosen by scores or by chance: there is no objective that grows.")
         return
     st.subheader(f"{found.enough:,} of {found.chosen:,} chosen rows reach {SHARE:.0%} of the objective")
-    st.text(f"The objective of all {found.chosen:,} is {found.objective:.4g}; rows beyond it were chosen by score.")
+    st.text(f"All {found.chosen:,} reach {found.objective:.4g}.")
     base = alt.Chart(tabulate(found.curve))
     line = base.mark_line().encode(
         x=alt.X("rows:Q", title="chosen rows"),
@@ -52,7 +52,7 @@ def show_more(project: Opened, version: str) -> None:
 
     st.subheader("A tenth more")
     st.text(
-        "The version is chosen again with a budget of a tenth more, as `tamis why --budgets` does; this takes a while."
+        "The version is chosen again with a budget of a tenth more, as tamis why --budgets does; this takes a while."
     )
     if not st.button("Choose with a tenth more", key="more"):
         return

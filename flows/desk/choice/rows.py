@@ -9,7 +9,7 @@ import streamlit as st
 from flows.desk.project import ROOT, Opened, choose_version, show_table
 
 SIZE = 100  # rows of a page
-COLUMNS = ("state", "rank", "value", "topic", "prompt", "response", "why", "response_tokens", "source", "id")
+COLUMNS = ("state", "rank", "value", "topic", "prompt", "why", "response", "response_tokens", "source", "id")
 SPLIT = "chosen beside left out"  # a state of its own: two lists of the same filter
 
 
