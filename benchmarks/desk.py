@@ -134,20 +134,25 @@ def write_version(version: str, places: np.ndarray) -> None:
     save("selection", "subset", version, subset, schemas.SUBSET)
     save("selection", "mask", version, schemas.MASK.empty_table(), schemas.MASK)
     save("selection", "tensors", version, schemas.TENSORS.empty_table(), schemas.TENSORS)
-    demos = pa.array(np.concatenate([(np.arange(count) + step) % count for step in range(1, PAIRS + 1)]))
-    utility = {
-        "target_id": pa.concat_arrays([ids] * PAIRS),
-        "demo_id": ids.take(demos),
-        "utility": pa.array(draw.normal(size=count * PAIRS), pa.float32()),
-        "kernel": np.ones(count * PAIRS, bool),
-    }
-    save("utility", "utility", version, utility, schemas.UTILITY)
+    save("utility", "utility", version, make_pairs(ids, draw), schemas.UTILITY)
     vectors = draw.normal(size=(count, WIDTH)).astype(np.float32)
     values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), WIDTH)
     save("embedding", "embedding", version, {"id": ids, "embedding": values}, schemas.embedding(WIDTH))
     save("embedding", "agreement", version, {"id": ids, "score": draw.random(count)}, schemas.SCORES)
     facts = {"pool_rows": count, "chosen_rows": int(chosen.sum()), "selector": "delift", "objective": 1.0}
     write_json(facts, Path(f"data/selection/version={version}/selection.json"))
+
+
+def make_pairs(ids: pa.Array, draw: np.random.Generator) -> dict[str, object]:
+    """Return the columns of the scored pairs: each row is shown the next ones."""
+    count = len(ids)
+    demos = pa.array(np.concatenate([(np.arange(count) + step) % count for step in range(1, PAIRS + 1)]))
+    return {
+        "target_id": pa.concat_arrays([ids] * PAIRS),
+        "demo_id": ids.take(demos),
+        "utility": pa.array(draw.normal(size=count * PAIRS), pa.float32()),
+        "kernel": np.ones(count * PAIRS, bool),
+    }
 
 
 def make_examples(places: np.ndarray, ids: pa.Array, topics: pa.Array, said: list[str]) -> dict[str, object]:

@@ -95,6 +95,7 @@ def allowed(path: Path) -> set[str]:
         "dvc_files": {"ruamel"},
         "params": {"ruamel"},
         "pipeline": {"httpx"},
+        "publishing": {"httpx"},
         "reports": {"httpx"},
         "landing": {"fsspec"},
         "mirror": {"fsspec"},

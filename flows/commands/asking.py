@@ -212,31 +212,22 @@ def approve(
     say(f"{version} is approved by {signed.by}; to keep that: git add data/approvals.jsonl, and commit")
 
 
-Kept = Annotated[str | None, typer.Option(help="The version from which on; else the newest that has the row.")]
+Row = Annotated[str, typer.Argument(help="An example's id, or how it begins.")]
+Because = Annotated[str, typer.Option(help="Why; without the row's own words.")]
+By = Annotated[str | None, typer.Option(help="Who says so; else git's user.")]
+From = Annotated[str | None, typer.Option(help="The version from which on; else the newest that has the row.")]
 
 
 @spoken
-def veto(
-    context: typer.Context,
-    id: Annotated[str, typer.Argument(help="An example's id, or how it begins.")],
-    because: Annotated[str, typer.Option(help="Why; without the row's own words.")],
-    by: Annotated[str | None, typer.Option(help="Who says so; else git's user.")] = None,
-    version: Kept = None,
-) -> None:
+def veto(context: typer.Context, id: Row, because: Because, by: By = None, version: From = None) -> None:
     """Use a row no more from the next selection on, with all that has its text."""
-    _decide("veto", id, because=because, by=by, version=version)
+    _decide("veto", "vetoed", id, because=because, by=by, version=version)
 
 
 @spoken
-def pin(
-    context: typer.Context,
-    id: Annotated[str, typer.Argument(help="An example's id, or how it begins.")],
-    because: Annotated[str, typer.Option(help="Why; without the row's own words.")],
-    by: Annotated[str | None, typer.Option(help="Who says so; else git's user.")] = None,
-    version: Kept = None,
-) -> None:
+def pin(context: typer.Context, id: Row, because: Because, by: By = None, version: From = None) -> None:
     """Choose a row before all others from the next selection on, wherever the pool has it."""
-    _decide("pin", id, because=because, by=by, version=version)
+    _decide("pin", "pinned", id, because=because, by=by, version=version)
 
 
 @spoken
@@ -260,10 +251,10 @@ def decisions(context: typer.Context, form: Format = None) -> None:
     show_as(form, found.schema.names, [tuple(row.values()) for row in found.to_pylist()])
 
 
-def _decide(kind: str, id: str, **asked: Any) -> None:
+def _decide(kind: str, done: str, id: str, **asked: Any) -> None:
     from flows import deciding
 
-    _tell_decided({"veto": "vetoed", "pin": "pinned"}[kind], deciding.decide(kind, id, params.read(), **asked))
+    _tell_decided(done, deciding.decide(kind, id, params.read(), **asked))
 
 
 def _tell_decided(what: str, found: Any) -> None:

@@ -26,6 +26,7 @@ from flows.unattended import acceptance, landing, reports
 from flows.unattended.acceptance import RefusedError
 
 Tell = Callable[[dict[str, Any]], None]
+WAITS = "waits"  # for somebody's approval
 
 
 def advance(
@@ -62,22 +63,15 @@ def advance(
     unpushed = _push()
     made: list[str] = []
     closed = dict.fromkeys(refused, "was not accepted")  # version -> why nothing continues from it
-    asked: set[str] = set()  # versions that wait for somebody's approval
 
     def run(version: str, before: drive.Before) -> None:
         engines.run(engine, [version], runner=runner, workers=workers, before=before)
 
     for version in waiting:
         previous = versions[version].previous
-        unsigned = None if previous in (*closed, *asked) else acceptance.tell_waiting(version, previous)
-        if unsigned or previous in asked:
-            say(unsigned or f"{version} waits: it continues from {previous}, which waits")
-            asked.add(version)
-            continue
-        if previous in closed:
-            errors.append(RefusedError(_tell_closed(version, previous, closed[previous])))
-            say(str(errors[-1]))
-            closed[version] = "was not run"
+        obstacle = _find_obstacle(version, previous, closed)
+        if obstacle is not None:
+            errors += obstacle
             continue
         outcome, error = _try(version, run)
         reports.send(acceptance.read_settings().report, outcome)
@@ -93,6 +87,30 @@ def advance(
     if errors:
         raise errors[0]
     return made
+
+
+def _find_obstacle(version: str, previous: str, closed: dict[str, str]) -> list[Exception] | None:
+    """Return why a version is not run, errors, of which there are none where it waits for an approval; None: it is run.
+
+    Args:
+        version: the data version.
+        previous: the one that it continues from.
+        closed: why nothing continues from some versions; takes this one.
+    """
+    why = closed.get(previous)
+    told = acceptance.tell_waiting(version, previous) if why is None else None
+    if why == WAITS:
+        told = f"{version} waits: it continues from {previous}, which waits"
+    if told is not None:
+        say(told)
+        closed[version] = WAITS
+        return []
+    if why is None:
+        return None
+    closed[version] = "was not run"
+    error = RefusedError(_tell_closed(version, previous, why))
+    say(str(error))
+    return [error]
 
 
 def _try(version: str, run: Callable[[str, drive.Before], None]) -> tuple[dict[str, Any], Exception | None]:

@@ -19,7 +19,7 @@ from tamis.scores.baselines import order_deft_ucs, order_longest, order_scores
 from tamis.scores.bm25 import order_bm25
 from tamis.submodular import cosines, objectives
 from tamis.submodular.budgets import Budget, draw, measure_room, narrow, rank, resolve, stratify
-from tamis.submodular.greedy import choose
+from tamis.submodular.greedy import Choice, choose
 from tamis.submodular.kernels import repeat, scale
 from tamis.submodular.optimisers import Map, maximise, restrict, share_of_all, share_of_random
 from tamis.training.chance import name_groups, order_balanced
@@ -101,7 +101,6 @@ def write_selection(
     rows = read_rows(table, pinned)
     budget = resolve_budget(rows.ground, settings)
     gate = spare(read_gate(settings.gate, rows, sources.get("gate")), rows.find_pinned())
-
     ours, narrowed = pass_gate(rows, budget, gate)
     picks = choose_rows(ours, narrowed, sources | {"examples": table}, settings, diagonal=diagonal, map=map)
     checked = check(ours, narrowed, picks, sources["checked"]) if settings.selector == "delift" else None
@@ -114,15 +113,20 @@ def write_selection(
         place = Place(table, folders.cache / "pilots", model, training, runtime, inside)
         order, piloted = run_pilot(place, settings.pilot, proposed.order, budget, settings.seed)
         if piloted["decision"] != "choice":
-            picks, checked = ChosenRows(put_first(order, rows, budget)), None
-            proposed = picks
-    asked = asdict(settings) | ({"diagonal": diagonal} if settings.selector == "delift" else {})
-    asked |= {"pinned": sorted(pinned)} if pinned else {}
-    made = Provenance("selection", here.version, asked, digest_inputs(table, *sources.values()), find_seed(settings))
+            proposed = picks = ChosenRows(put_first(order, rows, budget))
+            checked = None
+    asked, read = name_settings(settings, diagonal, pinned), digest_inputs(table, *sources.values())
+    made = Provenance("selection", here.version, asked, read, find_seed(settings))
     write_table(tabulate(rows.ground, proposed, gate), out / "subset.parquet", made)
     found = describe(rows, budget, proposed, settings) | describe_objective(picks, settings) | describe_scores(picks)
     found |= {"gate": describe_gate(rows, gate), "pins": describe_pins(rows, pinned)}
     write_json(found | {"pilot": piloted, "checked": checked, "mask": cut}, out / "selection.json")
+
+
+def name_settings(settings: SelectionSettings, diagonal: str, pinned: Collection[str]) -> dict[str, Any]:
+    """Return what the choice was asked for, for its record."""
+    asked = asdict(settings) | ({"diagonal": diagonal} if settings.selector == "delift" else {})
+    return asked | ({"pinned": sorted(pinned)} if pinned else {})
 
 
 def describe_pins(rows: Rows, pinned: Collection[str]) -> dict[str, int] | None:
@@ -296,11 +300,7 @@ def choose_similar(
     if len(pinned) and strata is not None and len(find_room(strata, pinned)) < len(pinned):
         allowed, strata = restrict(budget, demos), None  # a person's word outweighs a topic's share
     refuse_unpinned(demos[np.setdiff1d(pinned, find_room(allowed, pinned))], rows, NO_ROOM)
-    how = {name: getattr(settings, name) for name in ("epsilon", "partitions", "seed")}
-    if len(pinned):
-        choice = choose(objective.kernel, allowed, objective.bonus, start=pinned)
-    else:
-        choice = maximise(objective, allowed, settings.optimiser, **how, map=lambda each, parts: map(each, list(parts)))
+    choice = grow(objective, allowed, pinned, settings, map=map)
     if not choice.gain.all():
         kept = choice.order[(choice.gain > 0) | np.isin(choice.order, pinned)]
         order = rank(allowed, np.concatenate([kept, order_rest(kept, similar, rows.ground.take(demos), vectors)]))
@@ -308,6 +308,16 @@ def choose_similar(
     by, cover = objectives.cover(kernels.own, choice.order)
     covered_by = np.where(by < 0, -1, demos[by])
     return ChosenRows(demos[choice.order], choice, objective, covered_by, cover, similar=similar, strata=strata)
+
+
+def grow(
+    objective: objectives.Objective, budget: Budget, pinned: np.ndarray, settings: SelectionSettings, *, map: Map
+) -> Choice:
+    """Return a choice by the optimiser that is asked for; with pinned demos by lazy greedy, which begins with them."""
+    if len(pinned):
+        return choose(objective.kernel, budget, objective.bonus, start=pinned)
+    how = {name: getattr(settings, name) for name in ("epsilon", "partitions", "seed")}
+    return maximise(objective, budget, settings.optimiser, **how, map=lambda each, parts: map(each, list(parts)))
 
 
 def find_pinned_demos(rows: Rows, demos: np.ndarray) -> np.ndarray:

@@ -1,10 +1,12 @@
 """One Prefect server for the whole session, and small projects that one of the drivers has run."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
-from worlds.projects import DRIVERS, GRAPHS, Graph, Project, drive_by_dvc, enter_copy, start_project
+from worlds.projects import DRIVERS, GRAPHS, Graph, Project, drive_by_dvc, enter, enter_copy, run_stages, start_project
 
 import flows  # noqa: F401  sets the environment before any test imports Prefect
 
@@ -86,3 +88,37 @@ def fresh(server, request, tmp_path_factory) -> Callable[[Graph, str], tuple[Pro
         return made[graph, driver]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def two_made(real_unrun, tmp_path_factory) -> Project:
+    """Two versions of the real project with the toy model, the first recorded at a tag; tests leave it as it is."""
+    project = Project(Path(shutil.copytree(real_unrun.root, tmp_path_factory.mktemp("two") / "project")))
+    with pytest.MonkeyPatch.context() as patch:
+        enter(project, patch)
+        run_stages("v1")
+        project.git("add", ".")
+        project.git("commit", "--quiet", "--message", "v1")
+        project.git("tag", "data-v1")
+        lines = (project.root / "data/raw/v1/toys.jsonl").read_text().splitlines()
+        (project.root / "data/raw/v2").mkdir()
+        more = [json.dumps({"prompt": f"more {k}?", "response": f"{k}!", "topic": "sums"}) for k in range(9)]
+        (project.root / "data/raw/v2/toys.jsonl").write_text("\n".join(lines[4:] + more) + "\n")
+        project.apply(GRAPHS["real"].version)
+        run_stages("v2")
+    return project
+
+
+@pytest.fixture
+def two_versions(two_made, tmp_path, monkeypatch) -> Project:
+    """A copy of it, as the current folder."""
+    return enter_copy(two_made, tmp_path / "project", monkeypatch)
+
+
+@pytest.fixture
+def run_small(fresh, tmp_path, monkeypatch) -> Project:
+    """A copy of the small project that the flow has run, as the current folder."""
+    made, _ = fresh(GRAPHS["small"], "flow")
+    shutil.copytree(made.root, tmp_path / "small")
+    monkeypatch.chdir(tmp_path / "small")
+    return Project(tmp_path / "small")

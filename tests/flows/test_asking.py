@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from typer.testing import CliRunner
-from worlds.projects import GRAPHS, Project, enter, enter_copy, run_stages
+from worlds.projects import Project, run_stages
 
 from flows import cli, params
 from flows.entering import SHARES, count_room, try_budgets
@@ -21,29 +21,10 @@ from tasks.audit.audit import Check
 BROKEN = Check("leakage", True, ["0f (held out)"], "No.")
 
 
-@pytest.fixture(scope="module")
-def made(real_unrun, tmp_path_factory) -> Project:
-    """Two versions, the first recorded at a tag."""
-    project = Project(Path(shutil.copytree(real_unrun.root, tmp_path_factory.mktemp("asking") / "project")))
-    with pytest.MonkeyPatch.context() as patch:
-        enter(project, patch)
-        run_stages("v1")
-        project.git("add", ".")
-        project.git("commit", "--quiet", "--message", "v1")
-        project.git("tag", "data-v1")
-        lines = (project.root / "data/raw/v1/toys.jsonl").read_text().splitlines()
-        (project.root / "data/raw/v2").mkdir()
-        more = [json.dumps({"prompt": f"more {k}?", "response": f"{k}!", "topic": "sums"}) for k in range(9)]
-        (project.root / "data/raw/v2/toys.jsonl").write_text("\n".join(lines[4:] + more) + "\n")
-        project.apply(GRAPHS["real"].version)
-        run_stages("v2")
-    return project
-
-
 @pytest.fixture
-def project(made, tmp_path, monkeypatch) -> Project:
-    """A copy of it, as the current folder."""
-    return enter_copy(made, tmp_path / "project", monkeypatch)
+def project(two_versions) -> Project:
+    """Two versions, as the current folder."""
+    return two_versions
 
 
 def tamis(*arguments: str):

@@ -1,13 +1,12 @@
 """Rows vetoed and pinned by command: the next selection honours it, the version before stays as it was."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
-from worlds.projects import GRAPHS, Project, enter, enter_copy, run_stages, toy_row
+from worlds.projects import Project, run_stages
 
 from flows import cli
 from flows.graph import versions
@@ -16,25 +15,10 @@ from tasks.artifacts.tables import read_table
 from tasks.decisions import find_decisions, read_decisions
 
 
-@pytest.fixture(scope="module")
-def made(real_unrun, tmp_path_factory) -> Project:
-    """Two versions, whose rows are chosen."""
-    project = Project(Path(shutil.copytree(real_unrun.root, tmp_path_factory.mktemp("deciding") / "project")))
-    with pytest.MonkeyPatch.context() as patch:
-        enter(project, patch)
-        run_stages("v1")
-        (project.root / "data/raw/v2").mkdir()
-        lines = [json.dumps(toy_row(place)) + "\n" for place in range(4, 40)]
-        (project.root / "data/raw/v2/toys.jsonl").write_text("".join(lines))
-        project.apply(GRAPHS["real"].version)
-        run_stages("v2", until="selection")
-    return project
-
-
 @pytest.fixture
-def project(made, tmp_path, monkeypatch) -> Project:
-    """A copy of it, as the current folder."""
-    return enter_copy(made, tmp_path / "project", monkeypatch)
+def project(two_versions) -> Project:
+    """Two versions, as the current folder."""
+    return two_versions
 
 
 def tamis(*arguments: str):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from prefect import flow
 from worlds import toy_corpus, toy_selection
-from worlds.projects import GRAPHS, Project, drive_by_flow, importing_from
+from worlds.projects import Project, drive_by_flow, importing_from
 
 from flows import drive, pipeline
 from flows.graph import dvc_state
@@ -21,14 +21,9 @@ from tasks.selection.settings import SelectionSettings
 
 
 @pytest.fixture
-def project(fresh, tmp_path, monkeypatch) -> Project:
-    """A copy of the small project that the flow has run, as the current folder."""
-    import shutil
-
-    made, _ = fresh(GRAPHS["small"], "flow")
-    shutil.copytree(made.root, tmp_path / "small")
-    monkeypatch.chdir(tmp_path / "small")
-    return Project(tmp_path / "small")
+def project(run_small) -> Project:
+    """The small project, as the current folder."""
+    return run_small
 
 
 def test_outcomes_say_what_was_computed_restored_and_fresh(project):

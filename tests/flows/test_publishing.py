@@ -1,12 +1,11 @@
 """What Prefect's page shows of a stage: figures, artifacts and a link; that it is not taken fails nothing."""
 
 import json
-import shutil
 
 import httpx
 import pytest
 from prefect.client.orchestration import get_client
-from worlds.projects import GRAPHS, Project, drive_by_flow
+from worlds.projects import Project, drive_by_flow
 
 from flows import publishing
 from flows.graph.dvc_state import File
@@ -17,12 +16,9 @@ FILES = [File("data/selection/version=v1.2_a/subset.parquet", "md5:0123", 12345)
 
 
 @pytest.fixture
-def project(fresh, tmp_path, monkeypatch) -> Project:
-    """A copy of the small project that the flow has run, as the current folder."""
-    made, _ = fresh(GRAPHS["small"], "flow")
-    shutil.copytree(made.root, tmp_path / "small")
-    monkeypatch.chdir(tmp_path / "small")
-    return Project(tmp_path / "small")
+def project(run_small) -> Project:
+    """The small project, as the current folder."""
+    return run_small
 
 
 def test_each_stage_that_is_not_fresh_publishes_its_result(project):
