@@ -6,6 +6,7 @@ from typing import Any
 import duckdb
 
 from tasks.artifacts.views import ask
+from tasks.catalogue.derived import list_scores
 
 MOST = 2000  # rows that go to a page
 STATES = ("any", "chosen", "left out", "gated", "not in the pool")
@@ -86,9 +87,16 @@ def list_values(connection: duckdb.DuckDBPyConnection, version: str, column: str
     sql = {
         "topic": "SELECT DISTINCT topic FROM examples WHERE version = $version ORDER BY 1",
         "source": "SELECT DISTINCT source FROM examples WHERE version = $version AND source IS NOT NULL ORDER BY 1",
-        "score": "SELECT DISTINCT score FROM scores WHERE version = $version ORDER BY 1",
-    }[column]
+    }.get(column) or _ask_names(connection)
     return [value for (value,) in connection.execute(sql, {"version": version}).fetchall()]
+
+
+def _ask_names(connection: duckdb.DuckDBPyConnection) -> str:
+    """Return the query for the names of a version's scores: one row of each tells, and no mean is taken for it."""
+    there = {name for (name,) in connection.execute("SELECT view_name FROM duckdb_views()").fetchall()}
+    parts = [sql.replace("avg(utility)", "utility").removesuffix(" GROUP BY ALL") for sql in list_scores(there)]
+    one = "(SELECT score FROM ({}) AS q(version, id, score, value) WHERE version = $version LIMIT 1)"
+    return f"SELECT score FROM ({' UNION ALL '.join(map(one.format, parts))}) ORDER BY 1"
 
 
 def _write(asked: Filter) -> tuple[str, dict[str, Any]]:

@@ -59,9 +59,14 @@ def derive(sources: Collection[str]) -> Mapping[str, str]:
         made["pairs"] = f"{PAIRS} UNION ALL {SKIPPED}" if "skipped" in sources else PAIRS
     if {"examples", "withdrawn"} <= set(sources):
         made["changes"] = CHANGES
-    scores = [sql for needed, sql in SCORES.values() if needed in sources]
+    scores = list_scores(sources)
     if scores:
         made["scores"] = "\nUNION ALL ".join(
             ["SELECT '' AS version, '' AS id, '' AS score, 0.0::DOUBLE AS value WHERE false", *scores]
         )
     return made
+
+
+def list_scores(sources: Collection[str]) -> list[str]:
+    """Return the queries of the scores that these artifacts have."""
+    return [sql for needed, sql in SCORES.values() if needed in sources]

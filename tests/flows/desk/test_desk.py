@@ -274,3 +274,13 @@ def test_a_decision_without_a_reason_is_not_recorded(project):
     desk.run()
     assert [one.value for one in desk.error] == ["It is not recorded."]
     assert json.loads(Path("versions/v2/decisions.json").read_text()) == []
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_the_names_of_scores_are_those_that_a_row_has(project, version):
+    found = find_artifacts(Path("."))
+    with opened(found.views, derived=found.derived) as connection:
+        sql = "SELECT DISTINCT score FROM scores WHERE version = $version ORDER BY 1"
+        known = [name for (name,) in connection.execute(sql, {"version": version}).fetchall()]
+        assert filters.list_values(connection, version, "score") == known
+    assert "mean_help" in known
