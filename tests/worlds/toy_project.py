@@ -125,13 +125,20 @@ class World:
         write_json(made, self.folder("finetuning", version) / "finetuning.json")
 
     def check(
-        self, *, held_out_share: float = 0.05, mask: MaskSettings = NO_MASK, raw: Path | None = None, **promises
+        self,
+        *,
+        held_out_share: float = 0.05,
+        mask: MaskSettings = NO_MASK,
+        raw: Path | None = None,
+        decisions: Path | None = None,
+        **promises,
     ) -> pa.Table:
         """Run the audit, with other settings of the selection where there are some, and return its table."""
         asked = {
             "selection_settings": SelectionSettings(**{"budget": {"count": 2}} | promises),
             "mask": mask,
             "settings": AuditSettings(held_out_share=held_out_share),
+            "decisions": decisions,
         }
         here, before = ({stage: self.folder(stage, version) for stage in STAGES} for version in ("v1", self.previous))
         places = {"before": Artifacts(self.previous, **before), "raw": raw or self.root / "data/raw/v1"}

@@ -1,10 +1,15 @@
 """Each check of checks/ finds what it is about, and says in a sentence what that is."""
 
+import json
+from dataclasses import replace
+
 import pytest
 from worlds import toy_corpus
 from worlds.toy_project import POOL, World, make_world
 
 from tasks.audit import audit, queries
+from tasks.decisions import Decision, write_decisions
+from tasks.masks.settings import MaskSettings
 
 QUERIES = {one.name: one for one in queries.read_queries()}
 
@@ -100,3 +105,53 @@ def test_rows_that_look_as_if_they_held_secrets_are_named_without_them(world, te
     speak(world, 3, text)
     found = show(world, "secrets")
     assert found == ([f"{world.examples[3]['id']} ({what})"] if what else [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "broken"),
+    [
+        ("veto", 0, "{id} is vetoed and chosen"),
+        ("veto", 3, None),
+        ("pin", 0, None),
+        ("pin", 3, "{id} is pinned and left out"),
+        ("pin", POOL, None),  # which the pool does not have
+    ],
+)
+def test_a_choice_that_is_not_as_people_decided_is_named(world, tmp_path, kind, place, broken):
+    row = world.examples[place]
+    path = tmp_path / "decisions.json"
+    write_decisions([Decision(row["id"], row["same_as"], kind, "so", "Ann", "2026-01-01T00:00:00+00:00")], path)
+    world.write()
+    if broken is None:
+        world.check(decisions=path)
+        assert world.found("decided") == [f"{kind} of {row['id']}, by Ann: so"]
+        return
+    with pytest.raises(audit.AuditError, match=f"decisions: 1, first {broken.format(id=row['id'])}"):
+        world.check(decisions=path)
+
+
+def test_a_layer_below_its_quota_is_named(world):
+    names = [f"model.layers.{layer}.mlp.up_proj.weight" for layer in (0, 1)]
+    masked = replace(world, mask={names[0]: list(range(10))}, shapes=dict.fromkeys(names, (4, 5))).write()
+    asked = MaskSettings(selector="random", budget={"count": 10}, layer_share=0.5, module_share=0.5)
+    with pytest.raises(audit.AuditError, match="quotas: 1, first layer 1: 0 parameters, at least 2"):
+        masked.check(mask=asked)
+    masked.check(mask=replace(asked, layer_share=0.1))
+
+
+@pytest.mark.parametrize(
+    ("recorded", "parameters", "kept"), [(3.0, 3.0, True), (3.0, 3.3, True), (3.1, 3.1, False), (3.0, 4.0, False)]
+)
+def test_sums_of_scores_that_differ_are_named(world, recorded, parameters, kept):
+    world.phi_data[:] = [
+        {"id": row["id"], "score": 1.0, "norm": 1.0, "per_norm": 1.0, "loss": 1.0, "order": "first"}
+        for row in world.examples[:3]
+    ]
+    world.write()
+    facts = {"sum_phi_data": recorded, "sum_phi_param": parameters}
+    (world.folder("gradients") / "gradients.json").write_text(json.dumps(facts))
+    if kept:
+        world.check()
+        return
+    with pytest.raises(audit.AuditError, match="law: 1, first rows sum to 3, recorded are "):
+        world.check()
