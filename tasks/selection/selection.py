@@ -297,9 +297,9 @@ def choose_similar(
         firsts = np.unique(list_texts(rows).places[demos], return_index=True)[1]  # repeats make no topic larger
         allowed = strata = stratify(allowed, firsts)
     pinned = find_pinned_demos(rows, demos)
-    if len(pinned) and strata is not None and len(find_room(strata, pinned)) < len(pinned):
+    if strata is not None and lacks_room(strata, pinned).any():
         allowed, strata = restrict(budget, demos), None  # a person's word outweighs a topic's share
-    refuse_unpinned(demos[np.setdiff1d(pinned, find_room(allowed, pinned))], rows, NO_ROOM)
+    refuse_unpinned(demos[pinned[lacks_room(allowed, pinned)]], rows, NO_ROOM)
     choice = grow(objective, allowed, pinned, settings, map=map)
     if not choice.gain.all():
         kept = choice.order[(choice.gain > 0) | np.isin(choice.order, pinned)]
@@ -331,10 +331,12 @@ def find_pinned_demos(rows: Rows, demos: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.isin(demos, places))
 
 
-def find_room(budget: Budget, wanted: np.ndarray) -> np.ndarray:
-    """Return which of some rows a budget takes if these come first."""
+def lacks_room(budget: Budget, wanted: np.ndarray) -> np.ndarray:
+    """Return for each of some rows whether a budget has no room for it though these come first."""
+    if not len(wanted):
+        return np.zeros(0, bool)
     others = np.setdiff1d(np.arange(len(budget.costs)), wanted)
-    return np.intersect1d(wanted, rank(budget, np.concatenate([wanted, others])))
+    return ~np.isin(wanted, rank(budget, np.concatenate([wanted, others])))
 
 
 def order_rest(kept: np.ndarray, similar: Similar, rows: pa.Table, vectors: Path | None) -> np.ndarray:
