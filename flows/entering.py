@@ -11,7 +11,7 @@ from flows.compare import SCORING, find_quality
 from flows.params import Params
 from flows.stage import sources
 from flows.stage_calls import folder
-from flows.trials import attempt
+from flows.trials import attempt, find
 from tasks.selection.selectors import SELECTORS
 from tasks.settings import hint
 
@@ -100,6 +100,34 @@ def choose_by(selector: str, version: str, values: Params) -> Path:
     Raises:
         ValueError: there is no such selector, or it cannot be used as the parameters are.
     """
+    asked = _ask_selector(selector, values)
+    loaded, done = sources(f"{name}@{version}" for name in (*SCORING, "selection")), {}
+    for name in (*SCORING, "selection"):
+        done[name] = attempt(name, version, asked, done, loaded)
+    return done["selection"].folder
+
+
+def find_choice(selector: str, version: str, values: Params) -> Path | None:
+    """Return the folder of such a choice where it is kept among the trials, as things are now; None: it is not.
+
+    Raises:
+        ValueError: as `choose_by`.
+    """
+    asked, done = _ask_selector(selector, values), {}
+    for name in (*SCORING, "selection"):
+        found = find(name, version, asked, done)
+        if found is None:
+            return None
+        done[name] = found
+    return done["selection"].folder
+
+
+def _ask_selector(selector: str, values: Params) -> Params:
+    """Return the parameters with another selector, and without pilot and mask.
+
+    Raises:
+        ValueError: there is no such selector, or it cannot be used as the parameters are.
+    """
     if selector not in SELECTORS:
         raise params.ParamsError(f"{selector!r} is no selector{hint(selector, SELECTORS)}; {', '.join(SELECTORS)} are")
     choice = {"selector": selector, "quality": find_quality(selector, values), "pilot": None}
@@ -109,10 +137,7 @@ def choose_by(selector: str, version: str, values: Params) -> Path:
         mask=replace(values.mask, selector="none"),
     )
     params.refuse_contradictions(asked)
-    loaded, done = sources(f"{name}@{version}" for name in (*SCORING, "selection")), {}
-    for name in (*SCORING, "selection"):
-        done[name] = attempt(name, version, asked, done, loaded)
-    return done["selection"].folder
+    return asked
 
 
 def find_entries(tried: Sequence[Tried]) -> dict[str, float]:

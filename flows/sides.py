@@ -40,6 +40,26 @@ def open_revision(revision: str, version: str) -> Iterator[Any]:
 
 
 @contextmanager
+def open_kept_choice(selector: str, version: str) -> Iterator[Any]:
+    """Yield a version's choice by a selector where that is kept.
+
+    Raises:
+        ParamsError: there is no such selector, or its choice is not kept.
+    """
+    from flows.entering import find_choice
+    from flows.stage_calls import folder
+    from tasks.catalogue.diffs import read_choice
+
+    found = find_choice(selector, version, params.read())
+    if found is None:
+        raise params.ParamsError(
+            f"no choice of {version} by {selector} is kept; make it: `tamis diff {selector} OTHER --of {version} "
+            "--selectors`"
+        )
+    yield read_choice(selector, folder("examples", version), found)
+
+
+@contextmanager
 def open_choice(selector: str, version: str) -> Iterator[Any]:
     """Yield a version's choice by a selector at the version's budget, made where it is not kept.
 

@@ -88,8 +88,22 @@ def attempt(
         shutil.rmtree(home / "scratch", ignore_errors=True)
         code = digest_sources(name, values.versions)
         conclude(home / DONE, {"seconds": seconds, "resumed": resumed, "notes": dict(notes), "code": code})
+    return _read(home)
+
+
+def find(name: str, version: str, values: Params, upstream: Mapping[str, Trial]) -> Trial | None:
+    """Return a stage that was run apart before, with these parameters and all else as it is now; None: it was not.
+
+    Args:
+        name, version, values, upstream: as of `attempt`.
+    """
+    home = TRIALS / name / digest(describe(name, version, values, upstream))
+    return _read(home) if (home / DONE).exists() else None
+
+
+def _read(home: Path) -> Trial:
     done = json.loads((home / DONE).read_text(encoding="utf-8"))
-    return Trial(key, home, **{name: done[name] for name in ("seconds", "resumed", "notes")})
+    return Trial(home.name, home, **{name: done[name] for name in ("seconds", "resumed", "notes")})
 
 
 def digest_sources(name: str, versions: Mapping[str, VersionSettings]) -> str:

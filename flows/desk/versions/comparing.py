@@ -8,7 +8,7 @@ import streamlit as st
 from flows.desk.project import GIGABYTES, Opened, choose_version, show_table
 
 MOST = 2000  # rows of a list
-WAYS = ("two versions", "a version at two revisions of git")
+WAYS = ("two versions", "a version at two revisions of git", "a version by two selectors")
 
 
 def show(project: Opened) -> None:
@@ -17,7 +17,7 @@ def show(project: Opened) -> None:
 
     st.header("Differences")
     way = st.selectbox("Compare", WAYS, key="compare", bind="query-params")
-    sides = choose_versions(project) if way == WAYS[0] else choose_revisions(project)
+    sides = dict(zip(WAYS, (choose_versions, choose_revisions, choose_selectors), strict=True))[way](project)
     if sides is None:
         return
     with ExitStack() as stack:
@@ -61,6 +61,20 @@ def choose_revisions(project: Opened) -> list[Any] | None:
         st.text("Name two revisions, such as HEAD~1 and HEAD.")
         return None
     return [sides.open_revision(before, version), sides.open_revision(after, version)]
+
+
+def choose_selectors(project: Opened) -> list[Any] | None:
+    """Let the reader name two selectors, whose choices at the version's budget are kept; None: there is no version."""
+    from flows import sides
+    from tasks.selection.selectors import SELECTORS
+
+    version = choose_version(project)
+    left, right = st.columns(2)
+    before = left.selectbox("Before", sorted(SELECTORS), key="first", bind="query-params")
+    after = right.selectbox("After", sorted(SELECTORS), key="second", bind="query-params")
+    if version is None:
+        return None
+    return [sides.open_kept_choice(before, version), sides.open_kept_choice(after, version)]
 
 
 def show_rows(found: Any) -> None:

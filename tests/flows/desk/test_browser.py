@@ -16,6 +16,7 @@ from tasks.catalogue.sources import find_artifacts
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
 PAGES = ("overview", "rows", "map", "gains", "pairs", "mask", "diff", "chain", "sign-off", "query")
+ENDLESS = "SELECT count(*) FROM range(10000000) a, range(10000000) b WHERE a.range * b.range % 7 = 3"
 NAMELESS = """() => [...document.querySelectorAll("input, textarea, button, select, [role=combobox]")]
     .filter(one => one.offsetParent !== null && !(one.getAttribute("aria-label") || one.innerText.trim()
         || (one.labels && [...one.labels].some(label => label.innerText.trim())) || one.title
@@ -52,7 +53,7 @@ def count(desk: Desk, version: str, **asked: str) -> str:
     return f"{counted.rows:,} rows, digest {counted.digest}"
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (800, True)])
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), pytest.param(800, True, marks=pytest.mark.slow)])
 def test_every_page_is_drawn_without_an_error_and_text_of_data_is_text(desk, hostile, width, dark):
     row = next(
         row
@@ -140,10 +141,7 @@ def test_a_download_holds_the_answer(desk):
     [
         ("DROP VIEW subset", "DROP is not answered"),
         ("SELECT * FROM read_text('/etc/passwd')", "reads these views and nothing else"),
-        (
-            "SELECT count(*) FROM range(10000000) a, range(10000000) b WHERE a.range * b.range % 7 = 3",
-            "no answer within",
-        ),
+        pytest.param(ENDLESS, "no answer within", marks=pytest.mark.slow),
     ],
 )
 def test_questions_that_are_not_answered(desk, sql, told):

@@ -284,3 +284,10 @@ def test_the_names_of_scores_are_those_that_a_row_has(project, version):
         known = [name for (name,) in connection.execute(sql, {"version": version}).fetchall()]
         assert filters.list_values(connection, version, "score") == known
     assert "mean_help" in known
+
+
+def test_two_selectors_are_compared_where_their_choices_are_kept(project):
+    state = {"compare": "a version by two selectors", "version": "v1", "first": "random", "second": "longest"}
+    desk = look("diff", **state)
+    assert [one.value for one in desk.error] == ["This cannot be shown."]
+    assert "no choice of v1 by random is kept; make it: `tamis diff random OTHER" in read_text(desk)
