@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.checks import refuse_unknown
-from flows.graph import dvc_files, dvc_state
+from flows.graph import dvc_files, dvc_state, revisions
 from flows.params import Params
 from flows.stage_calls import ask_audit, find_folders
 from tasks.settings import hint
@@ -76,9 +76,17 @@ def find_signed(version: str) -> Signed:
 
 
 def list_artifacts(version: str) -> dict[str, str]:
-    """Return the digests of a version's artifacts as dvc.lock records them, by path."""
+    """Return the digests of a version's artifacts as they are now, by path: of those that its dvc.lock records.
+
+    What is not there is not among them.
+    """
     path = dvc_files.place_lock(version)
-    return dvc_files.list_outs(path.read_text(encoding="utf-8")) if path.exists() else {}
+    recorded = dvc_files.list_outs(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not recorded:
+        return {}
+    with dvc_state.opened() as repo:
+        now = revisions.digest_now(repo, recorded)
+    return {path: digest for path, digest in now.items() if digest is not None}
 
 
 def check_promises(version: str, values: Params) -> list[Any]:

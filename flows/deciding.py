@@ -1,6 +1,6 @@
 """Rows that a person vetoes or pins: recorded for a version and those after it, whose next selection honours it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,7 +10,7 @@ from flows.approving import name_signer
 from flows.checks import refuse_unknown
 from flows.params import Params
 from tasks.artifacts.locks import locked
-from tasks.decisions import Decision, find_decisions, read_decisions, write_decisions
+from tasks.decisions import PIN, Decision, find_decisions, read_decisions, write_decisions
 
 ROOT = Path(".")
 LOCK = Path(".cache/decisions.lock")
@@ -26,6 +26,7 @@ class Decided:
 
     id: str  # in full
     versions: tuple[str, ...]  # for which it was
+    replaced: str  # what it stands in place of, in words; empty: nothing was decided
 
 
 def decide(
@@ -47,15 +48,17 @@ def decide(
         ParamsError: there is no such version.
     """
     if not because.strip():
-        raise DecisionError("--because is empty; say why, for those who read versions/<version>/decisions.json later")
+        raise DecisionError("no reason is given; say why, for those who read versions/<version>/decisions.json later")
     signer = name_signer(by)
-    full, same, start = _find_row(id, values, version)
+    full, same, start = _find_row(id, values, version, kind)
     decision = Decision(full, same, kind, because.strip(), signer, datetime.now(UTC).isoformat(timespec="seconds"))
+    before = [one for one in read_decisions(find_decisions(ROOT, start)) if one.same_as == same]
 
     def add(found: list[Decision]) -> list[Decision]:
         return [*(one for one in found if one.same_as != same), decision]
 
-    return Decided(full, tuple(_change(values, start, add)))
+    replaced = ", ".join(f"{one.by}'s {one.kind} of {one.when[:10]} ({one.because})" for one in before)
+    return Decided(full, tuple(_change(values, start, add)), replaced)
 
 
 def release(id: str, values: Params, *, version: str | None = None) -> Decided:
@@ -73,8 +76,8 @@ def release(id: str, values: Params, *, version: str | None = None) -> Decided:
     if version is not None:
         refuse_unknown(version, values.versions)
     starts = [version] if version else list(values.versions)
-    known = {one.id for start in starts for one in read_decisions(find_decisions(ROOT, start))}
-    decided = sorted(one for one in known if one.startswith(id))
+    known = {one.id: one.same_as for start in starts for one in read_decisions(find_decisions(ROOT, start))}
+    decided = sorted(one for one in known if one.startswith(id)) or _find_alike(id, known)
     if len(decided) != 1:
         told = (
             f"{len(decided)} rows begin so, first {', '.join(decided[:3])}" if decided else "nothing is decided of it"
@@ -83,31 +86,48 @@ def release(id: str, values: Params, *, version: str | None = None) -> Decided:
     (full,) = decided
 
     def drop(found: list[Decision]) -> list[Decision]:
-        return [one for one in found if one.id != full]
+        return [one for one in found if one.same_as != known[full]]
 
     changed = [name for start in starts for name in _change(values, start, drop)]
-    return Decided(full, tuple(dict.fromkeys(changed)))
+    return Decided(full, tuple(dict.fromkeys(changed)), "")
 
 
-def _find_row(id: str, values: Params, version: str | None) -> tuple[str, str, str]:
+def _find_row(id: str, values: Params, version: str | None, kind: str) -> tuple[str, str, str]:
     """Return a row's id and `same_as`, and the version from which on something is decided of it."""
-    from tasks.artifacts.views import opened
-    from tasks.catalogue import rows, sources
-
     if version is not None:
         refuse_unknown(version, values.versions)
-    found = sources.find_artifacts(ROOT, asked="examples")
-    rows.need(found, "examples")
-    with opened(found.views, derived=found.derived) as connection:
-        full = rows.complete(connection, id)
-        sql = "SELECT version, any_value(same_as) FROM examples WHERE id = $id GROUP BY version"
-        known = dict(connection.execute(sql, {"id": full}).fetchall())
+    full, found = _ask_row(id)
+    known = {name: (same, split) for name, same, split in found}
     there = [name for name in values.versions if name in known]
     if not there or (version is not None and version not in there):
         where = version or "no version of params.yaml"
         raise DecisionError(f"{where} has no row {full}; `tamis show {full}` says where it is")
     start = version or there[-1]
-    return full, known[start], start
+    same, split = known[start]
+    if kind == PIN and split != "pool":
+        raise DecisionError(f"{full} is of the {split.replace('_', '-')} rows of {start}, and is never chosen from")
+    return full, same, start
+
+
+def _find_alike(id: str, known: Mapping[str, str]) -> list[str]:
+    """Return of decided rows, by their ids, those that have the text of another row."""
+    _, found = _ask_row(id)
+    texts = {same for _, same, _ in found}
+    return sorted(one for one, same in known.items() if same in texts)
+
+
+def _ask_row(id: str) -> tuple[str, list[tuple[str, str, str]]]:
+    """Return a row's whole id, and of each version that has it `same_as` and the split."""
+    from tasks.artifacts.views import opened
+    from tasks.catalogue import rows, sources
+
+    found = sources.find_artifacts(ROOT, asked="examples")
+    rows.need(found, "examples")
+    with opened(found.views, derived=found.derived) as connection:
+        full = rows.complete(connection, id)
+        sql = """SELECT version, any_value(same_as), any_value(split ORDER BY used DESC) FROM examples
+            WHERE id = $id GROUP BY version"""
+        return full, connection.execute(sql, {"id": full}).fetchall()
 
 
 def _change(values: Params, start: str, change: Callable[[list[Decision]], list[Decision]]) -> Iterator[str]:

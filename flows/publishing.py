@@ -1,8 +1,7 @@
 """What Prefect's own page shows of a stage: its result in numbers, its artifacts, and a link to the desk's page."""
 
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from flows.graph.dvc_state import File
 from flows.graph.stages import Planned
 from flows.serving_desk import ADDRESS, PORT
 from flows.stage import say
+from tasks.artifacts.tables import read_json
 
 PAGES = {  # stage -> page of the desk that shows what it made
     "examples": "chain",
@@ -58,17 +58,13 @@ def read_figures(name: str, version: str) -> dict[str, Any]:
     """Return what a stage's file of figures says that is worth a line; empty where it has none."""
     folder = Path(f"data/{name}/version={version}")
     if name == "evaluation":
-        metrics = _read(folder / EVALUATION)
+        metrics = read_json(folder / EVALUATION)
         losses = {f"loss of {arm}": one.get("loss") for arm, one in metrics.get("arms", {}).items()}
         gain = metrics.get("differences", {}).get("chosen-random", {})
         return losses | {f"chosen - random, {part}": gain[part] for part in ("loss", "low", "high") if part in gain}
     file, wanted = NUMBERS.get(name, ("", ()))
-    found = _read(folder / file) if file else {}
+    found = read_json(folder / file) if file else {}
     return {one: found[one] for one in wanted if found.get(one) is not None}
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _write(value: Any) -> str:

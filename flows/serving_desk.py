@@ -2,7 +2,9 @@
 
 import importlib.util
 import os
+import socket
 import sys
+from contextlib import closing
 from pathlib import Path
 
 from flows.params import Params
@@ -58,10 +60,16 @@ def serve(port: int, *, browser: bool) -> None:
         browser: open the page.
 
     Raises:
-        DeskError: Streamlit is not installed.
+        DeskError: Streamlit is not installed, or the port is taken.
     """
     if importlib.util.find_spec("streamlit") is None:
         raise DeskError("the desk is not installed; `pip install 'tamis[desk]'` brings it")
+    with closing(socket.socket()) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((ADDRESS, port))
+        except OSError as error:
+            raise DeskError(f"port {port} is taken ({error.strerror}); name another one, with --port") from error
     app = Path(__file__).with_name("desk") / "app.py"
     options = OPTIONS | {"server.port": str(port), "server.headless": str(not browser).lower()}
     given = [*options.items(), *(("server.allowedHosts", host) for host in HOSTS)]

@@ -104,3 +104,18 @@ def hide(url: str) -> str:
     ('s3://***@bucket/in', '/data/in')
     """
     return re.sub(r"//[^/@]+@", "//***@", url)
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Return names of columns, each once.
+
+    >>> distinct(["a", "b", "a"])
+    ['a', 'b', 'a_2']
+    """
+    found: list[str] = []
+    for name in names:
+        number, once = 2, name
+        while once in found:
+            once, number = f"{name}_{number}", number + 1
+        found.append(once)
+    return found

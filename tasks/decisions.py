@@ -6,7 +6,7 @@ for the one that it continues from. Of a row the digests stand there alone, and 
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +34,9 @@ class Decision:
 
     def __post_init__(self) -> None:
         """Refuse what is no decision."""
+        others = [name for name, value in vars(self).items() if not isinstance(value, str)]
+        if others:
+            raise TypeError(f"{', '.join(others)} must be text")
         if self.kind not in KINDS:
             raise ValueError(f"{self.kind!r} is no kind of decision; known: {', '.join(KINDS)}")
 
@@ -64,6 +67,10 @@ def read_entries(path: Path, kind: type[T], lacking: str) -> list[T]:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, list):
             raise TypeError(f"it holds a {type(found).__name__}")
+        known = {field.name for field in fields(kind)}
+        odd = [place for place, one in enumerate(found) if not isinstance(one, dict) or one.keys() != known]
+        if odd:
+            raise TypeError(f"entry {odd[0] + 1} has not the fields {', '.join(sorted(known))} and no others")
         return [kind(**one) for one in found]
     except (ValueError, TypeError) as error:
         raise ArtifactError(

@@ -150,6 +150,8 @@ def _side(name: str, of: str | None, selectors: bool) -> AbstractContextManager[
 
     if of is None and selectors:
         raise params.ParamsError("--selectors compares choices of one version: name it, with --of")
+    versions = params.read().versions
+    refuse_unknown(name if of is None else of, versions)
     if of is None:
         return sides.open_version(name)
     return sides.open_choice(name, of) if selectors else sides.open_revision(name, of)
@@ -260,6 +262,8 @@ def _decide(kind: str, done: str, id: str, **asked: Any) -> None:
 def _tell_decided(what: str, found: Any) -> None:
     versions = " ".join(found.versions)
     say(f"{found.id} is {what} for {versions}; `tamis run {versions}` honours it; to keep that: git add versions")
+    if found.replaced:
+        say(f"in place of {found.replaced}")
 
 
 @spoken

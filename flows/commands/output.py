@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.stage import say, show_plain
+from flows.told import distinct
 
 LONGEST = 200  # characters of a cell in a terminal
 NARROWEST = 12  # characters that a column of longer text has at least; a table with less room becomes a list of rows
@@ -40,7 +41,7 @@ screen = Console(highlight=False, markup=False, emoji=False)
 def show_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool = False) -> None:
     """Print rows on stdout: as JSON where that is asked for, as a table in a terminal, else as CSV."""
     if as_json:
-        keys = _distinct(names)
+        keys = distinct(names)
         show_json([dict(zip(keys, row, strict=True)) for row in rows])
     elif screen.is_terminal:
         _show_table(names, [[_text(value) for value in row] for row in rows])
@@ -76,7 +77,7 @@ def _write_parquet(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     from tasks.artifacts.tables import write_parquet
 
     sys.stdout.flush()
-    sys.stdout.buffer.write(write_parquet(_distinct(names), rows))
+    sys.stdout.buffer.write(write_parquet(distinct(names), rows))
     sys.stdout.buffer.flush()
 
 
@@ -187,18 +188,3 @@ def _plain_value(value: Any) -> Any:
         case _ if hasattr(value, "tolist"):  # numbers and arrays of NumPy, which is not imported here
             return _plain_value(value.tolist())
     return str(value)
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Return names of columns, each once.
-
-    >>> _distinct(["a", "b", "a"])
-    ['a', 'b', 'a_2']
-    """
-    found: list[str] = []
-    for name in names:
-        number, once = 2, name
-        while once in found:
-            once, number = f"{name}_{number}", number + 1
-        found.append(once)
-    return found

@@ -1,13 +1,18 @@
 """The desk: what was chosen and why, in the browser. `tamis desk` starts it; Streamlit runs this file.
 
-Text of data is shown as text, never as markup; the page asks nothing of the network, and writes sign-offs alone.
+Text of data is shown as text, never as markup; the page asks nothing of the network, and writes sign-offs, vetoes and
+pins alone.
 """
+
+import traceback
 
 import streamlit as st
 
 from flows.desk import asking, project
 from flows.desk.choice import gains, mask, pairs, places, rows
+from flows.desk.project import TOLD
 from flows.desk.versions import chain, comparing, overview, signing
+from flows.stage import format_error
 
 PAGES = {
     "overview": overview.show,
@@ -29,16 +34,25 @@ def main() -> None:
     page = st.sidebar.radio("Page", list(PAGES), key="page", bind="query-params")
     try:
         opened = project.open_project()
-    except ValueError as error:
+    except Exception as error:
         st.header("Nothing to show yet")
-        st.text(str(error))
+        tell_error(error)
         return
     project.tell_broken(opened)
+    if TOLD in st.session_state:
+        st.text(st.session_state.pop(TOLD))
     try:
         PAGES[page](opened)
-    except ValueError as error:
+    except Exception as error:  # what Streamlit would show instead has links to elsewhere
         st.error("This cannot be shown.")
-        st.text(str(error))
+        tell_error(error)
+
+
+def tell_error(error: Exception) -> None:
+    """Show an error in a line; of one that is none of ours who started the desk sees where it came from."""
+    st.text(format_error(error))
+    if not isinstance(error, ValueError):
+        traceback.print_exception(error)
 
 
 main()

@@ -9,6 +9,7 @@ from typing import Any
 import streamlit as st
 
 from flows.desk.project import GIGABYTES, ROOT, Opened, show_table
+from flows.told import count, distinct
 
 SECONDS = 10.0  # that a question may take on a page
 ROWS = 100_000  # that a download holds at most
@@ -28,8 +29,9 @@ def show(project: Opened) -> None:
         st.text("Every artifact is a view, such as subset or evaluation; docs/reference/catalogue.md lists them.")
         return
     versions = {name: vars(one) for name, one in project.values.versions.items()}
-    names, rows = query(ROOT, sql, versions, Limits(seconds=SECONDS, gigabytes=GIGABYTES, rows=ROWS))
-    st.text(f"{len(rows):,} rows{f', of which the first {MOST:,} are shown' if len(rows) > MOST else ''}")
+    named, rows = query(ROOT, sql, versions, Limits(seconds=SECONDS, gigabytes=GIGABYTES, rows=ROWS))
+    names = distinct(named)
+    st.text(f"{count(len(rows), 'row')}{f', of which the first {MOST:,} are shown' if len(rows) > MOST else ''}")
     shown = [dict(zip(names, row, strict=True)) for row in rows[:MOST]]
     show_table(shown, "Answer")
     with st.container(horizontal=True):

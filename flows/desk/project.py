@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from flows.params import Params
 from tasks.decisions import FOLDER, NAME
 
 ROOT = Path(".")
+TOLD = "told"  # what a page says above itself once, in its session
 GIGABYTES = 1.5  # of memory that a page's questions may take
 
 
@@ -46,8 +48,10 @@ class Opened:
     def has(self, *views: str) -> bool:
         """Return whether the catalogue has these views; a line says which ones it lacks."""
         lacking = [name for name in views if name not in {*self.artifacts.views, *self.artifacts.derived}]
-        if lacking:
+        if lacking and not self.artifacts.broken:
             st.info(f"No version has made {', '.join(lacking)} yet. `tamis run` makes them.")
+        elif lacking:
+            st.info(f"Nothing of {', '.join(lacking)} can be shown while what is named above cannot be read.")
         return not lacking
 
 
@@ -102,7 +106,22 @@ def choose_version(project: Opened, label: str = "Version", key: str = "version"
     if not project.made:
         st.info("No data version has a choice yet. Run `tamis run`, then look again.")
         return None
-    return st.selectbox(label, project.made, index=max(0, len(project.made) + place), key=key, bind="query-params")
+    asked = st.query_params.get(key, "")
+    if asked and asked not in project.made:
+        st.text(f"There is no version {asked} that is made; this is another one.")
+    newest = project.made[max(0, len(project.made) + place)]
+    options = ["", *project.made]  # none named: the newest, whichever that is when a link is opened
+    return st.selectbox(label, options, key=key, bind="query-params", format_func=partial(_name, newest)) or newest
+
+
+def _name(newest: str, version: str) -> str:
+    return version or f"{newest}, as long as it is the newest"
+
+
+def remember(text: str) -> None:
+    """Run the page again, with what was recorded shown in it, and a line that says so."""
+    st.session_state[TOLD] = text
+    st.rerun()
 
 
 def tabulate(rows: Sequence[Mapping[str, Any]]) -> pa.Table:

@@ -145,6 +145,23 @@ def write_text(text: str, path: Path) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what a stage wrote as a JSON object; empty where there is no such file.
+
+    Raises:
+        ArtifactError: it cannot be read, or holds something else.
+    """
+    if not Path(path).exists():
+        return {}
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ArtifactError(f"{path} cannot be read ({_line(error)}); {_way_out(path)}") from error
+    if not isinstance(found, dict):
+        raise ArtifactError(f"{path} holds no JSON object; {_way_out(path)}")
+    return found
+
+
 def write_table(table: pa.Table, path: Path, provenance: Provenance) -> None:
     """Write a table as zstd Parquet with its provenance; equal content gives equal bytes.
 

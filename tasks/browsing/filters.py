@@ -26,7 +26,7 @@ ROWS = """
             WHEN s.gated THEN coalesce(format('out by the gate, with {{:.3g}}', s.gate_score), 'out by the gate')
             WHEN s.covered_by IS NOT NULL THEN format('stood for by {{}}, by {{:.3g}}', s.covered_by, s.cover)
             ELSE 'by score or chance' END AS why
-    FROM (SELECT * FROM examples WHERE version = $version AND (used OR duplicate_of IS NULL)) e
+    FROM (SELECT * FROM examples WHERE version = $version AND (used OR duplicate_of IS NULL OR contains(id, '-'))) e
     LEFT JOIN (FROM subset WHERE version = $version) s USING (id)
     {scored}"""
 SCORED = "LEFT JOIN (SELECT id, value FROM scores WHERE version = $version AND score = $score) v USING (id)"

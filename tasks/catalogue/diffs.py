@@ -1,12 +1,12 @@
 """What differs between two choices: rows that enter and leave with the reason, masks, and what was measured."""
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.artifacts.tables import read_json
 from tasks.artifacts.views import ask, opened, stream
 
 # One side is a version of a project's catalogue, as tables `a_examples`, `a_subset`, `b_examples` ...
@@ -81,8 +81,7 @@ def read_side(name: str, root: Path, version: str) -> Side:
     """
     folders = {stage: Path(root) / f"data/{stage}/version={version}" for stage in ("examples", "selection")}
     measured = Path(root) / f"data/evaluation/version={version}/metrics.json"
-    metrics = json.loads(measured.read_text(encoding="utf-8")) if measured.exists() else {}
-    return read_choice(name, folders["examples"], folders["selection"], metrics)
+    return read_choice(name, folders["examples"], folders["selection"], read_json(measured))
 
 
 def read_choice(name: str, examples: Path, selection: Path, metrics: Mapping[str, Any] | None = None) -> Side:

@@ -112,7 +112,7 @@ def show_version(root: Path, version: str) -> dict[str, Any] | None:
     """
     files = {"examples": "examples.json", "selection": "selection.json", "evaluation": "metrics.json"}
     paths = {stage: Path(root) / f"data/{stage}/version={version}/{name}" for stage, name in files.items()}
-    found = {stage: json.loads(path.read_text(encoding="utf-8")) for stage, path in paths.items() if path.exists()}
+    found = {stage: record for stage, path in paths.items() if (record := tables.read_json(path))}
     return {"version": version, **found} if found else None
 
 

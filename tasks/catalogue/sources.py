@@ -126,7 +126,7 @@ def tabulate_runs(paths: Iterable[Path]) -> pa.Table:
 
 
 def _read_run(path: Path) -> Mapping[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return tables.read_json(path)
 
 
 def _tabulate_versions(folders: Iterable[str], versions: Mapping[str, Mapping[str, str]]) -> pa.Table:

@@ -1,6 +1,5 @@
 """Why a row was chosen or not, in sentences, from what the artifacts of a version say."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import duckdb
 
+from tasks.artifacts.tables import read_json
 from tasks.catalogue.derived import EACH
 
 LONGEST = 400  # characters of a text that a sentence quotes
@@ -32,7 +32,7 @@ DECIDED = """
         JOIN examples e USING (version, same_as) WHERE e.version = $version AND e.id = $id)"""
 ALIKE = f"""
     WITH words AS (SELECT id, chosen, coalesce(near_duplicate_of, row) AS words FROM examples
-        LEFT JOIN subset USING (version, id) WHERE version = $version AND duplicate_of IS NULL)
+        LEFT JOIN subset USING (version, id) WHERE version = $version AND (used OR duplicate_of IS NULL))
     SELECT id, coalesce(chosen, false) FROM words WHERE id <> $id
     AND words IN (SELECT words FROM words WHERE id = $id) ORDER BY 2 DESC, 1 LIMIT {NEAR}"""
 
@@ -90,7 +90,7 @@ def tell(
     if found is None:
         return None
     path = Path(root) / f"data/selection/version={version}/selection.json"
-    selection = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    selection = read_json(path)
     asked = Asked(connection, version, id, dict(zip(names, found, strict=True)), selection, views)
     state = _name_state(asked.row)
     return Story(version, id, state, tuple(_tell(asked, state, enters)))

@@ -207,7 +207,7 @@ def test_what_does_not_exist_is_refused(project):
     for words, text in (
         (["why", "zz"], "no example's id begins with 'zz'"),
         (["audit", "v9"], "there is no data version 'v9'"),
-        (["diff", "v1", "v9"], "data/examples/version=v9/examples.parquet is missing"),
+        (["diff", "v1", "v9"], "there is no data version 'v9'"),
         (["why", "0", "--version", "v9"], "there is no data version 'v9'"),
         (["diff", "data-v1", "data-v1", "--of", "v2"], "data-v1 records no choice of v2"),
         (["replay", "v2"], "v2 is not recorded; `tamis continue` records it, or name a --revision"),
@@ -320,3 +320,16 @@ def test_approvals_of_a_revision_are_asked_without_a_checkout(project):
     sql = 'SELECT "by" FROM approvals'
     assert json.loads(tamis("sql", sql, "--revision", "HEAD", "--json").stdout) == [{"by": "Ann"}]
     assert json.loads(tamis("sql", sql, "--revision", "data-v1", "--json").stdout) == []
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone"])
+def test_an_approval_does_not_stand_for_artifacts_that_are_damaged(project, harm):
+    assert tamis("approve", "v1", "--by", "Ann").exit_code == 0
+    path = folder("selection", "v1") / "subset.parquet"
+    if harm == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-10])
+    first, _ = ask("approvals")
+    assert first["state"] == "changed since"
+    assert first["changed"] == path.as_posix()

@@ -71,7 +71,13 @@ def test_run_that_has_nothing_to_do_does_not_import_prefect(project):
 def test_every_query_of_the_catalogue_is_answered(project, example):
     names, *rows = rows_of(tamis("sql", example.sql))
     assert names
-    assert rows or example.view in ("rejects", "mask", "tensors", "approvals", "decisions")  # there are none in this project
+    assert rows or example.view in (
+        "rejects",
+        "mask",
+        "tensors",
+        "approvals",
+        "decisions",
+    )  # there are none in this project
 
 
 def test_unknown_runner_is_refused_with_those_that_exist(project):

@@ -89,8 +89,10 @@ def test_the_audit_finds_a_choice_that_was_made_before_the_veto(project):
 
 def test_a_decision_replaces_the_one_before_and_is_taken_back(project):
     id = pick("v2", chosen=True)
-    for kind in ("veto", "pin"):
-        assert tamis(kind, id, "--because", "so", "--by", "Ann").exit_code == 0
+    for kind, told in (("veto", ""), ("pin", "in place of Ann's veto of ")):
+        done = tamis(kind, id, "--because", "so", "--by", "Ann")
+        assert done.exit_code == 0
+        assert told in done.stderr
     assert [one.kind for one in read_decisions(find_decisions(Path(), "v2"))] == ["pin"]
     done = tamis("release", id[:10])
     assert f"{id} is released for v2" in done.stderr
@@ -112,17 +114,20 @@ def test_a_new_version_begins_with_the_decisions_of_the_one_before(project):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["veto", "{id}", "--because", " "], "--because is empty"),
+        (["veto", "{id}", "--because", " "], "no reason is given"),
         (["veto", "{id}", "--because", "so", "--by", " "], "nobody signs"),
         (["veto", "ffffffffffff", "--because", "so", "--by", "Ann"], "begin"),
         (["pin", "{id}", "--because", "so", "--by", "Ann", "--version", "v9"], "v9"),
         (["pin", "{late}", "--because", "so", "--by", "Ann", "--version", "v1"], "v1 has no row {late}"),
         (["release", "{id}"], "nothing is decided of it"),
+        (["pin", "{measured}", "--because", "so", "--by", "Ann"], "is of the held-out rows of v2, and is never chosen"),
     ],
 )
 def test_what_cannot_be_decided_is_refused(project, arguments, text):
     late = next(id for id in subset("v2") if id not in subset("v1"))
-    named = {"id": pick("v2", chosen=True), "late": late}
+    rows = read_table(folder("examples", "v2") / "examples.parquet").to_pylist()
+    measured = next(row["id"] for row in rows if row["split"] == "held_out")
+    named = {"id": pick("v2", chosen=True), "late": late, "measured": measured}
     done = tamis(*(word.format(**named) for word in arguments))
     assert done.exit_code == 1
     assert text.format(**named) in done.stderr

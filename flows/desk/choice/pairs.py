@@ -16,6 +16,7 @@ LISTED = 200  # rows that can be picked from
 def show(project: Opened) -> None:
     """Show the mean utility by topics, and one row's partners beside it."""
     from tasks.browsing import pairs
+    from tasks.catalogue.rows import complete
 
     st.header("Pairs")
     version = choose_version(project)
@@ -32,7 +33,7 @@ def show(project: Opened) -> None:
         gained = f"{best['utility']:+.3f} nats a token, the mean of {count(best['pairs'], 'pair')}"
         st.subheader("Which topics help which")
         st.text(f"Rows of {best['demo']} help rows of {best['target']} most: {gained}.")
-        st.text(f"Means of {scored:,} scored pairs of different rows, of the {pairs.TOPICS} largest topics at most.")
+        st.text(f"Means of {scored:,} pairs, of the {pairs.TOPICS} largest topics; named are those with {FEW} or more.")
         st.altair_chart(draw(means), alt="Mean utility by the topics of demo and target", key="topics")
         way = st.radio(
             "Partners", ["demos of a target", "targets of a demo"], key="way", bind="query-params", horizontal=True
@@ -41,7 +42,8 @@ def show(project: Opened) -> None:
         listed = pairs.list_scored(connection, version, targets=targets, count=LISTED)
         texts = {row["id"]: row["prompt"] for row in listed}
         picked = st.selectbox("Row", list(texts), format_func=lambda id: f"{texts[id][:80]} ({id[:8]})", key="one")
-        id = st.text_input("Or by its id", key="id", bind="query-params") or picked
+        start = st.text_input("Or by its id", key="pair", bind="query-params")
+        id = complete(connection, start) if start else picked
         found = (pairs.list_demos if targets else pairs.list_targets)(connection, version, id)
         show_partners(pairs.read_text(connection, version, id), found)
 

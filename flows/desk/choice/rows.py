@@ -6,10 +6,14 @@ from typing import Any
 
 import streamlit as st
 
-from flows.desk.project import ROOT, Opened, choose_version, show_table
+from flows.desk.project import ROOT, Opened, choose_version, remember, show_table
 
 SIZE = 100  # rows of a page
 COLUMNS = ("state", "rank", "value", "topic", "prompt", "why", "response", "response_tokens", "source", "id")
+WIDTHS = {
+    **{name: st.column_config.Column(width="small") for name in ("state", "rank", "value", "topic", "response_tokens")},
+    **{name: st.column_config.Column(width="medium") for name in ("prompt", "why", "response")},
+}
 SPLIT = "chosen beside left out"  # a state of its own: two lists of the same filter
 
 
@@ -33,11 +37,24 @@ def show(project: Opened) -> None:
             place.text(f"{named}{counted.rows:,} rows, digest {counted.digest}")
             found = list_rows(connection, replace(asked, state=state), order=order, page=page, size=SIZE)
             with place:
-                show_table(found, f"Rows, {state}", order=COLUMNS, key=f"grid {state}")
+                show_grid(found, state)
             ids += [row["id"] for row in found]
         id = choose_row(ids)
         if id:
             show_story(connection, project, version, id)
+
+
+def show_grid(found: list[dict[str, Any]], state: str) -> None:
+    """Show rows of a page; a click on one opens it."""
+    key = f"grid {state}"
+
+    def open_picked() -> None:
+        picked = st.session_state[key].selection.rows
+        if picked:
+            st.session_state["id"] = found[picked[0]]["id"]
+
+    how = {"key": key, "on_select": open_picked, "selection_mode": "single-row", "column_config": WIDTHS}
+    show_table(found, f"Rows, {state}", order=COLUMNS, **how)
 
 
 def choose_filter(project: Opened, connection: Any, version: str) -> tuple[Any, str]:
@@ -47,6 +64,7 @@ def choose_filter(project: Opened, connection: Any, version: str) -> tuple[Any, 
     topics, sources, scores = (project.list_values(connection, version, name) for name in ("topic", "source", "score"))
     left, middle, right = st.columns(3)
     state = left.selectbox("State", [*STATES, SPLIT], key="state", bind="query-params")
+    topics, sources, scores = (keep_asked(*one) for one in (("topic", topics), ("source", sources), ("score", scores)))
     topic = middle.selectbox("Topic", ["", *topics], key="topic", bind="query-params", format_func=name_any)
     source = right.selectbox("Source", ["", *sources], key="source", bind="query-params", format_func=name_any)
     words = left.text_input("Says all of these words", key="words", bind="query-params")
@@ -55,6 +73,12 @@ def choose_filter(project: Opened, connection: Any, version: str) -> tuple[Any, 
     low = middle.number_input("Score at least", value=None, key="low", bind="query-params") if score else None
     high = right.number_input("Score at most", value=None, key="high", bind="query-params") if score else None
     return Filter(version, state, topic, source, words, score, low, high), order
+
+
+def keep_asked(key: str, known: list[str]) -> list[str]:
+    """Return the choices of a field with the one that is asked for, though this version has none of it."""
+    asked = st.session_state.get(key) or st.query_params.get(key)
+    return [*known, asked] if asked and asked not in known else known
 
 
 def name_any(word: str) -> str:
@@ -103,7 +127,7 @@ def take_decision(project: Opened, version: str, id: str) -> None:
     """Take a veto or a pin of a row, which the next selection of the version honours, and of those after it."""
     from flows.deciding import decide
 
-    with st.expander("Veto or pin this row"), st.form("decide", clear_on_submit=True):
+    with st.expander("Veto or pin this row"), st.form("decide"):
         kind = st.selectbox("Decision", ["veto", "pin"], key="kind")
         because = st.text_input("Because; without the row's own words", key="because")
         by = st.text_input("Your name; else git's user", key="by")
@@ -115,4 +139,6 @@ def take_decision(project: Opened, version: str, id: str) -> None:
         st.error("It is not recorded.")
         st.text(str(error))
     else:
-        st.text(f"Recorded for {', '.join(found.versions)}; the next run honours it. To keep it, commit versions/.")
+        instead = f" It stands in place of {found.replaced}." if found.replaced else ""
+        versions = ", ".join(found.versions)
+        remember(f"Recorded for {versions}; the next run honours it.{instead} To keep it, commit versions/.")

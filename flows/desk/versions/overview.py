@@ -6,9 +6,11 @@ from typing import Any
 import streamlit as st
 
 from flows.desk.project import ROOT, Opened, show_table
+from tasks.audit.queries import read_queries
 
 SECONDS = "SELECT version, sum(seconds) FROM (SELECT DISTINCT version, stage, seconds FROM runs) GROUP BY version"
-CHECKS = "SELECT version, count(*), count(*) FILTER (NOT passed) FROM audit GROUP BY version"
+CHECKS = """SELECT version, count(*), count(*) FILTER (NOT passed) FROM audit WHERE list_contains($promises, "check")
+    GROUP BY version"""
 FORMATS = {
     "loss of chosen": st.column_config.NumberColumn(format="%.4f"),
     "minus random": st.column_config.NumberColumn(format="%+.4f"),
@@ -22,7 +24,10 @@ def show(project: Opened) -> None:
     """Show a line for each version."""
     st.header("Versions")
     seconds, checks = read_all(project)
-    rows = [_describe(version) | _count(version, seconds, checks) for version in project.values.versions]
+    rows = [
+        _describe(version, version in project.made) | _count(version, seconds, checks)
+        for version in project.values.versions
+    ]
     made = [row for row in rows if row["chosen"] is not None]
     st.text(f"{len(made):,} of {len(rows):,} versions are made.")
     show_table(rows, "Versions", column_config=FORMATS)
@@ -35,7 +40,9 @@ def read_all(project: Opened) -> tuple[dict[str, float], dict[str, tuple[int, in
     """Return how long each version's stages took, and how many of its checks there are and failed."""
     with project.connection() as connection:
         seconds = dict(connection.execute(SECONDS).fetchall())
-        counted = connection.execute(CHECKS).fetchall() if "audit" in project.artifacts.views else []
+        promises = [one.name for one in read_queries() if one.promise] + ["provenance"]
+        there = "audit" in project.artifacts.views
+        counted = connection.execute(CHECKS, {"promises": promises}).fetchall() if there else []
     return seconds, {version: (many, failed) for version, many, failed in counted}
 
 
@@ -43,15 +50,15 @@ def _count(
     version: str, seconds: Mapping[str, float], checks: Mapping[str, tuple[int, int]]
 ) -> dict[str, float | str | None]:
     many, failed = checks.get(version, (0, 0))
-    told = f"{failed} of {many} fail" if failed else f"{many} pass" if many else None
+    told = f"{many - failed} of {many} kept" if many else None
     return {"seconds": seconds.get(version), "checks": told}
 
 
-def _describe(version: str) -> dict[str, Any]:
+def _describe(version: str, made: bool) -> dict[str, Any]:
     from flows.approving import find_signed
     from tasks.catalogue.rows import show_version
 
-    found = show_version(ROOT, version) or {}
+    found = (show_version(ROOT, version) if made else None) or {}
     selection, metrics = found.get("selection", {}), found.get("evaluation", {})
     gain = metrics.get("differences", {}).get("chosen-random", {})
     return {
@@ -70,10 +77,10 @@ def _describe(version: str) -> dict[str, Any]:
 def _tell(row: Mapping[str, Any]) -> str:
     """Return what became of a version in a sentence or two."""
     if row["chosen"] is None:
-        return "It is not made yet."
+        return "It is not made yet, or an artifact of it is missing: tamis status says which."
     share = f"{row['chosen']:,} of {row['pool']:,} rows, {row['chosen'] / row['pool']:.0%}"
     said = f"{share}, were chosen by {row['selector']}"
-    checked = f"Checks: {row['checks'] or 'none were run'}. It is {row['approval']}."
+    checked = f"Promises when it was made: {row['checks'] or 'not known'}. It is {row['approval']}."
     if row["minus random"] is None:
         return f"{said}; what that is worth is not measured. {checked}"
     low, high = row["low"], row["high"]

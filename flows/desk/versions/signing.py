@@ -5,9 +5,20 @@ from typing import Any
 
 import streamlit as st
 
-from flows.desk.project import ROOT, Opened, show_table
+from flows.desk.project import ROOT, Opened, remember, show_table
+from flows.told import count
 from tasks.artifacts.views import ask
 from tasks.audit.queries import PROVENANCE, read_queries
+
+WAITING = """
+    SELECT version, count(*) FROM (SELECT DISTINCT d.version, d.id FROM decisions d
+        JOIN examples o ON o.version = d.version AND o.id = d.id
+        JOIN examples e ON e.version = d.version AND e.same_as = o.same_as
+        LEFT JOIN subset s ON s.version = d.version AND s.id = e.id
+        GROUP BY d.version, d.id, d.kind
+        HAVING (d.kind = 'veto' AND bool_or(coalesce(s.chosen, false)))
+            OR (d.kind = 'pin' AND bool_or(s.id IS NOT NULL) AND NOT bool_or(coalesce(s.chosen, false))))
+    GROUP BY version ORDER BY version"""
 
 
 def show(project: Opened) -> None:
@@ -27,7 +38,7 @@ def show(project: Opened) -> None:
     show_decisions(project)
     if not project.made:
         return
-    with st.form("approve", clear_on_submit=True):
+    with st.form("approve"):
         version = st.selectbox("Version to approve", project.made, index=len(project.made) - 1)
         by = st.text_input("Your name; else git's user")
         note = st.text_area("Note")
@@ -40,7 +51,7 @@ def show(project: Opened) -> None:
             st.error("It is not approved.")
             st.text(str(error))
         else:
-            st.text(f"{version} is approved by {signed.by}; to keep that, commit data/approvals.jsonl.")
+            remember(f"{version} is approved by {signed.by}; to keep that, commit data/approvals.jsonl.")
 
 
 def show_decisions(project: Opened) -> None:
@@ -48,9 +59,16 @@ def show_decisions(project: Opened) -> None:
     from tasks.decisions import tabulate_decisions
 
     found = tabulate_decisions(ROOT, project.values.versions).to_pylist()
-    st.text(f"{len(found):,} rows are vetoed or pinned; a row's page takes such a decision.")
-    if found:
-        show_table(found, "Vetoed and pinned rows")
+    rows = count(len({row["id"] for row in found}), "vetoed or pinned row")
+    st.text(f"{rows}; a row's own page takes such a decision.")
+    if not found:
+        return
+    show_table(found, "Vetoed and pinned rows")
+    if project.has("subset", "examples", "decisions"):
+        with project.connection() as connection:
+            waiting = dict(connection.execute(WAITING).fetchall())
+        for version, many in waiting.items():
+            st.text(f"{count(many, 'decision')} of {version} not honoured yet: tamis run {version}")
 
 
 def show_checks(project: Opened, version: str) -> None:
