@@ -18,8 +18,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this ma
 PAGES = ("overview", "rows", "map", "gains", "pairs", "mask", "diff", "chain", "sign-off", "query")
 ENDLESS = "SELECT count(*) FROM range(10000000) a, range(10000000) b WHERE a.range * b.range % 7 = 3"
 NAMELESS = """() => [...document.querySelectorAll("input, textarea, button, select, [role=combobox]")]
-    .filter(one => one.offsetParent !== null && !(one.getAttribute("aria-label") || one.innerText.trim()
-        || (one.labels && [...one.labels].some(label => label.innerText.trim())) || one.title
+    .filter(one => one.offsetParent !== null && !(one.getAttribute("aria-label") || one.textContent.trim()
+        || (one.labels && [...one.labels].some(label => label.textContent.trim())) || one.title
         || one.getAttribute("aria-labelledby")))
     .map(one => one.outerHTML.slice(0, 200))"""
 
