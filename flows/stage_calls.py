@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flows.params import Params
-from tasks.decisions import find_decisions
 from tasks.folders import Artifacts, Folders
 from tasks.gradients.settings import follow_training
 from tasks.selection.selectors import GATES, leave_unread, list_read, read_only, reads_vectors
@@ -68,7 +67,7 @@ def make_examples(values: Params, folders: Folders, map: Map) -> Notes:
     from tasks.first_look.kept_files import list_differences
 
     asked = {"settings": values.examples, "held_out_share": values.audit.held_out_share, "erased": ERASED}
-    asked["decisions"] = find_decisions(Path("."), folders.here.version)
+    asked["decisions"] = _find_decisions(folders.here.version)
     notes = write_examples(folders, model=language(values), **asked)
     return {**(notes or {}), "files_moved": list_differences(folders.raw, find_record(folders.here.version))}
 
@@ -163,7 +162,7 @@ def make_selection(values: Params, folders: Folders, map: Map) -> Notes:
         settings=values.selection,
         diagonal=values.utility.diagonal,
         mask=values.mask,
-        decisions=find_decisions(Path("."), folders.here.version),
+        decisions=_find_decisions(folders.here.version),
         map=map,
         **piloted,
     )
@@ -207,7 +206,13 @@ def make_audit(values: Params, folders: Folders, map: Map) -> Notes:
 def ask_audit(values: Params, version: str) -> dict[str, Any]:
     """Return what the checks hold a version's artifacts against."""
     asked = {"selection_settings": values.selection, "mask": values.mask, "settings": values.audit}
-    return asked | {"decisions": find_decisions(Path("."), version)}
+    return asked | {"decisions": _find_decisions(version)}
+
+
+def _find_decisions(version: str) -> Path:
+    from tasks.decisions import find_decisions  # a stage's own module is imported first
+
+    return find_decisions(Path("."), version)
 
 
 def name_current(values: Params) -> set[str]:

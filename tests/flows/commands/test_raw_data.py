@@ -156,7 +156,8 @@ def test_files_of_the_project_are_read_where_they_are(project, chats, monkeypatc
     assert versions(project)["v2"] == {"raw": "own/chats", "previous": "v1"}
     assert done.stderr == (
         "params.yaml has v2: {raw: own/chats, previous: v1}; next: tamis run v2\n"
-        "to keep it: git add ../params.yaml ../versions/v2/dvc.yaml ../data/raw/v2.files.json chats\n"
+        "to keep it: git add ../params.yaml ../versions/v2/dvc.yaml ../versions/v2/decisions.json "
+        "../data/raw/v2.files.json chats\n"
     )
     record = json.loads((project.root / "data/raw/v2.files.json").read_text())
     assert record["raw"] == "own/chats"
@@ -192,7 +193,8 @@ def test_a_copy_goes_into_dvc_and_git_keeps_the_pointer(project, chats):
     done = tamis("add", chats, "--copy", "--json")
     assert done.exit_code == 0, done.output
     (found,) = json.loads(done.stdout)
-    held = ["params.yaml", "versions/v2/dvc.yaml", "data/raw/v2.files.json", "data/raw/v2.dvc", "data/raw/.gitignore"]
+    made = ["versions/v2/dvc.yaml", "versions/v2/decisions.json"]
+    held = ["params.yaml", *made, "data/raw/v2.files.json", "data/raw/v2.dvc", "data/raw/.gitignore"]
     assert (found["version"], found["raw"], found["written"], found["commit"]) == ("v2", "data/raw/v2", True, held)
     changed = project.git("status", "--porcelain", "--untracked-files=all").split("\n")[:-1]
     assert sorted(line[3:] for line in changed) == sorted(held)

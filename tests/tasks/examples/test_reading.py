@@ -187,7 +187,7 @@ def test_the_scratch_file_goes_when_the_examples_are_written(tmp_path, toy):
 
 @pytest.mark.parametrize("where", ["spill", "read_before", "divide", "add_division"])
 def test_the_scratch_file_goes_when_something_breaks(tmp_path, toy, monkeypatch, where):
-    def breaking(*_):
+    def breaking(*_, **named):
         raise RuntimeError("out of power")
 
     monkeypatch.setattr(examples, where, breaking)
