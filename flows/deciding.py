@@ -1,7 +1,6 @@
 """Rows that a person vetoes or pins: recorded for a version and those after it, whose next selection honours it."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,7 +57,7 @@ def decide(
         return [*(one for one in found if one.same_as != same), decision]
 
     replaced = ", ".join(f"{one.by}'s {one.kind} of {one.when[:10]} ({one.because})" for one in before)
-    return Decided(full, tuple(_change(values, start, add)), replaced)
+    return Decided(full, tuple(_change(list_after(values, start), add)), replaced)
 
 
 def release(id: str, values: Params, *, version: str | None = None) -> Decided:
@@ -88,8 +87,7 @@ def release(id: str, values: Params, *, version: str | None = None) -> Decided:
     def drop(found: list[Decision]) -> list[Decision]:
         return [one for one in found if one.same_as != known[full]]
 
-    changed = [name for start in starts for name in _change(values, start, drop)]
-    return Decided(full, tuple(dict.fromkeys(changed)), "")
+    return Decided(full, tuple(_change(list_after(values, version) if version else starts, drop)), "")
 
 
 def _find_row(id: str, values: Params, version: str | None, kind: str) -> tuple[str, str, str]:
@@ -130,10 +128,10 @@ def _ask_row(id: str) -> tuple[str, list[tuple[str, str, str]]]:
         return full, connection.execute(sql, {"id": full}).fetchall()
 
 
-def _change(values: Params, start: str, change: Callable[[list[Decision]], list[Decision]]) -> Iterator[str]:
-    """Change the decisions of a version and of those that continue from it; yields the names of those that changed."""
-    with _held():
-        for version in list_after(values, start):
+def _change(versions: Iterable[str], change: Callable[[list[Decision]], list[Decision]]) -> Iterator[str]:
+    """Change the decisions of some versions; yields the names of those whose decisions are other ones now."""
+    with locked(LOCK, refusal=DecisionError("another process records a decision in this project; try again")):
+        for version in versions:
             path = find_decisions(ROOT, version)
             before = read_decisions(path)
             after = change(before)
@@ -148,10 +146,3 @@ def list_after(values: Params, start: str) -> list[str]:
     while more := {name for name, one in values.versions.items() if one.previous in after} - after:
         after |= more
     return [name for name in values.versions if name in after]
-
-
-@contextmanager
-def _held() -> Iterator[None]:
-    refusal = DecisionError("another process records a decision in this project; try again")
-    with locked(LOCK, refusal=refusal):
-        yield

@@ -1,7 +1,8 @@
-"""Which rows people vetoed or pinned, and why: `versions/<v>/decisions.json`, which git tracks and two stages read.
+"""Which rows people vetoed or pinned, and why: `versions/<v>/decisions.json`, which git tracks and three stages read.
 
-Stage `examples` uses no vetoed row, and stage `selection` chooses pinned ones first. A version begins with what stands
-for the one that it continues from. Of a row the digests stand there alone, and why: no text of it.
+Stage `examples` uses no vetoed row, stage `selection` chooses pinned ones first, and `audit` checks both. A version
+begins with what stands for the one that it continues from. Of a row the digests stand there alone, and why: no text of
+it.
 """
 
 import json

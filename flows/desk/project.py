@@ -110,12 +110,12 @@ def choose_version(project: Opened, label: str = "Version", key: str = "version"
     if asked and asked not in project.made:
         st.text(f"There is no version {asked} that is made; this is another one.")
     newest = project.made[max(0, len(project.made) + place)]
-    options = ["", *project.made]  # none named: the newest, whichever that is when a link is opened
+    options = ["", *project.made]  # none named: by its place, whichever that is when a link is opened
     return st.selectbox(label, options, key=key, bind="query-params", format_func=partial(_name, newest)) or newest
 
 
 def _name(newest: str, version: str) -> str:
-    return version or f"{newest}, as long as it is the newest"
+    return version or f"{newest}, until a newer version is made"
 
 
 def remember(text: str) -> None:

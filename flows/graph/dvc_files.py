@@ -86,13 +86,16 @@ def write_copies(root: Path = Path(".")) -> list[Path]:
 
 def _write_decisions(root: Path) -> list[Path]:
     """Write the decisions of versions that have no such file yet, those of the version before; returns their paths."""
-    made = []
-    for version, settings in (params.load(root / PARAMS)["versions"] or {}).items():
-        path = find_decisions(root, version)
-        if not path.exists() and NAME in (root / GRAPH).read_text(encoding="utf-8"):
+    lacking = [path.with_name(NAME) for path in _list(root) if not (root / path).with_name(NAME).exists()]
+    if not lacking or NAME not in (root / GRAPH).read_text(encoding="utf-8"):
+        return []
+    versions, made = params.load(root / PARAMS)["versions"] or {}, []
+    for version, settings in versions.items():
+        path = find_decisions(Path(), version)
+        if path in lacking:
             before = find_decisions(root, (settings or {}).get("previous", ""))
-            write_text(before.read_text(encoding="utf-8") if before.exists() else "[]\n", path)
-            made.append(path.relative_to(root))
+            write_text(before.read_text(encoding="utf-8") if before.exists() else "[]\n", root / path)
+            made.append(path)
     return made
 
 

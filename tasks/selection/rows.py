@@ -30,10 +30,8 @@ class Rows:
 
     def find_pinned(self) -> np.ndarray:
         """Return the places of the pinned rows in the pool."""
-        ids = self.ground["id"].combine_chunks()
-        return np.flatnonzero(
-            pc.is_in(ids, value_set=pa.array(self.pinned, pa.string())).to_numpy(zero_copy_only=False)
-        )
+        marks = pc.is_in(self.ground["id"], value_set=pa.array(self.pinned, pa.string()))
+        return np.flatnonzero(marks.to_numpy())
 
 
 @dataclass(frozen=True, eq=False)

@@ -97,12 +97,12 @@ def write_selection(
         settings = replace(settings, objective="facility_location")
     here = folders.here
     out, table = here.selection, here.examples / "examples.parquet"
-    sources, pinned = name_sources(here, settings), list_decided(decisions, PIN)
+    sources, pinned = {"examples": table} | name_sources(here, settings), list_decided(decisions, PIN)
     rows = read_rows(table, pinned)
     budget = resolve_budget(rows.ground, settings)
     gate = spare(read_gate(settings.gate, rows, sources.get("gate")), rows.find_pinned())
     ours, narrowed = pass_gate(rows, budget, gate)
-    picks = choose_rows(ours, narrowed, sources | {"examples": table}, settings, diagonal=diagonal, map=map)
+    picks = pin(choose_rows(ours, narrowed, sources, settings, diagonal=diagonal, map=map), ours, narrowed)
     checked = check(ours, narrowed, picks, sources["checked"]) if settings.selector == "delift" else None
     cut = write_mask(mask, examples=table, gradients=here.gradients, out=out, version=here.version, model=model)
     proposed, piloted = widen(picks, gate), None
@@ -115,7 +115,7 @@ def write_selection(
         if piloted["decision"] != "choice":
             proposed = picks = ChosenRows(put_first(order, rows, budget))
             checked = None
-    asked, read = name_settings(settings, diagonal, pinned), digest_inputs(table, *sources.values())
+    asked, read = name_settings(settings, diagonal, pinned), digest_inputs(*sources.values())
     made = Provenance("selection", here.version, asked, read, find_seed(settings))
     write_table(tabulate(rows.ground, proposed, gate), out / "subset.parquet", made)
     found = describe(rows, budget, proposed, settings) | describe_objective(picks, settings) | describe_scores(picks)
@@ -159,24 +159,13 @@ def resolve_budget(ground: pa.Table, settings: SelectionSettings) -> Budget:
     return resolve(settings.budget, topics=topics, response_tokens=tokens, caps=settings.caps, floors=settings.floors)
 
 
-def choose_rows(
-    rows: Rows,
-    budget: Budget,
-    sources: Mapping[str, Path],
-    settings: SelectionSettings,
-    *,
-    diagonal: str,
-    map: Map,
-) -> ChosenRows:
-    """Choose rows by the selector that is asked for, pinned ones first, from the artifacts that it reads, by name.
+def pin(picks: ChosenRows, rows: Rows, budget: Budget) -> ChosenRows:
+    """Return a choice with the pinned rows first; one by similarity began with them.
 
     Raises:
-        SelectionError: the budget does not allow the pinned rows, or the selector cannot choose one.
+        SelectionError: the budget does not go as far as all pinned rows.
     """
-    picks = choose_freely(rows, budget, sources, settings, diagonal=diagonal, map=map)
-    if picks.choice is not None:
-        return picks  # which began with the pinned ones
-    return replace(picks, order=put_first(picks.order, rows, budget))
+    return picks if picks.choice is not None else replace(picks, order=put_first(picks.order, rows, budget))
 
 
 def put_first(order: np.ndarray, rows: Rows, budget: Budget) -> np.ndarray:
@@ -204,7 +193,7 @@ def refuse_unpinned(places: np.ndarray, rows: Rows, why: str) -> None:
         )
 
 
-def choose_freely(
+def choose_rows(
     rows: Rows,
     budget: Budget,
     sources: Mapping[str, Path],
@@ -213,7 +202,10 @@ def choose_freely(
     diagonal: str,
     map: Map,
 ) -> ChosenRows:
-    """Choose rows by the selector that is asked for; pinned ones first where it chooses by similarity."""
+    """Choose rows by the selector that is asked for, from the artifacts that it reads, by their names.
+
+    A selector by similarity begins with the pinned rows.
+    """
     selector, ids = settings.selector, rows.ground["id"].to_pylist()
     if selector in ("random", "fresh"):
         return ChosenRows(draw(budget, seed=settings.seed))

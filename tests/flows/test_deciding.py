@@ -84,7 +84,9 @@ def test_the_audit_finds_a_choice_that_was_made_before_the_veto(project):
     assert done.exit_code == 1
     rows = {row["check"]: row for row in json.loads(done.stdout)}
     assert rows["decisions"]["detail"] == f"{id} is vetoed and chosen"
-    assert "decisions" in tamis("approve", "v1", "--by", "Ann").stderr or tamis("status", "v1").stdout
+    refused = tamis("approve", "v1", "--by", "Ann")
+    assert refused.exit_code == 1
+    assert "versions/v1/decisions.json" in refused.stderr
 
 
 def test_a_decision_replaces_the_one_before_and_is_taken_back(project):

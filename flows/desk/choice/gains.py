@@ -56,7 +56,7 @@ def show_more(project: Opened, version: str) -> None:
     )
     if not st.button("Choose with a tenth more", key="more"):
         return
-    with st.spinner("Choosing"), st.empty():
+    with st.spinner("Choosing"):
         added = add_to_budget(version, project.values, TENTH)
     with project.connection() as connection:
         rows = list_texts(connection, version, added.ids[:MOST])

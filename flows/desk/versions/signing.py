@@ -1,6 +1,6 @@
 """The desk's sign-off: what stands of each version, and a form that records who accepts one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
@@ -8,7 +8,7 @@ import streamlit as st
 from flows.desk.project import ROOT, Opened, remember, show_table
 from flows.told import count
 from tasks.artifacts.views import ask
-from tasks.audit.queries import PROVENANCE, read_queries
+from tasks.audit.queries import PROVENANCE, Query, read_queries
 
 WAITING = """
     SELECT version, count(*) FROM (SELECT DISTINCT d.version, d.id FROM decisions d
@@ -26,6 +26,7 @@ def show(project: Opened) -> None:
     from flows.approving import approve, find_signed
 
     st.header("Sign-off")
+    checks = read_checks(project)
     for version in project.values.versions:
         signed = find_signed(version)
         said = f"{version}: {signed.state}"
@@ -34,7 +35,7 @@ def show(project: Opened) -> None:
         st.text(said)
         if signed.changed:
             st.text("other ones since: " + ", ".join(signed.changed))
-        show_checks(project, version)
+        show_checks(version, checks.get(version, []))
     show_decisions(project)
     if not project.made:
         return
@@ -71,30 +72,29 @@ def show_decisions(project: Opened) -> None:
             st.text(f"{count(many, 'decision')} of {version} not honoured yet: tamis run {version}")
 
 
-def show_checks(project: Opened, version: str) -> None:
-    """Show what the checks of a version found when it was made, promises first."""
-    if "audit" not in project.artifacts.views:
-        return
-    with project.connection() as connection:
-        sql = 'SELECT "check", passed, "rows", detail FROM audit WHERE version = $version'
-        found = ask(connection, sql, {"version": version})
+def read_checks(project: Opened) -> dict[str, list[dict[str, Any]]]:
+    """Return what the checks of each version found when it was made."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    if "audit" in project.artifacts.views:
+        with project.connection() as connection:
+            for row in ask(connection, 'SELECT version, "check", passed, "rows" AS found, detail FROM audit'):
+                found.setdefault(row["version"], []).append(row)
+    return found
+
+
+def show_checks(version: str, found: Sequence[Mapping[str, Any]]) -> None:
+    """Show what the checks of a version found, each with what it says."""
     if not found:
         return
     known = {one.name: one for one in read_queries()}
-    rows = [
-        {
-            "check": row["check"],
-            "state": "shown" if row["check"] in known and not known[row["check"]].promise else _tell_promise(row),
-            "found": row["rows"],
-            "says": known[row["check"]].says if row["check"] in known else PROVENANCE,
-            "detail": row["detail"],
-        }
-        for row in found
-    ]
+    rows = [{**row, **_tell_check(row, known.get(row["check"]))} for row in found]
     kept = sum(row["state"] == "kept" for row in rows)
     with st.expander(f"Checks of {version}: {kept} promises kept when it was made"):
-        show_table(rows, f"Checks of {version}")
+        show_table(rows, f"Checks of {version}", order=("check", "state", "found", "says", "detail"))
 
 
-def _tell_promise(row: Mapping[str, Any]) -> str:
-    return "kept" if row["passed"] else "broken"
+def _tell_check(row: Mapping[str, Any], query: Query | None) -> dict[str, str]:
+    """Return what became of a check and what it says; the one that is no query is the promise of provenance."""
+    if query is not None and not query.promise:
+        return {"state": "shown", "says": query.says}
+    return {"state": "kept" if row["passed"] else "broken", "says": PROVENANCE if query is None else query.says}
