@@ -15,7 +15,13 @@ from typing import Any
 from worlds.projects import ROOT, environment
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-READY = "[data-testid=stApp][data-test-script-state=notRunning]"
+# The page has a heading, and its script has been done for half a second: between two runs it is done for less.
+QUIET = """() => {
+    const state = document.querySelector("[data-testid=stApp]")?.dataset.testScriptState;
+    if (state !== "notRunning" || !document.querySelector("h2")) window.quietSince = null;
+    else window.quietSince ??= performance.now();
+    return window.quietSince !== null && performance.now() - window.quietSince > 500;
+}"""
 
 
 @dataclass
@@ -49,9 +55,8 @@ def is_foreign(url: str, own: str) -> bool:
 
 def settle(look: Any) -> None:
     """Wait until a page is drawn and its script is done."""
-    look.wait_for_selector("h2", timeout=30_000)
-    look.wait_for_selector(READY, timeout=30_000)
-    look.wait_for_timeout(300)
+    look.evaluate("window.quietSince = null")
+    look.wait_for_function(QUIET, timeout=60_000)
 
 
 @contextmanager

@@ -96,6 +96,7 @@ def test_rows_open_by_keyboard(desk):
     for key, id in (("n", ids[0]), ("n", ids[1]), ("p", ids[0])):
         look.keyboard.press(key)
         look.get_by_text(f"Row {id}: chosen").wait_for()
+        settle(look)
 
 
 def test_a_brush_on_the_map_lists_the_rows_inside(desk):
