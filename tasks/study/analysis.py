@@ -5,7 +5,7 @@ the same pools and the same held-out rows, so differences are paired by both.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -101,7 +101,7 @@ class Comparison:
     role: str
     seeds: int
     loss: Difference
-    adjusted: float  # p of the loss after Holm, among all comparisons of its role with its form of chance
+    adjusted: float  # p of the loss after Holm, among all comparisons of its family
     correct: Difference | None  # of the share of right answers; above 0: more
 
     @property
@@ -162,10 +162,16 @@ def summarise(group: Group, cells: Mapping[int, Mapping[str, Any]]) -> Summary:
     )
 
 
-def compare_with_chance(cells: Cells, chance: Sequence[str]) -> list[Comparison]:
+def compare_with_chance(cells: Cells, chance: Sequence[str], own: Collection[Group] = ()) -> list[Comparison]:
     """Return every group less each form of chance with the same budget and mask, p-values adjusted by Holm.
 
-    A family is all comparisons of one role with one form of chance.
+    A family is all comparisons of one role with one form of chance; those of two of a study's own groups, which were
+    fixed before it ran, are a family apart from those that look further.
+
+    Args:
+        cells: of the study, and of others that are told of beside it.
+        chance: selectors by chance.
+        own: groups of the study; none given: all comparisons of a role with a form of chance are one family.
     """
     pairs = [
         (group, chosen)
@@ -173,7 +179,7 @@ def compare_with_chance(cells: Cells, chance: Sequence[str]) -> list[Comparison]
         for name in chance
         if (chosen := group._replace(selector=name)) in cells and group.selector not in chance
     ]
-    return adjust(compare_groups(cells, pairs))
+    return adjust(compare_groups(cells, pairs), own)
 
 
 def compare_groups(cells: Cells, pairs: Sequence[tuple[Group, Group]]) -> list[Comparison]:
@@ -224,11 +230,12 @@ def resample(differences: Mapping[str, np.ndarray], number: int) -> dict[str, Di
     return compare_paired(differences, resamples=RESAMPLES, confidence=CONFIDENCE, generator=generator)
 
 
-def adjust(found: Sequence[Comparison]) -> list[Comparison]:
-    """Return comparisons with p-values adjusted among those of the same role and form of chance."""
-    families: dict[tuple[str, str], list[int]] = {}
+def adjust(found: Sequence[Comparison], own: Collection[Group]) -> list[Comparison]:
+    """Return comparisons with p-values adjusted among those of the same family."""
+    families: dict[tuple[str, str, bool], list[int]] = {}
     for place, one in enumerate(found):
-        families.setdefault((one.role, one.against.selector), []).append(place)
+        fixed = one.group in own and one.against in own
+        families.setdefault((one.role, one.against.selector, fixed), []).append(place)
     adjusted = list(found)
     for places in families.values():
         for place, p in zip(places, holm([found[place].loss.p for place in places]), strict=True):

@@ -98,7 +98,7 @@ def find(cells: Sequence[Mapping[str, Any]], name: str, chance: Sequence[str], o
     """Return what cells amount to; goals stand on some groups alone."""
     groups = group_cells(cells)
     summaries = {group: summarise(group, own) for group, own in groups.items()}
-    beside = compare_with_chance(groups, chance)
+    beside = compare_with_chance(groups, chance, own)
     pairs = [
         (group, other)
         for group in groups
@@ -156,8 +156,9 @@ def write_head(found: Findings) -> str:
         f"Settings were chosen on design pools; confirmation pools ({', '.join(confirm) or 'none yet'}) were scored "
         "after that. Losses are means over held-out rows, which are clean and stand in no pool. Intervals are crossed "
         f"bootstrap intervals over seeds and rows ({CONFIDENCE:.0%}, {RESAMPLES:,} resamples), paired by both; "
-        "verdicts are Holm-corrected among all comparisons of a role with a form of chance. *Seen from*: the smallest "
-        "true difference that such data would have shown in four of five cases.\n",
+        "verdicts are Holm-corrected among all comparisons of a role with a form of chance; those of "
+        f"`{found.name}`, whose grid was fixed before, are a family apart from those of the studies shown beside it. "
+        "*Seen from*: the smallest true difference that such data would have shown in four of five cases.\n",
     ]
     if mixed:
         lines.append(

@@ -53,6 +53,16 @@ def test_roles_and_forms_of_chance_are_families_of_their_own():
     assert {one.adjusted for one in found if one.group.selector == "default"} == {2 * 2 / 501}
 
 
+def test_what_looks_further_makes_nothing_of_the_study_less_certain():
+    alone, further = make_cells(), make_cells("rare-svamp")
+    groups = analysis.group_cells(alone)
+    found = analysis.compare_with_chance(analysis.group_cells(alone + further), ("random",), own=set(groups))
+    own = {one.group: one.adjusted for one in found if one.group in groups}
+    assert own == {one.group: one.adjusted for one in compare(alone).values()}
+    together = analysis.compare_with_chance(analysis.group_cells(alone + further), ("random",))
+    assert any(one.adjusted > own[one.group] for one in together if one.group in groups)
+
+
 def test_only_seeds_that_both_have_are_compared():
     cells = [cell for cell in make_cells() if cell["selector"] != "default" or cell["seed"] < 2]
     found = compare(cells)
