@@ -1,5 +1,6 @@
 """README.md and docs/ keep to their size, lead where they say, and agree with params.yaml, recipes and Makefile."""
 
+import json
 import re
 from pathlib import Path
 
@@ -36,6 +37,19 @@ def test_links_inside_the_project_lead_somewhere(page):
         target = (ROOT / page).parent / path if path else ROOT / page
         assert target.exists(), f"{page} links to {link}"
         assert not anchor or anchor in anchors(target), f"{page} links to {link}"
+
+
+def test_the_readme_tells_the_study_as_it_stands():
+    page, pools = read("README.md"), json.loads(read("docs/results/study.json"))["pools"]
+
+    def nats(pool: str) -> str:
+        return f"{-pools[pool]['default_minus_chance']:.2f}"
+
+    targets = sorted(map(nats, ("mixture-target", "rare-command", "rare-svamp")))
+    assert f"(by {nats('noisy-across-20')} and {nats('noisy-across-50')} nats at a budget of 30%)" in page
+    assert f"where a target task is named (by {targets[0]} to {targets[-1]})" in page
+    quiet = [pools[name] for name in pools if name.startswith(("clean-", "versions-"))]
+    assert quiet and all(pool["high"] > 0 for pool in quiet)
 
 
 def test_every_page_is_linked():
