@@ -4,16 +4,9 @@ Data goes to stdout, talk to stderr. CSV and JSON hold the data as they are; a t
 characters visible, and cuts what is too long to be read there.
 """
 
-import csv
-import io
-import json
 import os
 import sys
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from datetime import date, datetime, time
-from decimal import Decimal
-from math import isfinite
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flows.forms import dump, write_csv
 from flows.stage import say, show_plain
 from flows.told import distinct
 
@@ -46,7 +40,7 @@ def show_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: b
     elif screen.is_terminal:
         _show_table(names, [[_text(value) for value in row] for row in rows])
     else:
-        _show_csv(names, rows)
+        write(write_csv(names, rows))
 
 
 def show_as(form: str | None, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -57,17 +51,11 @@ def show_as(form: str | None, names: Sequence[str], rows: Sequence[Sequence[Any]
         case "table":
             _show_table(names, [[_text(value) for value in row] for row in rows])
         case "csv":
-            _show_csv(names, rows)
+            write(write_csv(names, rows))
         case "parquet":
             _write_parquet(names, rows)
         case _:
             raise ValueError(f"{form!r} is no format; known: {', '.join(FORMS)}")
-
-
-def _show_csv(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([names, *rows])
-    write(text.getvalue())
 
 
 def _write_parquet(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -88,12 +76,12 @@ def show_json(rows: Sequence[Mapping[str, Any]]) -> None:
     [{"a": 1.5, "when": "2026-11-29"},
      {"a": null, "when": "eA=="}]
     """
-    write("[" + ",\n ".join(_dump(row) for row in rows) + "]\n")
+    write("[" + ",\n ".join(dump(row) for row in rows) + "]\n")
 
 
 def show_object(value: Mapping[str, Any]) -> None:
     """Print one JSON object, a line for each of its values."""
-    write(_dump(value, indent=2) + "\n")
+    write(dump(value, indent=2) + "\n")
 
 
 def show_text(*parts: Table | Text | str) -> None:
@@ -160,31 +148,3 @@ def _show_list(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def _text(value: Any) -> str:
     """Return a value as text for a table, each line break and control character made visible."""
     return "" if value is None else show_plain(str(value).replace("\r\n", "\n").replace("\n", "↵ "))
-
-
-def _dump(value: Any, *, indent: int | None = None) -> str:
-    """Return a value as JSON; what a terminal would act on is escaped, which changes nothing of the data."""
-    text = json.dumps(_plain_value(value), ensure_ascii=False, allow_nan=False, indent=indent)
-    return "".join(one if one.isprintable() or one == "\n" else json.dumps(one)[1:-1] for one in text)
-
-
-def _plain_value(value: Any) -> Any:
-    """Return a value in JSON's types: times in ISO 8601, bytes in base 64, no number for what is none."""
-    match value:
-        case Mapping():
-            return {str(key): _plain_value(one) for key, one in value.items()}
-        case list() | tuple() | set() | frozenset():
-            return [_plain_value(one) for one in value]
-        case float():
-            return value if isfinite(value) else None
-        case Decimal():
-            return float(value) if value.is_finite() and Decimal(repr(float(value))) == value else str(value)
-        case bytes() | bytearray() | memoryview():
-            return b64encode(value).decode()
-        case datetime() | date() | time():
-            return value.isoformat()
-        case None | bool() | int() | str():
-            return value
-        case _ if hasattr(value, "tolist"):  # numbers and arrays of NumPy, which is not imported here
-            return _plain_value(value.tolist())
-    return str(value)

@@ -31,7 +31,7 @@ PAGES = {
 def main() -> None:
     """Show the page that the address names."""
     st.set_page_config(page_title="tamis desk", layout="wide")
-    page = st.sidebar.radio("Page", list(PAGES), key="page", bind="query-params")
+    page = project.choose(st.sidebar.radio, "Page", list(PAGES), key="page")
     try:
         opened = project.open_project()
     except Exception as error:

@@ -1,14 +1,12 @@
 """The desk's questions in SQL, with the catalogue's examples and the answer to take away."""
 
-import csv
-import io
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import streamlit as st
 
 from flows.desk.project import GIGABYTES, ROOT, Opened, show_table
+from flows.forms import dump, write_csv
 from flows.told import count, distinct
 
 SECONDS = 10.0  # that a question may take on a page
@@ -23,8 +21,13 @@ def show(project: Opened) -> None:
 
     st.header("Query")
     known = {one.question: one.sql for one in EXAMPLES}
-    question = st.selectbox("An example", ["", *known], format_func=lambda question: question or "none")
-    sql = st.text_area("SQL", value=known.get(question, ""), key=f"sql {question}", height=160)
+
+    def take_example() -> None:
+        st.session_state["sql"] = known.get(st.session_state["example"], "")
+
+    naming = {"key": "example", "on_change": take_example, "format_func": lambda question: question or "none"}
+    st.selectbox("An example", ["", *known], **naming)
+    sql = st.text_area("SQL", key="sql", bind="query-params", height=160)
     if not sql.strip():
         st.text("Every artifact is a view, such as subset or evaluation; docs/reference/catalogue.md lists them.")
         return
@@ -35,7 +38,7 @@ def show(project: Opened) -> None:
     shown = [dict(zip(names, row, strict=True)) for row in rows[:MOST]]
     show_table(shown, "Answer")
     with st.container(horizontal=True):
-        for form, write in {"CSV": write_csv, "JSONL": write_lines, "Parquet": write_table}.items():
+        for form, write in {"CSV": write_csv_bytes, "JSONL": write_lines, "Parquet": write_table}.items():
             st.download_button(
                 f"Download {form}",
                 lambda write=write: write(names, rows),  # when it is asked for, and not at every change of the page
@@ -44,16 +47,14 @@ def show(project: Opened) -> None:
             )
 
 
-def write_csv(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
+def write_csv_bytes(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
     """Return an answer as CSV, with its columns' names first."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([names, *rows])
-    return text.getvalue().encode()
+    return write_csv(names, rows).encode()
 
 
 def write_lines(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
     """Return an answer as JSON, a line each row."""
-    return "".join(json.dumps(dict(zip(names, row, strict=True)), default=str) + "\n" for row in rows).encode()
+    return "".join(dump(dict(zip(names, row, strict=True))) + "\n" for row in rows).encode()
 
 
 def write_table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:

@@ -1,6 +1,6 @@
 """The project that the desk shows: its catalogue opened once and again when an artifact is another one."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -112,6 +112,22 @@ def choose_version(project: Opened, label: str = "Version", key: str = "version"
     newest = project.made[max(0, len(project.made) + place)]
     options = ["", *project.made]  # none named: by its place, whichever that is when a link is opened
     return st.selectbox(label, options, key=key, bind="query-params", format_func=partial(_name, newest)) or newest
+
+
+def choose(field: Callable[..., str], label: str, options: Sequence[str], *, key: str, **more: Any) -> str:
+    """Let the reader choose in a field that a link keeps; a line says where a link asks for what is not offered.
+
+    Args:
+        field: of Streamlit, such as `st.selectbox`.
+        label: of the field.
+        options: that it offers.
+        key: of the field in a link.
+        more: of the field.
+    """
+    asked = st.query_params.get(key, "")
+    if asked and asked not in options:
+        st.text(f"The link asks for {asked} as {label.lower()}, which is not offered here; this is {options[0]}.")
+    return field(label, options, key=key, bind="query-params", **more)
 
 
 def _name(newest: str, version: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 import altair as alt
 import streamlit as st
 
-from flows.desk.project import Opened, choose_version, show_table, tabulate
+from flows.desk.project import Opened, choose, choose_version, show_table, tabulate
 
 HEIGHT = 420  # pixels
 NONE = "nothing"
@@ -20,7 +20,7 @@ def show(project: Opened) -> None:
     if version is None or not project.has("tensors"):
         return
     others = [name for name in project.made if name != version]
-    before = st.selectbox("Beside", [NONE, *others], key="beside", bind="query-params")
+    before = choose(st.selectbox, "Beside", [NONE, *others], key="beside")
     with project.connection() as connection:
         found = masks.measure_density(connection, version)
         change = masks.measure_change(connection, before, version) if before != NONE else []

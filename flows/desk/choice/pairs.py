@@ -5,7 +5,7 @@ from typing import Any
 import altair as alt
 import streamlit as st
 
-from flows.desk.project import Opened, choose_version, tabulate
+from flows.desk.project import Opened, choose, choose_version, tabulate
 from flows.told import count
 
 HEIGHT = 420  # pixels
@@ -35,9 +35,7 @@ def show(project: Opened) -> None:
         st.text(f"Rows of {best['demo']} help rows of {best['target']} most: {gained}.")
         st.text(f"Means of {scored:,} pairs, of the {pairs.TOPICS} largest topics; named are those with {FEW} or more.")
         st.altair_chart(draw(means), alt="Mean utility by the topics of demo and target", key="topics")
-        way = st.radio(
-            "Partners", ["demos of a target", "targets of a demo"], key="way", bind="query-params", horizontal=True
-        )
+        way = choose(st.radio, "Partners", ["demos of a target", "targets of a demo"], key="way", horizontal=True)
         targets = way == "demos of a target"
         listed = pairs.list_scored(connection, version, targets=targets, count=LISTED)
         texts = {row["id"]: row["prompt"] for row in listed}

@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 import streamlit as st
 
-from flows.desk.project import ROOT, Opened, choose_version, show_table, tabulate
+from flows.desk.project import ROOT, Opened, choose, choose_version, show_table, tabulate
 
 SIDES = ("left", "right", "bottom", "top")
 HEIGHT = 520  # pixels
@@ -31,7 +31,7 @@ def show(project: Opened) -> None:
         return
     with project.connection(places=places.table) as connection:
         scores = [name for name in project.list_values(connection, version, "score") if name not in COLOURS]
-        colour = right.selectbox("Coloured by", [*COLOURS, *scores], key="colour", bind="query-params")
+        colour = choose(right.selectbox, "Coloured by", [*COLOURS, *scores], key="colour")
         total = place_rows(connection, version)
         cells, points = count_cells(connection), sample_points(connection, version, colour)
         shown = f"{len(points):,} of {total:,} rows are drawn" if len(points) < total else f"{total:,} rows"

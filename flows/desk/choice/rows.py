@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from flows.desk.project import ROOT, Opened, choose_version, remember, show_table
+from flows.desk.project import ROOT, Opened, choose, choose_version, remember, show_table
 
 SIZE = 100  # rows of a page
 COLUMNS = ("state", "rank", "value", "topic", "prompt", "why", "response", "response_tokens", "source", "id")
@@ -63,13 +63,13 @@ def choose_filter(project: Opened, connection: Any, version: str) -> tuple[Any, 
 
     topics, sources, scores = (project.list_values(connection, version, name) for name in ("topic", "source", "score"))
     left, middle, right = st.columns(3)
-    state = left.selectbox("State", [*STATES, SPLIT], key="state", bind="query-params")
+    state = choose(left.selectbox, "State", [*STATES, SPLIT], key="state")
     topics, sources, scores = (keep_asked(*one) for one in (("topic", topics), ("source", sources), ("score", scores)))
     topic = middle.selectbox("Topic", ["", *topics], key="topic", bind="query-params", format_func=name_any)
     source = right.selectbox("Source", ["", *sources], key="source", bind="query-params", format_func=name_any)
     words = left.text_input("Says all of these words", key="words", bind="query-params")
     score = middle.selectbox("Score", ["", *scores], key="score", bind="query-params", format_func=name_any)
-    order = right.selectbox("Order", list(ORDERS), key="order", bind="query-params")
+    order = choose(right.selectbox, "Order", list(ORDERS), key="order")
     low = middle.number_input("Score at least", value=None, key="low", bind="query-params") if score else None
     high = right.number_input("Score at most", value=None, key="high", bind="query-params") if score else None
     return Filter(version, state, topic, source, words, score, low, high), order

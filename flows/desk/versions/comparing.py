@@ -5,7 +5,7 @@ from typing import Any
 
 import streamlit as st
 
-from flows.desk.project import GIGABYTES, Opened, choose_version, show_table
+from flows.desk.project import GIGABYTES, Opened, choose, choose_version, show_table
 
 MOST = 2000  # rows of a list
 WAYS = ("two versions", "a version at two revisions of git", "a version by two selectors")
@@ -16,7 +16,7 @@ def show(project: Opened) -> None:
     from tasks.catalogue.diffs import compare
 
     st.header("Differences")
-    way = st.selectbox("Compare", WAYS, key="compare", bind="query-params")
+    way = choose(st.selectbox, "Compare", WAYS, key="compare")
     sides = dict(zip(WAYS, (choose_versions, choose_revisions, choose_selectors), strict=True))[way](project)
     if sides is None:
         return
@@ -70,8 +70,8 @@ def choose_selectors(project: Opened) -> list[Any] | None:
 
     version = choose_version(project)
     left, right = st.columns(2)
-    before = left.selectbox("Before", sorted(SELECTORS), key="first", bind="query-params")
-    after = right.selectbox("After", sorted(SELECTORS), key="second", bind="query-params")
+    before = choose(left.selectbox, "Before", sorted(SELECTORS), key="first")
+    after = choose(right.selectbox, "After", sorted(SELECTORS), key="second")
     if version is None:
         return None
     return [sides.open_kept_choice(before, version), sides.open_kept_choice(after, version)]
