@@ -9,7 +9,7 @@ from typing import Any
 
 from dvc.dependency import loads_from
 from dvc.repo import Repo
-from dvc.scm import resolve_rev
+from dvc.scm import RevError, resolve_rev
 from dvc.stage import Stage
 
 from flows.graph import dvc_files
@@ -75,6 +75,21 @@ def _read_records(revision: str) -> dict[Path, str]:
         return {path: text for path in paths if (text := read_file(repo, path, revision))}
 
 
+def open_files(repo: Repo, revision: str) -> Any:
+    """Return git's files at a revision, as a file system.
+
+    Raises:
+        StateError: git knows no such revision.
+    """
+    try:
+        return repo.scm.get_fs(resolve_rev(repo.scm, revision))
+    except RevError as error:
+        raise StateError(
+            f"git knows no revision {revision!r}; `git tag` and `git log --oneline --all` list those that it knows, "
+            "and `git fetch --tags` brings those of another copy"
+        ) from error
+
+
 def read_lock(repo: Repo, version: str, revision: str) -> str:
     """Return the text of a version's dvc.lock at a git revision; empty where there is none."""
     return read_file(repo, dvc_files.place_lock(version), revision)
@@ -82,7 +97,7 @@ def read_lock(repo: Repo, version: str, revision: str) -> str:
 
 def read_file(repo: Repo, path: Path, revision: str) -> str:
     """Return the text of a file of the project at a git revision; empty where there is none."""
-    files, place = repo.scm.get_fs(resolve_rev(repo.scm, revision)), _in_git(repo, path)
+    files, place = open_files(repo, revision), _in_git(repo, path)
     return files.read_text(place, encoding="utf-8") if files.exists(place) else ""
 
 
@@ -159,7 +174,7 @@ def push(repo: Repo, recorded: Iterable[tuple[str, str]]) -> None:
 
 def list_versions(repo: Repo, revision: str) -> list[str]:
     """Return the versions of which a git revision holds a dvc.lock."""
-    files, folder = repo.scm.get_fs(resolve_rev(repo.scm, revision)), _in_git(repo, dvc_files.FOLDER)
+    files, folder = open_files(repo, revision), _in_git(repo, dvc_files.FOLDER)
     if not files.isdir(folder):
         return []
     names = sorted(Path(path).name for path in files.ls(folder, detail=False))
@@ -168,7 +183,7 @@ def list_versions(repo: Repo, revision: str) -> list[str]:
 
 def list_pointers(repo: Repo, folder: Path, revision: str) -> dict[str, str]:
     """Return the texts of the .dvc files in a folder of the project at a git revision, by their paths in git."""
-    files, place = repo.scm.get_fs(resolve_rev(repo.scm, revision)), _in_git(repo, folder)
+    files, place = open_files(repo, revision), _in_git(repo, folder)
     paths = files.find(place) if files.isdir(place) else []
     return {path: files.read_text(path, encoding="utf-8") for path in paths if path.endswith(".dvc")}
 
