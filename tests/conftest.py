@@ -43,7 +43,11 @@ def toy(toy_folder):
     return ModelChoice(name=str(toy_folder), revision=None, device="cpu", dtype="float32", max_tokens=256)
 
 
-def pytest_collection_finish() -> None:
-    """Every training collects garbage, for which what was imported need not be looked at."""
+@pytest.fixture(scope="module", autouse=True)
+def kept_apart() -> None:
+    """Let collections of garbage, of which every training has some, look at what this module made alone.
+
+    What is there before it, imported modules above all, would be gone through each time, for seconds late in a run.
+    """
     gc.collect()
     gc.freeze()
