@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Two workers of pytest-xdist, and the children that they start, do not fight for cores; before any import of numpy.
@@ -41,6 +42,15 @@ def toy(toy_folder):
     from tasks.models import ModelChoice
 
     return ModelChoice(name=str(toy_folder), revision=None, device="cpu", dtype="float32", max_tokens=256)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def yaml_read_once() -> Iterator[None]:
+    """Read each text of YAML once in this process."""
+    from worlds.yaml_texts import remembered
+
+    with remembered():
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,17 +1,14 @@
 """A toy project that has run, once for all pages, and a copy of it for each."""
 
 import contextlib
-import copy
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from ruamel.yaml import YAML
 from typer.testing import CliRunner
 from worlds.projects import GRAPHS, ROOT, Project, environment, start_project
 
@@ -53,25 +50,6 @@ def drive(versions=(), *, runner: str = "threads", workers: str = "auto", tell=N
     return outcomes
 
 
-def remember(load: Callable) -> Callable:
-    """Return YAML's reading of a text, faster: DVC reads dvc.yaml and dvc.lock anew, many times for every stage.
-
-    Each text is read once, and dvc.lock, which only DVC writes, by the library in C.
-    """
-    known: dict[str, Any] = {}
-
-    def read(self: YAML, stream: Any) -> Any:
-        if isinstance(stream, str) and stream.startswith("schema: '2.0'"):
-            return yaml.load(stream, Loader=yaml.CSafeLoader)
-        if not isinstance(stream, str) or self.typ != ["safe"]:
-            return load(self, stream)
-        if stream not in known:
-            known[stream] = load(self, stream)
-        return copy.deepcopy(known[stream])
-
-    return read
-
-
 @pytest.fixture(scope="session")
 def apart(tmp_path_factory) -> Iterator[None]:
     """Keep DVC's state out of the user's folders."""
@@ -86,12 +64,11 @@ def apart(tmp_path_factory) -> Iterator[None]:
 
 @contextlib.contextmanager
 def driving() -> Iterator[None]:
-    """Keep Prefect's engine out of the commands, and read each YAML text once; never beyond a test of this folder."""
+    """Keep Prefect's engine out of the commands; never beyond a test of this folder."""
     from flows import pipeline
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "run", drive)
-        patch.setattr(YAML, "load", remember(YAML.load))
         yield
 
 

@@ -21,7 +21,10 @@ from flows import cli, params
 PAGES = list_pages()
 LONG = {
     f"docs/how-to/{name}.md"
-    for name in ("compare", "forgetting", "insurance", "less-memory", "mask", "new-version", "own-data", "wrong-rows")
+    for name in (
+        *("compare", "erase", "forgetting", "insurance", "less-memory", "mask", "new-version", "own-data", "own-model"),
+        *("right-or-wrong", "target-task", "unattended", "wrong-rows"),
+    )
 }
 BLOCKS = [block for page in PAGES for block in read_blocks(page)]
 KINDS = {

@@ -48,6 +48,7 @@ def small_made(tmp_path_factory, apart) -> Project:
     drive_by_dvc(project)
     project.git("add", ".")
     project.git("commit", "--quiet", "--message", "made")
+    project.git("gc", "--quiet")  # copies have fewer files to copy
     return project
 
 
@@ -65,7 +66,9 @@ def real_unrun(toy_folder, tmp_path_factory, apart) -> Project:
     root = tmp_path_factory.mktemp("unrun") / "project"
     GRAPHS["real"].make(root, str(toy_folder))
     shutil.rmtree(root / "data/raw/v2")
-    return start_project(root)
+    project = start_project(root)
+    project.git("gc", "--quiet")  # copies have fewer files to copy
+    return project
 
 
 @pytest.fixture

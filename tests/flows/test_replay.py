@@ -42,6 +42,7 @@ def state(project: Project) -> tuple:
     return project.records(), project.git("status", "--porcelain"), project.git("worktree", "list")
 
 
+@pytest.mark.slow
 def test_version_that_continues_from_another_comes_out_as_recorded(project):
     before = state(project)
     done = CliRunner().invoke(cli.app, ["replay", "v2", "--json"])

@@ -60,12 +60,10 @@ def test_figures_are_those_of_the_stage(raw, toy, tmp_path):
     assert found.foreseen.stops is None
 
 
-def test_rows_and_exchanges_that_are_left_out_are_both_counted(raw, toy, tmp_path, monkeypatch):
+def test_rows_and_exchanges_that_are_left_out_are_both_counted(raw, toy, tmp_path):
     turns = [chat("hi", "a" * 100, "and", "b" * 100, "so", "c" * 100, "then", "d" * 100) for _ in range(2)]
     (raw / "rows.jsonl").write_text(dump([*turns, *CHATS]))
     told = {"longer than the context: whole exchanges are left out at its end, 4 in all": 2}
-    assert see(raw, toy, tmp_path, on_long_row="drop_turns").notes == told
-    monkeypatch.setattr(look, "ALONE", 1)
     assert see(raw, toy, tmp_path, on_long_row="drop_turns").notes == told
 
 
@@ -152,11 +150,15 @@ def test_a_sample_of_long_rows_is_smaller(raw, toy, monkeypatch):
     assert look.look_at_sample(open_at(raw, toy)).sample == look.Sampled(1, 1, False)
 
 
+@pytest.mark.slow
 def test_many_rows_are_read_by_several_processes_with_the_same_figures(raw, toy, tmp_path, monkeypatch):
     (raw / "a.csv").write_text("prompt,response\na,b\n")
-    alone = see(raw, toy, tmp_path)
+    turns = [chat("hi", "a" * 100, "and", "b" * 100, "so", "c" * 100, "then", "d" * 100) for _ in range(2)]
+    (raw / "turns.jsonl").write_text(dump(turns))
+    alone = see(raw, toy, tmp_path, on_long_row="drop_turns")
+    assert alone.notes
     monkeypatch.setattr(look, "ALONE", 1)
-    assert see(raw, toy, tmp_path) == alone
+    assert see(raw, toy, tmp_path, on_long_row="drop_turns") == alone
 
 
 def test_a_field_that_no_row_has_would_stop_a_run(raw, toy, tmp_path):
