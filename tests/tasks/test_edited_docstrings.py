@@ -80,7 +80,7 @@ def run_all(world: Path, code: Path) -> dict:
 
 def test_the_edit_reaches_docstrings_of_every_module_of_the_arms_key():
     before = (ROOT / "tasks/finetuning/trainer.py").read_text(encoding="utf-8")
-    assert edit(before).count("Edited. ") > 20
+    assert edit(before).count("Edited. ") > 10
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -279,7 +279,7 @@ def test_what_is_not_chosen_by_gradients_does_not_change_the_bytes(corpus, toy):
 def test_a_crash_in_fisher_information_leaves_all_else(corpus, toy, monkeypatch):
     tmp_path, _ = corpus
     with monkeypatch.context() as patch:
-        patch.setattr(warmup, "fisher_information", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(warmup, "fisher_information", lambda *_, **how: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, toy, FIRST, mask_selector="fisher")
     again = run(tmp_path, toy, FIRST, mask_selector="fisher")
