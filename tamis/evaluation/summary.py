@@ -102,9 +102,21 @@ def _note(metrics: Mapping[str, Any], utility: Mapping[str, Any], audit: Mapping
     notes += _tell_rows(audit)
     for name, what in (("coverage", "without a chosen row"), ("held_out_share", "with a low held-out share")):
         found = audit.get(name, [])
-        topics = "1 topic" if len(found) == 1 else f"{len(found)} topics"
-        notes += [f"{topics} {what}: {', '.join(found[:8])}{', ...' * (len(found) > 8)}"] if found else []
+        notes += (
+            [f"{_count(len(found), 'topic')} {what}: {', '.join(found[:8])}{', ...' * (len(found) > 8)}"]
+            if found
+            else []
+        )
     return notes
+
+
+def _count(number: int, thing: str) -> str:
+    """Return a number of things in words.
+
+    >>> _count(1, "row"), _count(1200, "row")
+    ('1 row', '1,200 rows')
+    """
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def _tell_gate(gate: Mapping[str, Any] | None) -> list[str]:
@@ -112,9 +124,8 @@ def _tell_gate(gate: Mapping[str, Any] | None) -> list[str]:
     if gate is None:
         return []
     wrong = ", ".join(f"{count:,} planted {word}" for word, count in gate["faults"]["planted"].items())
-    return [
-        f"gate by {gate['by']}: {gate['gated_rows']:,} rows of the pool left before the choice{wrong and f' ({wrong})'}"
-    ]
+    rows = _count(gate["gated_rows"], "row")
+    return [f"gate by {gate['by']}: {rows} of the pool left before the choice{wrong and f' ({wrong})'}"]
 
 
 def _tell_choice(selection: Mapping[str, Any]) -> list[str]:
@@ -122,11 +133,12 @@ def _tell_choice(selection: Mapping[str, Any]) -> list[str]:
     unknown, idle, notes = selection.get("rows_without_quality"), selection.get("zero_gain_picks"), []
     checked = selection.get("checked") or {"facility_location_share": None}
     if unknown:
-        notes.append(f"help was not measured for {unknown:,} rows of the pool: the median of their topic stands for it")
+        rows = f"{_count(unknown, 'row')} of the pool"
+        notes.append(f"help was not measured for {rows}: the median of their topic stands for it")
     if idle:
         notes.append(
-            f"nothing was left to gain for {idle:,} chosen rows: they follow by quality, then by how little the "
-            "others cover them"
+            f"nothing was left to gain for {_count(idle, 'chosen row')}: they follow by quality, then by how little "
+            "the others cover them"
         )
     if checked["facility_location_share"] is not None:
         share, chance, many = (checked[name] for name in ("facility_location_share", "random_share", "targets"))
@@ -165,7 +177,7 @@ def _tell_faults(arms: Mapping[str, Any], faults: Mapping[str, Any] | None) -> l
 
 def _tell_taken(what: str, there: int, taken: int, drawn: Sequence[int]) -> str:
     chance = f", {sum(drawn) / len(drawn):.1f} of the random choice" if drawn else ""
-    return f"{what}: {there:,} rows of the pool, {taken:,} of the choice{chance}"
+    return f"{what}: {_count(there, 'row')} of the pool, {taken:,} of the choice{chance}"
 
 
 def _tell_rows(audit: Mapping[str, Any]) -> list[str]:
@@ -176,7 +188,8 @@ def _tell_rows(audit: Mapping[str, Any]) -> list[str]:
     if any(count for name, count in counts.items() if name != "new"):
         notes.append(f"distinct rows: {', '.join(f'{count:,} {name}' for name, count in counts.items())}")
     if taught:
-        notes.append(f"{len(taught)} rows that earlier versions trained on are withdrawn or edited, first {taught[0]}")
+        rows, are = _count(len(taught), "row"), "is" if len(taught) == 1 else "are"
+        notes.append(f"{rows} that earlier versions trained on {are} withdrawn or edited, first {taught[0]}")
     return notes
 
 

@@ -135,7 +135,7 @@ def test_what_a_version_changed_and_withdrew_is_told():
     audit = {"changes": counts, "withdrawn_learnt": ["ab12 (food): 'why?'"]}
     assert summarise({"arms": {}}, {"pairs_scored": 0}, audit).notes == [
         "distinct rows: 1,400 kept, 3 new, 1 withdrawn",
-        "1 rows that earlier versions trained on are withdrawn or edited, first ab12 (food): 'why?'",
+        "1 row that earlier versions trained on is withdrawn or edited, first ab12 (food): 'why?'",
     ]
 
 
