@@ -102,11 +102,8 @@ def _note(metrics: Mapping[str, Any], utility: Mapping[str, Any], audit: Mapping
     notes += _tell_rows(audit)
     for name, what in (("coverage", "without a chosen row"), ("held_out_share", "with a low held-out share")):
         found = audit.get(name, [])
-        notes += (
-            [f"{_count(len(found), 'topic')} {what}: {', '.join(found[:8])}{', ...' * (len(found) > 8)}"]
-            if found
-            else []
-        )
+        if found:
+            notes.append(f"{_count(len(found), 'topic')} {what}: {', '.join(found[:8])}{', ...' * (len(found) > 8)}")
     return notes
 
 

@@ -1,5 +1,6 @@
 """After every comment and docstring of tasks/ and tamis/ is edited, no stage computes anything anew."""
 
+import ast
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from worlds.toy_training import make_world, write_mask
 from tasks.models import ModelChoice
 
 ROOT = Path(__file__).parents[2]
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 STAGES = (
     "embedding",
     "utility",
@@ -78,9 +80,10 @@ def run_all(world: Path, code: Path) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_the_edit_reaches_docstrings_of_every_module_of_the_arms_key():
+def test_the_edit_reaches_every_docstring_of_a_module_of_the_arms_key():
     before = (ROOT / "tasks/finetuning/trainer.py").read_text(encoding="utf-8")
-    assert edit(before).count("Edited. ") > 10
+    documented = [one for one in ast.walk(ast.parse(before)) if isinstance(one, DOCUMENTED) and ast.get_docstring(one)]
+    assert edit(before).count("Edited. ") == len(documented)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -96,6 +96,7 @@ def test_the_same_vectors_give_the_same_bits(large, limited, found):
 def test_how_many_threads_search_plays_no_part(large, limited, found, monkeypatch):
     monkeypatch.setattr(neighbours, "ROWS", 1500)
     before = torch.get_num_threads()
+    assert before == 1
     try:
         torch.set_num_threads(3)
         others = find_neighbours(large, 10)
