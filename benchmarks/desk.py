@@ -130,6 +130,7 @@ def write_version(version: str, places: np.ndarray) -> None:
         "cover": pa.array(draw.random(count), pa.float32()),
         "gated": np.zeros(count, bool),
         "gate_score": pa.array(draw.random(count)),
+        "gate_usual": pa.array(draw.random(count)),
     }
     save("selection", "subset", version, subset, schemas.SUBSET)
     save("selection", "mask", version, schemas.MASK.empty_table(), schemas.MASK)

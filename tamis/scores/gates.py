@@ -42,12 +42,8 @@ def measure_agreement(
 def level(worth: Float[np.ndarray, " row"], groups: Sequence[str]) -> Float64[np.ndarray, " row"]:
     """Return by how much each row's worth differs from what is usual in its group.
 
-    r_i = x_i - (n_g q_g + FEW q) / (n_g + FEW)
-
-    with the upper quartile q_g of the n_g rows of its group g whose worth is known, and q of all rows. An answer of one
-    number is less like its question than a sentence is, in every row of such a task: held against all rows, the whole
-    task would look wrong. Wrong rows lower the median of their group, half of them as far as they lie themselves, and
-    hardly its upper quartile. Of a group of few rows that says little, so that q counts for some rows in it.
+    An answer of one number is less like its question than a sentence is, in every row of such a task: held against all
+    rows, the whole task would look wrong.
 
     **Source**: ours.
 
@@ -58,6 +54,37 @@ def level(worth: Float[np.ndarray, " row"], groups: Sequence[str]) -> Float64[np
     >>> level(np.array([1.0, 1.0, 1.0, 1.0, 5.0, 5.0, 5.0, 5.0]), list("aaaabbbb")).tolist()
     [-2.0, -2.0, -2.0, -2.0, 0.0, 0.0, 0.0, 0.0]
     """
+    return worth.astype(np.float64) - _find_usual(worth, groups)
+
+
+def find_usual(scores: Float[np.ndarray, " row"], groups: Sequence[str], by: str) -> Float64[np.ndarray, " row"]:
+    """Return the score that is usual among the better rows of each row's group.
+
+    u_i = (n_g q_g + FEW q) / (n_g + FEW)
+
+    with the upper quartile q_g of the n_g rows of its group g whose score is known, and q of all rows; where the
+    highest scores are the worst, with the lower quartiles. Wrong rows move the median of their group, half of them as
+    far as they lie themselves, and hardly this quartile. Of a group of few rows that says little, so that q counts for
+    some rows in it.
+
+    **Source**: ours.
+
+    Args:
+        scores: of every row; NaN: not known.
+        groups: of every row, such as its topic.
+        by: one of `GATES`.
+
+    Returns:
+        In the unit of the scores; 0 where none is known.
+
+    >>> find_usual(np.array([1.0, 1.0, 1.0, 1.0, 5.0, 5.0, 5.0, 5.0]), list("aaaabbbb"), "agreement").tolist()
+    [3.0, 3.0, 3.0, 3.0, 5.0, 5.0, 5.0, 5.0]
+    """
+    sign = -1 if by in HIGHEST_LEAVE else 1
+    return sign * _find_usual(sign * scores, groups)
+
+
+def _find_usual(worth: Float[np.ndarray, " row"], groups: Sequence[str]) -> Float64[np.ndarray, " row"]:
     known, usual = ~np.isnan(worth), np.zeros(len(worth))
     names, own = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     overall = np.quantile(worth[known], UPPER) if known.any() else 0.0
@@ -65,7 +92,7 @@ def level(worth: Float[np.ndarray, " row"], groups: Sequence[str]) -> Float64[np
         there = worth[known & (own == group)]
         total = len(there) * np.quantile(there, UPPER) if len(there) else 0.0
         usual[own == group] = (total + FEW * overall) / (len(there) + FEW)
-    return worth.astype(np.float64) - usual
+    return usual
 
 
 def find_gated(

@@ -134,6 +134,7 @@ SUBSET = pa.schema(
         pa.field("cover", pa.float32()),  # how well, in units of the scaled kernel
         pa.field("gated", pa.bool_(), nullable=False),  # it left before the choice; chosen by chance alone
         pa.field("gate_score", pa.float64()),  # by which it left or stayed, in the gate's own unit; null: none is known
+        pa.field("gate_usual", pa.float64()),  # of the better rows of its topic; gate_score is held against it
     ]
 )
 

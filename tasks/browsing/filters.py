@@ -23,7 +23,8 @@ ROWS = """
         ELSE 'left out' END AS state, {value} AS value, CASE
             WHEN s.chosen IS NULL THEN coalesce(e.unused_because, 'of the ' || replace(e.split, '_', '-') || ' rows')
             WHEN s.chosen THEN format('chosen as number {{}}', s.rank + 1)
-            WHEN s.gated THEN coalesce(format('out by the gate, with {{:.3g}}', s.gate_score), 'out by the gate')
+            WHEN s.gated THEN coalesce(format('out by the gate, with {{:.3g}} where {{:.3g}} is usual',
+                s.gate_score, s.gate_usual), 'out by the gate')
             WHEN s.covered_by IS NOT NULL THEN format('stood for by {{}}, by {{:.3g}}', s.covered_by, s.cover)
             ELSE 'by score or chance' END AS why
     FROM (SELECT * FROM examples WHERE version = $version AND (used OR duplicate_of IS NULL OR contains(id, '-'))) e

@@ -14,7 +14,8 @@ LONGEST = 400  # characters of a text that a sentence quotes
 NEAR = 3  # partners and rows of almost the same words that are named
 NOT_SCORES = ("gain", "cover", "gate", "response_tokens")  # which other sentences tell
 ROW = """
-    SELECT e.*, s.chosen, s.rank, s.gain, s.objective, s.covered_by, s.cover, s.gated, s.gate_score
+    SELECT e.*, s.chosen, s.rank, s.gain, s.objective, s.covered_by, s.cover, s.gated, s.gate_score,
+        s.gate_usual
     FROM examples e LEFT JOIN subset s USING (version, id)
     WHERE e.version = $version AND e.id = $id ORDER BY e.used DESC, e.row LIMIT 1"""
 QUANTILES = """
@@ -148,10 +149,16 @@ def _tell_rank(asked: Asked) -> str:
 def _tell_gate(asked: Asked) -> str:
     gate = asked.selection.get("gate") or {}
     by, worst = gate.get("by", "its score"), gate.get("worst_kept")
-    known = asked.row["gate_score"]
-    has = f"It has {known:.4g}" if known is not None else "Its score is not known"
-    kept = f"; the worst row that stayed has {worst:.4g}" if worst is not None else ""
-    return f"It left before the choice, by the gate {by}. {has}{kept}."
+    known, usual = asked.row["gate_score"], asked.row["gate_usual"]
+    left = f"It left before the choice, by the gate {by}."
+    if known is None or usual is None:
+        return left
+    apart = f"It has {known:.4g}, {_tell_apart(known - usual)} what is usual in its topic ({usual:.4g})"
+    return f"{left} {apart}{f'; the worst row that stayed is {_tell_apart(worst)} it' if worst is not None else ''}."
+
+
+def _tell_apart(difference: float) -> str:
+    return f"{abs(difference):.4g} {'below' if difference < 0 else 'above'}"
 
 
 def _tell_left_out(asked: Asked) -> Iterator[str]:

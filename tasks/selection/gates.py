@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tamis.scores.gates import HIGHEST_LEAVE, find_gated
+from tamis.scores.gates import HIGHEST_LEAVE, find_gated, find_usual
 from tamis.submodular.budgets import Budget, BudgetError, narrow
 from tasks.artifacts import schemas
 from tasks.artifacts.row_sets import count_faults
@@ -30,6 +30,7 @@ class Gated:
     drop: float
     beyond: float | None
     scores: np.ndarray  # NaN: none is known
+    usual: np.ndarray  # the score that is usual in the row's topic
     gated: np.ndarray  # bool
 
     @property
@@ -49,8 +50,9 @@ def read_gate(gate: Mapping[str, Any] | None, rows: Rows, source: Path | None) -
     if gate is None:
         return None
     scores = _read_help(source, rows) if gate["by"] == "help" else _read_scores(source, rows)
-    gated = find_gated(scores, rows.ground["topic"].to_pylist(), **gate)
-    return Gated(gate["by"], gate["drop"], gate["beyond"], scores, gated)
+    topics = rows.ground["topic"].to_pylist()
+    gated, usual = find_gated(scores, topics, **gate), find_usual(scores, topics, gate["by"])
+    return Gated(gate["by"], gate["drop"], gate["beyond"], scores, usual, gated)
 
 
 def _read_scores(source: Path, rows: Rows) -> np.ndarray:
@@ -99,7 +101,9 @@ def describe_gate(rows: Rows, gate: Gated | None) -> dict[str, Any] | None:
     """Return what left and why, in numbers."""
     if gate is None:
         return None
-    worst_kept = gate.scores[gate.kept][~np.isnan(gate.scores[gate.kept])]
+    stayed = np.setdiff1d(gate.kept, rows.find_pinned())  # by the gate's own rule
+    apart = (gate.scores - gate.usual)[stayed]
+    apart = apart[~np.isnan(apart)]
     edge = np.max if gate.by in HIGHEST_LEAVE else np.min
     return {
         "by": gate.by,
@@ -107,6 +111,6 @@ def describe_gate(rows: Rows, gate: Gated | None) -> dict[str, Any] | None:
         "beyond": gate.beyond,
         "gated_rows": int(gate.gated.sum()),
         "unscored": int(np.isnan(gate.scores).sum()),
-        "worst_kept": float(edge(worst_kept)) if len(worst_kept) else None,
+        "worst_kept": float(edge(apart)) if len(apart) else None,  # by how much it differs from what is usual
         "faults": count_faults(rows.ground.take(np.flatnonzero(gate.gated))),
     }

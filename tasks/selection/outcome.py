@@ -58,6 +58,7 @@ def tabulate(ground: pa.Table, picks: ChosenRows, gate: Gated | None = None) -> 
         covered_by = pa.array(picks.covered_by, mask=picks.covered_by < 0)
         cover = pa.array(picks.cover, mask=np.isnan(picks.cover))
     known = np.full(rows, np.nan) if gate is None else gate.scores
+    usual = np.zeros(rows) if gate is None else gate.usual
     columns = {
         **{name: ground[name] for name in ("id", "topic", "response_tokens")},
         "chosen": pa.array(chosen),
@@ -68,6 +69,7 @@ def tabulate(ground: pa.Table, picks: ChosenRows, gate: Gated | None = None) -> 
         "cover": cover,
         "gated": pa.array(np.zeros(rows, bool) if gate is None else gate.gated),
         "gate_score": pa.array(known, mask=np.isnan(known)),
+        "gate_usual": pa.array(usual, mask=np.isnan(known)),
     }
     return pa.table(list(columns.values()), schema=schemas.SUBSET).take(np.argsort(rank, kind="stable"))
 

@@ -41,7 +41,7 @@ def speak(world: World, place: int, text: str) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["gain", "objective", "cover", "gate_score"])
+@pytest.mark.parametrize("name", ["gain", "objective", "cover", "gate_score", "gate_usual"])
 def test_a_number_that_is_none_breaks_a_promise(world, name, value):
     world.subset[1][name] = value
     with pytest.raises(audit.AuditError, match=rf"finite: 1, first {world.subset[1]['id']} \({name} "):

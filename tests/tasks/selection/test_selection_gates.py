@@ -80,12 +80,18 @@ def test_rows_that_left_stand_there_with_their_score_and_without_cover(world):
             similar = np.maximum(matrix, 0)[place, places(ids, chosen(subset))]
             assert one["cover"] == similar.max()
             assert one["covered_by"] in (chosen(subset)[int(similar.argmax())], None)
-    assert {name: facts["gate"][name] for name in ("by", "drop", "gated_rows", "unscored", "worst_kept")} == {
+    over = -level(-SCORES, ground_of(ids)["topic"].to_pylist())  # what is usual in the topic
+    assert [one["gate_score"] - one["gate_usual"] for one in subset] == pytest.approx(
+        [over[ids.index(one["id"])] for one in subset]
+    )
+    assert facts["gate"]["worst_kept"] == pytest.approx(max(over[place] for place in range(12) if place not in WORST))
+    apart = {one["id"]: one["gate_score"] - one["gate_usual"] for one in subset}
+    assert min(apart[one["id"]] for one in subset if one["gated"]) >= facts["gate"]["worst_kept"]
+    assert {name: facts["gate"][name] for name in ("by", "drop", "gated_rows", "unscored")} == {
         "by": "ifd",
         "drop": 0.25,
         "gated_rows": 3,
         "unscored": 0,
-        "worst_kept": 0.9,
     }
 
 
@@ -106,7 +112,7 @@ def test_planted_rows_that_left_are_counted(world):
 def test_without_a_gate_no_row_leaves_and_none_has_a_score(world):
     folder, *_ = world
     subset, facts = run(folder, replace(FOUR, gate=None))
-    assert {(one["gated"], one["gate_score"]) for one in subset} == {(False, None)}
+    assert {(one["gated"], one["gate_score"], one["gate_usual"]) for one in subset} == {(False, None, None)}
     assert facts["gate"] is None
 
 
