@@ -102,6 +102,11 @@ def _check_gate(values: "Params") -> None:
             f"selection.budget is fraction: {fraction} of the used pool, of which selection.gate takes "
             f"{gate['drop']} out before; lower one of them, together they are at most 1"
         )
+    if fraction == 1:
+        raise ParamsError(
+            f"selection.budget is fraction: {fraction}, all of the used pool, of which selection.gate takes what looks "
+            "wrong out before; set selection.gate: null to choose from all rows, or lower the budget"
+        )
     if values.selection.selector == "fresh":
         raise ParamsError(
             "selection.selector is fresh, which draws other rows of the whole pool in every epoch, and knows nothing "

@@ -171,7 +171,8 @@ def tell_costs(row: Mapping[str, Any], *, power: int) -> str:
     told = [tell_cost(words, row[f"{name}_seconds"], row[f"{name}_flops"]) for name, words in names.items()]
     in_seconds, in_flops = (Cost(*(row[f"{name}_{unit}"] for name in names)) for unit in ("seconds", "flops"))
     pool = round(row["rows"] / row["share"])
-    sizes = find_pool_sizes(in_seconds, pool, power=power, fixed=row["budget"].isdigit())
+    fixed, piloted = row["budget"].isdigit(), row["selecting_flops"] > 0
+    sizes = find_pool_sizes(in_seconds, pool, power=power, fixed=fixed, piloted=piloted)
     return f"{' · '.join(told)}; {tell_break_even(in_seconds, in_flops, sizes)}"
 
 

@@ -125,17 +125,20 @@ def count_trainings(cost: Cost) -> int | None:
     return math.ceil(Fraction(before) / Fraction(saved))
 
 
-def find_pool_sizes(cost: Cost, rows: int, *, power: int, fixed: bool) -> tuple[int, int | None] | None:
+def find_pool_sizes(
+    cost: Cost, rows: int, *, power: int, fixed: bool, piloted: bool = False
+) -> tuple[int, int | None] | None:
     """Return the least and the largest pool with which one training on its chosen rows has paid; None: no size does.
 
-    With x, the pool's size over this one's: (S + C) x^power + t x^(1 or, where the number of chosen rows is fixed, 0)
-    <= T x. Where scoring and training grow alike, all sizes pay or none.
+    With x, the pool's size over this one's: S x^power + C x^(power or, where a pilot trains, 0) + t x^(1 or, where the
+    number of chosen rows is fixed, 0) <= T x. Where all of it grows alike, all sizes pay or none.
 
     Args:
         cost: with a pool of so many rows.
         rows: of that pool.
         power: of the pool's size, by which scoring grows: 1, or 2 where all pairs of rows are scored.
         fixed: the chosen rows are as many in any pool; else a share of it.
+        piloted: a pilot trains, whose steps are as many in any pool: choosing costs what it costs here.
 
     Returns:
         Rows; the largest is None where there is none.
@@ -144,10 +147,15 @@ def find_pool_sizes(cost: Cost, rows: int, *, power: int, fixed: bool) -> tuple[
     (50, None)
     >>> find_pool_sizes(Cost(scoring=2, choosing=0, subset=4, full=10), 100, power=2, fixed=False)
     (1, 300)
+    >>> find_pool_sizes(Cost(scoring=2, choosing=6, subset=4, full=10), 100, power=1, fixed=False, piloted=True)
+    (150, None)
     """
-    before, subset, full = (Fraction(one) for one in (cost.scoring + cost.choosing, cost.subset, cost.full))
+    before, subset, full = (
+        Fraction(one) for one in (cost.scoring + (0 if piloted else cost.choosing), cost.subset, cost.full)
+    )
     linear = full - (before if power == 1 else 0) - (0 if fixed else subset)
-    square, constant = (before if power == 2 else Fraction(0)), (subset if fixed else Fraction(0))
+    square = before if power == 2 else Fraction(0)
+    constant = (subset if fixed else Fraction(0)) + (Fraction(cost.choosing) if piloted else 0)
 
     def pays(size: int) -> bool:
         x = Fraction(size, rows)
@@ -167,7 +175,7 @@ def find_pool_sizes(cost: Cost, rows: int, *, power: int, fixed: bool) -> tuple[
 
 
 def tell_break_even(seconds: Cost, flops: Cost, sizes: tuple[int, int | None] | None) -> str:
-    """Return in words when scoring has paid against training on all rows.
+    """Return in words when scoring, or the choice where nothing was scored, has paid against training on all rows.
 
     Args:
         seconds, flops: costs in both units.
@@ -179,7 +187,8 @@ def tell_break_even(seconds: Cost, flops: Cost, sizes: tuple[int, int | None] | 
     after, by_flops = count_trainings(seconds), count_trainings(flops)
     times = "never pays" if after is None else f"has paid after {_count(after, 'training')} on these rows"
     counted = "never" if by_flops is None else f"after {by_flops:,}"
-    return f"scoring {times} (by FLOPs {counted}); for one training {_tell_sizes(sizes)}"
+    name = "scoring" if seconds.scoring or flops.scoring else "choosing"
+    return f"{name} {times} (by FLOPs {counted}); for one training {_tell_sizes(sizes)}"
 
 
 def tell_cost(name: str, seconds: float | int, flops: float | int) -> str:

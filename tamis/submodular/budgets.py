@@ -382,11 +382,11 @@ def _refuse_unaffordable(budget: Budget) -> None:
             f"the floors of {int((budget.floors > 0).sum())} topics need at least {needed} {unit}, but "
             f"selection.budget.{budget.kind} allows {budget.limit}; raise it or lower selection.floors"
         )
-    if budget.kind != "response_tokens" and int(budget.caps.sum()) < budget.limit:
-        raise BudgetError(
-            f"selection.caps leave {int(budget.caps.sum())} of {len(budget.costs)} rows, fewer than the {budget.limit} "
-            f"of selection.budget.{budget.kind}; raise a cap or lower the budget"
-        )
+    rows, most = len(budget.costs), int(budget.caps.sum())
+    if budget.kind != "response_tokens" and most < budget.limit:
+        few = f"selection.caps leave {most} of {rows} rows" if most < rows else f"there are {rows} rows"
+        way = f"{'raise a cap or ' if most < rows else ''}lower the budget"
+        raise BudgetError(f"{few}, fewer than the {budget.limit} of selection.budget.{budget.kind}; {way}")
     if not len(affordable(budget, [])):
         raise BudgetError(
             f"no row under its topic's cap costs at most the {budget.limit} {unit} of selection.budget.{budget.kind}; "

@@ -58,7 +58,8 @@ def tell(found: Mapping[str, Any], chosen: Mapping[str, Any], utility: Mapping[s
     seconds, flops = (Cost(*(found[name][unit] for name in names)) for unit in ("seconds", "flops"))
     power = 2 if utility.get("kernel") == BY_ALL_PAIRS else 1
     fixed = chosen["budget"]["kind"] != "fraction"
-    sizes = find_pool_sizes(seconds, chosen["pool_rows"], power=power, fixed=fixed)
+    piloted = found["choosing"]["flops"] > 0
+    sizes = find_pool_sizes(seconds, chosen["pool_rows"], power=power, fixed=fixed, piloted=piloted)
     return [f"cost: {' · '.join(told)}{how}", tell_break_even(seconds, flops, sizes)]
 
 

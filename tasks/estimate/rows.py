@@ -24,6 +24,7 @@ from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import read_table
 from tasks.conversations import open_template, read_conversation
+from tasks.selection.gates import refuse_whole
 
 SAMPLE = 200  # rows that are tokenised
 KEPT = ("id", "row", "topic", "source", "messages", "tools", "split", "used", "earlier", "duplicate_of")
@@ -179,7 +180,9 @@ def make_budget(rows: Sequence[Mapping], ground: np.ndarray, answers: np.ndarray
         BudgetError: it cannot be kept.
     """
     topics, tokens = [rows[place]["topic"] for place in ground], answers[ground].astype(np.int64)
-    return resolve(settings.budget, topics=topics, response_tokens=tokens, caps=settings.caps, floors=settings.floors)
+    budget = resolve(settings.budget, topics=topics, response_tokens=tokens, caps=settings.caps, floors=settings.floors)
+    refuse_whole(budget, settings.gate)
+    return budget
 
 
 def measure_lengths(rows: Sequence[Mapping], model: models.ModelChoice) -> Lengths:

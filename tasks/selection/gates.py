@@ -5,6 +5,7 @@ Rows that leave are no demos, and they need no cover: wrong rows would only draw
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,28 @@ def _read_help(source: Path, rows: Rows) -> np.ndarray:
     return found[texts.places]
 
 
+def refuse_whole(budget: Budget, gate: Mapping[str, Any] | None) -> None:
+    """Refuse a budget of rows that leaves a gate nothing to take out, before any score is known.
+
+    Args:
+        budget: of the used pool.
+        gate: `selection.gate`.
+
+    Raises:
+        BudgetError: it would choose more rows than stay.
+    """
+    rows = len(budget.costs)
+    if gate is None or budget.kind == "response_tokens":
+        return
+    leave = int(Fraction(str(gate["drop"])) * rows) if gate["beyond"] is None else 1  # at least, where any does
+    if leave and budget.limit > rows - leave:
+        raise BudgetError(
+            f"selection.budget.{budget.kind} takes {budget.limit} of the pool's {rows} rows, of which selection.gate "
+            f"(by {gate['by']}) takes some out before; set selection.gate: null to choose from all rows, or lower the "
+            "budget"
+        )
+
+
 def spare(gate: Gated | None, places: np.ndarray) -> Gated | None:
     """Return the gate with some rows let pass, whatever their score: those that a person wants to be chosen."""
     if gate is None or not len(places):
@@ -93,7 +116,7 @@ def pass_gate(rows: Rows, budget: Budget, gate: Gated | None) -> tuple[Rows, Bud
     except BudgetError as error:
         raise BudgetError(
             f"selection.gate takes {len(left)} of the pool's {rows.ground.num_rows} rows out, and of the others: "
-            f"{error}; or lower selection.gate.drop"
+            f"{error}; or let fewer leave, by a lower drop or a higher beyond of selection.gate, or none: gate: null"
         ) from error
 
 

@@ -51,6 +51,10 @@ GATE = {"selection.gate": {"by": "help", "drop": 0.8}}
     [
         ({}, "selection.budget is fraction: 0.3 of the used pool, of which selection.gate takes 0.8 out before; lower"),
         (
+            {"selection.gate": {"by": "agreement", "beyond": 2}, "selection.budget": {"fraction": 1.0}},
+            "selection.budget is fraction: 1.0, all of the used pool, of which selection.gate takes what looks wrong",
+        ),
+        (
             {"selection.gate": {"by": "idf"}},
             r"selection.gate is \{'by': 'idf'\} \(did you mean 'ifd'\?\); give by: ifd",
         ),

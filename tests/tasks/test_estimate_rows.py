@@ -11,13 +11,15 @@ from worlds.toy_corpus import write_subset
 
 from tamis.language.prefixes import encode_prefix
 from tamis.language.rendering import encode_conversations
+from tamis.submodular.budgets import BudgetError
 from tasks.conversations import open_template, read_conversation
 from tasks.estimate import rows as estimate_rows
-from tasks.estimate.rows import measure_lengths, read_artifact, read_corpora, read_raw
+from tasks.estimate.rows import make_budget, measure_lengths, read_artifact, read_corpora, read_raw
 from tasks.examples.files import ExamplesError
 from tasks.examples.settings import ExamplesSettings
+from tasks.selection.settings import SelectionSettings
 
-SELECTION = SimpleNamespace(budget={"count": 3}, caps={}, floors={}, seed=0)
+SELECTION = SimpleNamespace(budget={"count": 3}, caps={}, floors={}, gate=None, seed=0)
 TWIN = {"prompt": f"  {ROWS[3]['prompt']}", "response": ROWS[3]["response"]}
 LEFT = chat("Hi", "Hello", "Bye")
 
@@ -88,6 +90,19 @@ def read_rows(folder, like: list[dict]) -> list[dict]:
     """Return the rows of an artifact with links as rows that were read raw have them."""
     found = read_artifact(folder / "examples.parquet")
     return [row | {"duplicate_of": other["duplicate_of"]} for row, other in zip(found, like, strict=True)]
+
+
+@pytest.mark.parametrize("gate", [{"by": "ifd", "drop": 0.25}, {"by": "agreement", "beyond": 2}])
+def test_a_budget_that_leaves_a_gate_nothing_is_refused_before_anything_runs(gate):
+    rows, answers = [{"topic": "ai"}] * 12, np.ones(12, np.int64)
+    most = 9 if "drop" in gate else 11
+    settings = SelectionSettings(budget={"count": most}, gate=gate)
+    assert make_budget(rows, np.arange(12), answers, settings).limit == most
+    text = rf"selection.budget.count takes {most + 1} of the pool's 12 rows, of which selection.gate \(by .* null"
+    with pytest.raises(BudgetError, match=text):
+        make_budget(rows, np.arange(12), answers, replace(settings, budget={"count": most + 1}))
+    every = replace(settings, budget={"count": 12}, gate=None)
+    assert make_budget(rows, np.arange(12), answers, every).limit == 12
 
 
 def own(toy, tmp_path, template: str | None):

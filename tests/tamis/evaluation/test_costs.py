@@ -90,13 +90,14 @@ def test_the_break_even_is_the_first_number_of_trainings_that_is_no_dearer(cost)
     assert found == next((count for count in range(100) if pays(count)), None)
 
 
-@given(COSTS, st.integers(1, 9), st.sampled_from([1, 2]), st.booleans())
-def test_sizes_of_the_pool_that_pay_are_found_by_trying_them(cost, rows, power, fixed):
+@given(COSTS, st.integers(1, 9), st.sampled_from([1, 2]), st.booleans(), st.booleans())
+def test_sizes_of_the_pool_that_pay_are_found_by_trying_them(cost, rows, power, fixed, piloted):
     def pays(size: int) -> bool:  # all of it times rows^2, in whole numbers
-        before = (cost.scoring + cost.choosing) * size**power * rows ** (2 - power)
+        grown = size**power * rows ** (2 - power)
+        before = cost.scoring * grown + cost.choosing * (rows * rows if piloted else grown)
         return before + cost.subset * (rows * rows if fixed else size * rows) <= cost.full * size * rows
 
-    found = find_pool_sizes(cost, rows, power=power, fixed=fixed)
+    found = find_pool_sizes(cost, rows, power=power, fixed=fixed, piloted=piloted)
     wanted = [size for size in range(1, 2000) if pays(size)]
     if found is None:
         assert not wanted

@@ -116,7 +116,7 @@ def test_a_narrowed_budget_says_which_floors_it_cannot_meet():
 
 
 def test_a_narrowed_budget_of_more_rows_than_there_are_is_refused():
-    with pytest.raises(BudgetError, match=r"leave 2 of 2 rows, fewer than the 4 of selection.budget.count"):
+    with pytest.raises(BudgetError, match=r"^there are 2 rows, fewer than the 4 of selection.budget.count; lower"):
         narrow(ask({"count": 4}), np.array([0, 5]))
 
 

@@ -78,3 +78,14 @@ def test_nothing_is_told_where_a_stage_did_not_say_what_it_took(tmp_path, name):
 def test_a_pilot_is_part_of_choosing_whether_its_trainings_were_kept_or_not(tmp_path):
     write(tmp_path, pilot={"seconds": 12.0, "flops": 700})
     assert read_costs(tmp_path, "v1")["choosing"] == {"seconds": 12.0, "flops": 700}
+
+
+def test_a_pilots_trainings_are_as_long_in_a_larger_pool(tmp_path):
+    write(tmp_path, utility={"scoring_seconds": 0.0, "scoring_flops": 0}, pilot={"seconds": 60.0, "flops": 700})
+    told = read_costs(tmp_path, "v1")["told"][1]
+    assert told.endswith("for one training from 200 rows of the pool on")  # a training saves 30 s of a pool of 100
+
+
+def test_where_nothing_is_scored_it_is_choosing_that_pays(tmp_path):
+    write(tmp_path, utility={"scoring_seconds": 0.0, "scoring_flops": 0})
+    assert read_costs(tmp_path, "v1")["told"][1].startswith("choosing has paid after 1 training on these rows")
