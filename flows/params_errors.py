@@ -50,6 +50,8 @@ def _parts(kind: Any) -> Iterator[str]:
         yield from map(_words, inner)
     elif origin is list:
         yield f"a list of {_words(inner[0])}s".replace("of a ", "of ")
+    elif get_origin(inner[1]) is Mapping:
+        yield f"names, each with {_words(inner[1])}"
     else:
         yield f"`name: {_words(inner[1])}` pairs"
 

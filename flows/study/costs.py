@@ -22,7 +22,8 @@ def estimate_study(study: Study) -> dict[str, Any]:
     from tasks.study.cost import Asked, add, estimate_pool
 
     known, found = rates.read_rates(RATES), {}
-    for pool in study.pools:
+    for number, pool in enumerate(study.pools, 1):
+        say(f"estimating {pool}, pool {number} of {len(study.pools)}")
         folder, cells = find_rows(study, pool, 0), [cell for cell in list_cells(study) if cell.pool == pool]
         steps = study.pools[pool].steps or study.plan.steps
         asked = [Asked(compose(study, cell, folder), steps) for cell in cells if cell.seed == 0]

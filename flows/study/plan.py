@@ -4,12 +4,13 @@ Every cell's parameters are those of params.yaml, with what the study, the pool 
 instead, checked like params.yaml itself before anything runs.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from flows import params
 from flows.checks import ParamsError
@@ -25,12 +26,33 @@ GENERATED = ("bootstrap", "confidence", "demos", "generated_rows", "seed")  # li
 
 T = TypeVar("T")
 Layer = Mapping[str, Mapping[str, Any]]  # section of params.yaml -> its settings
-Count, Fraction = Annotated[int, Field(ge=1)], Annotated[float, Field(gt=0, le=1)]
-Budgets = list[Count | Fraction | Annotated[str, Field(pattern=r"^[1-9][0-9]* tokens$")]]
+TOKENS = re.compile(r"[1-9][0-9]* tokens")  # a budget of response tokens
 
 
 class StudyError(ValueError):
     """A study cannot be run as its file says."""
+
+
+def refuse_budgets(budgets: Any) -> list[float | int | str] | None:
+    """Return the budgets of a study or of a pool, where they are budgets.
+
+    Raises:
+        ValueError: saying which is none, after the setting's name.
+    """
+    for budget in budgets if isinstance(budgets, list) else [budgets]:
+        if isinstance(budget, str):
+            known = TOKENS.fullmatch(budget)
+        else:
+            known = type(budget) in (int, float) and (0 < budget <= 1 or (budget >= 1 and type(budget) is int))
+        if not known or not isinstance(budgets, list):
+            raise ValueError(
+                f"is {budgets!r}; give a list of fractions above 0 and at most 1, whole numbers of rows from 1 on, or "
+                "texts such as 600 tokens"
+            )
+    return budgets
+
+
+Budgets = Annotated[Any, AfterValidator(refuse_budgets)]
 
 
 @checked
@@ -44,7 +66,7 @@ class PoolPlan:
         None, description="folder with its rows, the same for every seed; null: the builder makes one per seed"
     )
     continues: bool = Field(False, description="it is a version that continues from the rows in its folder `before`")
-    budgets: Budgets | None = Field(None, description="instead of the study's")
+    budgets: Budgets = Field(None, description="instead of the study's")
     seeds: Annotated[int, Field(ge=1)] | None = Field(None, description="likewise")
     steps: Annotated[int, Field(ge=1)] | None = Field(None, description="likewise")
     params: Layer = Field(default_factory=dict, description="sections of params.yaml, and of each some settings")
@@ -117,11 +139,15 @@ def read_study(name: str) -> Study:
     return study
 
 
-def load_study(name: str) -> dict[str, Any]:
+def load_study(name: str, *, above: Sequence[str] = ()) -> dict[str, Any]:
     """Return what a study's file says, with what it takes over from the study that it is `like`.
 
+    Args:
+        name: of the study.
+        above: the studies that are like it.
+
     Raises:
-        StudyError: there is no such study; it names a pool that the other one lacks.
+        StudyError: there is no such study; it names a pool that the other one lacks; it is like itself.
     """
     path = STUDIES / f"{name}.yaml"
     if not path.exists():
@@ -130,15 +156,34 @@ def load_study(name: str) -> dict[str, Any]:
     own = params.load(path)
     if "like" not in own:
         return own
-    whole = load_study(own.pop("like"))
-    unknown = [pool for pool in own.get("pools", {}) if pool not in whole["pools"]]
-    if unknown:
-        raise StudyError(f"{path} names a pool {unknown[0]!r}{hint(unknown[0], whole['pools'])} that its model lacks")
-    pools = {pool: (whole["pools"][pool] or {}) | (said or {}) for pool, said in own.get("pools", {}).items()}
-    layers = {section: {**said} for section, said in whole.get("params", {}).items()}
-    for section, said in own.get("params", {}).items():
+    like = own.pop("like")
+    if like in (name, *above):
+        raise StudyError(f"{path} is like {like}, which is like it; let one of them say all of itself")
+    whole = load_study(like, above=(name, *above))
+    theirs, ours = (_read_pairs(said, "pools", said_by) for said, said_by in ((whole, like), (own, name)))
+    for pool in ours:
+        if pool not in theirs:
+            near = hint(pool, theirs)
+            raise StudyError(f"{path} names a pool {pool!r}{near} that study {like} lacks; known: {', '.join(theirs)}")
+    pools = {pool: theirs[pool] | said for pool, said in ours.items()}
+    layers = _read_pairs(whole, "params", like)
+    for section, said in _read_pairs(own, "params", name).items():
         layers[section] = layers.get(section, {}) | said
-    return {**whole, "beside": [], **own, "pools": pools or whole["pools"], "params": layers}
+    return {**whole, "beside": [], **own, "pools": pools or theirs, "params": layers}
+
+
+def _read_pairs(said: Mapping[str, Any], key: str, name: str) -> dict[str, dict[str, Any]]:
+    """Return what a study's file says of pools or params, where it has the form for it.
+
+    Raises:
+        StudyError: it has not.
+    """
+    found = said.get(key, {})
+    if not isinstance(found, Mapping) or not all(isinstance(one, Mapping | None) for one in found.values()):
+        raise StudyError(
+            f"{STUDIES / name}.yaml: {key} is {found!r}; it must be names, each with `name: value` pairs of its own"
+        )
+    return {one: dict(pairs or {}) for one, pairs in found.items()}
 
 
 def refuse_contradictions(study: Study) -> None:
@@ -152,6 +197,11 @@ def refuse_contradictions(study: Study) -> None:
             raise StudyError(f"{place} has chance: {name}{hint(name, plan.selectors)}, which is none of its selectors")
     if not plan.chance:
         raise StudyError(f"{place} names no chance, which every selector is held against; give one of its selectors")
+    for name in plan.beside:
+        if not (STUDIES / f"{name}.yaml").exists():
+            raise StudyError(
+                f"{place} has beside: {name}, and there is no {STUDIES / name}.yaml; name a study, or none"
+            )
     homeless = [name for name, pool in study.pools.items() if pool.raw is None]
     if homeless and plan.builder is None:
         raise StudyError(
@@ -274,7 +324,10 @@ def lay(layers: Sequence[Layer], folder: Path, study: Study, pool: str) -> Param
         raw["versions"][NOW]["previous"] = BEFORE
         raw["versions"][BEFORE] = {"raw": str(folder / BEFORE), "previous": "base"}
     raw.get("examples", {}).pop("sources", None)
-    return params.compose(raw, place)
+    try:
+        return params.compose(raw, place)
+    except ParamsError as error:
+        raise ParamsError(f"{place}, pool {pool}: {error}") from None
 
 
 def read_budget(text: str) -> dict[str, int | float]:

@@ -9,6 +9,7 @@ import yaml
 from worlds.projects import ROOT
 from worlds.study_cells import make_cells
 
+from flows.checks import ParamsError
 from flows.study import plan, reporting, run
 from tasks.selection.selectors import CHANCE
 from tasks.study import results
@@ -40,6 +41,37 @@ MODEL = {
 
 def write(name, said):
     plan.STUDIES.joinpath(f"{name}.yaml").write_text(yaml.safe_dump(said, sort_keys=False))
+
+
+@pytest.mark.parametrize("like", [{"like": "model"}, MODEL])
+@pytest.mark.parametrize("key", ["pools", "params", "selectors", "budgets", "chance", "beside", "masks", "seeds"])
+@pytest.mark.parametrize("value", [-3, "word", [None], [[]], {"random": 3}, {"random": [1]}, [float("inf")]])
+def test_a_value_of_the_wrong_form_is_refused_by_its_name(inside, like, key, value):
+    write("odd", like | {key: value})
+    with pytest.raises((plan.StudyError, ParamsError), match=rf"studies/odd.yaml.* ?{key}"):
+        plan.read_study("odd")
+
+
+@pytest.mark.parametrize("budget", [0, -1, 1.5, float("nan"), True, "12 rows", "0 tokens", None])
+def test_a_budget_that_is_none_is_refused_with_what_is_one(inside, budget):
+    text = r"budgets is \[0.1, .*; give a list of fractions above 0 and at most 1, whole numbers of rows from 1 on, or"
+    for said in ({"budgets": [0.1, budget]}, {"pools": {"clean-a": {"budgets": [0.1, budget]}}}):
+        write("odd", {"like": "model", **said})
+        with pytest.raises(ParamsError, match=text):
+            plan.read_study("odd")
+
+
+def test_studies_that_are_like_each_other_are_refused(inside):
+    write("odd", {"like": "even"})
+    write("even", {"like": "odd"})
+    with pytest.raises(plan.StudyError, match=r"studies/even.yaml is like odd, which is like it; let one of them say"):
+        plan.read_study("odd")
+
+
+def test_a_pools_settings_are_refused_with_file_and_pool(inside):
+    write("odd", {"like": "model", "pools": {"clean-a": {"params": {"selection": {"scaling": "log"}}}}})
+    with pytest.raises(ParamsError, match=r"studies/odd.yaml, pool clean-a: selection.scaling must be relu or"):
+        plan.read_study("odd")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,7 +115,10 @@ def test_a_study_like_another_takes_over_what_it_does_not_say(inside):
 
 def test_a_pool_that_the_other_study_lacks_is_refused(inside):
     write("more", {"like": "model", "pools": {"clean-b": {}}})
-    with pytest.raises(plan.StudyError, match=r"names a pool 'clean-b' \(did you mean 'clean-a'\?\) that its"):
+    with pytest.raises(
+        plan.StudyError,
+        match=r"names a pool 'clean-b' \(did you mean 'clean-a'\?\) that study model lacks; known: clean-a,",
+    ):
         plan.read_study("more")
 
 
