@@ -11,6 +11,7 @@ as a fraction is then spent on each. Without a mask all weights are trained, so 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from flows import params
@@ -67,6 +68,7 @@ def compare(
 
     Raises:
         CompareError: an unknown version, selector or mask, a budget that is none, no seed, a stale version before.
+        BudgetError: the pool cannot keep a budget.
         RecordError: the raw data of a recorded version were rewritten.
         InputsChanged: something was edited meanwhile.
     """
@@ -85,6 +87,7 @@ def compare(
         refuse_other_method(version, values)
     asked = [(cell, ask(cell, seed, values, masked)) for cell in cells for seed in range(seeds)]
     examples = attempt("examples", version, values, {}, loaded)
+    refuse_budgets(asked, examples.folder / "examples.parquet")
     trials, base = [], {}
     for place, (cell, each) in enumerate(asked, start=1):
         say(f"{cell}, seed {each.finetuning.arms['chosen'][0]} ({place} of {len(asked)} trainings)")
@@ -253,6 +256,22 @@ def ask(cell: Cell, seed: int, values: Params, masked: bool) -> Params:
     )
     refuse_contradictions(found)
     return found
+
+
+def refuse_budgets(asked: Sequence[tuple[Cell, Params]], source: Path) -> None:
+    """Raise BudgetError at a budget that the pool cannot keep, before anything is scored.
+
+    Args:
+        asked: cells and their parameters.
+        source: examples.parquet.
+    """
+    from tasks.artifacts.row_sets import read_set
+    from tasks.selection.gates import refuse_whole
+    from tasks.selection.selection import resolve_budget
+
+    ground = read_set(source, "ground")
+    for _, values in asked:
+        refuse_whole(resolve_budget(ground, values.selection), values.selection.gate)
 
 
 def run_cell(

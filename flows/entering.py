@@ -100,7 +100,7 @@ def choose_by(selector: str, version: str, values: Params) -> Path:
     Raises:
         ValueError: there is no such selector, or it cannot be used as the parameters are.
     """
-    asked = _ask_selector(selector, values)
+    asked = ask_selector(selector, values)
     loaded, done = sources(f"{name}@{version}" for name in (*SCORING, "selection")), {}
     for name in (*SCORING, "selection"):
         done[name] = attempt(name, version, asked, done, loaded)
@@ -113,7 +113,7 @@ def find_choice(selector: str, version: str, values: Params) -> Path | None:
     Raises:
         ValueError: as `choose_by`.
     """
-    asked, done = _ask_selector(selector, values), {}
+    asked, done = ask_selector(selector, values), {}
     for name in (*SCORING, "selection"):
         found = find(name, version, asked, done)
         if found is None:
@@ -122,7 +122,7 @@ def find_choice(selector: str, version: str, values: Params) -> Path | None:
     return done["selection"].folder
 
 
-def _ask_selector(selector: str, values: Params) -> Params:
+def ask_selector(selector: str, values: Params) -> Params:
     """Return the parameters with another selector, and without pilot and mask.
 
     Raises:

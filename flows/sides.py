@@ -15,10 +15,14 @@ def open_version(version: str) -> Iterator[Any]:
     """Yield a version as it is now, as a `Side` of tasks.catalogue.diffs.
 
     Raises:
+        ParamsError: nothing was chosen in it yet.
         ArtifactError: an artifact is missing or was edited.
     """
+    from flows.stage_calls import folder
     from tasks.catalogue.diffs import read_side
 
+    if not folder("selection", version).exists():
+        raise params.ParamsError(f"nothing was chosen in {version} yet; make it: `tamis run {version}`")
     yield read_side(version, ROOT, version)
 
 

@@ -1,23 +1,42 @@
-"""Settings that somebody has set for a choice and a run does not read, or that tell it little: said in a line each."""
+"""What somebody has set for a choice and a run does not read, or that tells it little: said in a line each."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from tasks.selection.selectors import SELECTORS, WEIGHED, leave_unread, may_stratify, reads_pairs
+from tasks.selection.selectors import CHANCE, SELECTORS, WEIGHED, leave_unread, may_stratify, reads_pairs
 
 if TYPE_CHECKING:
     from flows.params import Params
 
 
+ALONE = ("longest", "perplexity", "ifd", "selectit", "deft_ucs")  # selectors that score each row by itself
 SPARSE = 3  # demos per target below which delift knows too few similarities
 
 
 def list_notes(values: "Params") -> list[str]:
-    """Return a line on what is set and not read, and one on a choice by too few similarities."""
+    """Return a line on what is set and not read, one on a target task likewise, and one on too few similarities."""
     unread, selector = list_unread(values), values.selection.selector
     notes = [f"set, and not read by selector {selector}: {', '.join(unread)}"] if unread else []
-    return notes + list_sparse(values, [selector])
+    return notes + _list_untargeted(values) + list_sparse(values, [selector])
+
+
+def _list_untargeted(values: "Params") -> list[str]:
+    """Return a line where a target task is named and nothing looks at its rows."""
+    chosen = values.selection
+    if chosen.selector in WEIGHED:
+        steered = chosen.objective == "mutual_information" or chosen.quality != "none"
+    else:
+        steered = chosen.selector not in (*CHANCE, *ALONE)
+    by_help = chosen.gate is not None and chosen.gate["by"] == "help"
+    others = chosen.pilot is not None or by_help or values.mask.selector == "dualsft"
+    if values.examples.target is None or steered or others:
+        return []
+    by = f"with objective {chosen.objective} " if chosen.selector in WEIGHED else ""
+    return [
+        f"examples.target keeps its rows out of the pool, and selector {chosen.selector} {by}does not look at them: "
+        "set selection.objective: mutual_information with selector delift or embedding, or examples.target: null"
+    ]
 
 
 def list_sparse(values: "Params", selectors: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """Commands that ask the artifacts, and sign them off: sql, show, why, diff, audit, approve, approvals, desk."""
 
+import re
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -55,13 +56,25 @@ def show(
     if find:
         show_as(form, *rows.find(ROOT, id))
         return
-    found = rows.show_version(ROOT, id) or rows.show(ROOT, id)
+    found = rows.show_version(ROOT, id)
+    if found is None:
+        _refuse_version(id)
+        found = rows.show(ROOT, id)
     if form is None:
         show_object(found)
     elif form == "json":
         show_json([found])
     else:
         show_as(form, ["part", "row", "name", "value"], rows.flatten(found))
+
+
+def _refuse_version(name: str) -> None:
+    """Raise ParamsError where a name can be no example's id, or is that of a version of which nothing is made."""
+    versions = params.read(bare=True).versions
+    if name in versions:
+        raise params.ParamsError(f"nothing of {name} is made yet; make it: `tamis run {name}`")
+    if re.fullmatch(r"v\d+", name):
+        refuse_unknown(name, versions)
 
 
 @spoken
@@ -123,6 +136,12 @@ def diff(
     """Say which rows enter and leave a choice, and why, how masks overlap, and what was measured."""
     from tasks.catalogue import diffs
 
+    if selectors:
+        from flows.entering import ask_selector
+
+        values = params.read()
+        for name in (before, after):
+            ask_selector(name, values)  # refuses what cannot be, before the first one is chosen by
     with ExitStack() as stack:
         sides = [stack.enter_context(_side(name, of, selectors)) for name in (before, after)]
         found = diffs.compare(*sides)

@@ -317,9 +317,9 @@ def _limit(kind: str, amount: Real, costs: np.ndarray) -> int:
             f"selection.budget.fraction {amount} of {rows} rows is less than one row; give {{count: 1}} or more"
         )
     if limit > total:
-        unit = "response tokens" if kind == "response_tokens" else "rows"
+        held = f"{total} response tokens in {rows} rows" if kind == "response_tokens" else f"{rows} rows"
         raise BudgetError(
-            f"selection.budget.{kind} is {limit}, but the ground set holds {total} {unit} in {rows} rows; "
+            f"selection.budget.{kind} is {limit}, but the ground set holds {held}; "
             f"give at most {total}, or {{fraction: 1.0}} for all"
         )
     if limit < costs.min():

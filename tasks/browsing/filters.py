@@ -26,7 +26,7 @@ ROWS = """
             WHEN s.gated THEN coalesce(format('out by the gate, with {{:.3g}} where {{:.3g}} is usual',
                 s.gate_score, s.gate_usual), 'out by the gate')
             WHEN s.covered_by IS NOT NULL THEN format('stood for by {{}}, by {{:.3g}}', s.covered_by, s.cover)
-            ELSE 'by score or chance' END AS why
+            ELSE 'not taken by the selector' END AS why
     FROM (SELECT * FROM examples WHERE version = $version AND (used OR duplicate_of IS NULL OR contains(id, '-'))) e
     LEFT JOIN (FROM subset WHERE version = $version) s USING (id)
     {scored}"""

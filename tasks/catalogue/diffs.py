@@ -32,7 +32,8 @@ ROWS = f"""
         WHEN gated THEN if(change = 'enters', 'was kept out by the gate', 'kept out by the gate')
         WHEN covered_by IS NOT NULL THEN format('{{}} stood for by {{}}, by {{:.3g}}',
             if(change = 'enters', 'was', 'is'), covered_by, cover)
-        ELSE 'by score or chance' END AS reason, rank, own.prompt
+        ELSE if(change = 'enters', 'was not taken by ' || $was, 'is not taken by ' || $is)
+        END AS reason, rank, own.prompt
     FROM listed l JOIN known own ON own.id = l.id AND own.of = change
     LEFT JOIN known other ON other.id = l.id AND other.of <> change
     ORDER BY change, rank, l.id"""
@@ -57,6 +58,7 @@ class Side:
     name: str  # what it is called in what is told
     tables: Mapping[str, Any]  # by name, Arrow datasets
     metrics: Mapping[str, Any]  # metrics.json; empty where nothing was measured
+    selector: str  # by which it was chosen
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ def read_choice(name: str, examples: Path, selection: Path, metrics: Mapping[str
     """
     paths = {"examples": examples / "examples.parquet", "subset": selection / "subset.parquet"}
     paths |= {name: selection / f"{name}.parquet" for name in MASKED if (selection / f"{name}.parquet").exists()}
-    return Side(name, {table: stream([path]) for table, path in paths.items()}, metrics or {})
+    selector = read_json(selection / "selection.json").get("selector", "its selector")
+    return Side(name, {table: stream([path]) for table, path in paths.items()}, metrics or {}, selector)
 
 
 def compare(before: Side, after: Side, *, most: int | None = None, gigabytes: float | None = None) -> Diff:
@@ -114,7 +117,8 @@ def compare(before: Side, after: Side, *, most: int | None = None, gigabytes: fl
         for name, table in side.tables.items()
     }
     with opened(sources, gigabytes=gigabytes) as connection:
-        rows = ask(connection, ROWS, {"most": sys.maxsize if most is None else most})
+        said = {"most": sys.maxsize if most is None else most, "was": before.selector, "is": after.selector}
+        rows = ask(connection, ROWS, said)
         ((enter, leave),) = connection.execute(COUNTS).fetchall()
         ((both,),) = connection.execute(BOTH).fetchall()
         masked = {"mask", "tensors"} <= before.tables.keys() & after.tables.keys()

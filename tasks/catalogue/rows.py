@@ -138,9 +138,12 @@ def complete(connection: duckdb.DuckDBPyConnection, start: str) -> str:
         return next(iter(found))
     if found:
         raise QuestionError(f"several examples begin with {start!r}: {_list(found)}; give more digits")
-    near = like.format("true", "NOT contains(lower(id || any_value(prompt)), lower($start)), levenshtein(id, $start)")
+    text, typed = "contains(lower(id || any_value(prompt)), lower($start))", "levenshtein(id[:length($start)], $start)"
+    near = f"SELECT id, any_value(prompt) FROM examples GROUP BY id HAVING {text} OR {typed} <= length($start) // 4 "
+    near += f"ORDER BY NOT {text}, {typed}, id LIMIT 4"
     found = dict(connection.execute(near, {"start": start}).fetchall())
-    raise QuestionError(f"no example's id begins with {start!r}; the nearest: {_list(found)}")
+    listed = f"the nearest: {_list(found)}" if found else "`tamis show WORDS --find` lists those that say some words"
+    raise QuestionError(f"no example's id begins with {start!r}; {listed}")
 
 
 def _list(found: Mapping[str, str]) -> str:

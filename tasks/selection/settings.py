@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import BeforeValidator, Field
 
 from tasks.selection.selectors import GATES, SELECTORS
 from tasks.settings import RowBudget, Seed, checked, hint
@@ -13,7 +13,7 @@ GATE = ("by", "drop", "beyond")
 Rows = Annotated[int, Field(ge=0)]
 
 
-def refuse_gate(gate: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+def refuse_gate(gate: Any) -> Mapping[str, Any] | None:
     """Return what leaves the pool before anything is chosen, where that is said.
 
     Raises:
@@ -21,16 +21,15 @@ def refuse_gate(gate: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """
     if gate is None:
         return None
+    way = f"give by: {' or '.join(GATES)}, such as {{by: ifd, drop: 0.2}} or {{by: agreement, beyond: 2}}, or null"
+    if not isinstance(gate, Mapping):
+        raise ValueError(f"is {gate!r}; {way}")
     for key in gate:
         if key not in GATE:
             raise ValueError(f"has an unknown {key!r}{hint(key, GATE)}; known: {', '.join(GATE)}")
     found = {"drop": 0.2 if gate.get("beyond") is None else 0.5, "beyond": None, **gate}
-    if found.get("by") not in GATES:
-        near = hint(found.get("by"), GATES)
-        raise ValueError(
-            f"is {dict(gate)}{near}; give by: {' or '.join(GATES)} and, if not 0.2 (beside beyond 0.5), drop: a share; "
-            "or null"
-        )
+    if str(found.get("by")) not in GATES:
+        raise ValueError(f"is {dict(gate)}{hint(found.get('by'), GATES)}; {way}")
     if isinstance(found["drop"], bool) or not isinstance(found["drop"], float | int) or not 0 < found["drop"] < 1:
         raise ValueError(f"has drop: {found['drop']!r}; it is a share of the pool, above 0 and below 1")
     beyond = found["beyond"]
@@ -39,7 +38,7 @@ def refuse_gate(gate: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     return found
 
 
-def refuse_pilot(pilot: Mapping[str, int | float] | None) -> Mapping[str, int | float] | None:
+def refuse_pilot(pilot: Any) -> Mapping[str, int | float] | None:
     """Return how a choice is tried before it is trained on, where that is said.
 
     Raises:
@@ -47,12 +46,14 @@ def refuse_pilot(pilot: Mapping[str, int | float] | None) -> Mapping[str, int | 
     """
     if pilot is None:
         return None
+    if not isinstance(pilot, Mapping):
+        raise ValueError(f"is {pilot!r}; give some of {', '.join(PILOT)}, such as {{steps: 8}}, or null for none")
     found = {**PILOT, **pilot}
     for key, value in found.items():
         if key not in PILOT:
             raise ValueError(f"has an unknown {key!r}{hint(key, PILOT)}; known: {', '.join(PILOT)}")
         if key == "rows":
-            if isinstance(value, bool) or not 0 < value <= 1:
+            if isinstance(value, bool) or not isinstance(value, float | int) or not 0 < value <= 1:
                 raise ValueError(f"has rows: {value!r}; it is a share of the choice, above 0 and at most 1")
         elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"has {key}: {value!r}; it must be a whole number, at least 1")
@@ -91,14 +92,14 @@ class SelectionSettings:
         default_factory=lambda: {"fraction": 0.3},
         description="one of count: rows | fraction: of the used pool | response_tokens: tokens",
     )
-    gate: Annotated[Mapping[str, str | float | None] | None, AfterValidator(refuse_gate)] = Field(
+    gate: Annotated[Mapping[str, str | float | None] | None, BeforeValidator(refuse_gate)] = Field(
         None,
         description="{by: ifd | help | agreement, drop: 0.2}: before all else so many of the used pool leave, those of "
         "the highest IFD | of the lowest mean utility as demo | whose prompt and response are least alike, for their "
         "topic; with beyond: 2 only those of them (drop: 0.5 at most) that are worse than usual by so many standard "
         "deviations; null: none",
     )
-    pilot: Annotated[Mapping[str, int | float] | None, AfterValidator(refuse_pilot)] = Field(
+    pilot: Annotated[Mapping[str, int | float] | None, BeforeValidator(refuse_pilot)] = Field(
         None,
         description="{steps: 8, seeds: 3, rows: 0.1}: train briefly on a share of the choice, of random rows and of a "
         "mixture, as finetuning would, and take what serves validation rows; null: the choice as it is",

@@ -151,11 +151,32 @@ def test_two_revisions_are_compared(project):
     assert re.search(r"loss of chosen: \d\.\d{4} \(\d\.\d{4} to \d\.\d{4}\), then ", done.stderr)
 
 
+def test_a_version_that_is_not_made_is_told_how_to_make_it(project):
+    for stage in ("examples", "selection", "evaluation"):
+        shutil.rmtree(f"data/{stage}/version=v2")
+    for words, text in (
+        (["show", "v2"], "nothing of v2 is made yet; make it: `tamis run v2`"),
+        (["diff", "v1", "v2"], "nothing was chosen in v2 yet; make it: `tamis run v2`"),
+    ):
+        done = tamis(*words)
+        assert done.exit_code == 1
+        assert text in " ".join(done.stderr.split())
+
+
+def test_an_unknown_selector_is_refused_before_the_other_one_chooses(project, monkeypatch):
+    monkeypatch.setattr("flows.entering.choose_by", lambda *asked: pytest.fail("chosen by"))
+    done = tamis("diff", "embedding", "delit", "--of", "v1", "--selectors")
+    assert done.exit_code == 1
+    assert "'delit' is no selector" in done.stderr
+
+
 def test_two_selectors_are_compared_at_the_versions_budget(project):
     rows = ask("diff", "delift", "longest", "--of", "v1", "--selectors")
     chosen = {row["id"] for row in read_subset("v1") if row["chosen"]}
     assert {row["id"] for row in rows if row["change"] == "leaves"} <= chosen
     assert len({row["change"] for row in rows}) == 2
+    reasons = {row["reason"] for row in rows if row["change"] == "leaves"}
+    assert reasons == {"is not taken by longest"}
     length = {row["id"]: row["response_tokens"] for row in read_subset("v1")}
     entered, left = ([length[row["id"]] for row in rows if row["change"] == change] for change in ("enters", "leaves"))
     assert min(entered) >= max(left)
@@ -205,7 +226,8 @@ def test_versions_that_are_not_made_are_told_of_and_not_checked(project):
 
 def test_what_does_not_exist_is_refused(project):
     for words, text in (
-        (["why", "zz"], "no example's id begins with 'zz'"),
+        (["why", "zz"], "no example's id begins with 'zz'; `tamis show WORDS --find` lists those that say some words"),
+        (["show", "v9"], "there is no data version 'v9'; params.yaml has v1, v2"),
         (["audit", "v9"], "there is no data version 'v9'"),
         (["diff", "v1", "v9"], "there is no data version 'v9'"),
         (["why", "0", "--version", "v9"], "there is no data version 'v9'"),

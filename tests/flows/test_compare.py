@@ -14,6 +14,7 @@ from worlds.projects import GRAPHS, ROOT, Project, copy_real, run_dvc, run_stage
 from flows import compare, params, stage, trials
 from flows.cli import app
 from flows.graph import versions
+from tamis.submodular.budgets import BudgetError
 
 READ = (("examples", "examples.parquet"), ("selection", "subset.parquet"))  # of the version before, by stage examples
 ASKED = {"selectors": ["longest", "delift"], "budgets": ["4"], "seeds": 2}
@@ -312,6 +313,14 @@ def test_the_quality_of_demos_holds_for_delift_and_no_other_selector_than_the_pr
     values = params.read(ROOT / "params.yaml")
     values = replace(values, selection=replace(values.selection, selector="delift", quality="help"))
     assert compare.ask(compare.Cell(selector, "none", "0.1"), 0, values, False).selection.quality == quality
+
+
+@pytest.mark.parametrize("budget", ["5000", "0.001"])
+def test_a_budget_that_the_pool_cannot_keep_is_refused_before_anything_is_scored(inside, monkeypatch, budget):
+    monkeypatch.setattr(compare, "run_cell", lambda *asked, **more: pytest.fail("a cell ran"))
+    text = r"selection.budget.count is 5000, but the ground set holds \d+ rows|fraction 0.001 of \d+ rows is less than"
+    with pytest.raises(BudgetError, match=text):
+        compare.compare("v1", **{**ASKED, "budgets": ["0.5", budget]})
 
 
 def test_an_unknown_version_is_refused_with_those_there_are(inside):

@@ -58,6 +58,31 @@ def test_shares_of_topics_are_named_where_a_target_or_a_budget_of_tokens_rules_t
 
 
 @pytest.mark.parametrize(
+    ("words", "looks"),
+    [
+        ({}, False),
+        ({"objective": "facility_location"}, False),
+        ({"selector": "embedding"}, False),
+        ({"selector": "random"}, False),
+        ({"selector": "longest"}, False),
+        ({"objective": "mutual_information"}, True),
+        ({"quality": "help"}, True),
+        ({"gate": {"by": "help", "drop": 0.2, "beyond": None}}, True),
+        ({"pilot": {"steps": 2}}, True),
+        ({"selector": "dualsft"}, True),
+        ({"selector": "rds"}, True),
+        ({"selector": "less"}, True),
+    ],
+)
+def test_a_target_task_that_nothing_looks_at_is_told_of(plain, words, looks):
+    asked = choose(plain, **words)
+    targeted = replace(asked, examples=replace(asked.examples, target={"topic": "ai", "rows": 2}))
+    told = [note for note in list_notes(targeted) if note.startswith("examples.target keeps its rows out of the pool")]
+    assert len(told) == (not looks)
+    assert not [note for note in list_notes(asked) if "examples.target" in note]
+
+
+@pytest.mark.parametrize(
     ("words", "named"),
     [
         ({"quality": "help"}, ["utility.check_targets", "utility.diagonal"]),

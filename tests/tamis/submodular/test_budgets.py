@@ -128,7 +128,7 @@ def test_a_narrowed_budget_of_more_rows_than_there_are_is_refused():
         ({"response_tokens": -3}, {}, {}, "selection.budget.response_tokens is -3, which chooses nothing"),
         ({"fraction": 1.2}, {}, {}, "fraction is 1.2, above 1; it is a share of the 10 rows, at most 1"),
         ({"fraction": 0.05}, {}, {}, "fraction 0.05 of 10 rows is less than one row; give {count: 1} or more"),
-        ({"count": 11}, {}, {}, "count is 11, but the ground set holds 10 rows in 10 rows; give at most 10, or {fract"),
+        ({"count": 11}, {}, {}, "count is 11, but the ground set holds 10 rows; give at most 10, or {fract"),
         ({"response_tokens": 51}, {}, {}, "is 51, but the ground set holds 50 response tokens in 10 rows; give at mo"),
         ({}, {}, {}, "selection.budget names nothing; give exactly one of count, fraction, response_tokens"),
         ({"count": 1, "fraction": 1}, {}, {}, r"names \['count', 'fraction'\]; give exactly one of"),

@@ -208,13 +208,19 @@ def test_equal_inputs_give_equal_bytes(world):
     [
         (
             {"by": "idf"},
-            r"is \{'by': 'idf'\} \(did you mean 'ifd'\?\); give by: ifd or help or agreement and, if not 0.2",
+            r"is \{'by': 'idf'\} \(did you mean 'ifd'\?\); give by: ifd or help or agreement, such as",
         ),
         ({"drop": 0.3}, "give by: ifd or help or agreement"),
         ({"by": "ifd", "drop": 1.0}, "has drop: 1.0; it is a share of the pool, above 0 and below 1"),
         ({"by": "ifd", "drop": 0.0}, "has drop: 0.0"),
         ({"by": "ifd", "share": 0.1}, "has an unknown 'share'; known: by, drop, beyond"),
-        ({"by": "ifd", "beyond": 0}, r"has beyond: 0\.0; it is a number of standard deviations, above 0, or null"),
+        ({"by": "ifd", "beyond": 0}, "has beyond: 0; it is a number of standard deviations, above 0, or null"),
+        (
+            {},
+            r"is \{\}; give by: ifd or help or agreement, such as \{by: ifd, .*\} or \{by: agreement, .*\}, or null",
+        ),
+        ("help", "is 'help'; give by: ifd or help or agreement, such as"),
+        ({"by": ["ifd"]}, r"is \{'by': \['ifd'\]\} .*; give by: ifd or help or agreement, such as"),
     ],
 )
 def test_a_gate_that_is_none_is_refused(gate, text):
