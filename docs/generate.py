@@ -276,7 +276,7 @@ def write_commands() -> str:
     text += (
         "`tamis COMMAND --help` says the same. Tables go to stdout, everything else to stderr; where stdout is no "
         "terminal, tables are written as CSV. The exit status is 0 after success, 1 after an error, 2 after a wrong "
-        "usage, 130 after Ctrl-C and 143 after SIGTERM.\n\n"
+        "usage, 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP.\n\n"
     )
     top = typer.main.get_command(cli.app)
     options = [row for one in top.params for row in _argument(one)]

@@ -1,12 +1,13 @@
-"""Ctrl-C, or SIGTERM of who ends a service: one line, and the process ends within five seconds, whatever it is at.
+"""Ctrl-C, SIGTERM of who ends a service, or a closed terminal's SIGHUP: one line, and an end within five seconds.
 
-A process in a long call of a library, in a shard's thread or waiting for a server cannot be relied on to unwind, so it
-is ended hard: files are written whole or not at all, and the kernel frees file locks. What must not be broken into says
-so (`whole`), and what must be put back on the way says that (`cleaning`).
+Whatever it is at: a process in a long call of a library, in a shard's thread or waiting for a server cannot be relied
+on to unwind, so it is ended hard: files are written whole or not at all, and the kernel frees file locks. What must not
+be broken into says so (`whole`), and what must be put back on the way says that (`cleaning`).
 
 A thread of its own is the one that the signal reaches. All others have it blocked, and so have the processes that they
 start, the Prefect server above all: they see nothing of Ctrl-C, say nothing about it, and are killed. SIGTERM is sent
-to one process, so that it is not blocked, and who starts another one can end it as usual.
+to one process, so that it is not blocked, and who starts another one can end it as usual. SIGHUP stays ignored where it
+is, as under nohup.
 """
 
 import os
@@ -21,7 +22,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-LINES = {signal.SIGINT: "interrupted; run again to go on", signal.SIGTERM: "terminated; run again to go on"}
+LINES = {
+    signal.SIGINT: "interrupted; run again to go on",
+    signal.SIGTERM: "terminated; run again to go on",
+    signal.SIGHUP: "the terminal was closed; run again to go on",
+}
+ALONE = {signal.SIGTERM, signal.SIGHUP}  # those that a child has for itself
 SHELL = 128  # a shell's exit status for a process that a signal ended: this and the signal's number
 PARKING = 0.2  # seconds that the main thread has to stop before what it was at is put back
 LIMIT = 4.5  # seconds after which the process ends, whatever is still at work
@@ -45,27 +51,35 @@ def install() -> None:
     screen = os.dup(2)
     threading.Thread(target=_watch, args=(wakes, screen), name="interrupts", daemon=True).start()
     for number in LINES:
-        signal.signal(number, partial(_park, written))
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, partial(_park, written))
     signal.set_wakeup_fd(written, warn_on_full_buffer=False)
-    block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGTERM})
-    unblock = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGTERM})
+    block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, ALONE)
+    unblock = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, ALONE)
     os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=_forget)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def uninstall() -> None:
-    """Give both signals back to who handles them in a way of its own; call it in the main thread."""
+    """Give the signals back to who handles them in a way of its own; call it in the main thread."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _let_go()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _forget() -> None:
     """Let a fork of this process be ended alone: what it is sent must not reach the one that it is a copy of."""
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    _let_go()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ALONE)
+
+
+def _let_go() -> None:
+    """Let the signals that a process has for itself do again what they do to any."""
+    for number in ALONE:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
@@ -113,7 +127,7 @@ def _stop_here() -> None:
 
 
 def _watch(wakes: int, screen: int) -> None:
-    """Wait for one of the two signals, and end the process."""
+    """Wait for one of the signals, and end the process."""
     while (number := os.read(wakes, 1)[0]) not in LINES:
         pass
     start = time.monotonic()

@@ -1,6 +1,6 @@
 """Ctrl-C, at any moment: one line, exit status 130 within five seconds, nobody left, and the next run goes on.
 
-So with SIGTERM, which the process alone gets, and the status 143.
+So with SIGTERM, which the process alone gets, and the status 143, and with SIGHUP of a closed terminal, and 129.
 """
 
 import os
@@ -59,7 +59,7 @@ def refuse_unless_ended_well(process: subprocess.Popen, project: Project, number
     """Check status, time, lines, and that no process of the group is left; returns what was printed."""
     out, err = process.communicate(timeout=100)
     sent = float((project.root / "interrupted").read_text())
-    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], err
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}[number], err
     assert time.time() - sent < 5
     *said, last = err.splitlines()
     assert last == interrupts.LINES[number]
@@ -220,6 +220,22 @@ def test_interrupt_of_a_stage_that_dvc_runs(tmp_path, toy_folder):
         start_new_session=True,
     )
     refuse_unless_ended_well(process, Project(tmp_path / "real"))
+
+
+@pytest.mark.parametrize(("before", "ends"), [("", 129), ("signal.signal(signal.SIGHUP, signal.SIG_IGN)", 7)])
+def test_a_closed_terminal_ends_no_process_that_is_to_outlive_it(before, ends):
+    """As `nohup` starts one."""
+    code = f"""
+import os, signal, sys, time
+{before}
+from flows import interrupts
+interrupts.install()
+os.kill(os.getpid(), signal.SIGHUP)
+time.sleep(1)
+sys.exit(7)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(PYTHONPATH=str(ROOT)), check=False)
+    assert done.returncode == ends
 
 
 def test_programs_that_import_us_keep_their_handling_of_interrupts():
