@@ -19,8 +19,9 @@ from typing import Any
 
 from flows.graph.stages import needs
 from flows.params import Params
-from flows.stage import fingerprint, in_order, named, refuse_edited, refuse_moved
+from flows.stage import fingerprint, in_order, named, refuse_edited, refuse_moved, say, take_halvings
 from flows.stage_calls import CACHE, STAGES, find_artifacts, find_folders, find_warmup
+from flows.told import tell_notes
 from tasks.settings import VersionSettings
 
 TRIALS = CACHE / "trials"
@@ -81,14 +82,23 @@ def attempt(
         home.mkdir(parents=True, exist_ok=True)
         with named(address), in_use(CACHE):
             start = time.monotonic()
-            notes = STAGES[name](values, folders, partial(in_order, label=address)) or {}
+            notes = _run(name, address, values, folders)
             seconds = time.monotonic() - start
         refuse_edited(address, loaded)
         refuse_moved(address, facts, describe(name, version, values, upstream, before))
         shutil.rmtree(home / "scratch", ignore_errors=True)
         code = digest_sources(name, values.versions)
-        conclude(home / DONE, {"seconds": seconds, "resumed": resumed, "notes": dict(notes), "code": code})
+        conclude(home / DONE, {"seconds": seconds, "resumed": resumed, "notes": notes, "code": code})
+        for line in tell_notes(version, {"halved": notes["halved"]}):
+            say(f"{address:<16} {line}")
     return _read(home)
+
+
+def _run(name: str, address: str, values: Params, folders: Any) -> dict[str, Any]:
+    """Run a stage and return what it said, with what memory made it halve."""
+    take_halvings()  # of a stage that failed before in this process
+    notes = STAGES[name](values, folders, partial(in_order, label=address)) or {}
+    return {**notes, "halved": [vars(one) for one in take_halvings()]}
 
 
 def find(name: str, version: str, values: Params, upstream: Mapping[str, Trial]) -> Trial | None:
