@@ -20,8 +20,9 @@ from flows.drive import on_threads
 from flows.graph import dvc_files, dvc_state
 from flows.graph.stages import needs
 from flows.mirror import mirrored
-from flows.stage import named, say
+from flows.stage import named, say, take_halvings
 from flows.stage_calls import CACHE, STAGES, find_folders, name_models
+from flows.told import tell_notes
 from tasks.settings import hint
 from tasks.shares import Share, Unfinished
 
@@ -71,6 +72,9 @@ def run(stage: str, version: str, share: str, *, workers: str) -> tuple[bool, st
             except Unfinished as left:
                 say(f"{address}, share {share}: {left}; when all have ended, start those again that are not whole")
                 return False, str(left)
+            finally:
+                for line in tell_notes(version, {"halved": [vars(one) for one in take_halvings()]}):
+                    say(f"{address}, share {share}: {line}")
     say(f"{address} is whole: `tamis run {version}` finds all of it computed")
     return True, ""
 

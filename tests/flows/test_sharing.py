@@ -10,6 +10,8 @@ from worlds.projects import run_stages
 from flows import sharing
 from flows.cli import app
 from flows.sharing import ShareError
+from tamis.memory import Halving, add_halvings
+from tasks.shares import Unfinished
 
 
 @pytest.fixture
@@ -38,6 +40,18 @@ def test_shares_fill_the_stores_and_write_no_artifact(lacking):
 
     stage.run("utility", "v1")
     assert json.loads((out / "run.json").read_text())["pairs_scored"] == 0
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_what_memory_made_a_share_halve_is_told(lacking, monkeypatch, left):
+    def halve(values, folders, map):
+        add_halvings([Halving("pack_tokens", 2048, 512)])
+        if left:
+            raise Unfinished("3 pairs are left to the other shares")
+
+    monkeypatch.setitem(sharing.STAGES, "utility", halve)
+    told = "utility@v1, share 1/2: memory was short: pack_tokens 512 in place of 2,048"
+    assert told in " ".join(tamis("shard", "utility", "v1", "1/2").stderr.split())
 
 
 @pytest.mark.parametrize("share", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2"])
