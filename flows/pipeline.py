@@ -1,5 +1,8 @@
 """The flow: the stages of dvc.yaml as Prefect tasks, in the order of flows/drive.py; their only cache is DVC."""
 
+import os
+import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +21,7 @@ from flows.drive import Before, Outcome, Shards, Tell, bring, name_device, tell_
 from flows.graph.dvc_state import Busy, File
 from flows.graph.stages import Planned
 from flows.publishing import publish
-from flows.stage import counted, say
+from flows.stage import counted, say, take_halvings
 from flows.workers import AUTO, RUNNERS, Pool, opened, read_runner, read_workers
 
 SHARD_TASKS = 64  # per stage: the local server's limit is about 100 task runs per flow
@@ -124,7 +127,7 @@ def stage(planned: Planned, loaded: dict[str, str], shards: Shards) -> Any:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def shard(work: Callable[[], list[R]]) -> list[R]:
+def shard(work: Callable[[], R]) -> R:
     """Run a shard."""
     return work()
 
@@ -139,8 +142,9 @@ def in_shards(function: Callable[[T], R], items: Sequence[T], *, label: str, poo
     if pool is not None:
         function = partial(pool.run, function)
     piece = shard.with_options(name=f"{label} shard")
-    futures = [piece.submit(partial(_each, function, chunk)) for chunk in chunks]  # one callable: nobody looks into it
-    results = (result for future in futures for result in future.result())
+    each = partial(_each, function, driver=_name_process())
+    futures = [piece.submit(partial(each, chunk)) for chunk in chunks]  # one callable: nobody looks into it
+    results = (result for future in futures for result in _take(future.result()))
     yield from counted(results, len(items), label=label)
 
 
@@ -153,8 +157,22 @@ def _asks_server(error: httpx.TransportError) -> bool:
     return host in ("127.0.0.1", "localhost", urlsplit(PREFECT_API_URL.value() or "").hostname)
 
 
-def _each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    return [function(item) for item in items]
+def _each(function: Callable[[T], R], items: Sequence[T], *, driver: str) -> tuple[list[R], list[Any]]:
+    """Return what a function gives for each item, and what memory made another process than the driver halve."""
+    results = [function(item) for item in items]
+    return results, take_halvings() if _name_process() != driver else []
+
+
+def _take(answer: tuple[list[R], list[Any]]) -> list[R]:
+    """Return the results of a shard; what another process halved in it is for the stage's record."""
+    results, halved = answer
+    if halved:
+        sys.modules["tamis.memory"].add_halvings(halved)  # who made the items has imported it
+    return results
+
+
+def _name_process() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _runner(name: str, workers: int) -> TaskRunner[Any]:

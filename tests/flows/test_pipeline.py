@@ -9,13 +9,14 @@ from functools import partial
 import numpy as np
 import pytest
 from prefect import flow
-from worlds import toy_corpus, toy_selection
-from worlds.projects import Project, drive_by_flow, importing_from
+from worlds import shards, toy_corpus, toy_selection
+from worlds.projects import ROOT, Project, drive_by_flow, importing_from
 
 from flows import drive, pipeline
 from flows.graph import dvc_state
 from flows.stage import InputsChanged
 from flows.workers import WorkersError
+from tamis import memory
 from tasks.artifacts.tables import read_table
 from tasks.selection.settings import SelectionSettings
 
@@ -211,6 +212,19 @@ def test_dask_workers_run_the_shards(server, small, monkeypatch):
         outcomes = pipeline.run(runner="dask", workers="1")
     assert [outcome.how for outcome in outcomes] == ["computed"] * 4
     assert small.status() == {}
+
+
+def test_what_dask_workers_halve_is_for_the_stages_record(server, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests"))))
+    monkeypatch.setattr(pipeline, "SHARD_TASKS", 2)
+    memory.take_halvings()
+
+    @flow(task_runner=pipeline._runner("dask", 1))
+    def work() -> list[int]:
+        return list(pipeline.in_shards(shards.halve, [1, 2, 4], label="utility@v1"))
+
+    assert work() == [1, 2, 4]
+    assert memory.take_halvings() == [memory.Halving("pack_tokens", 2048, 128)]
 
 
 def test_the_partitions_of_a_choice_are_tasks_of_the_flow(server, tmp_path):
