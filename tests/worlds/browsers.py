@@ -64,6 +64,15 @@ def served(root: Path) -> Iterator[Desk]:
     """Serve a project by `tamis desk`, and start a browser."""
     from playwright.sync_api import sync_playwright
 
+    with serving(root) as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield Desk(root, url, browser)
+        browser.close()
+
+
+@contextmanager
+def serving(root: Path) -> Iterator[str]:
+    """Serve a project by `tamis desk`; yields the desk's address."""
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -72,14 +81,11 @@ def served(root: Path) -> Iterator[Desk]:
     with (
         open(root / "desk.log", "w") as log,
         subprocess.Popen(command, cwd=root, env=env, stdout=log, stderr=log) as server,
-        sync_playwright() as playwright,
     ):
         try:
             url = f"http://127.0.0.1:{port}"
             wait_until_healthy(f"{url}/_stcore/health", root / "desk.log")
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-            yield Desk(root, url, browser)
-            browser.close()
+            yield url
         finally:
             server.kill()
 

@@ -11,10 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from worlds.browsers import CHROMIUM, Desk, served
+from worlds.browsers import CHROMIUM, Desk, served, serving
 from worlds.projects import ROOT, environment
 
 from tasks.artifacts.tables import read_json, read_table
@@ -60,8 +61,8 @@ def masked(demo, tmp_path_factory) -> Iterator[Desk]:
     subprocess.run([sys.executable, "-m", "flows.cli", "recipe", "masked"], cwd=root, env=env, check=True)
     for stage in ("examples", "embedding", "utility", "scores", "gradients", "selection"):
         subprocess.run([sys.executable, "-m", "flows.stage", stage, "v1"], cwd=root, env=env, check=True)
-    with served(root) as desk:
-        yield desk
+    with serving(root) as url:
+        yield replace(demo, root=root, url=url)
 
 
 @pytest.fixture
