@@ -8,6 +8,12 @@ import streamlit as st
 from flows.desk.project import Opened, choose, choose_version, show_table, tabulate
 
 HEIGHT = 420  # pixels
+MODULES = ("q", "k", "v", "o", "gate", "up", "down", "norm", "embedding")  # as a layer passes them; others follow
+FORMATS = {
+    **{name: st.column_config.NumberColumn(format="percent") for name in ("density", "before", "after", "change")},
+    **{name: st.column_config.NumberColumn(format="localized") for name in ("chosen", "entries")},
+}
+WHOLE = 1 - 1e-9  # density from which on all weights are trained
 NONE = "nothing"
 
 
@@ -28,28 +34,47 @@ def show(project: Opened) -> None:
         st.info("This version has no mask: it trains all weights that its settings name.")
         return
     chosen, entries = sum(row["chosen"] for row in found), sum(row["entries"] for row in found)
-    densest = max(found, key=lambda row: row["density"])
-    where = densest["module"] if densest["layer"] is None else f"layer {densest['layer']} {densest['module']}"
-    st.subheader(f"{chosen:,} of {entries:,} weights are trained, {chosen / entries:.2%}; densest in {where}")
+    st.subheader(f"{chosen:,} of {entries:,} weights are trained, {chosen / entries:.2%}{tell_densest(found)}")
     st.altair_chart(draw(found, "density"), alt="Density of the mask by layer and module", key="density")
     if change:
         st.subheader(f"Density less that of {before}")
         st.altair_chart(draw(change, "change"), alt=f"Change of the mask's density since {before}", key="change")
-    show_table(change or found, "Density by layer and module")
+    show_table(change or found, "Density by layer and module", column_config=FORMATS)
+
+
+def tell_densest(found: list[dict[str, Any]]) -> str:
+    """Return in words where most weights are trained, of what is not trained as a whole, and what is.
+
+    >>> q, norm = ({"layer": 1, "module": "q", "density": 0.25}, {"layer": 1, "module": "norm", "density": 1.0})
+    >>> tell_densest([q, norm]), tell_densest([q])
+    ('; densest in layer 1 q, 25%; whole: norm', '; densest in layer 1 q, 25%')
+    """
+    parts = [row for row in found if row["density"] < WHOLE]
+    whole = sorted({row["module"] for row in found} - {row["module"] for row in parts})
+    told = f"; whole: {', '.join(whole)}" if whole else ""
+    if not parts:
+        return told
+    densest = max(parts, key=lambda row: row["density"])
+    where = densest["module"] if densest["layer"] is None else f"layer {densest['layer']} {densest['module']}"
+    return f"; densest in {where}, {densest['density']:.0%}{told}"
 
 
 def draw(rows: list[dict[str, Any]], value: str) -> alt.Chart:
     """Return the heat map of a value over layers and modules."""
-    shade = alt.Scale(scheme="redblue", domainMid=0) if value == "change" else alt.Scale(scheme="viridis")
+    if value == "change":
+        shade = alt.Scale(scheme="redblue", domainMid=0)
+    else:  # what is whole takes no colour from the others
+        top = max((row[value] for row in rows if row[value] < WHOLE), default=1)
+        shade = alt.Scale(scheme="viridis", domain=[0, top], clamp=True)
     shown = [{**row, "place": "outside layers" if row["layer"] is None else str(row["layer"])} for row in rows]
     return (
         alt.Chart(tabulate(shown))
         .mark_rect()
         .encode(
             x=alt.X("place:N", title="layer", sort=list(dict.fromkeys(row["place"] for row in shown))),
-            y=alt.Y("module:N", title="module"),
+            y=alt.Y("module:N", title="module", sort=[*MODULES, *sorted({row["module"] for row in rows} - {*MODULES})]),
             color=alt.Color(
-                f"{value}:Q", title=value, scale=shade, legend=alt.Legend(format="+.1%" if value == "change" else ".1%")
+                f"{value}:Q", title=value, scale=shade, legend=alt.Legend(format="+.1%" if value == "change" else ".0%")
             ),
             tooltip=["place:N", "module:N", alt.Tooltip(f"{value}:Q", format=".3%")],
         )

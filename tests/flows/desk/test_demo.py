@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from worlds.browsers import CHROMIUM, Desk, served, serving
@@ -24,6 +25,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium"),
 ]
+SQL = """SELECT version, topic, count(*) AS pool, count(*) FILTER (chosen) AS chosen
+FROM subset GROUP BY ALL ORDER BY ALL"""
 PICTURES = {  # page -> height in pixels, and its state
     "overview": (700, {}),
     "rows": (1500, {"version": "v2", "state": "left out"}),
@@ -33,7 +36,7 @@ PICTURES = {  # page -> height in pixels, and its state
     "diff": (1150, {"before": "v1", "after": "v2"}),
     "chain": (1080, {}),
     "sign-off": (1000, {}),
-    "query": (560, {}),
+    "query": (900, {"sql": quote(SQL)}),
 }
 MINUTE = 60.0  # seconds that a question may take
 

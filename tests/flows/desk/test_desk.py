@@ -260,7 +260,9 @@ def test_a_mask_is_shown_with_its_density(project):
     run_stages("v2", until="selection")
     tensors = read_table(Path("data/selection/version=v2/tensors.parquet")).to_pylist()
     chosen, entries = (sum(row[name] for row in tensors) for name in ("chosen", "entries"))
-    assert f"{chosen:,} of {entries:,} weights are trained, {chosen / entries:.2%}" in read_text(look("mask"))
+    assert f"{chosen:,} of {entries:,} weights are trained, {chosen / entries:.2%}; densest in " in read_text(
+        look("mask")
+    )
 
 
 def test_a_row_is_vetoed_on_its_page(project):
