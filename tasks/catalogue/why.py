@@ -154,7 +154,8 @@ def _tell_gate(asked: Asked) -> str:
     if known is None or usual is None:
         return left
     apart = f"It has {known:.4g}, {_tell_apart(known - usual)} what is usual in its topic ({usual:.4g})"
-    return f"{left} {apart}{f'; the worst row that stayed is {_tell_apart(worst)} it' if worst is not None else ''}."
+    stayed = f"; the worst row that stayed is {_tell_apart(worst)} that of its own" if worst is not None else ""
+    return f"{left} {apart}{stayed}."
 
 
 def _tell_apart(difference: float) -> str:

@@ -17,14 +17,16 @@ from tasks.catalogue.sources import find_artifacts
             0.31,
             0.84,
             -0.4,
-            "It has 0.31, 0.53 below what is usual in its topic (0.84); the worst row that stayed is 0.4 below it.",
+            "It has 0.31, 0.53 below what is usual in its topic (0.84); "
+            "the worst row that stayed is 0.4 below that of its own.",
         ),
         (
             "ifd",
             1.5,
             0.75,
             0.25,
-            "It has 1.5, 0.75 above what is usual in its topic (0.75); the worst row that stayed is 0.25 above it.",
+            "It has 1.5, 0.75 above what is usual in its topic (0.75); "
+            "the worst row that stayed is 0.25 above that of its own.",
         ),
         ("help", -0.5, 0.25, None, "It has -0.5, 0.75 below what is usual in its topic (0.25)."),
     ],
