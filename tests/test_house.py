@@ -90,7 +90,7 @@ def allowed(path: Path) -> set[str]:
     only = {
         "dvc_state": {"dvc", "scmrepo"},
         "revisions": {"dvc"},
-        "dvc_locks": {"dvc", "dvc_data", "psutil", "voluptuous"},
+        "dvc_locks": {"dvc", "dvc_data", "fsspec", "psutil", "voluptuous"},
         "prefect_server": {"psutil"},
         "dvc_files": {"ruamel"},
         "params": {"ruamel"},

@@ -6,6 +6,7 @@ What git and DVC refuse while the lock is held is said here in words, too.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,11 +19,13 @@ from dvc.repo import Repo, lock_repo
 from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK, SCHEMA
 from dvc.scm import SCMError
 from dvc_data.hashfile.build import IgnoreInCollectedDirError
+from fsspec.implementations.memory import MemoryFileSystem
 from voluptuous import Invalid
 
 from flows.stage import say
 
 OURS = ("dvc", "tamis", "flows", "prefect", "pytest", "python")  # of which one is in the command of who locks paths
+LISTING = re.compile(r"/\.[\w-]+\.tmp(\.with_meta)?")  # as DVC names what it digests of a folder
 UNREADABLE = (FileNotFoundError, PermissionError, IgnoreInCollectedDirError)  # raised for what DVC is to digest
 
 
@@ -42,7 +45,18 @@ def held(repo: Repo) -> Iterator[Repo]:
         mend(repo)
         yield repo
     finally:
+        forget_folders()
         lock.__exit__(None, None, None)
+
+
+def forget_folders() -> None:
+    """Drop the listings of folders that DVC digested, each of which it leaves in a store of the whole process.
+
+    What reads that store looks at all that is in it, so that a process of many versions would grow and slow down.
+    """
+    store = MemoryFileSystem.store
+    for name in [name for name in store if LISTING.fullmatch(name)]:
+        store.pop(name, None)
 
 
 def name_holder(repo: Repo) -> str:

@@ -122,8 +122,8 @@ def refuse_uncommitted(version: str) -> None:
     """
     planned = dvc_state.plan([version])
     with dvc_state.opened() as repo:
-        changed, untracked = _changes(repo)
-        foreign = [path for path in changed if not _within(path, _made(repo))]
+        (changed, untracked), made = _changes(repo), _made(repo)
+        foreign = [path for path in changed if not _within(path, made)]
         unknown = _unknown(repo, planned, untracked)
     for paths, what in ((foreign, "with changes that are not committed"), (unknown, "read by a stage, but not in git")):
         if paths:
@@ -153,8 +153,8 @@ def write(version: str, *, accepted: bool = True) -> None:
     with dvc_state.opened() as repo:
         if tag in repo.scm.list_tags():
             return  # another process was faster
-        changed, untracked = _changes(repo)
-        made = [path for path in (*changed, *untracked) if _within(path, _made(repo))]
+        (changed, untracked), ours = _changes(repo), _made(repo)
+        made = [path for path in (*changed, *untracked) if _within(path, ours)]
         if made:
             _commit(repo, made, f"{what} data version {version}")
         if accepted:
@@ -268,14 +268,19 @@ def _unknown(repo: Any, planned: Iterable[Planned], untracked: Iterable[str]) ->
             inside = source.relative_to(repo.scm.root_dir)
             pointer = revisions.find_pointer(repo, path) if source.is_relative_to(repo.root_dir) else None
             sources.add(inside if pointer is None else Path(repo.root_dir).relative_to(repo.scm.root_dir) / pointer)
-    found: set[str] = set()
+    found, tracked = set(), _list_tracked(repo)
     for source in sources:
-        place = Path(repo.scm.root_dir) / source
-        if repo.scm.is_tracked(str(place)):
+        if source in tracked:
             found.update(path for path in untracked if source in Path(path).parents)
-        elif place.exists():
+        elif (Path(repo.scm.root_dir) / source).exists():
             found.add(str(source))
     return sorted(found)
+
+
+def _list_tracked(repo: Any) -> set[Path]:
+    """Return git's files and their folders, relative to its root; its index grows with versions, and is read once."""
+    files = [Path(os.fsdecode(path)) for path in repo.scm.dulwich.repo.open_index()]
+    return {*files, *(folder for path in files for folder in path.parents)}
 
 
 def _within(path: str | Path, places: Iterable[Path]) -> bool:

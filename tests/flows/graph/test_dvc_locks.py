@@ -8,9 +8,10 @@ import sys
 
 import psutil
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from worlds.projects import GRAPHS, Project, start_project
 
-from flows.graph import dvc_state
+from flows.graph import dvc_state, revisions
 
 
 @pytest.fixture
@@ -96,3 +97,14 @@ def test_lock_is_free_after_an_error(project, capsys):
         with contextlib.suppress(ZeroDivisionError), dvc_state.opened():
             raise ZeroDivisionError
     assert capsys.readouterr().err == ""
+
+
+def test_what_dvc_leaves_in_memory_of_each_folder_goes_with_its_lock(project):
+    MemoryFileSystem.store["/kept.tmp"] = None
+    try:
+        with dvc_state.opened() as repo:
+            revisions.digest_now(repo, ["raw"])
+            assert len(MemoryFileSystem.store) > 1
+        assert [*MemoryFileSystem.store] == ["/kept.tmp"]
+    finally:
+        MemoryFileSystem.store.pop("/kept.tmp")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dulwich.repo
 import pytest
 import yaml
 from worlds.projects import GRAPHS, KILLER, Project, enter, importing_from, run_child, run_dvc, start_project
@@ -210,6 +211,13 @@ def test_raw_folder_that_git_knows_in_part_is_refused_by_file(recorded):
     (recorded.root / "raw/v3/b.txt").write_text("line 2\n")
     with pytest.raises(RecordError, match=r"^1 file read by a stage, but not in git, first raw/v3/b\.txt; "):
         refuse_uncommitted("v3")
+
+
+def test_gits_index_is_not_read_for_each_file_that_a_stage_reads(recorded, monkeypatch):
+    read, index = [], dulwich.repo.Repo.open_index
+    monkeypatch.setattr(dulwich.repo.Repo, "open_index", lambda self, **more: read.append(1) or index(self, **more))
+    refuse_uncommitted("v2")
+    assert len(read) <= 2 < len({path for one in dvc_state.plan(["v2"]) for path in one.inputs})
 
 
 def test_raw_data_in_dvc_need_their_dvc_file_in_git(recorded):
