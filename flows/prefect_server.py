@@ -1,8 +1,9 @@
 """The Prefect server that a run starts for itself: looked at before, closed to all others, and ended after a kill.
 
 Prefect starts a server for a flow where none is named (`PREFECT_API_URL`). It would answer whoever reaches its port,
-any web page in a browser on this machine among them, so it is started with a password that this process alone has. A
-run that is killed leaves it behind; the next run in the project ends it.
+any web page in a browser on this machine among them, so it is started with a password that this process alone has, and
+for all of its runs: Prefect lets it live until the process ends. A run that is killed leaves it behind; the next run in
+the project ends it.
 """
 
 import json
@@ -14,6 +15,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import prefect
@@ -56,7 +58,7 @@ def kept() -> Iterator[None]:
         return
     end_left()
     refuse_unusable()
-    password = f"tamis:{secrets.token_urlsafe(32)}"
+    password = _draw_password(os.getpid())
     _owners.add(os.getpid())
     try:
         with temporary_settings({PREFECT_SERVER_API_AUTH_STRING: password, PREFECT_API_AUTH_STRING: password}):
@@ -64,6 +66,12 @@ def kept() -> Iterator[None]:
     finally:
         _owners.discard(os.getpid())
         LEFT.unlink(missing_ok=True)
+
+
+@cache
+def _draw_password(process: int) -> str:
+    """Return the password of a process, the same whenever it is asked."""
+    return f"tamis:{secrets.token_urlsafe(32)}"
 
 
 def remember() -> None:

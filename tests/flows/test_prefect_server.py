@@ -84,7 +84,8 @@ def test_server_of_its_own_has_a_password_and_one_that_is_named_has_not(home, se
         assert SERVER_AUTH.value() == first
         assert len(first) > 40
     with prefect_server.kept():
-        assert PREFECT_API_AUTH_STRING.value() != first
+        assert PREFECT_API_AUTH_STRING.value() == first  # Prefect's server lives as long as the process
+    assert prefect_server._draw_password(os.getpid() + 1) != first
     with temporary_settings({PREFECT_API_URL: server}), prefect_server.kept():
         assert PREFECT_API_AUTH_STRING.value() is None
 
@@ -119,6 +120,16 @@ def test_server_of_a_run_answers_no_stranger_and_is_forgotten_at_the_end(small):
     assert done.returncode == 0, done.stderr
     assert (small.root / "answer").read_text() == "401"
     assert not (small.root / LEFT).exists()
+
+
+def test_several_runs_of_one_process_share_its_server(small):
+    """As `tamis continue` runs one version after another."""
+    small.edit("params.yaml", "v1: {raw: raw/v1.txt}", "v1: {raw: raw/v1.txt}\n  v2: {raw: raw/v2.txt}")
+    (small.root / "raw/v2.txt").write_text("one\ntwo\n")
+    code = "from flows import pipeline; print([len(pipeline.run([version])) for version in ('v1', 'v2')])"
+    more = {"PREFECT_HOME": str(small.root / ".prefect"), "PYTHONPATH": f"{small.root}:{ROOT}", "PREFECT_API_URL": ""}
+    done = run_child([sys.executable, "-c", code], small, **more)
+    assert (done.returncode, done.stdout) == (0, "[4, 4]\n"), done.stderr
 
 
 @pytest.fixture
