@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts.tables import write_json, write_text
+from tasks.artifacts.tables import read_json, write_json, write_text
 from tasks.study.analysis import (
     CONFIDENCE,
     FEWEST,
@@ -90,7 +90,9 @@ def write_report(
     picks = draw_picks({group: found.summaries[group] for group in own}, paths[3])
     pictures = [path.name for path in paths[2 : 4 if picks else 3]]
     write_text(write_page(found, pictures), paths[0])
-    write_json(make_record(found, commit), paths[1])
+    record = make_record(found, commit)
+    if read_json(paths[1]) | {"commit": commit} != record:  # else it stands as of the commit that found the same
+        write_json(record, paths[1])
     return paths if picks else paths[:3]
 
 
@@ -312,7 +314,7 @@ def make_record(found: Findings, commit: str) -> dict[str, Any]:
 
     Args:
         found: that the report tells.
-        commit: of the project, at which the report is written; its cells name their own.
+        commit: of the project, at which this is found; its cells name their own.
     """
     pools = {}
     for group, (goal, beside) in found.judged.items():

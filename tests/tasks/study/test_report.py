@@ -35,6 +35,15 @@ def test_page_record_and_pictures_are_written_the_same_twice(cells, tmp_path):
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
 
 
+def test_a_record_of_the_same_figures_keeps_the_commit_that_found_them_first(cells, tmp_path):
+    write(cells, tmp_path)
+    before = (tmp_path / "study.json").read_bytes()
+    report.write_report(cells, "toys", ["random"], commit="def", out=tmp_path)
+    assert (tmp_path / "study.json").read_bytes() == before
+    report.write_report(make_cells(), "toys", ["random"], commit="def", out=tmp_path)
+    assert json.loads((tmp_path / "study.json").read_text())["commit"] == "def"
+
+
 def test_the_record_holds_the_default_beside_chance_of_every_pool(cells, tmp_path):
     write(cells, tmp_path)
     found = json.loads((tmp_path / "study.json").read_text())
