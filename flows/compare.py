@@ -18,7 +18,7 @@ from flows import params
 from flows.checks import refuse_contradictions
 from flows.graph.stages import needs
 from flows.params import Params
-from flows.stage import fingerprint, refuse_edited, say, sources
+from flows.stage import fingerprint, named, refuse_edited, say, sources
 from flows.stage_calls import CACHE, STAGES, folder, language
 from flows.trials import Trial, attempt, conclude, digest
 from flows.unread import list_sparse
@@ -87,7 +87,8 @@ def compare(
         refuse_other_method(version, values)
     asked = [(cell, ask(cell, seed, values, masked)) for cell in cells for seed in range(seeds)]
     examples = attempt("examples", version, values, {}, loaded)
-    refuse_budgets(asked, examples.folder / "examples.parquet")
+    with named(f"selection@{version}"):
+        refuse_budgets(asked, examples.folder / "examples.parquet")
     trials, base = [], {}
     for place, (cell, each) in enumerate(asked, start=1):
         say(f"{cell}, seed {each.finetuning.arms['chosen'][0]} ({place} of {len(asked)} trainings)")

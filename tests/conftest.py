@@ -12,6 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import torch
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 pytest_plugins = ["deprecations"]
@@ -23,6 +24,8 @@ shaped = [  # the modules with arrays: small functions of text are called a mill
 ]
 hook = install_import_hook(shaped, "beartype.beartype")
 hook.__enter__()
+settings.register_profile("shared", deadline=None)  # a machine that others use, too, says nothing of a test's speed
+settings.load_profile("shared")
 torch.set_num_threads(1)  # toy models are too small for more
 
 

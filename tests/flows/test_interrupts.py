@@ -52,7 +52,13 @@ def start(project: Project, at: str = "", **more: str) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=heed_hangups,
     )
+
+
+def heed_hangups() -> None:
+    """Let a closed terminal end a child, though the tests may run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def refuse_unless_ended_well(process: subprocess.Popen, project: Project, number: int = signal.SIGINT) -> str:
@@ -234,7 +240,8 @@ os.kill(os.getpid(), signal.SIGHUP)
 time.sleep(1)
 sys.exit(7)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(PYTHONPATH=str(ROOT)), check=False)
+    env = environment(PYTHONPATH=str(ROOT))
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, check=False, preexec_fn=heed_hangups)
     assert done.returncode == ends
 
 
