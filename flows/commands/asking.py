@@ -54,7 +54,10 @@ def show(
 
     form = "json" if as_json else form
     if find:
-        show_as(form, *rows.find(ROOT, id))
+        names, listed, found = rows.find(ROOT, id)
+        show_as(form, names, listed)
+        if found > len(listed):
+            say(f"{len(listed)} of {found:,} examples that say this, those first that say it most; give more words")
         return
     found = rows.show_version(ROOT, id)
     if found is None:

@@ -301,7 +301,7 @@ def _line(error: Exception) -> str:
 
 
 def _way_out(path: Path) -> str:
-    return f"restore it with `dvc checkout {path}` or make it again with `tamis run`"
+    return f"restore it with `dvc checkout --force {path}` or make it again with `tamis run`"
 
 
 def _seal(path: Path) -> None:

@@ -14,7 +14,8 @@ MEANS = f"""
     WITH topics AS {USED}, scored AS (SELECT t.topic AS target, d.topic AS demo, p.utility
         FROM (SELECT * FROM pairs WHERE version = $version AND utility IS NOT NULL AND demo_id <> target_id) p
         JOIN topics t ON t.id = p.target_id JOIN topics d ON d.id = p.demo_id),
-    largest AS (SELECT target AS topic FROM scored GROUP BY target ORDER BY count(*) DESC, target LIMIT {TOPICS})
+    largest AS (SELECT topic FROM (SELECT target AS topic FROM scored UNION ALL SELECT demo FROM scored)
+        GROUP BY topic ORDER BY count(*) DESC, topic LIMIT {TOPICS})
     SELECT target, demo, avg(utility) AS utility, count(*) AS pairs FROM scored
     WHERE target IN (FROM largest) AND demo IN (FROM largest) GROUP BY target, demo ORDER BY target, demo"""
 PARTNERS = f"""

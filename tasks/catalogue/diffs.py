@@ -19,15 +19,17 @@ CHANGED = """(
     FROM a_subset a LEFT JOIN b_subset b USING (id)
     WHERE a.chosen AND NOT coalesce(b.chosen, false))"""
 KNOWN = """
-    SELECT id, any_value(topic) AS topic, any_value(prompt) AS prompt, any_value(unused_because ORDER BY used DESC)
-        AS because, bool_or(used AND split = 'pool') AS pool, any_value(split ORDER BY used DESC) AS split
+    SELECT id, any_value(change ORDER BY used DESC) AS became, any_value(topic) AS topic, any_value(prompt) AS prompt,
+        any_value(unused_because ORDER BY used DESC) AS because, bool_or(used AND split = 'pool') AS pool,
+        any_value(split ORDER BY used DESC) AS split
     FROM {side}_examples WHERE id IN (SELECT id FROM listed) GROUP BY id"""
 ROWS = f"""
     WITH listed AS (FROM {CHANGED} QUALIFY row_number() OVER (PARTITION BY change ORDER BY rank, id) <= $most),
     known AS (SELECT 'leaves' AS of, * FROM ({KNOWN.format(side="a")})
         UNION ALL SELECT 'enters', * FROM ({KNOWN.format(side="b")}))
     SELECT change, l.id, own.topic, CASE
-        WHEN other.id IS NULL THEN if(change = 'enters', 'new row', 'no row of it')
+        WHEN other.id IS NULL AND change = 'enters' THEN if(own.became = 'edited', 'edited row', 'new row')
+        WHEN other.id IS NULL THEN 'no row of it'
         WHEN NOT other.pool THEN if(change = 'enters', 'was ', 'is ') || coalesce(other.because, other.split)
         WHEN gated THEN if(change = 'enters', 'was kept out by the gate', 'kept out by the gate')
         WHEN covered_by IS NOT NULL THEN format('{{}} stood for by {{}}, by {{:.3g}}',

@@ -31,8 +31,9 @@ FIND = f"""
     counted AS (SELECT *, list_sum(list_transform($words, lambda word:
         (len(text) - len(replace(text, word, ''))) / len(word))) / (20 + len(text)) AS often FROM said
         WHERE list_bool_and(list_transform($words, lambda word: contains(text, word))))
-    SELECT string_agg(version, ' ' ORDER BY version) AS versions, id, any_value(topic) AS topic,
-        coalesce(bool_or(chosen), false) AS chosen, any_value(prompt) AS prompt, any_value(response) AS response
+    SELECT count(*) OVER () AS found, string_agg(version, ' ' ORDER BY version) AS versions, id,
+        any_value(topic) AS topic, coalesce(bool_or(chosen), false) AS chosen,
+        any_value(prompt) AS prompt, any_value(response) AS response
     FROM counted LEFT JOIN (SELECT version, id, chosen FROM {{subset}}) USING (version, id)
     GROUP BY id ORDER BY max(often) DESC, id LIMIT {FOUND}"""
 FACTS = {
@@ -78,7 +79,7 @@ def show(root: Path, id: str) -> dict[str, Any]:
     return found
 
 
-def find(root: Path, words: str) -> tuple[list[str], list[tuple]]:
+def find(root: Path, words: str) -> tuple[list[str], list[tuple], int]:
     """Return the examples that say all of some words, those first that say them most often for their length.
 
     Args:
@@ -86,7 +87,8 @@ def find(root: Path, words: str) -> tuple[list[str], list[tuple]]:
         words: parted by blanks, in any case; each may be a part of a longer word.
 
     Returns:
-        Names of columns, and at most FOUND rows: versions, id, topic, whether it was chosen in any, prompt, response.
+        Names of columns; at most FOUND rows: versions, id, topic, whether it was chosen in any, prompt, response; and
+        how many there are.
 
     Raises:
         QuestionError: no word is given, or no example says all of them.
@@ -99,10 +101,10 @@ def find(root: Path, words: str) -> tuple[list[str], list[tuple]]:
     chosen = "subset" in artifacts.views
     with opened(artifacts.views) as connection:
         answer = connection.execute(FIND.format(subset="subset" if chosen else NO_SUBSET), {"words": asked})
-        names, rows = [column[0] for column in answer.description], answer.fetchall()
+        names, rows = [column[0] for column in answer.description[1:]], answer.fetchall()
     if not rows:
         raise QuestionError(f"no example says all of {', '.join(map(repr, asked))}; ask for fewer words")
-    return names, rows
+    return names, [row for _, *row in rows], rows[0][0]
 
 
 def show_version(root: Path, version: str) -> dict[str, Any] | None:

@@ -190,6 +190,10 @@ def test_rows_are_found_by_words(project):
     assert {row["prompt"] for row in found} <= {f"greetings {k}?" for k in range(40)}
     assert found[0]["prompt"] == "greetings 2?"
     assert found[0]["versions"] in ("v1", "v1 v2")
+    assert "examples that say this" not in done.stderr
+    many = tamis("show", "?", "--find", "--json")
+    assert len(json.loads(many.stdout)) == 20
+    assert re.search(r"20 of \d\d examples that say this, those first that say it most; give more words", many.stderr)
     for words, text in (("  ", "no word is given"), ("zebra", "no example says all of 'zebra'; ask for fewer words")):
         done = tamis("show", words, "--find")
         assert done.exit_code == 1

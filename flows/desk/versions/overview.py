@@ -6,6 +6,7 @@ from typing import Any
 import streamlit as st
 
 from flows.desk.project import ROOT, Opened, show_table
+from flows.desk.versions.signing import tell_waiting
 from tasks.audit.queries import read_queries
 
 SECONDS = "SELECT version, sum(seconds) FROM (SELECT DISTINCT version, stage, seconds FROM runs) GROUP BY version"
@@ -31,9 +32,12 @@ def show(project: Opened) -> None:
     made = [row for row in rows if row["chosen"] is not None]
     st.text(f"{len(made):,} of {len(rows):,} versions are made.")
     show_table(rows, "Versions", column_config=FORMATS)
+    waiting = tell_waiting(project)
     for row in rows:
         st.subheader(row["version"])
         st.text(_tell(row))
+        if row["version"] in waiting:
+            st.text(waiting[row["version"]])
 
 
 def read_all(project: Opened) -> tuple[dict[str, float], dict[str, tuple[int, int]]]:
@@ -84,6 +88,6 @@ def _tell(row: Mapping[str, Any]) -> str:
     if row["minus random"] is None:
         return f"{said}; what that is worth is not measured. {checked}"
     low, high = row["low"], row["high"]
-    verdict = "better than chance" if high < 0 else "worse than chance" if low > 0 else "no different from chance"
+    verdict = "better than chance" if high < 0 else "worse than chance" if low > 0 else "not clearly other than chance"
     interval = f"{row['minus random']:+.4f} nats ({low:+.4f} to {high:+.4f})"
     return f"{said}, which is {verdict} on held-out rows: {interval}. {checked}"

@@ -65,11 +65,19 @@ def show_decisions(project: Opened) -> None:
     if not found:
         return
     show_table(found, "Vetoed and pinned rows")
-    if project.has("subset", "examples", "decisions"):
-        with project.connection() as connection:
-            waiting = dict(connection.execute(WAITING).fetchall())
-        for version, many in waiting.items():
-            st.text(f"{count(many, 'decision')} of {version} not honoured yet: tamis run {version}")
+    for told in tell_waiting(project).values():
+        st.text(told)
+
+
+def tell_waiting(project: Opened) -> dict[str, str]:
+    """Return in words how many decisions of a version its choice does not honour, of versions with any."""
+    if not {"subset", "examples", "decisions"} <= {*project.artifacts.views, *project.artifacts.derived}:
+        return {}
+    with project.connection() as connection:
+        waiting = dict(connection.execute(WAITING).fetchall())
+    return {
+        one: f"{count(many, 'decision')} of {one} not honoured yet: tamis run {one}" for one, many in waiting.items()
+    }
 
 
 def read_checks(project: Opened) -> dict[str, list[dict[str, Any]]]:
