@@ -35,6 +35,8 @@ from flows.stage import say
 
 LEFT = Path(".cache/server.json")  # the server of the run at work, or of one that was killed
 APP = "prefect.server.api.server:create_app"  # in its command
+PASSWORD = "PREFECT_SERVER_API_AUTH_STRING"  # in its environment
+OWNER = re.compile(r"tamis:(\d+)-")  # how the password of a run's server begins
 OTHERWISE = "or run without a server: --engine local"
 PATIENCE = 5.0  # seconds that a locked database, or a server that is ended, is waited for
 
@@ -70,8 +72,8 @@ def kept() -> Iterator[None]:
 
 @cache
 def _draw_password(process: int) -> str:
-    """Return the password of a process, the same whenever it is asked."""
-    return f"tamis:{secrets.token_urlsafe(32)}"
+    """Return the password of a process, the same whenever it is asked, with the process in it."""
+    return f"tamis:{process}-{secrets.token_urlsafe(32)}"
 
 
 def remember() -> None:
@@ -85,13 +87,8 @@ def remember() -> None:
 
 
 def end_left() -> None:
-    """End the server of a run that was killed, and of nobody else."""
-    try:
-        known = json.loads(LEFT.read_text(encoding="utf-8"))
-        process, started = int(known["process"]), float(known["started"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    if started and _read_start(process) == started and APP in _read_command(process):
+    """End the server of a run that was killed, in this project or before it could note it, and of nobody else."""
+    for process, started in {*_read_left(), *_find_orphans()}:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(process, signal.SIGTERM)
             end = time.monotonic() + PATIENCE
@@ -100,6 +97,27 @@ def end_left() -> None:
             os.kill(process, signal.SIGKILL)
         say("ended the Prefect server that a killed run had left behind")
     LEFT.unlink(missing_ok=True)
+
+
+def _read_left() -> Iterator[tuple[int, float]]:
+    """Yield the process that is noted in this project, and when it was started, where it is a server still."""
+    try:
+        known = json.loads(LEFT.read_text(encoding="utf-8"))
+        process, started = int(known["process"]), float(known["started"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if started and _read_start(process) == started and APP in _read_command(process):
+        yield process, started
+
+
+def _find_orphans() -> Iterator[tuple[int, float]]:
+    """Yield the servers whose password is that of a run that is gone: one may be killed before it notes its server."""
+    for one in psutil.process_iter():
+        with suppress(psutil.Error):
+            if APP in " ".join(one.cmdline()):
+                owner = OWNER.match(one.environ().get(PASSWORD, ""))
+                if owner and not psutil.pid_exists(int(owner[1])):
+                    yield one.pid, one.create_time()
 
 
 def refuse_silent() -> None:

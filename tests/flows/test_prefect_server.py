@@ -91,7 +91,7 @@ def test_server_of_its_own_has_a_password_and_one_that_is_named_has_not(home, se
 
 
 ASK = """
-import json, threading, time, urllib.error, urllib.request
+import json, os, threading, time, urllib.error, urllib.request
 from pathlib import Path
 from flows import pipeline, prefect_server
 
@@ -100,6 +100,7 @@ def ask():
         time.sleep(0.02)
     process = json.loads(prefect_server.LEFT.read_text())["process"]
     words = Path(f"/proc/{process}/cmdline").read_text().split(chr(0))
+    assert f"PREFECT_SERVER_API_AUTH_STRING=tamis:{os.getpid()}-" in Path(f"/proc/{process}/environ").read_text()
     url = f"http://127.0.0.1:{words[words.index('--port') + 1]}/api/flow_runs/count"
     headers = {"content-type": "application/json", "Origin": "http://elsewhere.example"}
     try:
@@ -158,6 +159,22 @@ def test_server_that_a_killed_run_left_is_ended_by_the_next_one(stranger, capsys
     assert stranger.wait(5) != 0
     assert not LEFT.exists()
     assert "ended the Prefect server that a killed run had left behind" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("owner", "ends"), [("gone", True), ("here", False), ("nobody", False)])
+def test_server_of_a_run_that_was_killed_before_it_noted_it_is_ended(tmp_path, monkeypatch, owner, ends):
+    monkeypatch.chdir(tmp_path)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    password = {"gone": f"tamis:{gone.pid}-x", "here": f"tamis:{os.getpid()}-x", "nobody": "own:password"}[owner]
+    env = {**os.environ, "PREFECT_SERVER_API_AUTH_STRING": password}
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", prefect_server.APP], env=env)
+    try:
+        prefect_server.end_left()
+        assert (process.poll() is not None or process.wait(1) is not None) if ends else process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"process": "x", "started": "1"}', '{"process": 1}'])
