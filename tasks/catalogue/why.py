@@ -140,6 +140,8 @@ def _tell_outside(row: Mapping[str, Any]) -> str:
 def _tell_rank(asked: Asked) -> str:
     row, chosen = asked.row, asked.selection.get("chosen_rows")
     by = asked.selection.get("selector", "the selector")
+    pinned = "decisions" in asked.views and any(kind == "pin" for kind, *_ in asked.rows(DECIDED))
+    by = "that decision" if pinned else by
     said = f"It was chosen by {by} as number {row['rank'] + 1}{f' of {chosen:,}' if chosen else ''}"
     if row["gain"] is None:
         return f"{said}."
@@ -165,13 +167,22 @@ def _tell_apart(difference: float) -> str:
 def _tell_left_out(asked: Asked) -> Iterator[str]:
     by, row = asked.row["covered_by"], asked.row
     if by is None:
-        yield "It was not chosen, and no chosen row stands for it."
+        alone = asked.selection.get("objective") is None  # rows were drawn, or sorted by a score
+        yield f"It was not chosen{_tell_others(asked) if alone else ', and no chosen row stands for it'}."
         return
     found = asked.rows(f"SELECT prompt, response FROM {EACH} WHERE version = $version AND id = $by LIMIT 1", by=by)
     prompt, response = found[0] if found else ("", "")
-    yield f"It was not chosen: the chosen row {by} stands for it best, by {row['cover']:.4g}."
+    cover = f"{row['cover']:.4g}"
+    if asked.selection.get("objective_name") == "mutual_information":
+        yield f"It was not chosen: others serve the target task better. Most like it of them is {by}, {cover}."
+    else:
+        yield f"It was not chosen: the chosen row {by} stands for it best, by {cover}."
     yield f"It says: {_cut(row['prompt'])} -> {_cut(row['response'])}"
     yield f"The chosen row says: {_cut(prompt)} -> {_cut(response)}"
+
+
+def _tell_others(asked: Asked) -> str:
+    return f": {asked.selection.get('selector', 'the selector')} took others"
 
 
 def _tell_entry(asked: Asked, share: float | None) -> str:
