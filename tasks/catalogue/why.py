@@ -167,8 +167,10 @@ def _tell_apart(difference: float) -> str:
 def _tell_left_out(asked: Asked) -> Iterator[str]:
     by, row = asked.row["covered_by"], asked.row
     if by is None:
-        alone = asked.selection.get("objective") is None  # rows were drawn, or sorted by a score
-        yield f"It was not chosen{_tell_others(asked) if alone else ', and no chosen row stands for it'}."
+        if asked.selection.get("objective") is None:  # rows were drawn, or sorted by a score
+            yield f"It was not chosen: {asked.selection.get('selector', 'the selector')} took others."
+        else:
+            yield "It was not chosen, and no chosen row stands for it."
         return
     found = asked.rows(f"SELECT prompt, response FROM {EACH} WHERE version = $version AND id = $by LIMIT 1", by=by)
     prompt, response = found[0] if found else ("", "")
@@ -179,10 +181,6 @@ def _tell_left_out(asked: Asked) -> Iterator[str]:
         yield f"It was not chosen: the chosen row {by} stands for it best, by {cover}."
     yield f"It says: {_cut(row['prompt'])} -> {_cut(row['response'])}"
     yield f"The chosen row says: {_cut(prompt)} -> {_cut(response)}"
-
-
-def _tell_others(asked: Asked) -> str:
-    return f": {asked.selection.get('selector', 'the selector')} took others"
 
 
 def _tell_entry(asked: Asked, share: float | None) -> str:
