@@ -33,7 +33,7 @@ class StudyError(ValueError):
     """A study cannot be run as its file says."""
 
 
-def refuse_budgets(budgets: Any) -> list[float | int | str] | None:
+def refuse_budgets(budgets: Any) -> list[float | int | str]:
     """Return the budgets of a study or of a pool, where they are budgets.
 
     Raises:
@@ -53,6 +53,7 @@ def refuse_budgets(budgets: Any) -> list[float | int | str] | None:
 
 
 Budgets = Annotated[Any, AfterValidator(refuse_budgets)]
+OwnBudgets = Annotated[Any, AfterValidator(lambda budgets: None if budgets is None else refuse_budgets(budgets))]
 
 
 @checked
@@ -66,7 +67,7 @@ class PoolPlan:
         None, description="folder with its rows, the same for every seed; null: the builder makes one per seed"
     )
     continues: bool = Field(False, description="it is a version that continues from the rows in its folder `before`")
-    budgets: Budgets = Field(None, description="instead of the study's")
+    budgets: OwnBudgets = Field(None, description="instead of the study's")
     seeds: Annotated[int, Field(ge=1)] | None = Field(None, description="likewise")
     steps: Annotated[int, Field(ge=1)] | None = Field(None, description="likewise")
     params: Layer = Field(default_factory=dict, description="sections of params.yaml, and of each some settings")

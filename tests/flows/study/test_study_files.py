@@ -61,6 +61,11 @@ def test_a_budget_that_is_none_is_refused_with_what_is_one(inside, budget):
             plan.read_study("odd")
 
 
+def test_a_pool_without_budgets_of_its_own_has_the_studys(inside):
+    write("odd", {"like": "model", "pools": {"clean-a": {"budgets": None}}})
+    assert {cell.budget for cell in plan.list_cells(plan.read_study("odd"))} == {"0.1"}
+
+
 def test_studies_that_are_like_each_other_are_refused(inside):
     write("odd", {"like": "even"})
     write("even", {"like": "odd"})
