@@ -24,9 +24,12 @@ NOW, BEFORE = "now", "before"  # folders of a pool's rows, and the names of thei
 UNDECIDED = ("versions", "runtime", "audit")  # sections that no figure of a cell depends on
 GENERATED = ("bootstrap", "confidence", "demos", "generated_rows", "seed")  # likewise, of section evaluation
 
+SEEDS = 1000  # of a study at most: beyond it, listing the cells alone would take long
+
 T = TypeVar("T")
 Layer = Mapping[str, Mapping[str, Any]]  # section of params.yaml -> its settings
 TOKENS = re.compile(r"[1-9][0-9]* tokens")  # a budget of response tokens
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # what folders and files of results are called after
 
 
 class StudyError(ValueError):
@@ -68,7 +71,7 @@ class PoolPlan:
     )
     continues: bool = Field(False, description="it is a version that continues from the rows in its folder `before`")
     budgets: OwnBudgets = Field(None, description="instead of the study's")
-    seeds: Annotated[int, Field(ge=1)] | None = Field(None, description="likewise")
+    seeds: Annotated[int, Field(ge=1, le=SEEDS)] | None = Field(None, description="likewise")
     steps: Annotated[int, Field(ge=1)] | None = Field(None, description="likewise")
     params: Layer = Field(default_factory=dict, description="sections of params.yaml, and of each some settings")
 
@@ -84,7 +87,7 @@ class StudyPlan:
     chance: list[str] = Field(description="the selectors that choose by chance, which the others are held against")
     budgets: Budgets = Field(description="fractions of the pool, counts of rows, or `600 tokens` of responses")
     masks: list[str] = Field(default_factory=lambda: ["none"], description="words of mask.selector")
-    seeds: Annotated[int, Field(ge=1)] = Field(description="each draws rows and training anew")
+    seeds: Annotated[int, Field(ge=1, le=SEEDS)] = Field(description="each draws rows and training anew")
     steps: Annotated[int, Field(ge=1)] | None = Field(
         None, description="optimiser steps of every training, to whole epochs; null: finetuning.epochs decides"
     )
@@ -151,7 +154,7 @@ def load_study(name: str, *, above: Sequence[str] = ()) -> dict[str, Any]:
         StudyError: there is no such study; it names a pool that the other one lacks; it is like itself.
     """
     path = STUDIES / f"{name}.yaml"
-    if not path.exists():
+    if not NAME.fullmatch(name) or not path.exists():
         known = sorted(one.stem for one in STUDIES.glob("*.yaml"))
         raise StudyError(f"there is no study {name!r}{hint(name, known)}; known: {', '.join(known) or 'none'}")
     own = params.load(path)
@@ -190,6 +193,13 @@ def _read_pairs(said: Mapping[str, Any], key: str, name: str) -> dict[str, dict[
 def refuse_contradictions(study: Study) -> None:
     """Raise StudyError where the parts of a study do not fit together."""
     plan, place = study.plan, STUDIES / f"{study.name}.yaml"
+    for what, names in (("pool", plan.pools), ("selector", plan.selectors)):
+        odd = [name for name in names if not NAME.fullmatch(name)]
+        if odd:
+            raise StudyError(
+                f"{place} has a {what} {odd[0]!r}; results are filed under it, so give letters, digits, dots, dashes "
+                "and underlines, the first a letter or a digit"
+            )
     for what, given in (("pools", plan.pools), ("selectors", plan.selectors), ("budgets", plan.budgets)):
         if not given:
             raise StudyError(f"{place} names no {what}; give at least one")

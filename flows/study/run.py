@@ -66,6 +66,7 @@ def run(study: Study, *, minutes: float | None = None, again: bool = False, seco
     Raises:
         StudyError: a pool cannot be built; confirmation pools are asked for while files are edited, or once more.
     """
+    refuse_missing(study)
     until = None if minutes is None else time.monotonic() + 60 * minutes
     loaded = sources(f"{name}@{NOW}" for name in STAGES)  # no stage's module is imported yet
     commit = find_commit()
@@ -260,8 +261,21 @@ def find_rows(study: Study, pool: str, seed: int) -> Path:
         done = subprocess.run([sys.executable, *asked], capture_output=True, text=True, check=False)
         if done.returncode or not folder.exists():
             last = (done.stderr.strip().splitlines() or ["it made no such pool"])[-1]
-            raise StudyError(f"{builder} could not build {pool} with seed {seed}: {last}")
+            lost = "" if Path(study.plan.data).is_dir() else f"; data: {study.plan.data} of the study is no folder"
+            raise StudyError(f"{builder} could not build {pool} with seed {seed}: {last}{lost}")
     return folder
+
+
+def refuse_missing(study: Study) -> None:
+    """Raise StudyError where a pool's own rows are not there, before any cell."""
+    place = f"studies/{study.name}.yaml"
+    for name, pool in study.pools.items():
+        for part in (NOW, BEFORE) if pool.continues else (NOW,):
+            if pool.raw is not None and not (Path(pool.raw) / part).is_dir():
+                raise StudyError(
+                    f"pools.{name}.raw of {place} is {pool.raw}, and there is no folder {Path(pool.raw) / part}, which "
+                    "is to hold its rows; name a folder that has one"
+                )
 
 
 def digest_rows(folder: Path) -> str:

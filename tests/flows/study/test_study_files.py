@@ -61,6 +61,33 @@ def test_a_budget_that_is_none_is_refused_with_what_is_one(inside, budget):
             plan.read_study("odd")
 
 
+@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "two words", ""])
+def test_a_name_that_cannot_be_filed_under_is_refused(inside, name):
+    pool, selector = MODEL["pools"] | {name: {}}, MODEL["selectors"] | {name: {}}
+    for what, said in (("pool", {"pools": pool}), ("selector", {"selectors": selector})):
+        write("odd", MODEL | said)
+        with pytest.raises(plan.StudyError, match=rf"studies/odd.yaml has a {what} '.*'; results are filed under it"):
+            plan.read_study("odd")
+    with pytest.raises(plan.StudyError, match=r"there is no study '.*'; known: model, odd"):
+        plan.read_study(f"../studies/{name}")
+
+
+def test_more_seeds_than_a_study_can_list_are_refused(inside):
+    write("odd", MODEL | {"seeds": 10**9})
+    with pytest.raises(ParamsError, match=r"studies/odd.yaml.seeds"):
+        plan.read_study("odd")
+
+
+@pytest.mark.parametrize("continues", [False, True])
+def test_a_pool_whose_own_rows_are_missing_is_refused_by_its_name(inside, continues):
+    if continues:
+        (inside / "mine/now").mkdir(parents=True)
+    write("odd", MODEL | {"pools": {"clean-a": {"raw": "mine", "continues": continues}}})
+    part = "before" if continues else "now"
+    with pytest.raises(plan.StudyError, match=rf"pools.clean-a.raw of studies/odd.yaml is mine, .* mine/{part}, which"):
+        run.run(plan.read_study("odd"), seconds={})
+
+
 def test_a_pool_without_budgets_of_its_own_has_the_studys(inside):
     write("odd", {"like": "model", "pools": {"clean-a": {"budgets": None}}})
     assert {cell.budget for cell in plan.list_cells(plan.read_study("odd"))} == {"0.1"}
