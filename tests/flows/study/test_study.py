@@ -280,6 +280,7 @@ def test_a_builder_that_was_edited_builds_anew_and_one_that_is_missing_is_refuse
 
 def test_a_pool_that_cannot_be_built_is_named_with_what_its_builder_said(inside):
     write("broken", pools={"broken": {}})
-    with pytest.raises(plan.StudyError, match=r"studies/build.py could not build broken with seed 0: no such data; data: nowhere of"):
+    text = r"studies/build.py could not build broken with seed 0: no such data; data: nowhere of the study is no folder"
+    with pytest.raises(plan.StudyError, match=text):
         run_all("broken")
     assert costs.expect_blocks(plan.read_study("broken")) == {}
