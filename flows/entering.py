@@ -1,18 +1,22 @@
-"""A version's choice made again, apart from its artifacts: with other budgets, or by another selector."""
+"""A version's choice made again, apart from its artifacts: with other budgets, or by another selector.
+
+All else of it is as the version's own choice records it, whatever params.yaml says since.
+"""
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from flows import params
 from flows.compare import SCORING, find_quality
-from flows.params import Params
+from flows.params import Params, check_section
 from flows.stage import sources
 from flows.stage_calls import folder
 from flows.trials import attempt, find
 from tasks.selection.selectors import SELECTORS
+from tasks.selection.settings import SelectionSettings
 from tasks.settings import hint
 
 SHARES = tuple(step / 10 for step in range(1, 11))  # of the pool
@@ -29,6 +33,25 @@ class Tried:
     ids: frozenset[str]
 
 
+def restore_selection(version: str, values: Params) -> Params:
+    """Return the parameters with the section `selection` that a version's choice was made by.
+
+    Args:
+        version: the data version.
+        values: the parameters as params.yaml has them now.
+
+    Raises:
+        ArtifactError: the version has no choice yet.
+        ParamsError: what its choice records cannot be used by this code.
+    """
+    from tasks.artifacts.tables import provenance
+
+    path, known = folder("selection", version) / "subset.parquet", {one.name for one in fields(SelectionSettings)}
+    recorded = provenance(path)["parameters"]  # among them settings of what it read
+    own = {name: value for name, value in recorded.items() if name in known}
+    return replace(values, selection=check_section(SelectionSettings, own, f"{path}: selection"))
+
+
 def try_budgets(version: str, values: Params, shares: Sequence[float] = SHARES) -> Iterator[Tried]:
     """Yield a version's choice at other budgets, each made once and kept among the trials; without pilot and mask.
 
@@ -36,7 +59,7 @@ def try_budgets(version: str, values: Params, shares: Sequence[float] = SHARES) 
 
     Args:
         version: the data version; what its choice reads is up to date.
-        values: the parameters.
+        values: the parameters; those of the choice itself are the version's own.
         shares: of the pool's rows, ascending.
 
     Raises:
@@ -44,7 +67,8 @@ def try_budgets(version: str, values: Params, shares: Sequence[float] = SHARES) 
     """
     from tasks.artifacts.tables import read_table
 
-    loaded, most = sources([f"selection@{version}"]), count_room(version, values)
+    loaded, values = sources([f"selection@{version}"]), restore_selection(version, values)
+    most = count_room(version, values)
     pool = most.pool
     for share in shares:
         rows = min(max(1, int(share * pool + 1e-9)), most.room)
@@ -95,12 +119,12 @@ def choose_by(selector: str, version: str, values: Params) -> Path:
     Args:
         selector: a word of selection.selector; what it reads is computed, too.
         version: the data version, whose examples are up to date.
-        values: the parameters; the budget is theirs.
+        values: the parameters; those of the choice itself, its budget too, are the version's own.
 
     Raises:
         ValueError: there is no such selector, or it cannot be used as the parameters are.
     """
-    asked = ask_selector(selector, values)
+    asked = ask_selector(selector, restore_selection(version, values))
     loaded, done = sources(f"{name}@{version}" for name in (*SCORING, "selection")), {}
     for name in (*SCORING, "selection"):
         done[name] = attempt(name, version, asked, done, loaded)
@@ -113,7 +137,7 @@ def find_choice(selector: str, version: str, values: Params) -> Path | None:
     Raises:
         ValueError: as `choose_by`.
     """
-    asked, done = ask_selector(selector, values), {}
+    asked, done = ask_selector(selector, restore_selection(version, values)), {}
     for name in (*SCORING, "selection"):
         found = find(name, version, asked, done)
         if found is None:

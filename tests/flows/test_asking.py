@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from worlds.projects import Project, run_stages
 
 from flows import cli, params
-from flows.entering import SHARES, count_room, try_budgets
+from flows.entering import SHARES, add_to_budget, choose_by, count_room, try_budgets
 from flows.stage_calls import folder
 from tasks.artifacts.tables import read_table
 from tasks.audit.audit import Check
@@ -108,6 +108,19 @@ def test_budgets_are_tried_as_far_as_gate_and_caps_leave_rows(project):
     last = next(row for row in reversed(subset) if not row["gated"])
     done = tamis("why", last["id"], "--version", "v1", "--budgets")
     assert done.exit_code == 0, done.output
+
+
+def test_a_choice_is_made_again_by_the_settings_that_it_records(project):
+    def look():
+        tried = [sorted(one.ids) for one in try_budgets("v1", params.read())]
+        return tried, choose_by("longest", "v1", params.read()), add_to_budget("v1", params.read(), 1.1)
+
+    before = look()
+    settings = yaml.safe_load(Path("params.yaml").read_text())
+    settings["selection"] |= {"selector": "random", "seed": 5, "budget": {"count": 1}, "caps": {"sums": 1}}
+    Path("params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    assert look() == before
+    assert tamis("why", read_subset("v1")[0]["id"], "--budgets").exit_code == 0
 
 
 def test_budgets_are_tried_of_the_versions_alone_that_could_choose_the_row(project):
