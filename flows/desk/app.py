@@ -12,6 +12,7 @@ from flows.desk import asking, project
 from flows.desk.choice import gains, mask, pairs, places, rows
 from flows.desk.project import TOLD
 from flows.desk.versions import chain, comparing, overview, signing
+from flows.params import ParamsError
 from flows.stage import format_error
 
 PAGES = {
@@ -35,12 +36,13 @@ def main() -> None:
     try:
         opened = project.open_project()
     except Exception as error:
-        st.header("Nothing to show yet")
+        unread = isinstance(error, ParamsError)
+        st.header("params.yaml cannot be used" if unread else "Nothing to show yet")
         tell_error(error)
         return
     project.tell_broken(opened)
     if TOLD in st.session_state:
-        st.text(st.session_state.pop(TOLD))
+        project.show_words(st.session_state.pop(TOLD))
     try:
         PAGES[page](opened)
     except Exception as error:  # what Streamlit would show instead has links to elsewhere
@@ -50,7 +52,7 @@ def main() -> None:
 
 def tell_error(error: Exception) -> None:
     """Show an error in a line; of one that is none of ours who started the desk sees where it came from."""
-    st.text(format_error(error))
+    project.show_words(format_error(error))
     if not isinstance(error, ValueError):
         traceback.print_exception(error)
 

@@ -12,6 +12,7 @@ import streamlit as st
 
 from flows import params
 from flows.params import Params
+from flows.stage import show_plain
 from tasks.decisions import FOLDER, NAME
 
 ROOT = Path(".")
@@ -87,11 +88,21 @@ def _needed(version: str) -> tuple[str, str]:
     return f"examples/version={version}/examples.parquet", f"selection/version={version}/subset.parquet"
 
 
+def show_words(text: str, place: Any = st) -> None:
+    """Show lines with words of the data in them, which can neither hide nor turn around what the desk says beside them.
+
+    Args:
+        text: of one or more lines.
+        place: of Streamlit, such as a column; the page.
+    """
+    place.text("\n".join(map(show_plain, text.split("\n"))))
+
+
 def tell_broken(project: Opened) -> None:
     """Show which artifacts cannot be read."""
     for name, why in project.artifacts.broken.items():
         st.error(f"The view {name} cannot be read.", icon=None)
-        st.text(why)
+        show_words(why)
 
 
 def choose_version(project: Opened, label: str = "Version", key: str = "version", *, place: int = -1) -> str | None:
@@ -106,10 +117,9 @@ def choose_version(project: Opened, label: str = "Version", key: str = "version"
     if not project.made:
         st.info("No data version has a choice yet. Run `tamis run`, then look again.")
         return None
-    asked = st.query_params.get(key, "")
+    asked, newest = st.query_params.get(key, ""), project.made[max(0, len(project.made) + place)]
     if asked and asked not in project.made:
-        st.text(f"There is no version {asked} that is made; this is another one.")
-    newest = project.made[max(0, len(project.made) + place)]
+        show_words(f"There is no version {asked} that is made; this is {newest}.")
     options = ["", *project.made]  # none named: by its place, whichever that is when a link is opened
     return st.selectbox(label, options, key=key, bind="query-params", format_func=partial(_name, newest)) or newest
 
@@ -126,7 +136,7 @@ def choose(field: Callable[..., str], label: str, options: Sequence[str], *, key
     """
     asked = st.query_params.get(key, "")
     if asked and asked not in options:
-        st.text(f"The link asks for {asked} as {label.lower()}, which is not offered here; this is {options[0]}.")
+        show_words(f"The link asks for {asked} as {label.lower()}, which is not offered here; this is {options[0]}.")
     return field(label, options, key=key, bind="query-params", **more)
 
 

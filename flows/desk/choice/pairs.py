@@ -5,7 +5,7 @@ from typing import Any
 import altair as alt
 import streamlit as st
 
-from flows.desk.project import Opened, choose, choose_version, tabulate
+from flows.desk.project import Opened, choose, choose_version, show_words, tabulate
 from flows.told import count
 
 HEIGHT = 420  # pixels
@@ -32,7 +32,7 @@ def show(project: Opened) -> None:
         scored = sum(row["pairs"] for row in means)
         gained = f"{best['utility']:+.3f} nats a token, the mean of {count(best['pairs'], 'pair')}"
         st.subheader("Which topics help which")
-        st.text(f"Rows of {best['demo']} help rows of {best['target']} most: {gained}.")
+        show_words(f"Rows of {best['demo']} help rows of {best['target']} most: {gained}.")
         st.text(f"Means of {scored:,} pairs, of the {pairs.TOPICS} largest topics; named are those with {FEW} or more.")
         st.altair_chart(draw(means), alt="Mean utility by the topics of demo and target", key="topics")
         way = choose(st.radio, "Partners", ["demos of a target", "targets of a demo"], key="way", horizontal=True)
@@ -52,12 +52,13 @@ def show_partners(row: dict[str, Any] | None, found: list[dict[str, Any]]) -> No
         st.text("No pair of this row is scored.")
         return
     left, right = st.columns(2)
-    left.text(f"{row['topic']}, {row['id']}")
+    show_words(f"{row['topic']}, {row['id']}", left)
     left.text(row["prompt"])
     left.text(row["response"])
     for one in found:
-        right.text(
-            f"{one['utility']:+.4f} nats a token, {one['topic']}, {'chosen, ' if one['chosen'] else ''}{one['id']}"
+        show_words(
+            f"{one['utility']:+.4f} nats a token, {one['topic']}, {'chosen, ' if one['chosen'] else ''}{one['id']}",
+            right,
         )
         right.text(one["prompt"])
         right.text(one["response"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from flows.desk.project import ROOT, Opened, choose, choose_version, remember, show_table
+from flows.desk.project import ROOT, Opened, choose, choose_version, remember, show_table, show_words
 
 SIZE = 100  # rows of a page
 COLUMNS = ("state", "rank", "value", "topic", "prompt", "why", "response", "response_tokens", "source", "id")
@@ -110,14 +110,14 @@ def show_story(connection: Any, project: Opened, version: str, id: str) -> None:
     views = frozenset({*project.artifacts.views, *project.artifacts.derived})
     story = tell(connection, version, full, views=views, root=ROOT)
     if story is None:
-        st.text(f"{version} has no row {full}.")
+        show_words(f"{version} has no row {full}.")
         return
     st.subheader(f"Row {full}: {story.state}")
     for sentence in story.sentences:
-        st.text(sentence)
+        show_words(sentence)
     turns = "SELECT DISTINCT turn, role, learnt, content FROM turns WHERE version = $version AND id = $id ORDER BY turn"
     for _, role, learnt, content in connection.execute(turns, {"version": version, "id": full}).fetchall():
-        st.text(f"{role}{', learnt' if learnt else ''}:")
+        show_words(f"{role}{', learnt' if learnt else ''}:")
         with st.container(border=True):
             st.text(content)
     take_decision(project, version, full)
@@ -137,7 +137,7 @@ def take_decision(project: Opened, version: str, id: str) -> None:
         found = decide(kind, id, project.values, because=because, by=by or None, version=version)
     except ValueError as error:
         st.error("It is not recorded.")
-        st.text(str(error))
+        show_words(str(error))
     else:
         instead = f" It stands in place of {found.replaced}." if found.replaced else ""
         versions = ", ".join(found.versions)

@@ -64,16 +64,24 @@ def choose_revisions(project: Opened) -> list[Any] | None:
 
 
 def choose_selectors(project: Opened) -> list[Any] | None:
-    """Let the reader name two selectors, whose choices at the version's budget are kept; None: there is no version."""
+    """Let the reader name two selectors, those first whose choices are kept; None: there is no version, or no two."""
     from flows import sides
     from tasks.selection.selectors import SELECTORS
 
     version = choose_version(project)
-    left, right = st.columns(2)
-    before = choose(left.selectbox, "Before", sorted(SELECTORS), key="first")
-    after = choose(right.selectbox, "After", sorted(SELECTORS), key="second")
     if version is None:
         return None
+    kept = sides.list_kept(version)
+    if len(kept) < 2 and not {"first", "second"} & st.query_params.keys():
+        st.info(
+            f"No two choices of {version} by selectors are kept. Make them: `tamis diff SELECTOR OTHER --of {version} "
+            "--selectors`."
+        )
+        return None
+    first, *others = [*kept, *(one for one in sorted(SELECTORS) if one not in kept)]
+    left, right = st.columns(2)
+    before = choose(left.selectbox, "Before", [first, *others], key="first")
+    after = choose(right.selectbox, "After", [*others, first], key="second")
     return [sides.open_kept_choice(before, version), sides.open_kept_choice(after, version)]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import streamlit as st
 
-from flows.desk.project import ROOT, Opened, remember, show_table
+from flows.desk.project import ROOT, Opened, remember, show_table, show_words
 from flows.told import count
 from tasks.artifacts.views import ask
 from tasks.audit.queries import PROVENANCE, Query, read_queries
@@ -32,7 +32,7 @@ def show(project: Opened) -> None:
         said = f"{version}: {signed.state}"
         if signed.by is not None:
             said += f", by {signed.by} on {signed.when}{f': {signed.note}' if signed.note else ''}"
-        st.text(said)
+        show_words(said)
         if signed.changed:
             st.text("other ones since: " + ", ".join(signed.changed))
         show_checks(version, checks.get(version, []))
@@ -50,7 +50,7 @@ def show(project: Opened) -> None:
             signed = approve(version, project.values, by=by or None, note=note, despite=despite.split())
         except ValueError as error:
             st.error("It is not approved.")
-            st.text(str(error))
+            show_words(str(error))
         else:
             remember(f"{version} is approved by {signed.by}; to keep that, commit data/approvals.jsonl.")
 

@@ -113,6 +113,15 @@ def test_text_of_data_is_never_markup(project, hostile):
             assert "script" not in one.value
 
 
+def test_text_of_data_does_not_turn_the_words_beside_it_around(project, hostile):
+    examples = read_table(Path("data/examples/version=v1/examples.parquet")).to_pylist()
+    row = next(row for row in examples if row["topic"] == hostile and row["used"] and row["split"] == "pool")
+    sentences = [one.value for one in look("rows", version="v1", id=row["id"]).text if "Of its topic" in one.value]
+    assert len(sentences) == 1
+    assert r"\u202e\x07" in sentences[0]
+    assert "\u202e" not in sentences[0]
+
+
 def test_differences_are_those_of_the_command(project):
     from tasks.catalogue.diffs import compare, read_side
 
@@ -302,15 +311,21 @@ def test_the_names_of_scores_are_those_that_a_row_has(project, version):
 
 
 def test_two_selectors_are_compared_where_their_choices_are_kept(project):
-    state = {"compare": "a version by two selectors", "version": "v1", "first": "random", "second": "longest"}
+    way = {"compare": "a version by two selectors", "version": "v1"}
+    assert any("No two choices of v1 by selectors are kept." in one.value for one in look("diff", **way).info)
+    state = way | {"first": "random", "second": "longest"}
     desk = look("diff", **state)
     assert [one.value for one in desk.error] == ["This cannot be shown."]
     assert "no choice of v1 by random is kept; make it: `tamis diff random OTHER" in read_text(desk)
     for selector in ("random", "longest"):
         choose_by(selector, "v1", params.read())
-    desk = look("diff", **state)
-    assert not desk.error
-    assert "are chosen in both." in read_text(desk)
+    for asked in (state, way):  # without names, those that are kept
+        desk = look("diff", **asked)
+        assert not desk.error
+        assert [one.value for one in desk.selectbox if one.label in ("Before", "After")] == ["longest", "random"][
+            :: 1 if asked is way else -1
+        ]
+        assert "are chosen in both." in read_text(desk)
 
 
 def test_a_decision_that_the_choice_does_not_honour_is_told(project):
@@ -349,7 +364,7 @@ def test_a_damaged_record_is_named_with_the_way_out(project, path, text, page):
 
 
 def test_a_version_that_is_not_there_is_told(project):
-    assert "There is no version v9 that is made; this is another one." in read_text(look("rows", version="v9"))
+    assert "There is no version v9 that is made; this is v2." in read_text(look("rows", version="v9"))
 
 
 @pytest.mark.parametrize(
