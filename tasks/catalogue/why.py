@@ -7,7 +7,7 @@ from typing import Any
 
 import duckdb
 
-from tasks.artifacts.tables import read_json
+from tasks.artifacts.tables import digest_inputs, provenance, read_json
 from tasks.catalogue.derived import EACH
 
 LONGEST = 400  # characters of a text that a sentence quotes
@@ -94,7 +94,7 @@ def tell(
     selection = read_json(path)
     asked = Asked(connection, version, id, dict(zip(names, found, strict=True)), selection, views)
     state = _name_state(asked.row)
-    return Story(version, id, state, tuple(_tell(asked, state, enters)))
+    return Story(version, id, state, (*_tell_other(root, version), *_tell(asked, state, enters)))
 
 
 def _name_state(row: Mapping[str, Any]) -> str:
@@ -120,6 +120,18 @@ def _tell(asked: Asked, state: str, enters: Mapping[str, float | None] | None) -
     yield from _tell_partners(asked)
     yield from _tell_alike(asked)
     yield from _tell_topic(asked)
+
+
+def _tell_other(root: Path, version: str) -> Iterator[str]:
+    """Yield that a version's choice and its examples are of different runs, where they are."""
+    examples = Path(root) / f"data/examples/version={version}/examples.parquet"
+    chosen_from = provenance(Path(root) / f"data/selection/version={version}/subset.parquet")["inputs"]
+    for name, now in digest_inputs(examples).items():
+        if chosen_from.get(name, now) != now:
+            yield (
+                f"The choice was made of other examples than those of {version} now, so what follows may not fit; "
+                f"`tamis run {version}` chooses anew."
+            )
 
 
 def _tell_decided(asked: Asked) -> Iterator[str]:

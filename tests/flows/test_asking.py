@@ -131,6 +131,16 @@ def test_budgets_are_tried_of_the_versions_alone_that_could_choose_the_row(proje
     assert any("of the pool takes it" in one["sentence"] for one in said)
 
 
+def test_a_choice_of_other_examples_is_told_before_all_else(project):
+    row = next(row for row in read_subset("v1") if row["chosen"])["id"]
+    assert "made of other examples" not in tell(row, "--version", "v1")
+    with open("data/raw/v1/toys.jsonl", "a") as file:
+        file.write(json.dumps({"prompt": "one more", "response": "of them"}) + "\n")
+    run_stages("v1", until="examples")
+    said = json.loads(tamis("why", row, "--version", "v1", "--format", "json").stdout)
+    assert said[0]["sentence"].startswith("The choice was made of other examples than those of v1 now, so what follows")
+
+
 def test_every_version_that_has_the_row_is_told_of(project):
     kept = {row["id"] for row in read_subset("v1")} & {row["id"] for row in ask_rows("v2")}
     told = ask("why", min(kept))
