@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from streamlit.testing.v1 import AppTest
+from worlds.desk_pages import PAGES, look, read_text, refuse_foreign_errors
 from worlds.projects import ROOT, run_stages
 
 from flows import params
@@ -17,32 +18,7 @@ from tasks.artifacts.tables import read_table
 from tasks.artifacts.views import opened
 from tasks.browsing import filters
 from tasks.browsing.places import make_places
-from tasks.catalogue.examples import EXAMPLES
 from tasks.catalogue.sources import find_artifacts
-
-APP = str(ROOT / "flows/desk/app.py")
-PAGES = ("overview", "rows", "map", "gains", "pairs", "mask", "diff", "chain", "sign-off", "query")
-
-
-def look(page: str, **state: str) -> AppTest:
-    """Open a page in a state, as a link does."""
-    desk = AppTest.from_file(APP, default_timeout=60)
-    desk.query_params["page"] = page
-    for name, value in state.items():
-        desk.query_params[name] = value
-    desk.run()
-    refuse_foreign_errors(desk)
-    return desk
-
-
-def refuse_foreign_errors(desk: AppTest) -> None:
-    """Check that no error is shown but those that name a thing and a way out."""
-    assert not desk.exception
-    assert not [one.value for one in desk.text if re.match(r"\w+(Error|Exception): ", one.value)]
-
-
-def read_text(desk: AppTest) -> str:
-    return "\n".join(one.value for one in [*desk.text, *desk.header, *desk.subheader, *desk.caption])
 
 
 def count(version: str, **asked) -> tuple[int, str]:
@@ -354,53 +330,10 @@ def test_a_damaged_record_is_named_with_the_way_out(project, path, text, page):
         Path(path).unlink()
     else:
         Path(path).write_text(text)
-    desk = AppTest.from_file(APP, default_timeout=60)
+    desk = AppTest.from_file(str(ROOT / "flows/desk/app.py"), default_timeout=60)
     desk.query_params["page"] = page
     desk.run()
     assert not desk.exception
     said = read_text(desk)
     assert Path(path).name in said
     assert text is None or re.search("restore it with|bring it back with|bring the file back with", said)
-
-
-def test_a_version_that_is_not_there_is_told(project):
-    assert "There is no version v9 that is made; this is v2." in read_text(look("rows", version="v9"))
-
-
-@pytest.mark.parametrize(
-    ("page", "key", "offered"),
-    [
-        ("rows", "state", "any"),
-        ("rows", "order", "row"),
-        ("diff", "compare", "two versions"),
-    ],
-)
-def test_a_link_that_asks_for_what_is_not_offered_says_so(project, page, key, offered):
-    said = read_text(look(page, version="v1", **{key: "nonsense"}))
-    assert "The link asks for nonsense as" in said
-    assert f"this is {offered}." in said
-
-
-def test_a_page_that_is_not_there_is_told(project):
-    assert "The link asks for nonsense as page" in read_text(look("nonsense"))
-
-
-def test_a_link_holds_the_question(project):
-    assert "2 rows" in read_text(look("query", sql="SELECT DISTINCT version FROM subset"))
-
-
-def test_an_example_is_put_in_place_of_the_question(project):
-    desk = look("query", sql="SELECT 1 AS one")
-    desk.selectbox(key="example").select_index(1).run()
-    refuse_foreign_errors(desk)
-    assert desk.text_area[0].value == EXAMPLES[0].sql
-
-
-def test_a_refused_form_keeps_what_was_typed(project):
-    desk = look("sign-off")
-    desk.selectbox[0].set_value("v2")
-    desk.text_area[0].set_value("a long note")
-    desk.button[0].click()
-    desk.run()
-    assert desk.error[0].value == "It is not approved."
-    assert desk.text_area[0].value == "a long note"

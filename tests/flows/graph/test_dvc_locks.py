@@ -1,17 +1,19 @@
 """DVC's locks: a line names who is waited for, and what a kill has left in them is mended."""
 
 import contextlib
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 
 import psutil
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from worlds.projects import GRAPHS, Project, start_project
 
-from flows.graph import dvc_state, revisions
+from flows.graph import dvc_locks, dvc_state, revisions
 
 
 @pytest.fixture
@@ -99,12 +101,23 @@ def test_lock_is_free_after_an_error(project, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_what_dvc_leaves_in_memory_of_each_folder_goes_with_its_lock(project):
-    MemoryFileSystem.store["/kept.tmp"] = None
-    try:
-        with dvc_state.opened() as repo:
-            revisions.digest_now(repo, ["raw"])
-            assert len(MemoryFileSystem.store) > 1
-        assert [*MemoryFileSystem.store] == ["/kept.tmp"]
-    finally:
-        MemoryFileSystem.store.pop("/kept.tmp")
+def test_what_dvc_leaves_in_memory_of_each_folder_goes_with_its_lock(project, monkeypatch):
+    monkeypatch.setattr(MemoryFileSystem, "store", {"/kept.tmp": None})
+    with dvc_state.opened() as repo:
+        revisions.digest_now(repo, ["raw"])
+        assert len(MemoryFileSystem.store) > 1
+    assert [*MemoryFileSystem.store] == ["/kept.tmp"]
+
+
+def test_the_project_is_opened_once_and_nothing_holds_it_once_it_is_closed(project):
+    with dvc_state.opened() as repo:
+        pass
+    with dvc_state.opened() as again:
+        assert again is repo
+    closed = weakref.ref(repo)
+    dvc_locks.close_project()
+    del repo, again
+    gc.collect()
+    assert closed() is None
+    with dvc_state.opened() as repo:
+        assert repo.root_dir == str(project.root)

@@ -1,0 +1,49 @@
+"""A link opens the desk in its state, and says where it asks for what is not there."""
+
+import pytest
+from worlds.desk_pages import look, read_text, refuse_foreign_errors
+
+from tasks.catalogue.examples import EXAMPLES
+
+
+def test_a_version_that_is_not_there_is_told(project):
+    assert "There is no version v9 that is made; this is v2." in read_text(look("rows", version="v9"))
+
+
+@pytest.mark.parametrize(
+    ("page", "key", "offered"),
+    [
+        ("rows", "state", "any"),
+        ("rows", "order", "row"),
+        ("diff", "compare", "two versions"),
+    ],
+)
+def test_a_link_that_asks_for_what_is_not_offered_says_so(project, page, key, offered):
+    said = read_text(look(page, version="v1", **{key: "nonsense"}))
+    assert "The link asks for nonsense as" in said
+    assert f"this is {offered}." in said
+
+
+def test_a_page_that_is_not_there_is_told(project):
+    assert "The link asks for nonsense as page" in read_text(look("nonsense"))
+
+
+def test_a_link_holds_the_question(project):
+    assert "2 rows" in read_text(look("query", sql="SELECT DISTINCT version FROM subset"))
+
+
+def test_an_example_is_put_in_place_of_the_question(project):
+    desk = look("query", sql="SELECT 1 AS one")
+    desk.selectbox(key="example").select_index(1).run()
+    refuse_foreign_errors(desk)
+    assert desk.text_area[0].value == EXAMPLES[0].sql
+
+
+def test_a_refused_form_keeps_what_was_typed(project):
+    desk = look("sign-off")
+    desk.selectbox[0].set_value("v2")
+    desk.text_area[0].set_value("a long note")
+    desk.button[0].click()
+    desk.run()
+    assert desk.error[0].value == "It is not approved."
+    assert desk.text_area[0].value == "a long note"
