@@ -1,12 +1,15 @@
-"""DVC's locks: waiting with a line that names who holds them, and mending what a kill or another DVC has left in them.
+"""The project as DVC opens it, and its locks: waiting with a line that names who holds them, and mending them.
 
 The repository's lock is a file that the kernel frees. The list of locked paths (`.dvc/tmp/rwlock`) is JSON, in which a
-a process that was killed stays; DVC removes it once no process has its number, which another one may have been given.
+process that was killed stays; DVC removes it once no process has its number, which another one may have been given.
 What git and DVC refuse while the lock is held is said here in words, too.
 """
 
+import atexit
 import json
+import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,9 +27,34 @@ from voluptuous import Invalid
 
 from flows.stage import say
 
+CONFIGS = (Path(".dvc/config"), Path(".dvc/config.local"))
 OURS = ("dvc", "tamis", "flows", "prefect", "pytest", "python")  # of which one is in the command of who locks paths
 LISTING = re.compile(r"/\.[\w-]+\.tmp(\.with_meta)?")  # as DVC names what it digests of a folder
 UNREADABLE = (FileNotFoundError, PermissionError, IgnoreInCollectedDirError)  # raised for what DVC is to digest
+_open = threading.local()
+
+
+def open_project() -> Repo:
+    """Return the project in the current folder; it is opened once per thread, and anew where its settings have changed.
+
+    What DVC has read of the project's files it forgets whenever its lock is taken.
+    """
+    settings = tuple(path.read_bytes() for path in CONFIGS if path.exists())
+    if getattr(_open, "key", None) != (os.getcwd(), settings):
+        close_project()
+        _open.repo = Repo(".", _wait_for_lock=True)
+        atexit.register(_open.repo.close)  # else git's open files complain once Python is half gone
+        _open.key = (os.getcwd(), settings)
+    return _open.repo
+
+
+def close_project() -> None:
+    """Close the project where this thread has it open: what git remembers of its files grows with the versions."""
+    repo = getattr(_open, "repo", None)
+    if repo is not None:
+        repo.close()
+        atexit.unregister(repo.close)
+    _open.__dict__.clear()
 
 
 @contextmanager

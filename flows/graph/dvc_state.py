@@ -5,11 +5,9 @@ copy of dvc.yaml is read (flows/graph/dvc_files.py) and its own dvc.lock written
 of versions. What is used of DVC's Python interface is held by tests/flows/graph/test_dvc_state.py; `dvc<4` is pinned.
 """
 
-import atexit
 import logging
 import os
 import sys
-import threading
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -37,8 +35,6 @@ logging.getLogger("dvc").setLevel(logging.ERROR)  # its notices go to stdout, wh
 colorama.deinit()  # by which DVC takes control characters out of what is written to a pipe, which may be data
 WHOLE = "all"  # the one stage of dvc.yaml that is of no version
 PATIENCE = 3  # seconds that an interrupt waits for what is done under DVC's locks; it may be a long upload
-CONFIGS = (Path(".dvc/config"), Path(".dvc/config.local"))
-_kept = threading.local()
 
 __all__ = ["Busy", "File", "GitError", "NotReady", "Planned", "Probe", "StateError"]
 
@@ -283,28 +279,12 @@ def opened() -> Iterator[Repo]:
         StateError: what DVC or git refuses.
     """
     try:
-        with whole(PATIENCE), map_scm_exception(with_cause=True), dvc_locks.held(_open()) as repo:
+        with whole(PATIENCE), map_scm_exception(with_cause=True), dvc_locks.held(dvc_locks.open_project()) as repo:
             yield repo
     except Busy:
         raise
     except (SCMError, DvcException, *dvc_locks.UNREADABLE) as error:
         raise StateError(dvc_locks.explain(error)) from error
-
-
-def _open() -> Repo:
-    """Return the project in the current folder; it is opened once per thread, and anew where its settings have changed.
-
-    What DVC has read of the project's files it forgets whenever its lock is taken.
-    """
-    settings = tuple(path.read_bytes() for path in CONFIGS if path.exists())
-    if getattr(_kept, "key", None) != (os.getcwd(), settings):
-        if hasattr(_kept, "repo"):
-            _kept.repo.close()
-        _kept.key = None
-        _kept.repo = Repo(".", _wait_for_lock=True)
-        atexit.register(_kept.repo.close)  # else git's open files complain once Python is half gone
-        _kept.key = (os.getcwd(), settings)
-    return _kept.repo
 
 
 def _restore(repo: Repo, stage: Stage) -> Stage:

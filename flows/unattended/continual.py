@@ -24,6 +24,7 @@ from flows.graph.versions import (
 from flows.stage import format_error, say
 from flows.unattended import acceptance, landing, reports
 from flows.unattended.acceptance import RefusedError
+from flows.unattended.memory import give_back
 
 Tell = Callable[[dict[str, Any]], None]
 WAITS = "waits"  # for somebody's approval
@@ -74,6 +75,7 @@ def advance(
             errors += obstacle
             continue
         outcome, error = _try(version, run)
+        give_back()
         reports.send(acceptance.read_settings().report, outcome)
         if tell:
             tell(outcome)
@@ -83,10 +85,16 @@ def advance(
         else:
             errors.append(error)
             closed[version] = "was not accepted" if isinstance(error, RefusedError) else "failed"
-    errors += [unpushed] if unpushed else []
+    _raise_first([*errors, *filter(None, [unpushed])])
+    return made
+
+
+def _raise_first(errors: list[Exception]) -> None:
+    """Raise the first of some errors, all of which were told of; where there are more, a line says how many."""
+    if len(errors) > 1:
+        say(f"{len(errors)} troubles are told above; the first ends this call")
     if errors:
         raise errors[0]
-    return made
 
 
 def _find_obstacle(version: str, previous: str, closed: dict[str, str]) -> list[Exception] | None:

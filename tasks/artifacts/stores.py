@@ -212,6 +212,16 @@ def _database(process: int) -> duckdb.DuckDBPyConnection:
     return duckdb.connect()
 
 
+def close_database() -> None:
+    """Close this process's database, which remembers something of every file that it was asked of.
+
+    Arrow gives back what it kept of the answers for later.
+    """
+    _database(os.getpid()).close()
+    _database.cache_clear()
+    pa.default_memory_pool().release_unused()
+
+
 def check_parts(folder: Path) -> dict[Path, dict[str, Any]]:
     """Return the records of a folder's parts that are as they were written; a damaged one is set aside, and told of."""
     found = {}

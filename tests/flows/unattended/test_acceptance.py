@@ -79,6 +79,7 @@ def test_refused_version_is_kept_and_marked_and_the_others_are_recorded(project,
     said = capsys.readouterr().err
     assert "v2 is refused: loss is above; it is kept under the tag refused-v2\n" in said
     assert "v3 is not run: it continues from v2, which was not accepted; set versions.v3.previous to" in said
+    assert said.endswith("2 troubles are told above; the first ends this call\n")
 
 
 def test_next_call_runs_no_refused_version_again_nor_what_continues_from_it(project, monkeypatch, capsys):

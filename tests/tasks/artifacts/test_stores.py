@@ -149,3 +149,10 @@ def test_a_pair_that_stands_in_two_parts_costs_once(tmp_path):
 
 def test_an_empty_store_cost_nothing(tmp_path):
     assert stores.cost(tmp_path / "none", asked(("a", "b"))) == 0.0
+
+
+def test_a_closed_database_is_opened_by_the_next_question(tmp_path):
+    append(tmp_path, scores(("a", "b")))
+    for _ in range(2):
+        assert stores.find(tmp_path, asked(("a", "b"))).num_rows == 1
+        stores.close_database()
