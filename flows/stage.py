@@ -161,7 +161,7 @@ def format_error(error: BaseException) -> str:
     address = getattr(error, "stage", "")
     place = f"{address}: " if address not in message else ""
     text = "\n".join([f"{place}{message}", *getattr(error, "__notes__", [])])
-    return "\n".join(map(show_plain, text.split("\n")))
+    return show_lines(text)
 
 
 def refuse_moved(address: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
@@ -196,8 +196,13 @@ def counted(results: Iterable[R], total: int, *, label: str) -> Iterator[R]:
 
 def say(text: str) -> None:
     """Print talk on stderr; control characters, which may come from the data, are made visible."""
-    sys.stderr.write("\n".join(map(show_plain, text.split("\n"))) + "\n")  # at once: other processes speak, too
+    sys.stderr.write(show_lines(text) + "\n")  # at once: other processes speak, too
     sys.stderr.flush()
+
+
+def show_lines(text: str) -> str:
+    """Return lines of text, each as `show_plain` shows it."""
+    return "\n".join(map(show_plain, text.split("\n")))
 
 
 def show_plain(text: str) -> str:

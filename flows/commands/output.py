@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.forms import dump, write_csv
-from flows.stage import say, show_plain
+from flows.stage import say, show_lines, show_plain
 from flows.told import distinct
 
 LONGEST = 200  # characters of a cell in a terminal
@@ -110,7 +110,7 @@ def plain(text: str) -> Text:
 
 def plain_lines(text: str, style: str = "") -> Text:
     """Return text of several lines for a terminal, likewise, in a style where the terminal has it."""
-    return Text("\n".join(map(show_plain, text.split("\n"))), style, overflow="fold")
+    return Text(show_lines(text), style, overflow="fold")
 
 
 def _show_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

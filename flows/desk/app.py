@@ -52,7 +52,7 @@ def main() -> None:
 
 def tell_error(error: Exception) -> None:
     """Show an error in a line; of one that is none of ours who started the desk sees where it came from."""
-    project.show_words(format_error(error))
+    st.text(format_error(error))
     if not isinstance(error, ValueError):
         traceback.print_exception(error)
 

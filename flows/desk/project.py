@@ -12,7 +12,7 @@ import streamlit as st
 
 from flows import params
 from flows.params import Params
-from flows.stage import show_plain
+from flows.stage import show_lines
 from tasks.decisions import FOLDER, NAME
 
 ROOT = Path(".")
@@ -95,7 +95,7 @@ def show_words(text: str, place: Any = st) -> None:
         text: of one or more lines.
         place: of Streamlit, such as a column; the page.
     """
-    place.text("\n".join(map(show_plain, text.split("\n"))))
+    place.text(show_lines(text))
 
 
 def tell_broken(project: Opened) -> None:
