@@ -1,10 +1,12 @@
 """A version's choice made again, apart from its artifacts: with other budgets, or by another selector.
 
-All else of it is as the version's own choice records it, whatever params.yaml says since.
+The other settings of the section `selection` are those that the version's own choice records, whatever params.yaml says
+since; all other sections are params.yaml's.
 """
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -137,7 +139,24 @@ def find_choice(selector: str, version: str, values: Params) -> Path | None:
     Raises:
         ValueError: as `choose_by`.
     """
-    asked, done = ask_selector(selector, restore_selection(version, values)), {}
+    return _find_choice(selector, version, restore_selection(version, values))
+
+
+def list_kept(version: str, values: Params) -> list[str]:
+    """Return the selectors whose choice of a version is kept, sorted; one that cannot be used has none.
+
+    Args:
+        version, values: as of `find_choice`.
+    """
+    made, kept = restore_selection(version, values), []
+    for selector in sorted(SELECTORS):
+        with suppress(params.ParamsError):
+            kept += [selector] if _find_choice(selector, version, made) else []
+    return kept
+
+
+def _find_choice(selector: str, version: str, made: Params) -> Path | None:
+    asked, done = ask_selector(selector, made), {}
     for name in (*SCORING, "selection"):
         found = find(name, version, asked, done)
         if found is None:

@@ -1,7 +1,7 @@
 """The two sides of a difference: versions, a version at revisions of git, or its choices by selectors."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +61,6 @@ def open_kept_choice(selector: str, version: str) -> Iterator[Any]:
             "--selectors`"
         )
     yield read_choice(selector, folder("examples", version), found)
-
-
-def list_kept(version: str) -> list[str]:
-    """Return the selectors whose choice of a version is kept, sorted; one that cannot be used has none."""
-    from flows.entering import find_choice
-    from tasks.selection.selectors import SELECTORS
-
-    values, kept = params.read(), []
-    for selector in sorted(SELECTORS):
-        with suppress(params.ParamsError):
-            kept += [selector] if find_choice(selector, version, values) else []
-    return kept
 
 
 @contextmanager

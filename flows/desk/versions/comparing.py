@@ -66,12 +66,13 @@ def choose_revisions(project: Opened) -> list[Any] | None:
 def choose_selectors(project: Opened) -> list[Any] | None:
     """Let the reader name two selectors, those first whose choices are kept; None: there is no version, or no two."""
     from flows import sides
+    from flows.entering import list_kept
     from tasks.selection.selectors import SELECTORS
 
     version = choose_version(project)
     if version is None:
         return None
-    kept = sides.list_kept(version)
+    kept = list_kept(version, project.values)
     if len(kept) < 2 and not {"first", "second"} & st.query_params.keys():
         st.info(
             f"No two choices of {version} by selectors are kept. Make them: `tamis diff SELECTOR OTHER --of {version} "
