@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pyarrow.parquet as pq
 import pytest
 from worlds.browsers import CHROMIUM, Desk, served, settle
+from worlds.desk_pages import PAGES
 
 from tasks.artifacts.tables import read_table
 from tasks.artifacts.views import opened
@@ -15,7 +16,6 @@ from tasks.catalogue.sources import find_artifacts
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
-PAGES = ("overview", "rows", "map", "gains", "pairs", "mask", "diff", "chain", "sign-off", "query")
 ENDLESS = "SELECT count(*) FROM range(10000000) a, range(10000000) b WHERE a.range * b.range % 7 = 3"
 NAMELESS = """() => [...document.querySelectorAll("input, textarea, button, select, [role=combobox]")]
     .filter(one => one.offsetParent !== null && !(one.getAttribute("aria-label") || one.textContent.trim()

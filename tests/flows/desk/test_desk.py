@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 from streamlit.testing.v1 import AppTest
-from worlds.desk_pages import PAGES, look, read_text, refuse_foreign_errors
-from worlds.projects import ROOT, run_stages
+from worlds.desk_pages import APP, PAGES, look, read_text, refuse_foreign_errors
+from worlds.projects import run_stages
 
 from flows import params
 from flows.deciding import decide
@@ -330,10 +330,20 @@ def test_a_damaged_record_is_named_with_the_way_out(project, path, text, page):
         Path(path).unlink()
     else:
         Path(path).write_text(text)
-    desk = AppTest.from_file(str(ROOT / "flows/desk/app.py"), default_timeout=60)
+    desk = AppTest.from_file(APP, default_timeout=60)
     desk.query_params["page"] = page
     desk.run()
     assert not desk.exception
     said = read_text(desk)
     assert Path(path).name in said
     assert text is None or re.search("restore it with|bring it back with|bring the file back with", said)
+
+
+def test_a_refused_form_keeps_what_was_typed(project):
+    desk = look("sign-off")
+    desk.selectbox[0].set_value("v2")
+    desk.text_area[0].set_value("a long note")
+    desk.button[0].click()
+    desk.run()
+    assert desk.error[0].value == "It is not approved."
+    assert desk.text_area[0].value == "a long note"

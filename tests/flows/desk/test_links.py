@@ -37,13 +37,3 @@ def test_an_example_is_put_in_place_of_the_question(project):
     desk.selectbox(key="example").select_index(1).run()
     refuse_foreign_errors(desk)
     assert desk.text_area[0].value == EXAMPLES[0].sql
-
-
-def test_a_refused_form_keeps_what_was_typed(project):
-    desk = look("sign-off")
-    desk.selectbox[0].set_value("v2")
-    desk.text_area[0].set_value("a long note")
-    desk.button[0].click()
-    desk.run()
-    assert desk.error[0].value == "It is not approved."
-    assert desk.text_area[0].value == "a long note"
