@@ -23,7 +23,6 @@ STUDIES = Path("studies")
 NOW, BEFORE = "now", "before"  # folders of a pool's rows, and the names of their data versions
 UNDECIDED = ("versions", "runtime", "audit")  # sections that no figure of a cell depends on
 GENERATED = ("bootstrap", "confidence", "demos", "generated_rows", "seed")  # likewise, of section evaluation
-
 SEEDS = 1000  # of a study at most: beyond it, listing the cells alone would take long
 
 T = TypeVar("T")

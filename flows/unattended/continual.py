@@ -85,7 +85,7 @@ def advance(
         else:
             errors.append(error)
             closed[version] = "was not accepted" if isinstance(error, RefusedError) else "failed"
-    _raise_first([*errors, *filter(None, [unpushed])])
+    _raise_first(errors if unpushed is None else [*errors, unpushed])
     return made
 
 

@@ -217,7 +217,8 @@ def close_database() -> None:
 
     Arrow gives back what it kept of the answers for later.
     """
-    _database(os.getpid()).close()
+    if _database.cache_info().currsize:
+        _database(os.getpid()).close()
     _database.cache_clear()
     pa.default_memory_pool().release_unused()
 
