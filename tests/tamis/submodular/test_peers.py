@@ -96,7 +96,7 @@ def test_a_sparse_kernel_gains_what_apricot_gains(measure):
 
 
 @pytest.mark.parametrize(
-    ("measure", "rows", "optimizer"), itertools.product(MEASURES, SIZES, ("NaiveGreedy", "LazyGreedy"))
+    ("measure", "rows", "optimizer"), list(itertools.product(MEASURES, SIZES, ("NaiveGreedy", "LazyGreedy")))
 )
 def test_facility_location_gains_what_submodlib_gains(measure, rows, optimizer):
     from submodlib import FacilityLocationFunction
@@ -107,7 +107,7 @@ def test_facility_location_gains_what_submodlib_gains(measure, rows, optimizer):
     assert_same(choose(kernel, counted(rows, PICKS)), *ask_submodlib(theirs, PICKS, optimizer))
 
 
-@pytest.mark.parametrize(("measure", "rows"), itertools.product(MEASURES[:2], SIZES))
+@pytest.mark.parametrize(("measure", "rows"), list(itertools.product(MEASURES[:2], SIZES)))
 def test_a_sparse_kernel_gains_what_submodlib_gains(measure, rows):
     from submodlib import FacilityLocationFunction
 
@@ -118,7 +118,7 @@ def test_a_sparse_kernel_gains_what_submodlib_gains(measure, rows):
     assert_same(choose(ours, counted(rows, PICKS)), *ask_submodlib(found, PICKS))
 
 
-@pytest.mark.parametrize(("measure", "rows"), itertools.product(MEASURES, SIZES))
+@pytest.mark.parametrize(("measure", "rows"), list(itertools.product(MEASURES, SIZES)))
 def test_targets_that_are_no_demos_gain_what_submodlib_gains(measure, rows):
     from submodlib import FacilityLocationFunction
 
