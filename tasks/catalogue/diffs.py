@@ -41,6 +41,10 @@ ROWS = f"""
     ORDER BY change, rank, l.id"""
 COUNTS = f"SELECT count(*) FILTER (change = 'enters'), count(*) FILTER (change = 'leaves') FROM {CHANGED}"
 BOTH = "SELECT count(*) FROM a_subset JOIN b_subset USING (id) WHERE a_subset.chosen AND b_subset.chosen"
+HELD_OUT = """
+    WITH a AS (SELECT DISTINCT id FROM a_examples WHERE split = 'held_out' AND used),
+    b AS (SELECT DISTINCT id FROM b_examples WHERE split = 'held_out' AND used)
+    SELECT (SELECT count(*) FROM a), (SELECT count(*) FROM b), (SELECT count(*) FROM a JOIN b USING (id))"""
 MASKS = """
     WITH a AS (SELECT tensor, "row", unnest(columns) AS entry FROM a_mask),
     b AS (SELECT tensor, "row", unnest(columns) AS entry FROM b_mask),
@@ -75,6 +79,18 @@ class Diff:
     both: int  # rows that both chose
     masks: tuple[dict[str, Any], ...]  # layer, module, before, after, shared, union, jaccard
     metrics: tuple[dict[str, Any], ...]  # arm, before, after, each with low and high
+    held_out: tuple[int, int, int]  # rows that the first one's losses are of, the second one's, and both
+
+    @property
+    def measured_on(self) -> str | None:
+        """Return in words which rows the losses are of, where they are not the same ones; None where they are."""
+        before, after, both = self.held_out
+        if not self.metrics or before == after == both:
+            return None
+        return (
+            f"the losses are of other held-out rows: {before:,} then {after:,}, of which {both:,} are the same; "
+            "compare each with chance on its own rows, not one with the other"
+        )
 
 
 def read_side(name: str, root: Path, version: str) -> Side:
@@ -123,10 +139,12 @@ def compare(before: Side, after: Side, *, most: int | None = None, gigabytes: fl
         rows = ask(connection, ROWS, said)
         ((enter, leave),) = connection.execute(COUNTS).fetchall()
         ((both,),) = connection.execute(BOTH).fetchall()
+        ((*held_out,),) = connection.execute(HELD_OUT).fetchall()
         masked = {"mask", "tensors"} <= before.tables.keys() & after.tables.keys()
         masks = ask(connection, MASKS) if masked else []
     metrics = _compare_metrics(before.metrics, after.metrics)
-    return Diff(before.name, after.name, tuple(rows), enter, leave, both, tuple(masks), tuple(metrics))
+    listed = tuple(rows), enter, leave, both, tuple(masks), tuple(metrics)
+    return Diff(before.name, after.name, *listed, tuple(held_out))
 
 
 def _compare_metrics(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -32,6 +32,8 @@ def show(project: Opened) -> None:
     if found.metrics:
         st.subheader("Loss, with its interval")
         show_table(found.metrics, "Losses of both sides")
+        if found.measured_on:
+            st.text(f"{found.measured_on.capitalize()}.")
 
 
 def choose_versions(project: Opened) -> list[Any] | None:
