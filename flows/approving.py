@@ -1,14 +1,16 @@
 """A version signed off: who accepted the artifacts that dvc.lock names, and what has changed since."""
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from flows import params
 from flows.checks import refuse_unknown
 from flows.graph import dvc_files, dvc_state, revisions
+from flows.graph.stages import PARAMS
 from flows.params import Params
 from flows.stage_calls import ask_audit, find_folders
 from tasks.settings import hint
@@ -32,6 +34,7 @@ class Signed:
     despite: tuple[str, ...]
     state: str  # approved | changed since | not approved
     changed: tuple[str, ...]  # artifacts that are not those that were approved
+    settings: tuple[str, ...]  # that params.yaml gives otherwise now than the version was made by
 
 
 def approve(version: str, values: Params, *, by: str | None, note: str, despite: Sequence[str]) -> Signed:
@@ -67,12 +70,42 @@ def find_signed(version: str) -> Signed:
     """Return what stands of a version's approval."""
     from tasks.approvals import find_last, list_changed, read_approvals
 
-    last = find_last(read_approvals(ROOT), version)
+    last, settings = find_last(read_approvals(ROOT), version), tuple(list_changed_settings(version))
     if last is None:
-        return Signed(version, None, None, None, (), "not approved", ())
+        return Signed(version, None, None, None, (), "not approved", (), settings)
     changed = tuple(list_changed(last, list_artifacts(version)))
     state = "changed since" if changed else "approved"
-    return Signed(version, last.by, last.when, last.note, last.despite, state, changed)
+    return Signed(version, last.by, last.when, last.note, last.despite, state, changed, settings)
+
+
+def list_changed_settings(version: str) -> list[str]:
+    """Return the settings that params.yaml gives otherwise now than the version was made by, as dotted names, sorted.
+
+    The version's artifacts and its approval stand; its next run would make others.
+    """
+    path = dvc_files.place_lock(version)
+    recorded = dvc_files.list_settings(path.read_text(encoding="utf-8")) if path.exists() else {}
+    now = params.load(ROOT / PARAMS)
+    found = {name for key, value in recorded.items() for name in _list_other(key, value, _find_setting(now, key))}
+    return sorted(found)
+
+
+def _find_setting(values: Any, name: str) -> Any:
+    """Return the value of a dotted name; None where there is none, as DVC takes it."""
+    for key in name.split("."):
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values
+
+
+def _list_other(name: str, recorded: Any, now: Any) -> list[str]:
+    """Return the names of what differs, as deep as both are sections."""
+    if isinstance(recorded, Mapping) and isinstance(now, Mapping):
+        return [
+            one
+            for key in dict.fromkeys([*recorded, *now])
+            for one in _list_other(f"{name}.{key}", recorded.get(key), now.get(key))
+        ]
+    return [] if recorded == now else [name]
 
 
 def list_artifacts(version: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import re
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +11,7 @@ import typer
 from flows import params
 from flows.checks import refuse_unknown
 from flows.commands.errors import spoken
-from flows.commands.output import Format, Json, plain, show_as, show_json, show_object, show_text
+from flows.commands.output import Format, Json, name_form, plain, show_as, show_json, show_object, show_text
 from flows.serving_desk import PORT
 from flows.stage import say
 
@@ -30,6 +31,7 @@ def sql(
     """Ask the artifacts of all versions, read-only."""
     from tasks.catalogue import questions
 
+    form = name_form(form, as_json)
     if revision is None:
         versions = {name: vars(one) for name, one in params.read(bare=True).versions.items()}
         names, rows = questions.query(ROOT, query, versions)
@@ -38,7 +40,7 @@ def sql(
 
         with revisions.at_revision(revision) as root:
             names, rows = questions.query(root, query)
-    show_as("json" if as_json else form, names, rows)
+    show_as(form, names, rows)
 
 
 @spoken
@@ -52,7 +54,7 @@ def show(
     """Show everything that is known about one example, or what became of a version's rows, its choice and its arms."""
     from tasks.catalogue import rows
 
-    form = "json" if as_json else form
+    form = name_form(form, as_json)
     if find:
         names, listed, found = rows.find(ROOT, id)
         show_as(form, names, listed)
@@ -89,13 +91,14 @@ def why(
         bool, typer.Option("--budgets", help="Choose again with budgets from a tenth to all: which of them takes it?")
     ] = False,
     form: Format = None,
+    as_json: Json = False,
 ) -> None:
     """Say in sentences why a row was chosen or not, and what stands for it."""
     from tasks.artifacts.views import opened
     from tasks.catalogue import rows, sources
     from tasks.catalogue import why as telling
 
-    values = params.read()
+    form, values = name_form(form, as_json), params.read()
     if version is not None:
         refuse_unknown(version, values.versions)
     found = sources.find_artifacts(ROOT)
@@ -135,10 +138,12 @@ def diff(
         bool, typer.Option("--selectors", help="With --of: its choice by two selectors, at its budget.")
     ] = False,
     form: Format = None,
+    as_json: Json = False,
 ) -> None:
     """Say which rows enter and leave a choice, and why, how masks overlap, and what was measured."""
     from tasks.catalogue import diffs
 
+    form = name_form(form, as_json)
     if selectors:
         from flows.entering import ask_selector
 
@@ -156,6 +161,8 @@ def diff(
         say(f"mask, {where}: {row['before']:,} then {row['after']:,} parameters, Jaccard {row['jaccard']:.3f}")
     for row in found.metrics:
         say(f"loss of {row['arm']}: {_interval(row, 'before')}, then {_interval(row, 'after')}")
+    if found.measured_on:
+        say(found.measured_on)
 
 
 def _interval(row: dict[str, Any], end: str) -> str:
@@ -184,11 +191,12 @@ def audit(
     context: typer.Context,
     versions: Annotated[list[str] | None, typer.Argument(help="Data versions; else all that are made.")] = None,
     form: Format = None,
+    as_json: Json = False,
 ) -> None:
     """Check the promises of the artifacts as they are now, and show what else is found; status 1 if one is broken."""
     from flows.approving import check_promises
 
-    values, rows = params.read(), []
+    form, values, rows = name_form(form, as_json), params.read(), []
     for version in _list_made(versions, values):
         for one in check_promises(version, values):
             state = "shown" if not one.promise else "broken" if one.found else "kept"
@@ -267,10 +275,11 @@ def release(
 
 
 @spoken
-def decisions(context: typer.Context, form: Format = None) -> None:
+def decisions(context: typer.Context, form: Format = None, as_json: Json = False) -> None:
     """Show which rows are vetoed or pinned, for which versions, by whom and why."""
     from tasks.decisions import tabulate_decisions
 
+    form = name_form(form, as_json)
     found = tabulate_decisions(ROOT, params.read().versions)
     show_as(form, found.schema.names, [tuple(row.values()) for row in found.to_pylist()])
 
@@ -289,13 +298,14 @@ def _tell_decided(what: str, found: Any) -> None:
 
 
 @spoken
-def approvals(context: typer.Context, form: Format = None) -> None:
-    """Show which versions are approved, by whom, and what has changed since."""
+def approvals(context: typer.Context, form: Format = None, as_json: Json = False) -> None:
+    """Show which versions are approved, by whom, what has changed since, and which settings are other ones now."""
     from flows import approving
 
-    found = [approving.find_signed(version) for version in params.read().versions]
-    rows = [(*list(vars(one).values())[:4], ", ".join(one.despite), one.state, ", ".join(one.changed)) for one in found]
-    show_as(form, ["version", "by", "when", "note", "despite", "state", "changed"], rows)
+    form = name_form(form, as_json)
+    found = [vars(approving.find_signed(version)) for version in params.read().versions]
+    rows = [[", ".join(cell) if isinstance(cell, tuple) else cell for cell in one.values()] for one in found]
+    show_as(form, [one.name for one in fields(approving.Signed)], rows)
 
 
 @spoken

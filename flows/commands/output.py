@@ -43,8 +43,21 @@ def show_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: b
         write(write_csv(names, rows))
 
 
+def name_form(form: str | None, as_json: bool) -> str | None:
+    """Return which of FORMS is asked for, by `--format` or by `--json`; None: by neither.
+
+    Raises:
+        ValueError: they ask for two, or for one that is none.
+    """
+    if form not in (None, *FORMS):
+        raise ValueError(f"{form!r} is no format; known: {', '.join(FORMS)}")
+    if as_json and form not in (None, "json"):
+        raise ValueError(f"--json and --format {form} ask for two forms; give one of them")
+    return "json" if as_json else form
+
+
 def show_as(form: str | None, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print rows on stdout in one of FORMS, or as `show_rows` does."""
+    """Print rows on stdout in the form of `name_form`, or as `show_rows` does."""
     match form:
         case None | "json":
             show_rows(names, rows, as_json=form == "json")
@@ -54,8 +67,6 @@ def show_as(form: str | None, names: Sequence[str], rows: Sequence[Sequence[Any]
             write(write_csv(names, rows))
         case "parquet":
             _write_parquet(names, rows)
-        case _:
-            raise ValueError(f"{form!r} is no format; known: {', '.join(FORMS)}")
 
 
 def _write_parquet(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -121,6 +121,19 @@ def list_outs(text: str) -> dict[str, str]:
     return {out["path"]: out["md5"] for out in outs if "md5" in out}
 
 
+def list_settings(text: str) -> dict[str, Any]:
+    """Return the settings of params.yaml that a dvc.lock records, whole sections among them, by their dotted names.
+
+    Raises:
+        LockError: the text is none.
+    """
+    return {
+        name: value
+        for stage in parse_lock(text).values()
+        for name, value in (stage.get("params") or {}).get("params.yaml", {}).items()
+    }
+
+
 def parse_file(text: str) -> dict[str, Any]:
     """Return what a file of DVC records: a dvc.lock, a .dvc file, or one of its run-cache.
 

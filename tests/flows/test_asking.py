@@ -66,7 +66,7 @@ def test_of_a_row_that_was_left_out_both_texts_are_told(project):
 
 def ask_rows(version: str) -> list[dict]:
     return read_table(
-        folder("examples", version) / "examples.parquet", columns=["id", "prompt", "response"]
+        folder("examples", version) / "examples.parquet", columns=["id", "prompt", "response", "split", "used"]
     ).to_pylist()
 
 
@@ -172,6 +172,16 @@ def test_two_revisions_are_compared(project):
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)
     assert re.search(r"loss of chosen: \d\.\d{4} \(\d\.\d{4} to \d\.\d{4}\), then ", done.stderr)
+    assert "held-out rows" not in done.stderr  # they are the same ones
+
+
+def test_losses_of_other_held_out_rows_are_called_that(project):
+    before, after = (
+        {row["id"] for row in ask_rows(one) if row["split"] == "held_out" and row["used"]} for one in ("v1", "v2")
+    )
+    said = f"{len(before)} then {len(after)}, of which {len(before & after)} are the same"
+    assert before != after
+    assert f"the losses are of other held-out rows: {said}" in tamis("diff", "v1", "v2").stderr
 
 
 def test_a_version_that_is_not_made_is_told_how_to_make_it(project):
@@ -269,6 +279,7 @@ def test_what_does_not_exist_is_refused(project):
             ["diff", "delift", "longest", "--selectors"],
             "--selectors compares choices of one version: name it, with --of",
         ),
+        (["why", "0", "--json", "--format", "csv"], "--json and --format csv ask for two forms; give one of them"),
         (["diff", "v1", "v2", "--format", "xml"], "'xml' is no format; known: table, json, csv, parquet"),
     ):
         done = tamis(*words)
@@ -295,9 +306,13 @@ def test_an_approval_is_bound_to_what_was_made_and_tells_what_changed_since(proj
     ((row),) = json.loads(tamis("sql", 'SELECT version, "by" FROM approvals', "--json").stdout)
     assert row == {"version": "v1", "by": "Ann"}
     project.edit("params.yaml", "selector: delift", "selector: longest")
+    assert [(one["state"], one["settings"]) for one in ask("approvals")] == [
+        ("approved", "selection.selector"),  # what was approved is there; what params.yaml asks for is not
+        ("not approved", "selection.selector"),
+    ]
     run_stages("v1")
-    first, _ = ask("approvals")
-    assert first["state"] == "changed since"
+    first, second = ask("approvals")
+    assert (first["state"], first["settings"], second["settings"]) == ("changed since", "", "selection.selector")
     assert "data/selection/version=v1/subset.parquet" in first["changed"].split(", ")
     assert "data/examples/version=v1/examples.parquet" not in first["changed"].split(", ")
     assert tamis("approve", "v1").exit_code == 0  # by git's user

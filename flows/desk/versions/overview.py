@@ -6,7 +6,7 @@ from typing import Any
 import streamlit as st
 
 from flows.desk.project import ROOT, Opened, show_table
-from flows.desk.versions.signing import tell_waiting
+from flows.desk.versions.signing import tell_settings, tell_waiting
 from tasks.audit.queries import read_queries
 
 SECONDS = "SELECT version, sum(seconds) FROM (SELECT DISTINCT version, stage, seconds FROM runs) GROUP BY version"
@@ -29,6 +29,7 @@ def show(project: Opened) -> None:
         _describe(version, version in project.made) | _count(version, seconds, checks)
         for version in project.values.versions
     ]
+    changed = {row["version"]: row.pop("settings") for row in rows}
     made = [row for row in rows if row["chosen"] is not None]
     st.text(f"{len(made):,} of {len(rows):,} versions are made.")
     show_table(rows, "Versions", column_config=FORMATS)
@@ -36,6 +37,8 @@ def show(project: Opened) -> None:
     for row in rows:
         st.subheader(row["version"])
         st.text(_tell(row))
+        if changed[row["version"]]:
+            st.text(tell_settings(row["version"], changed[row["version"]]))
         if row["version"] in waiting:
             st.text(waiting[row["version"]])
 
@@ -64,7 +67,7 @@ def _describe(version: str, made: bool) -> dict[str, Any]:
 
     found = (show_version(ROOT, version) if made else None) or {}
     selection, metrics = found.get("selection", {}), found.get("evaluation", {})
-    gain = metrics.get("differences", {}).get("chosen-random", {})
+    gain, signed = metrics.get("differences", {}).get("chosen-random", {}), find_signed(version)
     return {
         "version": version,
         "pool": selection.get("pool_rows"),
@@ -74,7 +77,8 @@ def _describe(version: str, made: bool) -> dict[str, Any]:
         "minus random": gain.get("loss"),
         "low": gain.get("low"),
         "high": gain.get("high"),
-        "approval": find_signed(version).state if found else "not made",
+        "approval": signed.state if found else "not made",
+        "settings": signed.settings,
     }
 
 

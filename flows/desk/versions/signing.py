@@ -35,6 +35,8 @@ def show(project: Opened) -> None:
         show_words(said)
         if signed.changed:
             st.text("other ones since: " + ", ".join(signed.changed))
+        if signed.settings:
+            st.text(tell_settings(version, signed.settings))
         show_checks(version, checks.get(version, []))
     show_decisions(project)
     if not project.made:
@@ -53,6 +55,11 @@ def show(project: Opened) -> None:
             show_words(str(error))
         else:
             remember(f"{version} is approved by {signed.by}; to keep that, commit data/approvals.jsonl.")
+
+
+def tell_settings(version: str, names: Sequence[str]) -> str:
+    """Return in words that params.yaml has other settings now than a version was made by."""
+    return f"params.yaml has changed since {version} was made: {', '.join(names)}. What stands here is of before."
 
 
 def show_decisions(project: Opened) -> None:

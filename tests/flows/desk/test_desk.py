@@ -107,6 +107,14 @@ def test_differences_are_those_of_the_command(project):
     assert f"{enters:,} rows enter, {len(found.rows) - enters:,} leave, {found.both:,} are chosen in both." in said
 
 
+def test_losses_of_other_held_out_rows_are_called_that(project):
+    Path("data/evaluation/version=v2").mkdir(parents=True, exist_ok=True)
+    shutil.copy("data/evaluation/version=v1/metrics.json", "data/evaluation/version=v2")
+    told = "The losses are of other held-out rows"
+    assert told in read_text(look("diff", before="v1", after="v2"))
+    assert told not in read_text(look("diff", before="v1", after="v1"))
+
+
 def test_an_approval_is_written_and_shown(project, hostile):
     desk = look("sign-off")
     desk.selectbox[0].set_value("v1")
@@ -119,6 +127,16 @@ def test_an_approval_is_written_and_shown(project, hostile):
     (line,) = Path("data/approvals.jsonl").read_text().splitlines()
     assert json.loads(line)["note"] == hostile
     assert "v1: approved, by Ann" in read_text(look("sign-off"))
+
+
+@pytest.mark.parametrize("page", ["overview", "sign-off"])
+def test_settings_that_changed_since_a_version_was_made_are_told(project, page):
+    said = "params.yaml has changed since v1 was made: selection.seed. What stands here is of before."
+    assert said not in read_text(look(page))
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["selection"]["seed"] += 1
+    Path("params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    assert said in read_text(look(page))
 
 
 def test_what_is_not_made_is_not_approved(project):
