@@ -58,6 +58,8 @@ def show(
     if find:
         names, listed, found = rows.find(ROOT, id)
         show_as(form, names, listed)
+        if all(row[names.index("chosen")] is None for row in listed):
+            say("whether they were chosen is not known: nothing was chosen yet, or subset.parquet is damaged")
         if found > len(listed):
             say(f"{len(listed)} of {found:,} examples that say this, those first that say it most; give more words")
         return

@@ -18,7 +18,7 @@ BLOCK = 4096  # rows whose distances are computed at once
 NEAR = pa.struct([("ids", pa.list_(pa.int64())), ("distances", pa.list_(pa.float32()))])  # as Embedding Atlas reads it
 ROWS = """
     SELECT p.id, p.x, p.y, p.neighbors, e.topic, e.source, e.split, e.prompt, e.response, s.rank, s.gain,
-        coalesce(s.chosen, false) AS chosen
+        coalesce(s.chosen, false) AS chosen, coalesce(s.gated, false) AS gated
     FROM places p JOIN (FROM examples WHERE version = $version
         QUALIFY row_number() OVER (PARTITION BY id ORDER BY used DESC, row) = 1) e USING (id)
     LEFT JOIN (FROM subset WHERE version = $version) s USING (id) ORDER BY p.place"""

@@ -23,7 +23,7 @@ PARTNERS = f"""
     QUALIFY row_number() OVER (PARTITION BY u.version ORDER BY u.utility DESC, e.id) <= {BEST}
     ORDER BY u.version, u.utility DESC, e.id"""
 FOUND = 20  # examples that are listed
-NO_SUBSET = "(SELECT NULL AS version, NULL AS id, NULL AS chosen WHERE false)"
+NO_SUBSET = "(SELECT NULL AS version, NULL AS id, NULL::BOOLEAN AS chosen WHERE false)"
 FIND = f"""
     WITH said AS (SELECT version, id, any_value(topic) AS topic, any_value(prompt) AS prompt,
         any_value(response) AS response, any_value(lower(array_to_string(list_transform(messages, lambda one:
@@ -32,7 +32,7 @@ FIND = f"""
         (len(text) - len(replace(text, word, ''))) / len(word))) / (20 + len(text)) AS often FROM said
         WHERE list_bool_and(list_transform($words, lambda word: contains(text, word))))
     SELECT count(*) OVER () AS found, string_agg(version, ' ' ORDER BY version) AS versions, id,
-        any_value(topic) AS topic, coalesce(bool_or(chosen), false) AS chosen,
+        any_value(topic) AS topic, coalesce(bool_or(chosen), $unknown) AS chosen,
         any_value(prompt) AS prompt, any_value(response) AS response
     FROM counted LEFT JOIN (SELECT version, id, chosen FROM {{subset}}) USING (version, id)
     GROUP BY id ORDER BY max(often) DESC, id LIMIT {FOUND}"""
@@ -87,8 +87,8 @@ def find(root: Path, words: str) -> tuple[list[str], list[tuple], int]:
         words: parted by blanks, in any case; each may be a part of a longer word.
 
     Returns:
-        Names of columns; at most FOUND rows: versions, id, topic, whether it was chosen in any, prompt, response; and
-        how many there are.
+        Names of columns; at most FOUND rows: versions, id, topic, whether it was chosen in any (None where no choice
+        can be read), prompt, response; and how many there are.
 
     Raises:
         QuestionError: no word is given, or no example says all of them.
@@ -98,9 +98,9 @@ def find(root: Path, words: str) -> tuple[list[str], list[tuple], int]:
         raise QuestionError('no word is given; `tamis show --find "some words"`')
     artifacts = find_artifacts(root, asked="")
     need(artifacts, "examples")
-    chosen = "subset" in artifacts.views
+    subset, unknown = ("subset", False) if "subset" in artifacts.views else (NO_SUBSET, None)
     with opened(artifacts.views) as connection:
-        answer = connection.execute(FIND.format(subset="subset" if chosen else NO_SUBSET), {"words": asked})
+        answer = connection.execute(FIND.format(subset=subset), {"words": asked, "unknown": unknown})
         names, rows = [column[0] for column in answer.description[1:]], answer.fetchall()
     if not rows:
         raise QuestionError(f"no example says all of {', '.join(map(repr, asked))}; ask for fewer words")

@@ -1,0 +1,27 @@
+"""A version written for Embedding Atlas: every row with a vector, its place, its nearest rows, what became of it."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from typer.testing import CliRunner
+
+from flows import cli
+from tasks.artifacts.tables import read_table
+
+
+def test_every_row_has_its_place_its_nearest_rows_and_what_became_of_it(project):
+    done = CliRunner().invoke(cli.app, ["desk", "--atlas", "v1"])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("embedding-atlas desk.parquet --text prompt --x x --y y --neighbors neighbors")
+    rows = pq.read_table("desk.parquet").to_pylist()
+    vectors = read_table(Path("data/embedding/version=v1/embedding.parquet"), columns=["id"])["id"].to_pylist()
+    subset = {row["id"]: row for row in read_table(Path("data/selection/version=v1/subset.parquet")).to_pylist()}
+    assert [row["id"] for row in rows] == vectors
+    for row in rows:
+        known = subset.get(row["id"], {"chosen": False, "gated": False, "rank": None, "gain": None})
+        assert {name: row[name] for name in ("chosen", "gated", "rank", "gain")} == {
+            name: known[name] for name in ("chosen", "gated", "rank", "gain")
+        }
+    near = [row["neighbors"] for row in rows]
+    assert all(one["distances"] == sorted(one["distances"]) for one in near)
+    assert all(place not in one["ids"] for place, one in enumerate(near))
