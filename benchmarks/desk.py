@@ -114,8 +114,8 @@ def write_version(version: str, places: np.ndarray) -> None:
     words = np.array(["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
     said = [" ".join(row) for row in words[draw.integers(0, len(words), (count, 24))]]
     chosen = draw.random(count) < 0.3
-    rank = np.where(chosen, np.cumsum(chosen) - 1, -1)
-    gain = np.where(chosen, 1 / (1 + abs(rank)), np.nan)
+    rank = np.cumsum(chosen)
+    gain = np.where(chosen, 1 / np.maximum(rank, 1), np.nan)
     save("examples", "examples", version, make_examples(places, ids, topics, said), schemas.EXAMPLES)
     save("examples", "withdrawn", version, schemas.WITHDRAWN.empty_table(), schemas.WITHDRAWN)
     subset = {

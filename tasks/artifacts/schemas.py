@@ -127,7 +127,7 @@ SUBSET = pa.schema(
         pa.field("topic", pa.string(), nullable=False),
         pa.field("response_tokens", pa.int32(), nullable=False),
         pa.field("chosen", pa.bool_(), nullable=False),
-        pa.field("rank", pa.int32()),  # from 0, in the order of choice; null where not chosen
+        pa.field("rank", pa.int32()),  # from 1, in the order of choice; null where not chosen
         pa.field("gain", pa.float64()),  # of the objective when it was chosen
         pa.field("objective", pa.float64()),  # after the pick
         pa.field("covered_by", pa.string()),  # the chosen example that covers this one best; null where none does

@@ -22,7 +22,7 @@ ROWS = """
         CASE WHEN s.chosen IS NULL THEN 'not in the pool' WHEN s.chosen THEN 'chosen' WHEN s.gated THEN 'gated'
         ELSE 'left out' END AS state, {value} AS value, CASE
             WHEN s.chosen IS NULL THEN coalesce(e.unused_because, 'of the ' || replace(e.split, '_', '-') || ' rows')
-            WHEN s.chosen THEN format('chosen as number {{}}', s.rank + 1)
+            WHEN s.chosen THEN format('chosen as number {{}}', s.rank)
             WHEN s.gated THEN coalesce(format('out by the gate, with {{:.3g}} where {{:.3g}} is usual',
                 s.gate_score, s.gate_usual), 'out by the gate')
             WHEN s.covered_by IS NOT NULL THEN format('stood for by {{}}, by {{:.3g}}', s.covered_by, s.cover)

@@ -24,7 +24,7 @@ class Growth:
 def read_growth(connection: duckdb.DuckDBPyConnection, version: str) -> Growth | None:
     """Return how the objective of a version's choice grew; None where its selector has none."""
     named = {"version": version}
-    rows = "(SELECT rank + 1 AS rows, objective, gain FROM subset WHERE version = $version AND objective IS NOT NULL)"
+    rows = "(SELECT rank AS rows, objective, gain FROM subset WHERE version = $version AND objective IS NOT NULL)"
     sql = f"SELECT count(*) AS many, max(objective) AS most FROM {rows}"
     ((many, most),) = connection.execute(sql, named).fetchall()
     if not many:

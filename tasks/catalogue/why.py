@@ -154,7 +154,7 @@ def _tell_rank(asked: Asked) -> str:
     by = asked.selection.get("selector", "the selector")
     pinned = "decisions" in asked.views and any(kind == "pin" for kind, *_ in asked.rows(DECIDED))
     by = "that decision" if pinned else by
-    said = f"It was chosen by {by} as number {row['rank'] + 1}{f' of {chosen:,}' if chosen else ''}"
+    said = f"It was chosen by {by} as number {row['rank']}{f' of {chosen:,}' if chosen else ''}"
     if row["gain"] is None:
         return f"{said}."
     return f"{said}, and added {row['gain']:.4g} to the objective, which was {row['objective']:.4g} then."

@@ -47,9 +47,9 @@ def widen(picks: ChosenRows, gate: Gated | None) -> ChosenRows:
 def tabulate(ground: pa.Table, picks: ChosenRows, gate: Gated | None = None) -> pa.Table:
     """Return a row for every row of the pool: the chosen ones by rank, then the others as they stand."""
     rows, order, choice = ground.num_rows, picks.order, picks.choice
-    rank = np.full(rows, rows)
-    rank[order] = np.arange(len(order))
-    chosen = rank < rows
+    rank = np.full(rows, rows + 1)
+    rank[order] = np.arange(1, len(order) + 1)
+    chosen = rank <= rows
     gain, objective, covered_by, cover = (
         pa.nulls(rows, kind) for kind in (pa.float64(),) * 2 + (pa.int64(), pa.float32())
     )

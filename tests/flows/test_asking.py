@@ -227,6 +227,11 @@ def test_rows_are_found_by_words(project):
     many = tamis("show", "?", "--find", "--json")
     assert len(json.loads(many.stdout)) == 20
     assert re.search(r"20 of \d\d examples that say this, those first that say it most; give more words", many.stderr)
+    Path("data/selection/version=v1/subset.parquet").write_text("no table")
+    Path("data/selection/version=v2/subset.parquet").write_text("no table")
+    done = tamis("show", "?", "--find", "--json")
+    assert {row["chosen"] for row in json.loads(done.stdout)} == {None}
+    assert "whether they were chosen is not known" in done.stderr
     for words, text in (("  ", "no word is given"), ("zebra", "no example says all of 'zebra'; ask for fewer words")):
         done = tamis("show", words, "--find")
         assert done.exit_code == 1

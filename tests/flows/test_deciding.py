@@ -69,7 +69,7 @@ def test_a_pinned_row_comes_first_and_is_listed_by_the_audit(project):
     assert tamis("pin", id, "--because", "a rule of ours", "--by", "Ann", "--version", "v1").exit_code == 0
     assert [one.kind for one in read_decisions(find_decisions(Path(), "v2"))] == ["pin"]
     run_stages("v1")
-    assert subset("v1")[id]["rank"] == 0
+    assert subset("v1")[id]["rank"] == 1
     assert "It was chosen by that decision as number 1 of " in tamis("why", id, "--version", "v1").stdout
     rows = {row["check"]: row for row in json.loads(tamis("audit", "v1", "--format", "json").stdout)}
     assert rows["decided"]["detail"] == f"pin of {id}, by Ann: a rule of ours"

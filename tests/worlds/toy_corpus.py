@@ -109,7 +109,7 @@ def tell(conversation: Conversation) -> dict:
 def write_subset(folder: Path, pool: list[str], chosen: int) -> None:
     """Write `subset.parquet`, in which the first rows of a pool are chosen."""
     rows = [
-        {"id": each, "topic": "toy", "response_tokens": 1, "chosen": place < chosen, "rank": place, "gated": False}
+        {"id": each, "topic": "toy", "response_tokens": 1, "chosen": place < chosen, "rank": place + 1, "gated": False}
         for place, each in enumerate(pool)
     ]
     table = pa.Table.from_pylist(rows, schema=schemas.SUBSET)

@@ -161,7 +161,7 @@ def make_world(root: Path) -> World:
     ]
     subset = [
         {name: row[name] for name in ("id", "topic", "response_tokens")}
-        | {"chosen": place < 2, "rank": place if place < 2 else None, "covered_by": ids[0], "cover": 0.5}
+        | {"chosen": place < 2, "rank": place + 1 if place < 2 else None, "covered_by": ids[0], "cover": 0.5}
         | {"gated": False}
         for place, row in enumerate(examples[:POOL])
     ]

@@ -329,8 +329,8 @@ def test_phi_data_can_be_asked_beside_what_delift_chose(masked):
         ORDER BY score DESC LIMIT 3"""
     ids = [row["id"] for row in masked.examples]
     assert questions.query(masked.root, sql)[1] == [
-        (ids[0], 1.0, 0, None),
-        (ids[1], 0.0, 1, None),
+        (ids[0], 1.0, 1, None),
+        (ids[1], 0.0, 2, None),
         (ids[2], -1.0, None, None),
     ]
 

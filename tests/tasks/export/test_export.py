@@ -56,7 +56,7 @@ def choose(here: Artifacts) -> None:
     rows = [
         {"id": row["id"], "topic": row["topic"], "response_tokens": row["response_tokens"], "chosen": place % 2 == 0}
         | {"gated": False}
-        | ({"rank": (len(pool) - 1 - place) // 2} if place % 2 == 0 else {})
+        | ({"rank": (len(pool) + 1 - place) // 2} if place % 2 == 0 else {})
         for place, row in enumerate(pool)
     ]
     made = Provenance("selection", "v1", asdict(SelectionSettings()), digest_inputs(table))

@@ -35,7 +35,7 @@ def test_the_subset_is_plain_greedys_with_rank_gain_objective_and_cover(world):
     subset, facts = run(folder)
     order, gains = oracles.greedy(kernel, resolve_budget(GROUND, HALF))
     assert [row["id"] for row in subset[:6]] == [ids[row] for row in order]
-    assert [row["rank"] for row in subset] == [0, 1, 2, 3, 4, 5, *[None] * 6]
+    assert [row["rank"] for row in subset] == [1, 2, 3, 4, 5, 6, *[None] * 6]
     assert [row["chosen"] for row in subset] == [True] * 6 + [False] * 6
     assert [row["gain"] for row in subset[:6]] == pytest.approx([float(gain) for gain in gains])
     assert [row["objective"] for row in subset[:6]] == pytest.approx(np.cumsum([float(gain) for gain in gains]))

@@ -66,7 +66,7 @@ def test_the_rows_with_the_largest_signed_phi_are_chosen(world):
     folder, ids = world
     subset, facts = run(folder, replace(BY_PHI, budget={"count": 10}))
     assert chosen(subset) == best(ids)
-    assert [row["rank"] for row in subset] == [*range(10), None, None]
+    assert [row["rank"] for row in subset] == [*range(1, 11), None, None]
     assert {row["id"] for row in subset[10:]} == {ids[place] for place in UNSCORED}
     assert {row[name] for row in subset for name in ("gain", "objective", "covered_by", "cover")} == {None}
     assert (facts["not_scored"], facts["ties_left"], facts["selector"]) == (2, 0, "dualsft")
