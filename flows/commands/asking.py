@@ -56,12 +56,7 @@ def show(
 
     form = name_form(form, as_json)
     if find:
-        names, listed, found = rows.find(ROOT, id)
-        show_as(form, names, listed)
-        if all(row[names.index("chosen")] is None for row in listed):
-            say("whether they were chosen is not known: nothing was chosen yet, or subset.parquet is damaged")
-        if found > len(listed):
-            say(f"{len(listed)} of {found:,} examples that say this, those first that say it most; give more words")
+        _show_found(form, *rows.find(ROOT, id))
         return
     found = rows.show_version(ROOT, id)
     if found is None:
@@ -73,6 +68,15 @@ def show(
         show_json([found])
     else:
         show_as(form, ["part", "row", "name", "value"], rows.flatten(found))
+
+
+def _show_found(form: str | None, names: list[str], rows: list[tuple], found: int) -> None:
+    """Print the examples that say some words, and how many there are."""
+    show_as(form, names, rows)
+    if all(row[names.index("chosen")] is None for row in rows):
+        say("whether they were chosen is not known: nothing was chosen yet, or subset.parquet is damaged")
+    if found > len(rows):
+        say(f"{len(rows)} of {found:,} examples that say this, those first that say it most; give more words")
 
 
 def _refuse_version(name: str) -> None:
@@ -88,6 +92,7 @@ def _refuse_version(name: str) -> None:
 def why(
     context: typer.Context,
     id: Annotated[str, typer.Argument(help="An example's id, or how it begins.")],
+    *,
     version: Annotated[str | None, typer.Option(help="The data version; else every one that has the row.")] = None,
     budgets: Annotated[
         bool, typer.Option("--budgets", help="Choose again with budgets from a tenth to all: which of them takes it?")
@@ -157,6 +162,11 @@ def diff(
         found = diffs.compare(*sides)
         rows = [tuple(row.values()) for row in found.rows]
     show_as(form, ["change", "id", "topic", "reason", "rank", "prompt"], rows)
+    _tell_differences(found)
+
+
+def _tell_differences(found: Any) -> None:
+    """Say how many rows enter and leave, how masks overlap, and what was measured."""
     say(f"{found.enter:,} rows enter, {found.leave:,} leave, {found.both:,} are chosen in both")
     for row in found.masks:
         where = row["module"] if row["layer"] is None else f"layer {row['layer']} {row['module']}"

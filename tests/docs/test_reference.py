@@ -54,7 +54,7 @@ def test_the_schema_knows_every_section_and_refuses_others(pages):
 
 def test_a_column_has_its_type_and_the_comment_behind_it(pages):
     assert (
-        "| `rank` | `int32` | may be null | from 0, in the order of choice; null where not chosen |"
+        "| `rank` | `int32` | may be null | from 1, in the order of choice; null where not chosen |"
         in (pages["tables.md"])
     )
     assert "## pairs\n\nIn .cache/pairs/" in pages["tables.md"]

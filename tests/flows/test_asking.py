@@ -9,32 +9,19 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from typer.testing import CliRunner
+from worlds.commands import ask, tamis
 from worlds.projects import Project, run_stages
 
-from flows import cli, params
+from flows import params
 from flows.entering import SHARES, add_to_budget, choose_by, count_room, try_budgets
 from flows.stage_calls import folder
 from tasks.artifacts.tables import read_table
-from tasks.audit.audit import Check
-
-BROKEN = Check("leakage", True, ["0f (held out)"], "No.")
 
 
 @pytest.fixture
 def project(two_versions) -> Project:
     """Two versions, as the current folder."""
     return two_versions
-
-
-def tamis(*arguments: str):
-    return CliRunner().invoke(cli.app, arguments)
-
-
-def ask(*arguments: str) -> list[dict]:
-    done = tamis(*arguments, "--format", "json")
-    assert done.exit_code == 0, done.output
-    return json.loads(done.stdout)
 
 
 def read_subset(version: str) -> list[dict]:
@@ -293,112 +280,5 @@ def test_what_does_not_exist_is_refused(project):
 
 
 def test_parquet_holds_what_json_does(project):
-    done = CliRunner().invoke(cli.app, ["diff", "v1", "v2", "--format", "parquet"])
+    done = tamis("diff", "v1", "v2", "--format", "parquet")
     assert pq.read_table(io.BytesIO(done.stdout_bytes)).to_pylist() == ask("diff", "v1", "v2")
-
-
-def test_an_approval_is_bound_to_what_was_made_and_tells_what_changed_since(project):
-    assert [one["state"] for one in ask("approvals")] == ["not approved", "not approved"]
-    done = tamis("approve", "v1", "--by", "Ann", "--note", "looks <b>good</b>")
-    assert done.exit_code == 0, done.output
-    assert "v1 is approved by Ann" in done.stderr
-    (line,) = Path("data/approvals.jsonl").read_text().splitlines()
-    said = json.loads(line)
-    assert (said["version"], said["by"], said["note"], said["despite"]) == ("v1", "Ann", "looks <b>good</b>", [])
-    assert "data/selection/version=v1/subset.parquet" in said["artifacts"]
-    first, second = ask("approvals")
-    assert (first["state"], first["by"], second["state"]) == ("approved", "Ann", "not approved")
-    ((row),) = json.loads(tamis("sql", 'SELECT version, "by" FROM approvals', "--json").stdout)
-    assert row == {"version": "v1", "by": "Ann"}
-    project.edit("params.yaml", "selector: delift", "selector: longest")
-    assert [(one["state"], one["settings"]) for one in ask("approvals")] == [
-        ("approved", "selection.selector"),  # what was approved is there; what params.yaml asks for is not
-        ("not approved", "selection.selector"),
-    ]
-    run_stages("v1")
-    first, second = ask("approvals")
-    assert (first["state"], first["settings"], second["settings"]) == ("changed since", "", "selection.selector")
-    assert "data/selection/version=v1/subset.parquet" in first["changed"].split(", ")
-    assert "data/examples/version=v1/examples.parquet" not in first["changed"].split(", ")
-    assert tamis("approve", "v1").exit_code == 0  # by git's user
-    assert len(Path("data/approvals.jsonl").read_text().splitlines()) == 2
-    assert ask("approvals")[0]["state"] == "approved"
-
-
-def test_what_is_stale_or_broken_is_not_approved(project):
-    project.edit("params.yaml", "selector: delift", "selector: longest")
-    done = tamis("approve", "v1", "--by", "Ann")
-    assert done.exit_code == 1
-    assert "`tamis run v1` first" in done.stderr
-    project.edit("params.yaml", "selector: longest", "selector: delift")
-    path = folder("gradients", "v1") / "gradients.json"
-    assert path.exists()
-    assert "'v9'" in tamis("approve", "v9").stderr
-    done = tamis("approve", "v1", "--by", "Ann", "--despite", "leakages")
-    assert done.exit_code == 1
-    assert "'leakages' is no promise (did you mean 'leakage'?)" in done.stderr
-    assert not Path("data/approvals.jsonl").exists()
-
-
-def test_a_broken_promise_is_accepted_by_name_alone(project, monkeypatch):
-    from tasks.audit import audit
-
-    own = audit.check_version
-    monkeypatch.setattr(audit, "check_version", lambda *args, **more: [*own(*args, **more), BROKEN])
-    done = tamis("approve", "v1", "--by", "Ann")
-    assert done.exit_code == 1
-    assert "1 promises of v1 are broken (leakage: 0f (held out)); mend that, or give --despite leakage" in done.stderr
-    assert tamis("approve", "v1", "--by", "Ann", "--despite", "leakage").exit_code == 0
-    assert ask("approvals")[0]["despite"] == "leakage"
-
-
-def test_a_sound_version_is_not_said_to_be_accepted_despite_anything(project):
-    assert tamis("approve", "v1", "--by", "Ann", "--despite", "budget").exit_code == 0
-    assert json.loads(Path("data/approvals.jsonl").read_text())["despite"] == []
-
-
-def test_blank_lines_among_approvals_say_nothing(project):
-    assert tamis("approve", "v1", "--by", "Ann").exit_code == 0
-    path = Path("data/approvals.jsonl")
-    path.write_text(path.read_text() + "\n\n")
-    assert ask("approvals")[0]["state"] == "approved"
-
-
-@pytest.mark.parametrize("line", [b"\xff", b"[1]", b'{"version": "v1"}', b"{"])
-def test_verify_names_a_line_that_is_no_approval(project, line):
-    Path("data/approvals.jsonl").write_bytes(line + b"\n")
-    done = tamis("verify")
-    assert done.exit_code == 1
-    assert "data/approvals.jsonl:1 is no approval" in done.stdout
-
-
-def test_a_line_that_is_no_approval_is_named(project):
-    Path("data/approvals.jsonl").write_text('{"version": "v1"}\n')
-    done = tamis("approvals")
-    assert done.exit_code == 1
-    assert "data/approvals.jsonl:1 is no approval" in done.stderr
-    assert tamis("approve", "v1", "--by", "Ann").exit_code == 1
-    assert Path("data/approvals.jsonl").read_text() == '{"version": "v1"}\n'
-    assert tamis("sql", "FROM subset LIMIT 1").exit_code == 0
-
-
-def test_approvals_of_a_revision_are_asked_without_a_checkout(project):
-    assert tamis("approve", "v1", "--by", "Ann").exit_code == 0
-    project.git("add", ".")
-    project.git("commit", "--quiet", "--message", "approved")
-    sql = 'SELECT "by" FROM approvals'
-    assert json.loads(tamis("sql", sql, "--revision", "HEAD", "--json").stdout) == [{"by": "Ann"}]
-    assert json.loads(tamis("sql", sql, "--revision", "data-v1", "--json").stdout) == []
-
-
-@pytest.mark.parametrize("harm", ["cut", "gone"])
-def test_an_approval_does_not_stand_for_artifacts_that_are_damaged(project, harm):
-    assert tamis("approve", "v1", "--by", "Ann").exit_code == 0
-    path = folder("selection", "v1") / "subset.parquet"
-    if harm == "gone":
-        path.unlink()
-    else:
-        path.write_bytes(path.read_bytes()[:-10])
-    first, _ = ask("approvals")
-    assert first["state"] == "changed since"
-    assert first["changed"] == path.as_posix()
