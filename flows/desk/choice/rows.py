@@ -1,6 +1,6 @@
 """The desk's rows: filtered, counted and paged by the database; one of them opens its story."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -64,7 +64,9 @@ def choose_filter(project: Opened, connection: Any, version: str) -> tuple[Any, 
     topics, sources, scores = (project.list_values(connection, version, name) for name in ("topic", "source", "score"))
     left, middle, right = st.columns(3)
     state = choose(left.selectbox, "State", [*STATES, SPLIT], key="state")
-    topics, sources, scores = (keep_asked(*one) for one in (("topic", topics), ("source", sources), ("score", scores)))
+    known = {"topic": topics, "source": sources, "score": scores}
+    tell_unknown(version, known)
+    topics, sources, scores = (keep_asked(*one) for one in known.items())
     topic = middle.selectbox("Topic", ["", *topics], key="topic", bind="query-params", format_func=name_any)
     source = right.selectbox("Source", ["", *sources], key="source", bind="query-params", format_func=name_any)
     words = left.text_input("Says all of these words", key="words", bind="query-params")
@@ -73,6 +75,14 @@ def choose_filter(project: Opened, connection: Any, version: str) -> tuple[Any, 
     low = middle.number_input("Score at least", value=None, key="low", bind="query-params") if score else None
     high = right.number_input("Score at most", value=None, key="high", bind="query-params") if score else None
     return Filter(version, state, topic, source, words, score, low, high), order
+
+
+def tell_unknown(version: str, known: Mapping[str, list[str]]) -> None:
+    """Say what a link, or the choice of before, asks for that a version has not."""
+    for key, names in known.items():
+        asked = st.session_state.get(key) or st.query_params.get(key)
+        if asked and asked not in names:
+            show_words(f"{version} has no {key} {asked!r}, which is asked for here.")
 
 
 def keep_asked(key: str, known: list[str]) -> list[str]:
@@ -124,17 +134,20 @@ def show_story(connection: Any, project: Opened, version: str, id: str) -> None:
 
 
 def take_decision(project: Opened, version: str, id: str) -> None:
-    """Take a veto or a pin of a row, which the next selection of the version honours, and of those after it."""
-    from flows.deciding import decide
+    """Take a veto or a pin of a row, or take one back; the next selection of the version honours it, and later ones."""
+    from flows.deciding import decide, release
 
-    with st.expander("Veto or pin this row"), st.form("decide"):
-        kind = st.selectbox("Decision", ["veto", "pin"], key="kind")
-        because = st.text_input("Because; without the row's own words", key="because")
+    with st.expander("Veto, pin or release this row"), st.form("decide"):
+        kind = st.selectbox("Decision", ["veto", "pin", "release"], key="kind")
+        because = st.text_input("Because; without the row's own words. Not asked of a release", key="because")
         by = st.text_input("Your name; else git's user", key="by")
         if not st.form_submit_button("Record"):
             return
     try:
-        found = decide(kind, id, project.values, because=because, by=by or None, version=version)
+        if kind == "release":
+            found = release(id, project.values, version=version)
+        else:
+            found = decide(kind, id, project.values, because=because, by=by or None, version=version)
     except ValueError as error:
         st.error("It is not recorded.")
         show_words(str(error))

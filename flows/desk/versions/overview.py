@@ -7,6 +7,7 @@ import streamlit as st
 
 from flows.desk.project import ROOT, Opened, show_table
 from flows.desk.versions.signing import tell_settings, tell_waiting
+from flows.told import count
 from tasks.audit.queries import read_queries
 
 SECONDS = "SELECT version, sum(seconds) FROM (SELECT DISTINCT version, stage, seconds FROM runs) GROUP BY version"
@@ -31,7 +32,8 @@ def show(project: Opened) -> None:
     ]
     changed = {row["version"]: row.pop("settings") for row in rows}
     made = [row for row in rows if row["chosen"] is not None]
-    st.text(f"{len(made):,} of {len(rows):,} versions are made.")
+    measured = sum(row["loss of chosen"] is not None for row in made)
+    st.text(f"{len(made):,} of {count(len(rows), 'version')} have a choice of rows; {measured:,} of them are measured.")
     show_table(rows, "Versions", column_config=FORMATS)
     waiting = tell_waiting(project)
     for row in rows:

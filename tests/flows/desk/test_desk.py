@@ -30,7 +30,7 @@ def count(version: str, **asked) -> tuple[int, str]:
 
 def test_the_overview_says_of_each_version_what_it_is_worth(project):
     said = read_text(look("overview"))
-    assert "2 of 2 versions are made." in said
+    assert "2 of 2 versions have a choice of rows; 1 of them are measured." in said
     assert "than chance on held-out rows" in said or "not clearly other than chance on held-out rows" in said
     assert "not approved" in said
 
@@ -283,6 +283,17 @@ def test_a_row_is_vetoed_on_its_page(project):
     said = read_text(look("sign-off"))
     assert "1 vetoed or pinned row; a row's own page" in said
     assert "1 decision of v2 not honoured yet" in said
+
+
+def test_a_veto_is_taken_back_on_its_rows_page(project):
+    id = read_table(Path("data/selection/version=v2/subset.parquet"))["id"][0].as_py()
+    decide("veto", id, params.read(), because="so", by="Ann")
+    desk = look("rows", version="v2", id=id)
+    desk.selectbox(key="kind").set_value("release")
+    next(one for one in desk.button if one.label == "Record").click()
+    desk.run()
+    assert "Recorded for v2; the next run honours it." in read_text(desk)
+    assert "0 vetoed or pinned rows" in read_text(look("sign-off"))
 
 
 def test_a_decision_without_a_reason_is_not_recorded(project):

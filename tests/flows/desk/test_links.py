@@ -24,6 +24,13 @@ def test_a_link_that_asks_for_what_is_not_offered_says_so(project, page, key, of
     assert f"this is {offered}." in said
 
 
+@pytest.mark.parametrize("key", ["topic", "source", "score"])
+def test_a_link_that_asks_for_a_value_that_no_row_has_says_so(project, key):
+    assert f"v1 has no {key} 'nonsense', which is asked for here." in read_text(
+        look("rows", version="v1", **{key: "nonsense"})
+    )
+
+
 def test_a_page_that_is_not_there_is_told(project):
     assert "The link asks for nonsense as page" in read_text(look("nonsense"))
 
