@@ -5,6 +5,7 @@ from typing import Any
 import altair as alt
 import streamlit as st
 
+from flows.desk.choice.shades import shade_signed
 from flows.desk.project import Opened, choose, choose_version, show_table, tabulate
 
 HEIGHT = 420  # pixels
@@ -62,7 +63,7 @@ def tell_densest(found: list[dict[str, Any]]) -> str:
 def draw(rows: list[dict[str, Any]], value: str) -> alt.Chart:
     """Return the heat map of a value over layers and modules."""
     if value == "change":
-        shade = alt.Scale(scheme="redblue", domainMid=0)
+        shade = shade_signed(row["change"] for row in rows)
     else:  # what is whole takes no colour from the others
         top = max((row[value] for row in rows if row[value] < WHOLE), default=1)
         shade = alt.Scale(scheme="viridis", domain=[0, top], clamp=True)

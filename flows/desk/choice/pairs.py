@@ -5,6 +5,7 @@ from typing import Any
 import altair as alt
 import streamlit as st
 
+from flows.desk.choice.shades import shade_signed
 from flows.desk.project import Opened, choose, choose_version, show_words, tabulate
 from flows.told import count
 
@@ -66,7 +67,7 @@ def show_partners(row: dict[str, Any] | None, found: list[dict[str, Any]]) -> No
 
 def draw(means: list[dict[str, Any]]) -> alt.Chart:
     """Return the heat map of mean utility."""
-    shade = alt.Scale(scheme="redblue", domainMid=0)
+    shade = shade_signed(row["utility"] for row in means)
     return (
         alt.Chart(tabulate(means))
         .mark_rect()

@@ -71,13 +71,13 @@ def draw(cells: list[dict[str, Any]], points: list[dict[str, Any]], colour: str,
     up = alt.Y("y:Q", title=None, scale=alt.Scale(zero=False))
     counted = (
         alt.Chart(tabulate(cells))
-        .mark_rect(opacity=0.35)
+        .mark_rect(color="#808080")  # denser where there are more, on a light page and on a dark one
         .encode(
             x=across,
             x2="x2:Q",
             y=up,
             y2="y2:Q",
-            color=alt.Color("rows:Q", title="rows", scale=alt.Scale(scheme="greys"), legend=None),
+            opacity=alt.Opacity("rows:Q", scale=alt.Scale(range=[0.1, 0.5]), legend=None),
             tooltip=[alt.Tooltip("rows:Q"), alt.Tooltip("chosen:Q")],
         )
     )
@@ -95,4 +95,4 @@ def draw(cells: list[dict[str, Any]], points: list[dict[str, Any]], colour: str,
         )
         .add_params(alt.selection_interval(name="frame"))
     )
-    return alt.layer(counted, dots).resolve_scale(color="independent").properties(height=HEIGHT)
+    return alt.layer(counted, dots).properties(height=HEIGHT)
