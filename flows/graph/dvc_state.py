@@ -263,6 +263,8 @@ def _standing(stage: Stage) -> tuple[str, str]:
     missing = [out.def_path for out in stage.outs if not out.exists]
     if missing:
         return "missing", f"{len(missing)} of {len(stage.outs)} artifacts: {', '.join(missing[:2])}"
+    if not any(out.hash_info for out in stage.outs):  # DVC then calls every file that the stage reads modified
+        return "stale", "dvc.lock does not record it; `tamis verify` says whether git does"
     return ("stale", "; ".join(reasons)) if reasons else ("fresh", "")
 
 

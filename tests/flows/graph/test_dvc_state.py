@@ -262,6 +262,18 @@ def test_standings_say_what_and_why(project):
     assert missing == ["missing", "1 of 2 artifacts: data/choose/version=v1/chosen.txt"]
 
 
+def test_a_stage_that_the_lock_file_lost_is_told_of_and_no_input_is_blamed(project):
+    path = dvc_files.place_lock("v1")
+    stages = dvc_files.parse_lock(path.read_text())
+    del stages["choose@v1"]
+    path.unlink()
+    dvc_files.record(path, stages)
+    assert dvc_state.standings(dvc_state.plan())[2:] == [
+        ("choose@v1", "stale", "dvc.lock does not record it; `tamis verify` says whether git does"),
+        ("total@v1", "waits", "for choose@v1"),
+    ]
+
+
 def test_tables_of_a_revision_stand_in_the_cache_and_are_laid_out_as_in_a_project(tables):
     path = "data/score/version=v1/score.parquet"
     old = (tables.root / path).read_bytes()
