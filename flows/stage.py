@@ -180,7 +180,13 @@ def in_order(function: Callable[[T], R], items: Sequence[T], *, label: str) -> I
 
 
 def counted(results: Iterable[R], total: int, *, label: str) -> Iterator[R]:
-    """Yield results while showing on stderr how many there are, how fast they come, and the time left."""
+    """Yield results while showing on stderr how many there are, how fast they come, and the time left.
+
+    Of no results nothing is shown.
+    """
+    if not total:
+        yield from results
+        return
     label_column, rate_column = (
         TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[rate]")
     )

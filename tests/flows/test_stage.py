@@ -94,6 +94,11 @@ def test_fingerprint_of_a_missing_input_says_so(project):
     assert stage.fingerprint("score@v1")["data/letters/version=v1/letters.txt"] == "missing"
 
 
+def test_of_no_shards_no_progress_is_shown(capsys):
+    assert list(stage.in_order(abs, [], label="squares")) == []
+    assert capsys.readouterr() == ("", "")
+
+
 def test_shards_run_in_order_with_progress_on_stderr(capsys):
     assert list(stage.in_order(lambda item: item * item, [3, 1, 2], label="squares")) == [9, 1, 4]
     shown = capsys.readouterr()
