@@ -8,8 +8,7 @@ of versions at once.
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from flows import params
@@ -164,19 +163,17 @@ def _resolve(address: str, entry: Mapping[str, Any], context: Mapping[str, Any])
 def _link(stages: Mapping[str, Planned]) -> dict[str, Planned]:
     """Return stages with the addresses of those whose artifacts they read."""
     makers = {path: address for address, one in stages.items() for path in one.outputs}
+    read = {path for one in stages.values() for path in one.inputs}  # most by the stages of every version
+    made_by = {path: tuple(_made_by(path, makers)) for path in read}
     return {
-        address: replace(
-            one, upstream=tuple(sorted({maker for path in one.inputs for maker in _made_by(path, makers)}))
-        )
+        address: replace(one, upstream=tuple(sorted({maker for path in one.inputs for maker in made_by[path]})))
         for address, one in stages.items()
     }
 
 
-@lru_cache(maxsize=1 << 16)
-def _lead_to(path: str) -> tuple[str, ...]:
-    """Return a path and the folders that it lies in, as they are written."""
-    return path, *(str(folder) for folder in PurePosixPath(path).parents)
-
-
 def _made_by(path: str, makers: Mapping[str, str]) -> Iterator[str]:
-    return (makers[one] for one in _lead_to(path) if one in makers)
+    """Yield the stage that makes a path, and those that make a folder which it lies in."""
+    while path:
+        if path in makers:
+            yield makers[path]
+        path = path.rpartition("/")[0]

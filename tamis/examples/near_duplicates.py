@@ -144,6 +144,7 @@ def find_near_duplicates(texts: Iterable[str], *, jaccard: float, seed: int = 0)
     rows = np.flatnonzero((first == np.arange(len(first))) & (digests != 0))
     found = rows[_propose(keys[rows], len(rows))]
     flat, offsets = _read_again(texts, digests, np.unique(found))
+    _hash_word.cache_clear()  # another corpus has other words
     similar = _compare(flat, offsets, found)
     return _gather(found[similar >= jaccard], similar[similar >= jaccard], first)
 
