@@ -4,6 +4,7 @@ What a setting may be by itself stands with it, in `tasks/<stage>/settings.py`.
 """
 
 from collections.abc import Collection
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from tasks.selection.selectors import CHANCE, SELECTORS, WEIGHED, list_read, reads_pairs
@@ -97,7 +98,7 @@ def _check_gate(values: "Params") -> None:
     gate, fraction = values.selection.gate, values.selection.budget.get("fraction", 0)
     if gate is None:
         return
-    if gate["beyond"] is None and fraction > 1 - gate["drop"]:
+    if gate["beyond"] is None and sum(Fraction(str(share)) for share in (fraction, gate["drop"])) > 1:
         raise ParamsError(
             f"selection.budget is fraction: {fraction} of the used pool, of which selection.gate takes "
             f"{gate['drop']} out before; lower one of them, together they are at most 1"

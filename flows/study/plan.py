@@ -16,23 +16,19 @@ from flows import params
 from flows.checks import ParamsError
 from flows.compare import BLIND
 from flows.params import Params, check_section
+from flows.study.files import NAME, STUDIES, StudyError, load_study
 from tasks.selection.selectors import CHANCE, list_read, may_stratify
 from tasks.settings import checked, hint
 
-STUDIES = Path("studies")
 NOW, BEFORE = "now", "before"  # folders of a pool's rows, and the names of their data versions
 UNDECIDED = ("versions", "runtime", "audit")  # sections that no figure of a cell depends on
 GENERATED = ("bootstrap", "confidence", "demos", "generated_rows", "seed")  # likewise, of section evaluation
+GRID = {"selection": {"budget", "caps", "floors", "seed"}, "mask": {"selector"}, "finetuning": {"arms"}}
 SEEDS = 1000  # of a study at most: beyond it, listing the cells alone would take long
 
 T = TypeVar("T")
 Layer = Mapping[str, Mapping[str, Any]]  # section of params.yaml -> its settings
 TOKENS = re.compile(r"[1-9][0-9]* tokens")  # a budget of response tokens
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # what folders and files of results are called after
-
-
-class StudyError(ValueError):
-    """A study cannot be run as its file says."""
 
 
 def refuse_budgets(budgets: Any) -> list[float | int | str]:
@@ -51,6 +47,9 @@ def refuse_budgets(budgets: Any) -> list[float | int | str]:
                 f"is {budgets!r}; give a list of fractions above 0 and at most 1, whole numbers of rows from 1 on, or "
                 "texts such as 600 tokens"
             )
+    twice = [budget for place, budget in enumerate(budgets) if str(budget) in map(str, budgets[:place])]
+    if twice:
+        raise ValueError(f"is {budgets!r}, and names {twice[0]} twice; name each budget once")
     return budgets
 
 
@@ -139,54 +138,8 @@ def read_study(name: str) -> Study:
     refuse_contradictions(study)
     for cell in {(c.pool, c.selector, c.budget, c.mask): c for c in list_cells(study)}.values():
         compose(study, cell, Path("."))
+    refuse_false_chance(study)
     return study
-
-
-def load_study(name: str, *, above: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what a study's file says, with what it takes over from the study that it is `like`.
-
-    Args:
-        name: of the study.
-        above: the studies that are like it.
-
-    Raises:
-        StudyError: there is no such study; it names a pool that the other one lacks; it is like itself.
-    """
-    path = STUDIES / f"{name}.yaml"
-    if not NAME.fullmatch(name) or not path.exists():
-        known = sorted(one.stem for one in STUDIES.glob("*.yaml"))
-        raise StudyError(f"there is no study {name!r}{hint(name, known)}; known: {', '.join(known) or 'none'}")
-    own = params.load(path)
-    if "like" not in own:
-        return own
-    like = own.pop("like")
-    if like in (name, *above):
-        raise StudyError(f"{path} is like {like}, which is like it; let one of them say all of itself")
-    whole = load_study(like, above=(name, *above))
-    theirs, ours = (_read_pairs(said, "pools", said_by) for said, said_by in ((whole, like), (own, name)))
-    for pool in ours:
-        if pool not in theirs:
-            near = hint(pool, theirs)
-            raise StudyError(f"{path} names a pool {pool!r}{near} that study {like} lacks; known: {', '.join(theirs)}")
-    pools = {pool: theirs[pool] | said for pool, said in ours.items()}
-    layers = _read_pairs(whole, "params", like)
-    for section, said in _read_pairs(own, "params", name).items():
-        layers[section] = layers.get(section, {}) | said
-    return {**whole, "beside": [], **own, "pools": pools or theirs, "params": layers}
-
-
-def _read_pairs(said: Mapping[str, Any], key: str, name: str) -> dict[str, dict[str, Any]]:
-    """Return what a study's file says of pools or params, where it has the form for it.
-
-    Raises:
-        StudyError: it has not.
-    """
-    found = said.get(key, {})
-    if not isinstance(found, Mapping) or not all(isinstance(one, Mapping | None) for one in found.values()):
-        raise StudyError(
-            f"{STUDIES / name}.yaml: {key} is {found!r}; it must be names, each with `name: value` pairs of its own"
-        )
-    return {one: dict(pairs or {}) for one, pairs in found.items()}
 
 
 def refuse_contradictions(study: Study) -> None:
@@ -199,9 +152,10 @@ def refuse_contradictions(study: Study) -> None:
                 f"{place} has a {what} {odd[0]!r}; results are filed under it, so give letters, digits, dots, dashes "
                 "and underlines, the first a letter or a digit"
             )
-    for what, given in (("pools", plan.pools), ("selectors", plan.selectors), ("budgets", plan.budgets)):
-        if not given:
+    for what in ("pools", "selectors", "budgets", "masks"):
+        if not getattr(plan, what):
             raise StudyError(f"{place} names no {what}; give at least one")
+    refuse_fixed(study)
     for name in plan.chance:
         if name not in plan.selectors:
             raise StudyError(f"{place} has chance: {name}{hint(name, plan.selectors)}, which is none of its selectors")
@@ -218,6 +172,30 @@ def refuse_contradictions(study: Study) -> None:
             f"{len(homeless)} of {len(study.pools)} pools of {place} have no raw folder and there is no builder, first "
             f"{homeless[:3]}; give raw: FOLDER or builder: FILE"
         )
+
+
+def refuse_false_chance(study: Study) -> None:
+    """Raise StudyError where what is called chance looks at the rows."""
+    for name in study.plan.chance:
+        by = study.plan.selectors[name].get("selection", {}).get("selector")
+        if by not in CHANCE:
+            chosen = by or "the selector of params.yaml"
+            raise StudyError(
+                f"{STUDIES / study.name}.yaml has chance: {name}, which chooses by {chosen}; give it a "
+                f"selection.selector of {', '.join(CHANCE)}"
+            )
+
+
+def refuse_fixed(study: Study) -> None:
+    """Raise StudyError where the study, or a pool, sets what the grid decides."""
+    layers = {"params": study.plan.params} | {f"pools.{name}.params": pool.params for name, pool in study.pools.items()}
+    for where, layer in layers.items():
+        for section, names in GRID.items():
+            for name in names & layer.get(section, {}).keys():
+                raise StudyError(
+                    f"{STUDIES / study.name}.yaml: {where} sets {section}.{name}, which the study's budgets, masks and "
+                    "seeds decide; leave it out, or set it for a selector"
+                )
 
 
 def choose_pools(study: Study, *, confirm: bool, only: Sequence[str] = ()) -> Study:

@@ -210,8 +210,9 @@ def subtract(cells: Cells, pair: tuple[Group, Group], seeds: Sequence[int], name
     """Return what a group measures on every held-out row less what another one does, an array [seed, row].
 
     Raises:
-        ValueError: they were measured on other rows.
+        ValueError: they were measured on other rows, or chose from other ones.
     """
+    refuse_other_pools(cells, pair, seeds)
     tables = []
     for group in pair:
         ids = {tuple(cells[one][seed]["ids"]) for one in pair for seed in seeds}
@@ -222,6 +223,18 @@ def subtract(cells: Cells, pair: tuple[Group, Group], seeds: Sequence[int], name
             )
         tables.append(np.array([cells[group][seed][name] for seed in seeds], np.float64))
     return tables[0] - tables[1]
+
+
+def refuse_other_pools(cells: Cells, pair: tuple[Group, Group], seeds: Sequence[int]) -> None:
+    """Raise ValueError where two groups chose from other rows: a pool has changed and one of them was run again."""
+    for seed in seeds:
+        if len({cells[group][seed]["pool_digest"] for group in pair}) > 1:
+            told = " and ".join(f"{group.selector}{group.budget and f' at {group.budget}'}" for group in pair)
+            raise ValueError(
+                f"{told} of {pair[0].pool}, seed {seed}, chose from different rows: the pool has changed since one of "
+                "them was run; run the study again, with both, and remove cells of budgets that it has no more from "
+                f"docs/results/study/*/{pair[0].pool}.parquet"
+            )
 
 
 def resample(differences: Mapping[str, np.ndarray], number: int) -> dict[str, Difference]:

@@ -16,6 +16,7 @@ from flows.cli import app
 from flows.study import costs, plan, run
 from tasks.study import results
 
+CHANCE = {"random": {"selection": {"selector": "random"}}}
 PLAN = {
     "builder": "studies/build.py",
     "data": "nowhere",
@@ -216,7 +217,13 @@ def test_how_pairs_are_scored_makes_no_other_cell_where_none_is_read(inside, sel
     def compose(neighbours):
         chosen = {"selector": selector, "quality": "none", "quality_prior": neighbours}
         said = {"selection": chosen, "utility": {"neighbours": neighbours}}
-        write("pairs", params=PLAN["params"], selectors={"one": said}, chance=["one"], pools={"clean-toys": {}})
+        write(
+            "pairs",
+            params=PLAN["params"],
+            selectors={"one": said, "random": PLAN["selectors"]["random"]},
+            chance=["random"],
+            pools={"clean-toys": {}},
+        )
         study = plan.read_study("pairs")
         return plan.list_settings(plan.compose(study, plan.list_cells(study)[0], Path(".")))
 
@@ -247,6 +254,19 @@ def test_the_estimate_counts_trainings_of_all_seeds_and_runs_none(inside, monkey
         ({"builder": None}, plan.StudyError, r"3 of 3 pools of studies/odd.yaml have no raw folder and there is no"),
         ({"seeds": 0}, ParamsError, "seeds is 0; it must be at least 1"),
         ({"budgets": [1.5]}, ParamsError, "budgets"),
+        ({"masks": []}, plan.StudyError, "names no masks"),
+        ({"budgets": [0.1, 8, 0.1]}, ParamsError, "names 0.1 twice"),
+        ({"chance": ["default"]}, plan.StudyError, "chance: default, which chooses by the selector of params"),
+        (
+            {"params": PLAN["params"] | {"selection": {"seed": 1}}},
+            plan.StudyError,
+            "params sets selection.seed, which the",
+        ),
+        (
+            {"pools": {"clean-toys": {"params": {"selection": {"caps": {"a": 1}}}}}},
+            plan.StudyError,
+            "pools.clean-toys.params sets selection.caps",
+        ),
         ({"selectors": {"random": {"selction": {}}}}, ParamsError, r"unknown section 'selction' \(did you mean"),
         ({"selectors": {"random": {"selection": {"selector": "luck"}}}}, ParamsError, "selection.selector"),
         ({"pools": {"a": {"rol": "design"}}}, ParamsError, r"has an unknown 'rol' \(did you mean 'role'\?\)"),

@@ -136,13 +136,26 @@ def test_seeds_are_outermost_and_pools_stand_as_the_file_has_them(inside):
 
 def test_a_study_like_another_takes_over_what_it_does_not_say(inside):
     write(
-        "more", {"like": "model", "seeds": 3, "params": {"selection": {"seed": 1}}, "pools": {"clean-a": {"seeds": 4}}}
+        "more",
+        {
+            "like": "model",
+            "seeds": 3,
+            "params": {"selection": {"quality_prior": 1}},
+            "pools": {"clean-a": {"seeds": 4}},
+        },
     )
     found = plan.read_study("more")
     assert (found.plan.seeds, found.plan.budgets, list(found.pools)) == (3, [0.1], ["clean-a"])
     assert (found.pools["clean-a"].steps, found.pools["clean-a"].seeds) == (7, 4)
-    assert found.plan.params == {"selection": {"quality": "help", "seed": 1}, "utility": {"neighbours": 4}}
+    assert found.plan.params == {"selection": {"quality": "help", "quality_prior": 1}, "utility": {"neighbours": 4}}
     assert plan.read_study("model").plan.params == MODEL["params"]
+
+
+@pytest.mark.parametrize("like", [None, ["model"], 5])
+def test_a_study_like_what_is_no_name_is_refused(inside, like):
+    write("odd", {"like": like})
+    with pytest.raises(plan.StudyError, match=r"studies/odd.yaml is like .*; name one study"):
+        plan.read_study("odd")
 
 
 def test_a_pool_that_the_other_study_lacks_is_refused(inside):

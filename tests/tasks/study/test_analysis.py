@@ -69,6 +69,15 @@ def test_only_seeds_that_both_have_are_compared():
     assert (found["default"].seeds, found["embedding"].seeds) == (2, 5)
 
 
+def test_cells_that_chose_from_other_rows_are_not_compared():
+    cells = make_cells(seeds=3)
+    for cell in cells:
+        if cell["selector"] == "default":
+            cell["pool_digest"] = "of before"
+    with pytest.raises(ValueError, match=r"default at .* and random at .* of .*, seed 0, chose from different rows"):
+        compare(cells)
+
+
 def test_cells_that_were_measured_on_other_rows_are_refused():
     cells = make_cells(seeds=2)
     cells[0]["ids"] = [*cells[0]["ids"][1:], "another"]
