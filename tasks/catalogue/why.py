@@ -9,6 +9,7 @@ import duckdb
 
 from tasks.artifacts.tables import digest_inputs, provenance, read_json
 from tasks.catalogue.derived import EACH
+from tasks.selection.selectors import name_chooser
 
 LONGEST = 400  # characters of a text that a sentence quotes
 NEAR = 3  # partners and rows of almost the same words that are named
@@ -151,7 +152,7 @@ def _tell_outside(row: Mapping[str, Any]) -> str:
 
 def _tell_rank(asked: Asked) -> str:
     row, chosen = asked.row, asked.selection.get("chosen_rows")
-    by = asked.selection.get("selector", "the selector")
+    by = name_chooser(asked.selection)
     pinned = "decisions" in asked.views and any(kind == "pin" for kind, *_ in asked.rows(DECIDED))
     by = "that decision" if pinned else by
     said = f"It was chosen by {by} as number {row['rank']}{f' of {chosen:,}' if chosen else ''}"
@@ -180,7 +181,7 @@ def _tell_left_out(asked: Asked) -> Iterator[str]:
     by, row = asked.row["covered_by"], asked.row
     if by is None:
         if asked.selection.get("objective") is None:  # rows were drawn, or sorted by a score
-            yield f"It was not chosen: {asked.selection.get('selector', 'the selector')} took others."
+            yield f"It was not chosen: {name_chooser(asked.selection)} took others."
         else:
             yield "It was not chosen, and no chosen row stands for it."
         return
@@ -198,6 +199,8 @@ def _tell_left_out(asked: Asked) -> Iterator[str]:
 def _tell_entry(asked: Asked, share: float | None) -> str:
     asks = asked.selection.get("chosen_fraction")
     here = f"; this version's budget takes {asks:.0%}" if asks is not None else ""
+    if (asked.selection.get("pilot") or {}).get("decision") in ("chance", "mixture"):
+        here += ", and the pilot's word, which budgets are tried without, changed the choice"
     if share is None:
         return f"No budget that was tried takes it{here}."
     return f"A budget of {share:.0%} of the pool takes it, and of those that were tried no smaller one{here}."

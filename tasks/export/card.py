@@ -57,6 +57,7 @@ class Facts:
     gaps: Mapping[str, int]  # what the layout cannot say -> rows
     examples: Mapping[str, Any]  # the record of the examples' table
     selection: Mapping[str, Any]  # likewise of the subset
+    chooser: str  # what chose, in words
     digests: Mapping[str, str]  # file -> sha256
     telling: Sequence[str]  # files about the raw data that stand in `source/`
 
@@ -65,13 +66,13 @@ def write_card(facts: Facts) -> str:
     """Return the text of a data card."""
     asked = facts.selection["parameters"]
     rows = _count(len(facts.files), "row")
-    head = {"rows": rows, "pool": facts.pool, "version": facts.version, "selector": asked["selector"]}
+    head = {"rows": rows, "pool": facts.pool, "version": facts.version, "selector": facts.chooser}
     parts = [
         HEAD.format(**head, file=facts.file, about=ABOUT[facts.layout]),
         _tell_use(facts),
         _tell_source(facts),
         f"## Licence\n\n{_tell_licence(facts)}",
-        f"## Method\n\n{_tell_method(asked)}",
+        f"## Method\n\n{_tell_method(asked, facts.chooser)}",
         f"## Settings\n\nOf the choice:\n\n{_fence(asked)}\n\nOf the examples:\n\n"
         f"{_fence(facts.examples['parameters'] | {'seed': facts.examples['seed']})}",
         "## Digests\n\n" + _table(["file", "sha256"], [[f"`{file}`", f"`{d}`"] for file, d in facts.digests.items()]),
@@ -101,13 +102,13 @@ def _tell_licence(facts: Facts) -> str:
     )
 
 
-def _tell_method(asked: Mapping[str, Any]) -> str:
+def _tell_method(asked: Mapping[str, Any], chooser: str) -> str:
     selector = SELECTORS[asked["selector"]]
     objective = f", which maximises {asked['objective'].replace('_', ' ')}" if selector.objective else ""
     ((kind, amount),) = asked["budget"].items()
     return (
         f"Selector `{asked['selector']}`{objective}; source: {selector.source}. The budget is {kind.replace('_', ' ')} "
-        f"{amount}."
+        f"{amount}.{'' if chooser == asked['selector'] else f' What stands here was chosen by {chooser}.'}"
     )
 
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from tamis.examples.conversations import Conversation
 from tasks.artifacts import schemas
-from tasks.artifacts.tables import ArtifactError, digest, provenance, read_table
+from tasks.artifacts.tables import ArtifactError, digest, provenance, read_json, read_table
 from tasks.conversations import read_conversation
 from tasks.export import layouts
 from tasks.export.card import ABOUT, Facts, shorten_path, write_card
@@ -20,6 +20,7 @@ from tasks.export.originals import ExportError, read_originals, tell_inputs
 from tasks.first_look.kept_files import find_beside
 from tasks.folders import Artifacts
 from tasks.masks.sparse_deltas import replacing_folder
+from tasks.selection.selectors import name_chooser
 from tasks.settings import hint
 
 ROWS = "rows.jsonl"
@@ -75,6 +76,7 @@ def write_export(here: Artifacts, raw: Path, out: Path, *, layout: str, root: Pa
             gaps=gaps,
             examples=provenance(examples),
             selection=provenance(subset),
+            chooser=name_chooser(provenance(subset)["parameters"] | read_json(here.selection / "selection.json")),
             digests=_list_digests(part, examples, subset),
             telling=telling,
         )

@@ -106,3 +106,20 @@ def leave_unread(settings: Any, selector: str, gate: Mapping[str, Any] | None, q
         check_targets=settings.check_targets if selector == "delift" else 0,
         help_targets=settings.help_targets if by_gate or by_quality else 0,
     )
+
+
+def name_chooser(record: Mapping[str, Any]) -> str:
+    """Return in words what chose the rows of a version: its selector, or what a pilot took instead.
+
+    Args:
+        record: selection.json.
+
+    >>> name_chooser({"selector": "embedding", "pilot": {"decision": "mixture"}}), name_chooser({"selector": "bm25"})
+    ('the mixture that a pilot took (embedding for half of the budget, then chance)', 'bm25')
+    """
+    selector, decision = record.get("selector", "the selector"), (record.get("pilot") or {}).get("decision")
+    if decision == "chance":
+        return f"chance, which a pilot took in place of {selector}"
+    if decision == "mixture":
+        return f"the mixture that a pilot took ({selector} for half of the budget, then chance)"
+    return selector

@@ -42,6 +42,20 @@ def test_of_a_chosen_row_rank_gain_and_topic_are_told(project):
     )
 
 
+@pytest.mark.parametrize(
+    ("decision", "told"),
+    [
+        ("choice", "It was chosen by delift as"),
+        ("chance", "It was chosen by chance, which a pilot took in place of delift as"),
+        ("mixture", "It was chosen by the mixture that a pilot took (delift for half of the budget, then chance) as"),
+    ],
+)
+def test_what_a_pilot_took_is_not_called_the_selectors(project, decision, told):
+    path = folder("selection", "v1") / "selection.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pilot": {"decision": decision}}))
+    assert told in tell(read_subset("v1")[0]["id"], "--version", "v1")
+
+
 def test_of_a_row_that_was_left_out_both_texts_are_told(project):
     rows = {row["id"]: row for row in ask_rows("v1")}
     left = next(row for row in read_subset("v1") if not row["chosen"] and row["covered_by"])

@@ -126,6 +126,12 @@ def test_the_card_tells_source_licence_method_settings_digests_and_gaps(here):
     assert (out / "source/LICENSE").read_text() == "CC0"
 
 
+def test_the_card_says_what_a_pilot_took_instead_of_the_choice(here):
+    record = {"selector": "embedding", "pilot": {"decision": "chance"}}
+    (here.selection / "selection.json").write_text(json.dumps(record))
+    assert "chosen by chance, which a pilot took in place of embedding" in (export(here) / "README.md").read_text()
+
+
 def test_the_card_says_where_no_licence_is_known(here):
     (here.examples.parents[1] / "raw/v1/LICENSE").unlink()
     assert "No licence, notice or readme lies beside the raw files" in (export(here) / "README.md").read_text()
