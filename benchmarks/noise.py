@@ -164,7 +164,7 @@ def make_base(data: Path, rows: int, seed: int) -> Base:
     near = find_near([row for row in plain if (row["prompt"], row["response"]) not in taken], data, part)
     for what, there, wanted in (("boilerplate", plates, part), ("near-duplicates", near, part), ("commands", pairs, 2)):
         if len(there) < wanted:
-            raise ValueError(f"{data} gives {len(there)} of {wanted} {what}; lower --rows or give another file")
+            raise SystemExit(f"error: {data} gives {len(there)} of {wanted} {what}; lower --rows or give another file")
     fours = list(zip(pairs[::2], pairs[1::2], strict=True))
     across = [both for one, other in fours for both in zip(one, other, strict=True)]
     return Base([*chain.from_iterable(near), *plates], across, pairs)

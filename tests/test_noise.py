@@ -63,7 +63,7 @@ def test_draws_exchange_other_rows_and_a_row_has_one_wrong_response(noise, data)
 
 
 def test_a_file_with_too_few_rows_is_refused_by_what_it_lacks(noise, data):
-    with pytest.raises(ValueError, match=r"v1\.jsonl gives 30 of 40 boilerplate; lower --rows or give another file"):
+    with pytest.raises(SystemExit, match=r"v1\.jsonl gives 30 of 40 boilerplate; lower --rows or give another file"):
         noise.make_base(data, 200, 0)
 
 

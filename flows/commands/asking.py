@@ -119,7 +119,8 @@ def why(
             story = telling.tell(connection, name, full, views=views, root=ROOT, enters=entries)
             stories += [story] if story else []
     if not stories:
-        raise rows.QuestionError(f"{version or 'no version'} has no row {full}; `tamis show {full}` says where it is")
+        none = f"{version} has no" if version else f"none of {', '.join(values.versions)} has the"
+        raise rows.QuestionError(f"{none} row {full}; `tamis show {full}` says where it is")
     if form is None:
         for story in stories:
             show_text(plain(f"{story.id} in {story.version}: {story.state}"), *map(plain, story.sentences))

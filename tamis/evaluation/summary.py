@@ -236,5 +236,7 @@ def _by_rows(arm: tuple[str, Mapping[str, Any]]) -> tuple[int, str]:
 def _compare(name: str, difference: Mapping[str, float]) -> str:
     low, high = difference["low"], difference["high"]
     verdict = "lower" if high < 0 else "higher" if low > 0 else "no clear difference"
+    if low == high != 0:  # of one row, whichever is drawn
+        verdict = "too few held-out rows for a verdict"
     one, other = name.split("-")
     return f"loss of {one} minus {other}: {difference['loss']:+.4f} ({low:+.4f} to {high:+.4f}): {verdict}"

@@ -95,5 +95,7 @@ def _tell(row: Mapping[str, Any]) -> str:
         return f"{said}; what that is worth is not measured. {checked}"
     low, high = row["low"], row["high"]
     verdict = "better than chance" if high < 0 else "worse than chance" if low > 0 else "not clearly other than chance"
+    if low == high != 0:
+        verdict = "measured on too few rows to be held against chance"
     interval = f"{row['minus random']:+.4f} nats ({low:+.4f} to {high:+.4f})"
     return f"{said}, which is {verdict} on held-out rows: {interval}. {checked}"

@@ -55,6 +55,8 @@ def test_losses_of_several_seeds_are_shown_apart():
         (0.1, 0.2, "higher"),
         (-0.1, 0.1, "no clear difference"),
         (-0.1, 0.0, "no clear difference"),
+        (0.0, 0.0, "no clear difference"),
+        (-0.1, -0.1, "too few held-out rows for a verdict"),
     ],
 )
 def test_a_difference_is_clear_only_where_its_interval_leaves_out_zero(low, high, verdict):
