@@ -154,9 +154,10 @@ def write_head(found: Findings) -> str:
         f"Written by `tamis study {found.name} --report` from {len(found.cells)} trainings in "
         f"`docs/results/study/`, of commits {', '.join(commits)}, on {machines} "
         f"machine{'s' if machines > 1 else ''}; {many} seeds, each of which draws the pool's "
-        "rows and the training anew.\n",
+        "rows and the training anew; those of a folder that a study names are the same for every seed.\n",
         f"Settings were chosen on design pools; confirmation pools ({', '.join(confirm) or 'none yet'}) were scored "
-        "after that. Losses are means over held-out rows, which are clean and stand in no pool. Intervals are crossed "
+        "after that. Losses are means over held-out rows, which stand in no pool and, of pools that are built, are "
+        "clean. Intervals are crossed "
         f"bootstrap intervals over seeds and rows ({CONFIDENCE:.0%}, {RESAMPLES:,} resamples), paired by both; "
         "verdicts are Holm-corrected among all comparisons of a role with a form of chance; those of "
         f"`{found.name}`, whose grid was fixed before, are a family apart from those of the studies shown beside it. "
@@ -249,8 +250,10 @@ def write_picks(found: Findings) -> str:
     for one in found.summaries.values():
         shares = one.corrupted, one.repeats, one.target, one.coverage, one.jaccard
         rows.append((*name_row(one.group), *map(share, shares)))
-    told = "\nSeeds share no pool, so the Jaccard similarity of their choices is low for any rule.\n"
-    return tabulate(RESULTS[1], rows) + told
+    told = (
+        "Seeds of a pool that is built share few rows, so the Jaccard similarity of their choices is low for any rule."
+    )
+    return f"{tabulate(RESULTS[1], rows)}\n{told}\n"
 
 
 def write_costs(found: Findings) -> str:
