@@ -33,6 +33,7 @@ DEFAULTS = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
     "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",  # its own gives nothing back: many versions in one process would grow
 }
 HOME = Path(__file__).parents[1]
 CPUINFO = Path("/proc/cpuinfo")

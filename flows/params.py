@@ -131,7 +131,7 @@ def load(path: Path) -> dict[str, Any]:
     return copy.deepcopy(_load_text(text, str(path)))
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def _load_text(text: str, place: str) -> dict[str, Any]:
     """Return what a text holds; a run asks for the same two files dozens of times."""
     return dict(_parse(text, YAML(typ="safe", pure=True), place))
