@@ -13,6 +13,7 @@ from typing import Any
 from flows import model_records
 from flows.graph import dvc_files, dvc_state, revisions
 from flows.graph.stages import Planned, in_order, read_graph
+from flows.told import count
 from tasks.settings import VersionSettings
 
 UNPUSHED = Path(".cache/unpushed")  # tags whose artifacts the remote may lack, a line each
@@ -131,6 +132,21 @@ def refuse_uncommitted(version: str) -> None:
                 f"{len(paths)} {'file' if len(paths) == 1 else 'files'} {what}, first {', '.join(paths[:3])}; "
                 f"the tag {tag_of(version)} could not name what made it: commit first, then run again"
             )
+
+
+def refuse_foreign_changes() -> None:
+    """Raise RecordError where a tracked file has changes that are no run's: a commit of ours would hold them.
+
+    `commit` takes all that is staged, and a data version that lands is added to params.yaml as it is.
+    """
+    with dvc_state.opened() as repo:
+        made = _made(repo)
+        foreign = [path for path in _changes(repo)[0] if not _within(path, made)]
+    if foreign:
+        raise RecordError(
+            f"{count(len(foreign), 'file')} with changes that are not committed, first {', '.join(foreign[:3])}; what "
+            "lands is added by a commit, which would hold them: commit them first, then run again"
+        )
 
 
 def write(version: str, *, accepted: bool = True) -> None:

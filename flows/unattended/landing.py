@@ -52,6 +52,7 @@ def take_landed(refused: set[str]) -> tuple[list[str], list[LandingError]]:
 
     Raises:
         LandingError: the landing folder cannot be read.
+        RecordError: something can be added, and a tracked file has changes that are not committed.
     """
     asked = read_settings()
     if asked.url is None:
@@ -62,6 +63,7 @@ def take_landed(refused: set[str]) -> tuple[list[str], list[LandingError]]:
         if why:
             say(f"{name} is not taken yet: {why}")
             continue
+        recorded.refuse_foreign_changes()
         try:
             with _fetched(landed, name, asked.marker) as folder:
                 _add(name, folder, refused)

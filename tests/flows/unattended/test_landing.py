@@ -72,6 +72,19 @@ def test_whole_folders_become_versions_in_the_order_of_their_names(project, url,
     assert "2026-10 is added: 30 rows, 0 rejected; it continues from v1\n" in said
 
 
+@pytest.mark.parametrize("staged", [True, False])
+def test_what_a_person_has_not_committed_is_in_no_commit_of_ours(project, url, staged):
+    land(url, "v6")
+    listen(project, url)
+    place = project.root / ("notes.txt" if staged else "params.yaml")
+    place.write_text(f"{place.read_text() if place.exists() else ''}# by hand\n")
+    if staged:
+        project.git("add", "notes.txt")
+    with pytest.raises(versions.RecordError, match=f"1 file with changes .* first {place.name}"):
+        take_landed(set())
+    assert project.git("status", "--porcelain", "--untracked-files=no").strip().endswith(place.name)
+
+
 def test_a_folder_that_is_a_version_is_not_taken_again(project, url):
     land(url, "2026-10")
     listen(project, url)
