@@ -147,12 +147,17 @@ def parse_file(text: str) -> dict[str, Any]:
 
 
 def is_lock(content: bytes) -> bool:
-    """Return whether a file's bytes are a dvc.lock that can be read."""
+    """Return whether a file's bytes are a dvc.lock that DVC takes; an empty file, as a full disk leaves it, is none.
+
+    >>> is_lock(b"schema: '2.0'"), is_lock(b""), is_lock(b"stages: {}")
+    (True, False, False)
+    """
     try:
-        parse_lock(content.decode())
+        found = parse_file(content.decode())
     except (LockError, UnicodeDecodeError):
         return False
-    return True
+    stages = found.get("stages", {})
+    return "schema" in found and isinstance(stages, dict) and all(isinstance(one, dict) for one in stages.values())
 
 
 def record(path: Path, stages: Mapping[str, Any]) -> None:
