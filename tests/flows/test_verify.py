@@ -124,13 +124,11 @@ cli.app()
 """
 
 
-@pytest.mark.parametrize(
-    "left", ["schema: '2.0'\nstages:\n  x: [", "", "\n", "stages: {}\n", "schema: '2.0'\nstages: [a]\n"]
-)
+@pytest.mark.parametrize("left", [None, "", "\n", "stages: {}\n", "schema: '2.0'\nstages: [a]\n"])
 def test_lock_file_that_a_kill_left_unreadable_is_brought_back_by_the_next_command(project, capsys, left):
     path = Path("versions/v1/dvc.lock")
     whole = path.read_text()
-    path.write_text(left)
+    path.write_text(whole[: len(whole) // 2] + "\n  x: [" if left is None else left)
     (found,) = [one for one in verify().findings if one.kind == "lock"]
     assert found.path == str(path)
     assert [state for _, state, _ in dvc_state.standings(dvc_state.plan())] == ["fresh"] * 4
