@@ -108,18 +108,10 @@ def learn(estimate: Estimate | None, computed: Sequence[str]) -> None:
 
 
 def try_estimate(planned: Sequence[Planned]) -> Estimate | None:
-    """Return what is expected of a run, or say in a line why that is not known: a run goes on without it.
-
-    Raises:
-        BudgetError: the pool cannot keep the budget, which selection would say after all scoring.
-    """
+    """Return what is expected of a run, or say in a line why that is not known: a run goes on without it."""
     try:
         return make_estimate(planned)
     except Exception as error:
-        from tasks.selection.gates import BudgetError  # seconds to import
-
-        if isinstance(error, BudgetError):
-            raise
         say(f"no estimate of this run: {' '.join(format_error(error).split())}")
         return None
 

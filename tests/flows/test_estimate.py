@@ -217,13 +217,6 @@ def test_nothing_is_loaded_for_counting(toy_folder, tmp_path, monkeypatch):
     assert estimate.make_estimate(dvc_state.plan(["v1"])).seconds > 0
 
 
-def test_a_budget_that_the_pool_cannot_keep_ends_a_run_before_anything_is_scored(toy_folder, tmp_path, monkeypatch):
-    start(tmp_path / "project", toy_folder, {"selection": {"budget": {"count": 5000}}})
-    monkeypatch.chdir(tmp_path / "project")
-    with pytest.raises(ValueError, match=r"selection\.budget\.count is 5000, but the ground set holds"):
-        estimate.try_estimate(dvc_state.plan(["v1"]))
-
-
 def test_an_estimate_that_cannot_be_made_is_said_in_a_line_and_the_run_goes_on(
     toy_folder, tmp_path, monkeypatch, capsys
 ):
