@@ -98,7 +98,13 @@ def read_lock(repo: Repo, version: str, revision: str) -> str:
 def read_file(repo: Repo, path: Path, revision: str) -> str:
     """Return the text of a file of the project at a git revision; empty where there is none."""
     files, place = open_files(repo, revision), _in_git(repo, path)
-    return files.read_text(place, encoding="utf-8") if files.exists(place) else ""
+    return _read_whole(repo, place, revision) if files.exists(place) else ""
+
+
+def _read_whole(repo: Repo, place: str, revision: str) -> str:
+    """Return a file's text by its path in git; at once: a stream of pygit2 has a thread, and one in 20,000 hung."""
+    commit = repo.scm.pygit2.repo.get(resolve_rev(repo.scm, revision))
+    return commit.tree[place].data.decode()
 
 
 def mend_lock_files(versions: Iterable[str]) -> None:
@@ -185,7 +191,7 @@ def list_pointers(repo: Repo, folder: Path, revision: str) -> dict[str, str]:
     """Return the texts of the .dvc files in a folder of the project at a git revision, by their paths in git."""
     files, place = open_files(repo, revision), _in_git(repo, folder)
     paths = files.find(place) if files.isdir(place) else []
-    return {path: files.read_text(path, encoding="utf-8") for path in paths if path.endswith(".dvc")}
+    return {path: _read_whole(repo, path, revision) for path in paths if path.endswith(".dvc")}
 
 
 def _in_git(repo: Repo, path: Path) -> str:
