@@ -9,10 +9,9 @@ import sys
 
 import pytest
 import yaml
-from typer.testing import CliRunner
+from worlds.commands import tamis
 from worlds.projects import GRAPHS, ROOT, Project, run_child, run_dvc, run_stages
 
-from flows import cli
 from tasks.catalogue.examples import EXAMPLES
 
 REAL = GRAPHS["real"]
@@ -25,11 +24,6 @@ def project(fresh, tmp_path, monkeypatch) -> Project:
     shutil.copytree(made.root, tmp_path / "project", symlinks=True)
     monkeypatch.chdir(tmp_path / "project")
     return Project(tmp_path / "project")
-
-
-def tamis(*arguments: str):
-    """Run the command in this process."""
-    return CliRunner().invoke(cli.app, arguments)
 
 
 def rows_of(result) -> list[list[str]]:

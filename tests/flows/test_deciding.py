@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner
+from worlds.commands import tamis
 from worlds.projects import Project, run_stages
 
-from flows import cli
 from flows.graph import versions
 from flows.stage_calls import folder
 from tasks.artifacts.tables import read_table
@@ -19,10 +18,6 @@ from tasks.decisions import find_decisions, read_decisions
 def project(two_versions) -> Project:
     """Two versions, as the current folder."""
     return two_versions
-
-
-def tamis(*arguments: str):
-    return CliRunner().invoke(cli.app, arguments)
 
 
 def subset(version: str) -> dict[str, dict]:

@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from typer.testing import CliRunner
+from worlds.commands import tamis
 
-from flows import cli
 from tasks.artifacts.tables import read_table
 
 
 def test_every_row_has_its_place_its_nearest_rows_and_what_became_of_it(project):
-    done = CliRunner().invoke(cli.app, ["desk", "--atlas", "v1"])
+    done = tamis("desk", "--atlas", "v1")
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith("embedding-atlas desk.parquet --text prompt --x x --y y --neighbors neighbors")
     rows = pq.read_table("desk.parquet").to_pylist()
