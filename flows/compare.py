@@ -19,7 +19,7 @@ from flows.checks import refuse_contradictions
 from flows.graph.stages import needs
 from flows.params import Params
 from flows.stage import fingerprint, named, refuse_edited, say, sources
-from flows.stage_calls import CACHE, STAGES, folder, language
+from flows.stage_calls import CACHE, SCORING, STAGES, folder, language
 from flows.trials import Trial, attempt, conclude, digest
 from flows.unread import list_sparse
 from tasks.masks.settings import MaskSettings
@@ -28,7 +28,6 @@ from tasks.utility.settings import name_kernel
 
 MASKS = get_args(get_type_hints(MaskSettings)["selector"])
 ALL, RANDOM, NONE = "all", "random", "none"  # every row of the pool; chance; every parameter
-SCORING = ("embedding", "utility", "scores", "gradients")  # stages whose cost is that of the choice
 TRIED = (*SCORING, "selection", "finetuning")
 BLIND = {"gate": None, "pilot": None}  # of what is chosen by chance, which knows nothing of the rows
 
@@ -266,13 +265,10 @@ def refuse_budgets(asked: Sequence[tuple[Cell, Params]], source: Path) -> None:
         asked: cells and their parameters.
         source: examples.parquet.
     """
-    from tasks.artifacts.row_sets import read_set
-    from tasks.selection.gates import refuse_whole
-    from tasks.selection.selection import resolve_budget
+    from tasks.selection.selection import refuse_budget
 
-    ground = read_set(source, "ground")
     for _, values in asked:
-        refuse_whole(resolve_budget(ground, values.selection), values.selection.gate)
+        refuse_budget(source, values.selection)
 
 
 def run_cell(

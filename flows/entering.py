@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from flows import params
-from flows.compare import SCORING, find_quality
+from flows.compare import find_quality
 from flows.params import Params, check_section
 from flows.stage import sources
-from flows.stage_calls import folder
+from flows.stage_calls import SCORING, folder
 from flows.trials import attempt, find
 from tasks.selection.selectors import SELECTORS
 from tasks.selection.settings import SelectionSettings

@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from flows import params
 from flows.environment import name_libraries, name_machine
 from flows.graph.stages import needs, read_stages
-from flows.stage_calls import CACHE, STAGES, Map, find_folders, folder, name_models
+from flows.stage_calls import CACHE, SCORING, STAGES, Map, find_folders, folder, name_models, refuse_early
 from flows.told import tell_notes
 
 HARMLESS = "\u00a0\u3000\u200c\u200d"  # spaces and joiners that writing needs, which Python does not call printable
@@ -50,6 +50,7 @@ def run(name: str, version: str, *, map: Map | None = None) -> None:
         ParamsError: unknown stage or version, or parameters that cannot be used.
         InputsChanged: a file or a parameter was edited meanwhile.
         ModelsChanged: a model is not the one that is recorded, before or after.
+        BudgetError: the stage scores rows for a choice that the pool cannot keep.
     """
     address = f"{name}@{version}"
     with named(address), recorded(address, folder(name, version)) as notes:
@@ -63,6 +64,9 @@ def run(name: str, version: str, *, map: Map | None = None) -> None:
         take_halvings()  # of a stage that failed before in this process
         with in_use(CACHE), mirrored(values.mirror.url, name, partial(name_models, values), say) as through:
             folders = find_folders(values, version)
+            if name in SCORING:
+                with named(f"selection@{version}"):
+                    refuse_early(values, folders)
             notes.update(STAGES[name](values, folders, through(map or partial(in_order, label=address))) or {})
         refuse_changed(vars(values.models), reads)
         notes |= {"device": _name_device(values.models.device), "dtype": values.models.dtype}

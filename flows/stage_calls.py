@@ -18,6 +18,7 @@ DATA = Path("data")
 RAW = DATA / "raw"
 ERASED = DATA / "erased.json"
 CACHE = Path(".cache")
+SCORING = ("embedding", "utility", "scores", "gradients")  # stages whose cost is that of the choice
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -70,6 +71,18 @@ def make_examples(values: Params, folders: Folders, map: Map) -> Notes:
     asked["decisions"] = _find_decisions(folders.here.version)
     notes = write_examples(folders, model=language(values), **asked)
     return {**(notes or {}), "files_moved": list_differences(folders.raw, find_record(folders.here.version))}
+
+
+def refuse_early(values: Params, folders: Folders) -> None:
+    """Refuse a choice that the pool cannot keep before hours are spent on scores for it.
+
+    Raises:
+        BudgetError: as of stage selection.
+    """
+    from tasks.selection.selection import refuse_budget
+
+    source = folders.here.examples / "examples.parquet"
+    refuse_budget(source, values.selection, _find_decisions(folders.here.version))
 
 
 def make_embedding(values: Params, folders: Folders, map: Map) -> Notes:

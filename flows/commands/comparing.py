@@ -51,7 +51,7 @@ def study(
     confirm: Annotated[
         bool, typer.Option("--confirm", help="The confirmation pools, once the default stands.")
     ] = False,
-    report: Annotated[bool, typer.Option("--report", help="Write docs/results/study.md of what is there.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Write study.md of what is there.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compare selectors on many pools with many seeds, over as many sittings as it takes; goes on where it stopped."""

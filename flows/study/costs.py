@@ -13,7 +13,7 @@ HEADINGS = ["pool", "rows", "seeds", "scored", "trainings", "tokens", "hours"]
 
 
 def estimate_study(study: Study) -> dict[str, Any]:
-    """Return the cost of one seed of every pool; where seconds of a unit are unknown, the models are measured.
+    """Return what a first and a further seed of every pool cost; where no rate is known, models are measured.
 
     Raises:
         StudyError: a pool cannot be built.
@@ -28,10 +28,11 @@ def estimate_study(study: Study) -> dict[str, Any]:
         steps = study.pools[pool].steps or study.plan.steps
         asked = [Asked(compose(study, cell, folder), steps) for cell in cells if cell.seed == 0]
         models = rates.Models(language(asked[0].values), encoder(asked[0].values))
-        found[pool], known = estimate_pool(folder / NOW, asked, models, known)
+        same = study.pools[pool].raw is not None
+        found[pool], known = estimate_pool(folder / NOW, asked, models, known, same_rows=same)
         if study.pools[pool].continues:
             earlier = [Asked(compose_before(study, cells[0], folder), steps)]
-            before, known = estimate_pool(folder / BEFORE, earlier, models, known)
+            before, known = estimate_pool(folder / BEFORE, earlier, models, known, same_rows=same)
             found[pool] = add(found[pool], before)
     rates.write_rates(known, RATES)
     return found
@@ -47,7 +48,7 @@ def make_table(study: Study, costs: Mapping[str, Any]) -> list[list[Any]]:
     from tasks.study.cost import total
 
     seeds = count_seeds(study)
-    each = [(pool, cost.rows, seeds[pool], total({pool: cost}, seeds)) for pool, cost in costs.items()]
+    each = [(pool, cost.first.rows, seeds[pool], total({pool: cost}, seeds)) for pool, cost in costs.items()]
     whole = total(costs, seeds)
     lines = [*each, ("total", whole.rows, max(seeds.values()), whole)]
     return [
@@ -63,6 +64,8 @@ def expect_blocks(study: Study) -> dict[str, float]:
     except ValueError as error:
         say(f"no estimate of this study: {error}")
         return {}
-    found = {f"{pool} seed {s}": costs[pool].seconds for pool, many in count_seeds(study).items() for s in range(many)}
+    found = {}
+    for pool, many in count_seeds(study).items():
+        found |= {f"{pool} seed {s}": (costs[pool].again if s else costs[pool].first).seconds for s in range(many)}
     say(f"the whole study is expected to take {tell_time(sum(found.values()))}, less what is done")
     return found

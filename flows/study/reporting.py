@@ -5,7 +5,8 @@ from pathlib import Path
 from flows.study.plan import Study, read_study
 from flows.study.run import RESULTS, find_commit
 
-OUT = Path("docs/results")
+CORE = "core"  # the study that the project's own words rest on
+OUT = Path("docs/results")  # of its report; those of other studies lie beside their cells
 
 
 def write_report(study: Study) -> list[Path]:
@@ -22,4 +23,5 @@ def write_report(study: Study) -> list[Path]:
     cells, shown = results.read_all(RESULTS / study.name), []
     for name in study.plan.beside:
         shown += results.read_all(RESULTS / name)
-    return report.write_report(cells, study.name, list(chance), shown=shown, commit=find_commit(), out=OUT)
+    out = OUT if study.name == CORE else RESULTS / study.name
+    return report.write_report(cells, study.name, list(chance), shown=shown, commit=find_commit(), out=out)

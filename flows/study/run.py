@@ -18,13 +18,13 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-from flows.compare import SCORING, measure
+from flows.compare import measure
 from flows.drive import alone
 from flows.environment import name_machine
 from flows.estimate import Clock, end_stage, tell_left
 from flows.params import Params
 from flows.stage import named, say, sources
-from flows.stage_calls import CACHE, STAGES, language
+from flows.stage_calls import CACHE, SCORING, STAGES, language
 from flows.study.plan import BEFORE, NOW, Cell, Study, StudyError, compose, compose_before, list_cells, list_settings
 from flows.trials import Trial, attempt, digest
 

@@ -131,11 +131,12 @@ def _tell_choice(selection: Mapping[str, Any]) -> list[str]:
     checked = selection.get("checked") or {"facility_location_share": None}
     if unknown:
         rows = f"{_count(unknown, 'row')} of the pool"
-        notes.append(f"help was not measured for {rows}: the median of their topic stands for it")
+        notes.append(f"no help was measured for {rows} that may be chosen: the median of their topic stands for it")
     if idle:
+        follow = "it follows" if idle == 1 else "they follow"
         notes.append(
-            f"nothing was left to gain for {_count(idle, 'chosen row')}: they follow by quality, then by how little "
-            "the others cover them"
+            f"nothing was left to gain for {_count(idle, 'chosen row')}: {follow} by quality, then by how little the "
+            "others cover them"
         )
     if checked["facility_location_share"] is not None:
         share, chance, many = (checked[name] for name in ("facility_location_share", "random_share", "targets"))

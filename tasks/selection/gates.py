@@ -71,21 +71,24 @@ def _read_help(source: Path, rows: Rows) -> np.ndarray:
     return found[texts.places]
 
 
-def refuse_whole(budget: Budget, gate: Mapping[str, Any] | None) -> None:
+def refuse_whole(budget: Budget, gate: Mapping[str, Any] | None, pinned: int = 0) -> None:
     """Refuse a budget of rows that leaves a gate nothing to take out, before any score is known.
+
+    A gate by `beyond` may take none out: only its scores say whether the budget can be kept.
 
     Args:
         budget: of the used pool.
         gate: `selection.gate`.
+        pinned: rows that a person wants to be chosen; none of them leaves.
 
     Raises:
         BudgetError: it would choose more rows than stay.
     """
     rows = len(budget.costs)
-    if gate is None or budget.kind == "response_tokens":
+    if gate is None or gate["beyond"] is not None or budget.kind == "response_tokens":
         return
-    leave = int(Fraction(str(gate["drop"])) * rows) if gate["beyond"] is None else 1  # at least, where any does
-    if leave and budget.limit > rows - leave:
+    leave = int(Fraction(str(gate["drop"])) * rows) - pinned
+    if leave > 0 and budget.limit > rows - leave:
         raise BudgetError(
             f"selection.budget.{budget.kind} takes {budget.limit} of the pool's {rows} rows, of which selection.gate "
             f"(by {gate['by']}) takes some out before; set selection.gate: null to choose from all rows, or lower the "

@@ -30,7 +30,7 @@ from tasks.decisions import PIN, list_decided
 from tasks.folders import Artifacts, Folders
 from tasks.masks.mask_tables import read_mask, write_mask
 from tasks.masks.settings import MaskSettings
-from tasks.selection.gates import FILES, describe_gate, pass_gate, read_gate, spare
+from tasks.selection.gates import FILES, describe_gate, pass_gate, read_gate, refuse_whole, spare
 from tasks.selection.inputs import (
     Similar,
     compare_directions,
@@ -157,6 +157,21 @@ def resolve_budget(ground: pa.Table, settings: SelectionSettings) -> Budget:
     tokens = ground["response_tokens"].to_numpy().astype(np.int64)
     topics = ground["topic"].to_pylist()
     return resolve(settings.budget, topics=topics, response_tokens=tokens, caps=settings.caps, floors=settings.floors)
+
+
+def refuse_budget(source: Path, settings: SelectionSettings, decisions: Path | None = None) -> None:
+    """Refuse a budget that the pool cannot keep, before any row is scored.
+
+    Args:
+        source: examples.parquet.
+        settings: of the choice.
+        decisions: the list of pinned rows; None: none is.
+
+    Raises:
+        BudgetError: saying by how much, and what to set.
+    """
+    rows = read_rows(source, list_decided(decisions, PIN))
+    refuse_whole(resolve_budget(rows.ground, settings), settings.gate, len(rows.pinned))
 
 
 def pin(picks: ChosenRows, rows: Rows, budget: Budget) -> ChosenRows:

@@ -39,14 +39,25 @@ class Cost:
     seconds: float
 
 
-def estimate_pool(raw: Path, cells: Sequence[Asked], models: Models, known: Rates) -> tuple[Cost, Rates]:
-    """Return what a pool costs for one seed, and the rates with those that had to be calibrated.
+@dataclass(frozen=True)
+class Costs:
+    """What the seeds of a pool cost."""
+
+    first: Cost
+    again: Cost  # of each further seed; where all seeds have the same rows, scores are at hand
+
+
+def estimate_pool(
+    raw: Path, cells: Sequence[Asked], models: Models, known: Rates, *, same_rows: bool
+) -> tuple[Costs, Rates]:
+    """Return what the seeds of a pool cost, and the rates with those that had to be calibrated.
 
     Args:
         raw: folder of its rows.
         cells: selectors, budgets and masks.
         models: of the study.
         known: seconds per unit on this machine.
+        same_rows: every seed has these rows; else each draws its own.
     """
     first = cells[0].values
     version = next(iter(first.versions))
@@ -61,16 +72,25 @@ def estimate_pool(raw: Path, cells: Sequence[Asked], models: Models, known: Rate
         works[f"choosing {number}"] = plan.name_kind("selection", cell.values), count_stage("selection", case)
         works[f"training {number}"] = plan.name_kind("finetuning", cell.values), count_training(case, cell.steps)
         works[f"measuring {number}"] = "evaluation", count_measuring(case)
-    counted = [(kind, work) for kind, work in works.values() if work != Work()]
+    works = {name: (kind, work) for name, (kind, work) in works.items() if work != Work()}
+    counted = list(works.values())
     gaps: set[str] = set()
     for kind, work in counted:
         gaps |= rates.lacks(work, rates.find(known, kind, models))
     wanted = {rates.ENCODER} if "encoded" in gaps else set()
     known = plan.calibrate(known, wanted | ({rates.LANGUAGE} if gaps - {"encoded"} else set()), models)
-    seconds = sum(rates.predict(work, rates.find(known, kind, models)) for kind, work in counted)
+    rows = len(case.corpus.places("pool"))
+    whole = add_up(works, known, models, rows=rows, trainings=len(cells))
+    left = {name: one for name, one in works.items() if not name.startswith("scoring")}
+    return Costs(whole, add_up(left, known, models, rows=rows, trainings=len(cells)) if same_rows else whole), known
+
+
+def add_up(works: Mapping[str, tuple[str, Work]], known: Rates, models: Models, *, rows: int, trainings: int) -> Cost:
+    """Return what works cost together."""
+    seconds = sum(rates.predict(work, rates.find(known, kind, models)) for kind, work in works.values())
     tokens = sum(work.forward + work.backward + work.generated for _, work in works.values())
     scored = sum(work.pairs or work.rows for name, (_, work) in works.items() if name.startswith("scoring"))
-    return Cost(len(case.corpus.places("pool")), scored, len(cells), tokens, seconds), known
+    return Cost(rows, scored, trainings, tokens, seconds)
 
 
 def make_case(rows: list[dict[str, Any]], lengths: Lengths, values: Any, models: Models) -> Case:
@@ -117,21 +137,24 @@ def count_measuring(case: Case) -> Work:
     )
 
 
-def add(cost: Cost, before: Cost) -> Cost:
-    """Return what a pool costs with the version that it continues from, whose rows are not its own.
-
-    >>> add(Cost(10, 5, 2, 100, 1.5), Cost(8, 0, 1, 50, 1.0))
-    Cost(rows=10, scored=5, trainings=3, tokens=150, seconds=2.5)
-    """
-    sums = {name: getattr(cost, name) + getattr(before, name) for name in SUMMED}
-    return replace(cost, **sums)
+def add(cost: Costs, before: Costs) -> Costs:
+    """Return what a pool costs with the version that it continues from, whose rows are not its own."""
+    pairs = (cost.first, before.first), (cost.again, before.again)
+    return Costs(
+        *(replace(own, **{name: getattr(own, name) + getattr(other, name) for name in SUMMED}) for own, other in pairs)
+    )
 
 
-def total(costs: Mapping[str, Cost], seeds: Mapping[str, int]) -> Cost:
+def total(costs: Mapping[str, Costs], seeds: Mapping[str, int]) -> Cost:
     """Return what all seeds of all pools cost together.
 
-    >>> total({"a": Cost(10, 5, 2, 100, 1.5)}, {"a": 3})
-    Cost(rows=10, scored=15, trainings=6, tokens=300, seconds=4.5)
+    >>> total({"a": Costs(Cost(10, 5, 2, 100, 1.5), Cost(10, 0, 2, 80, 1.0))}, {"a": 3})
+    Cost(rows=10, scored=5, trainings=6, tokens=260, seconds=3.5)
     """
-    sums = {name: sum(seeds[pool] * getattr(cost, name) for pool, cost in costs.items()) for name in SUMMED}
-    return Cost(sum(cost.rows for cost in costs.values()), **sums)
+    sums = {
+        name: sum(
+            getattr(one.first, name) + (seeds[pool] - 1) * getattr(one.again, name) for pool, one in costs.items()
+        )
+        for name in SUMMED
+    }
+    return Cost(sum(one.first.rows for one in costs.values()), **sums)

@@ -88,6 +88,8 @@ def write_report(
     first = [one for one in found.beside if one.against.selector == chance[0]]
     draw_differences(first, paths[2])
     picks = draw_picks({group: found.summaries[group] for group in own}, paths[3])
+    if not picks:
+        paths[3].unlink(missing_ok=True)  # of an earlier report
     pictures = [path.name for path in paths[2 : 4 if picks else 3]]
     write_text(write_page(found, pictures), paths[0])
     record = make_record(found, commit)

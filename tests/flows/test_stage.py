@@ -237,6 +237,16 @@ def test_crash_of_a_stage_shows_where_and_names_the_stage(monkeypatch, capsys):
     assert "\x1b" not in shown
 
 
+@pytest.mark.parametrize("name", ["embedding", "utility", "gradients"])
+def test_nothing_is_scored_for_a_choice_that_the_pool_cannot_keep(real_copy, name, capsys):
+    assert stage.main(["examples", "v1"]) == 0
+    real_copy.edit("params.yaml", "floors: {}", "floors: {sums: 999}")
+    assert stage.main([name, "v1"]) == 1
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "999" in line]
+    assert said.startswith("selection@v1: 1 of 1 floors")
+    assert not list(stage.folder(name, "v1").glob("*"))
+
+
 def test_warnings_of_ours_are_told_and_those_of_others_are_not():
     code = f"""
 import warnings

@@ -234,7 +234,11 @@ def test_a_report_shows_the_cells_of_studies_beside_it(inside):
     for name, pool in (("whole", "noisy-across-20"), ("more", "clean-a")):
         for cell in make_cells(pool, seeds=1):
             results.add_cell(results.find_file(run.RESULTS / name, pool), cell)
+    stale = run.RESULTS / "whole/study-picks.png"
+    stale.write_bytes(b"an earlier report's")
     paths = reporting.write_report(plan.read_study("whole"))
+    assert {path.parent for path in paths} == {run.RESULTS / "whole"}  # core's own stays as it is
+    assert stale in paths or not stale.exists()
     page = paths[0].read_text()
     assert "noisy-across-20" in page
     assert "clean-a" in page

@@ -193,7 +193,7 @@ def test_what_a_choice_was_not_told_is_noted_and_nothing_where_it_was():
     told = {"rows_without_quality": 1037, "zero_gain_picks": 4}
     notes = summarise(metrics, {"pairs_scored": 0}, {}, told).notes
     assert [note.partition(":")[0] for note in notes] == [
-        "help was not measured for 1,037 rows of the pool",
+        "no help was measured for 1,037 rows of the pool that may be chosen",
         "nothing was left to gain for 4 chosen rows",
     ]
     for known in (dict.fromkeys(told, 0), dict.fromkeys(told)):

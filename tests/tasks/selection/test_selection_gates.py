@@ -20,7 +20,8 @@ from worlds.toy_selection import (
 )
 
 from tamis.scores.gates import level
-from tamis.submodular.budgets import BudgetError, draw, narrow
+from tamis.submodular.budgets import BudgetError, draw, narrow, resolve
+from tasks.selection.gates import refuse_whole
 from tasks.selection.selection import resolve_budget
 from tasks.selection.settings import SelectionSettings
 
@@ -107,6 +108,14 @@ def test_planted_rows_that_left_are_counted(world):
     rows = [row(place, "pool") | {"planted": "cut" if place in (1, 2) else None} for place in range(12)]
     assert write_rows(folder / "examples", rows) == ids
     assert run(folder, FOUR)[1]["gate"]["faults"] == {"planted": {"cut": 1}, "repeats": 0}
+
+
+def test_a_pinned_row_stays_so_that_a_gate_takes_less_out():
+    gate, tokens = {"by": "ifd", "drop": 0.25, "beyond": None}, np.ones(12, np.int64)
+    budget = resolve({"count": 10}, topics=["ai"] * 12, response_tokens=tokens, caps={}, floors={})
+    with pytest.raises(BudgetError):
+        refuse_whole(budget, gate)
+    refuse_whole(budget, gate, pinned=1)
 
 
 def test_without_a_gate_no_row_leaves_and_none_has_a_score(world):

@@ -11,7 +11,7 @@ from tasks.estimate import plan, rates
 from tasks.estimate.rates import Models, Rates
 from tasks.settings import VersionSettings
 from tasks.study import cost
-from tasks.study.cost import Asked, Cost, estimate_pool
+from tasks.study.cost import Asked, Cost, Costs, estimate_pool
 
 ROOT = Path(__file__).parents[3]
 SECONDS = {"load": 0.0, "start": 0.0, "row": 0.0, "forward": 1.0, "backward": 1.0, "generated": 1.0}
@@ -47,7 +47,9 @@ def ask(selector="delift", steps=None, rows=8, **utility) -> Asked:
 
 
 def estimate(raw, cells, models, known) -> Cost:
-    return estimate_pool(raw, cells, models, known)[0]
+    costs = estimate_pool(raw, cells, models, known, same_rows=False)[0]
+    assert costs.again == costs.first
+    return costs.first
 
 
 def test_what_selectors_share_counts_once_and_every_cell_trains(raw, models, known):
@@ -90,11 +92,24 @@ def test_what_no_rate_is_known_of_is_measured_and_kept(raw, models, monkeypatch)
         return rates.keep(given, rates.name_stage(rates.LANGUAGE, models), SECONDS)
 
     monkeypatch.setattr(plan, "calibrate", calibrate)
-    _, learnt = estimate_pool(raw, [ask("random")], models, Rates())
-    estimate_pool(raw, [ask("random")], models, learnt)
+    _, learnt = estimate_pool(raw, [ask("random")], models, Rates(), same_rows=False)
+    estimate_pool(raw, [ask("random")], models, learnt, same_rows=False)
     assert asked == [{rates.LANGUAGE}, set()]
 
 
 def test_seeds_multiply_what_a_pool_costs():
-    costs = {"a": Cost(10, 5, 2, 100, 1.5), "b": Cost(20, 0, 1, 10, 0.5)}
+    costs = {"a": Costs(*[Cost(10, 5, 2, 100, 1.5)] * 2), "b": Costs(*[Cost(20, 0, 1, 10, 0.5)] * 2)}
     assert cost.total(costs, {"a": 3, "b": 1}) == Cost(30, 15, 7, 310, 5.0)
+
+
+def test_a_version_before_adds_to_each_seed():
+    whole = cost.add(Costs(Cost(10, 5, 2, 100, 1.5), Cost(10, 0, 2, 90, 1.0)), Costs(*[Cost(8, 0, 1, 50, 1.0)] * 2))
+    assert whole == Costs(Cost(10, 5, 3, 150, 2.5), Cost(10, 0, 3, 140, 2.0))
+
+
+def test_rows_that_all_seeds_share_are_scored_once(raw, models, known):
+    costs, _ = estimate_pool(raw, [ask(), ask("random")], models, known, same_rows=True)
+    assert costs.first.scored > costs.again.scored == 0
+    assert costs.again.trainings == costs.first.trainings == 2
+    alone, _ = estimate_pool(raw, [ask("random"), ask("random")], models, known, same_rows=True)
+    assert costs.again.tokens == alone.first.tokens == alone.again.tokens < costs.first.tokens
