@@ -3,9 +3,8 @@
 import os
 import re
 import shlex
-import shutil
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from typing import Any
 from flows import params
 from flows.checks import ParamsError
 from flows.graph import dvc_files
-from flows.interrupts import cleaning
 from flows.stage_calls import RAW, find_record
+from flows.undoing import Undo, undone_unless_ended
 from tasks.examples.files import show_name
 from tasks.settings import VersionSettings, hint
 
@@ -83,16 +82,17 @@ def plan_addition(
     return Addition(name, before, found, raw, copy)
 
 
-def write_addition(addition: Addition, sources: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+@contextmanager
+def written(addition: Addition, sources: Sequence[Mapping[str, Any]] = ()) -> Iterator[list[str]]:
     """Copy the files where they are to be copied, record what they are, and name the version in params.yaml.
 
-    What was written is taken back where a later step fails, or is interrupted.
+    What was written is taken back where a later step or what runs inside fails, is interrupted, or killed.
 
     Args:
         addition: what is added.
         sources: what `examples.sources` is to say of the files.
 
-    Returns:
+    Yields:
         What git is to hold.
 
     Raises:
@@ -101,54 +101,40 @@ def write_addition(addition: Addition, sources: Sequence[Mapping[str, Any]] = ()
         ParamsError: params.yaml cannot be written.
         AddError: another file cannot be.
     """
-    undo = ExitStack()
-    with cleaning(undo.close), undo:
+    with undone_unless_ended(addition.version) as undo:
         try:
             held = _write(addition, sources, undo)
         except OSError as error:
             named = f"{error.filename or addition.raw} cannot be written: {error.strerror or error}"
             raise AddError(f"{named}; allow it, and add again; what was written is taken back") from error
-        undo.pop_all()
-    return held
+        yield held
 
 
-def _write(addition: Addition, sources: Sequence[Mapping[str, Any]], undo: ExitStack) -> list[str]:
-    """Write what `write_addition` says, and note in `undo` how each step is taken back."""
-    from tasks.first_look.kept_files import copy_files, write_record
+def _write(addition: Addition, sources: Sequence[Mapping[str, Any]], undo: Undo) -> list[str]:
+    """Write what `written` says, each path once `undo` has noted what it was."""
+    from tasks.first_look.kept_files import copy_files, refuse_filled, write_record
 
     place, record = Path(addition.raw), find_record(addition.version)
+    settings = {"raw": addition.raw, "previous": addition.previous}
+    named = params.add_version(PARAMS.read_text(encoding="utf-8"), addition.version, settings, sources)
     kept = [addition.raw]
-    undo.callback(_write_copies)  # the last, once params.yaml is what it was
-    for path in (PARAMS, record):
-        undo.callback(_restore, path, path.read_bytes() if path.exists() else None)
     if addition.copied:
         from flows.graph import dvc_state
 
+        refuse_filled(place)
+        for path in (place, place.with_name(f"{place.name}.dvc"), place.with_name(".gitignore")):
+            undo.note(path)
         copy_files(addition.found, Path(), place)
-        undo.callback(shutil.rmtree, place, ignore_errors=True)
-        for path in (place.with_name(f"{place.name}.dvc"), place.with_name(".gitignore")):
-            undo.callback(_restore, path, path.read_bytes() if path.exists() else None)
         kept = dvc_state.add(addition.raw)
+    undo.note(record)
     write_record(place, addition.raw, record)
-    settings = {"raw": addition.raw, "previous": addition.previous}
-    params.write(PARAMS, params.add_version(PARAMS.read_text(encoding="utf-8"), addition.version, settings, sources))
+    home = dvc_files.place(addition.version).parent
+    if not home.exists():
+        undo.note(home)
+    undo.note(PARAMS, named)
+    params.write(PARAMS, named)
     copies = [path.as_posix() for path in dvc_files.write_copies()]
     return [str(PARAMS), *copies, record.as_posix(), *(one for one in kept if not Path(one).is_absolute())]
-
-
-def _write_copies() -> None:
-    """Let DVC's copies of the graph follow params.yaml; the next command does where this cannot."""
-    with suppress(OSError, ValueError):
-        dvc_files.write_copies()
-
-
-def _restore(path: Path, before: bytes | None) -> None:
-    """Give a file the bytes that it had; None: there was none. What cannot be restored was not written either."""
-    with suppress(OSError):
-        if before is None:
-            path.unlink(missing_ok=True)
-        elif path.read_bytes() != before:
-            path.write_bytes(before)
 
 
 def find_path(stood: Path, path: str) -> Path:

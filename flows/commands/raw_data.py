@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,8 +56,11 @@ def add(
     from flows import adding
     from flows.graph.versions import list_refused
     from flows.looks import tell_commonest
+    from flows.undoing import take_back_killed
     from tasks.first_look.fitting import find_sources
 
+    if not dry_run:
+        take_back_killed()
     where, values = adding.find_path(context.obj.stood, path), params.read(bare=True)
     chosen = {"version": version, "previous": previous, "copy": copy, "external": external}
     planned = adding.plan_addition(where, values.versions, **chosen, refused=list_refused())
@@ -65,7 +69,8 @@ def add(
     look = show_looks(planned.version, planned.found, planned.previous, settings=asked, as_json=as_json)
     if look.rows == look.rejected + look.erased:
         raise adding.AddError(f"no row of {planned.found} can be used, so nothing is added{tell_commonest(look)}")
-    held = [] if dry_run else adding.write_addition(planned, sources)
+    with nullcontext([]) if dry_run else adding.written(planned, sources) as held:
+        pass
     facts = {"version": planned.version, "raw": planned.raw, "previous": planned.previous, "sources": sources}
     if as_json:
         show_json([{**facts, **describe(look), "written": not dry_run, "commit": held}])

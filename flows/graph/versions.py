@@ -17,6 +17,7 @@ from flows.told import count
 from tasks.settings import VersionSettings
 
 UNPUSHED = Path(".cache/unpushed")  # tags whose artifacts the remote may lack, a line each
+MADE = "what was made stays, and the next run goes on"
 GIT = "data versions are recorded as git tags: run `git init` here, and commit the project"
 
 
@@ -172,10 +173,10 @@ def write(version: str, *, accepted: bool = True) -> None:
         (changed, untracked), ours = _changes(repo), _made(repo)
         made = [path for path in (*changed, *untracked) if _within(path, ours)]
         if made:
-            _commit(repo, made, f"{what} data version {version}")
+            _commit(repo, made, f"{what} data version {version}", MADE)
         if accepted:
             _note([*_unpushed(), tag])  # before the tag: a kill may come in between
-        with _telling("tag"):
+        with _telling("tag", MADE):
             repo.scm.tag(tag, annotated=True, message=f"Data version {version}")
 
 
@@ -187,29 +188,27 @@ def commit(paths: Iterable[str], message: str) -> None:
         message: of the commit.
 
     Raises:
-        StateError: git refuses.
+        RecordError: git refuses.
     """
     with dvc_state.opened() as repo:
         inside = Path(repo.root_dir).relative_to(repo.scm.root_dir)
-        _commit(repo, [str(inside / path) for path in paths], message)
+        _commit(repo, [str(inside / path) for path in paths], message, "nothing is added; run again then")
 
 
-def _commit(repo: Any, paths: Iterable[str], message: str) -> None:
+def _commit(repo: Any, paths: Iterable[str], message: str, then: str) -> None:
     root = Path(repo.scm.root_dir)
-    with _telling("commit"):
+    with _telling("commit", then):
         repo.scm.add_commit([str(root / path) for path in paths], message=message)
 
 
 @contextmanager
-def _telling(what: str) -> Iterator[None]:
+def _telling(what: str, then: str) -> Iterator[None]:
     """Tell in a line why git does not do something: a hook, a signature, or no name of who commits."""
     try:
         yield
     except (dvc_state.GitError, OSError, SubprocessError) as error:
         why = " ".join(f"{error} {error.__cause__ or ''}".split())
-        raise RecordError(
-            f"git did not {what} ({why}); `git {what}` here shows more; what was made stays, and the next run goes on"
-        ) from error
+        raise RecordError(f"git did not {what} ({why}); `git {what}` here shows more; {then}") from error
 
 
 def push() -> str:

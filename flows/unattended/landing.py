@@ -21,6 +21,7 @@ from flows.looks import take_looks, tell_commonest
 from flows.stage import format_error, say
 from flows.stage_calls import CACHE
 from flows.told import count, hide
+from flows.undoing import take_back_killed
 from tasks.settings import LandingSettings, VersionSettings
 
 FETCHED = CACHE / "landing"  # copies that are being added
@@ -57,6 +58,7 @@ def take_landed(refused: set[str]) -> tuple[list[str], list[LandingError]]:
     asked = read_settings()
     if asked.url is None:
         return [], []
+    take_back_killed()
     taken, failed = [], []
     for name, landed in list_waiting(asked, params.read_versions()):
         why = tell_unfinished(landed.files, asked)
@@ -68,8 +70,8 @@ def take_landed(refused: set[str]) -> tuple[list[str], list[LandingError]]:
             with _fetched(landed, name, asked.marker) as folder:
                 _add(name, folder, refused)
         except Exception as error:  # one folder's fault keeps no other one out
-            told = f"{name} in {asked.url} is not added: {format_error(error)}; mend it there, or take it out"
-            failed.append(LandingError(hide(told)))
+            way = "" if isinstance(error, recorded.RecordError) else "; mend it there, or take it out"
+            failed.append(LandingError(hide(f"{name} in {asked.url} is not added: {format_error(error)}{way}")))
             say(str(failed[-1]))
             continue
         taken.append(name)
@@ -173,7 +175,7 @@ def _add(name: str, folder: Path, refused: set[str]) -> None:
     *_, look = take_looks(name, planned.found, planned.previous, settings)
     if look.rows == look.rejected + look.erased:
         raise LandingError(f"none of its {count(look.rows, 'row')} can be used{tell_commonest(look)}")
-    held = adding.write_addition(planned, sources)
-    recorded.commit(held, f"Add data version {name}")
+    with adding.written(planned, sources) as held:
+        recorded.commit(held, f"Add data version {name}")
     used = look.rows - look.rejected - look.erased
     say(f"{name} is added: {used:,} rows, {look.rejected:,} rejected; it continues from {planned.previous}")

@@ -78,6 +78,12 @@ def find_beside(raw: Path, root: Path) -> list[Path]:
     return list(_list_telling(raw.parent))
 
 
+def refuse_filled(out: Path) -> None:
+    """Raise ArtifactError where something stands where a copy is to be put, unless that is an empty folder."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ArtifactError(f"{out} is there and is not empty; remove it, or give the version another name")
+
+
 def copy_files(raw: Path, root: Path, out: Path) -> None:
     """Copy the data files of a raw path, and what tells of them, into a folder: whole or not at all.
 
@@ -87,8 +93,7 @@ def copy_files(raw: Path, root: Path, out: Path) -> None:
     """
     from tasks.masks.sparse_deltas import replacing_folder
 
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ArtifactError(f"{out} is there and is not empty; remove it, or give the version another name")
+    refuse_filled(out)
     files = list_files(raw, {})[0]
     there = {file.path for file in files}
     try:

@@ -253,7 +253,7 @@ def test_signature_that_git_cannot_make_is_told_in_a_line(project):
 @pytest.mark.parametrize("error", [dvc_state.GitError("who are you?"), OSError(28, "No space left on device")])
 def test_what_git_refuses_is_told_in_a_line(error):
     told = r"^git did not commit \(.*(who are you|No space left)"
-    with pytest.raises(versions.RecordError, match=told), versions._telling("commit"):
+    with pytest.raises(versions.RecordError, match=told), versions._telling("commit", versions.MADE):
         raise error
 
 

@@ -1,0 +1,131 @@
+"""A data version's addition, taken back where it does not come to its end: failed, interrupted, or killed.
+
+What a path was is noted before it is written, in a file that outlives the process; the next addition after a kill finds
+the notes, and puts everything back first.
+"""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flows.graph import dvc_files
+from flows.interrupts import cleaning
+from flows.stage import say
+from flows.stage_calls import CACHE, find_record
+from tasks.artifacts.locks import locked
+from tasks.artifacts.tables import read_json, write_json
+
+NOTES = CACHE / "adding.json"
+LOCK = CACHE / "adding.lock"
+
+
+@dataclass(frozen=True)
+class Undo:
+    """What an addition has noted so far."""
+
+    version: str
+    head: str  # git's last commit when it began; "" without one
+    notes: list[dict[str, Any]] = field(default_factory=list)  # path, before, after; in the order of writing
+
+    def note(self, path: Path, after: str | None = None) -> None:
+        """Note what a path is that is written next: a text file, or a folder that is not there or empty.
+
+        Args:
+            path: from the project's folder on.
+            after: what it will hold, of a file that people edit, too.
+        """
+        self.notes.append({"path": str(path), "before": _read(path), "after": after})
+        write_json(asdict(self), NOTES)
+
+
+@contextmanager
+def undone_unless_ended(version: str) -> Iterator[Undo]:
+    """Yield what takes notes; unless what runs inside ends, or git has committed it, all noted paths are as before."""
+    with locked(LOCK, waiting=lambda: say("another data version is being added here: waiting for it")):
+        _take_back()
+        undo = Undo(version, _ask_git("rev-parse", "HEAD") or "")
+        with cleaning(_take_back):
+            try:
+                yield undo
+            except BaseException:
+                _take_back()
+                raise
+            NOTES.unlink(missing_ok=True)
+
+
+def take_back_killed() -> None:
+    """Take back what an addition left that was killed, and say so; nothing where none was."""
+    if NOTES.exists():
+        with locked(LOCK):
+            version = _take_back()
+        if version:
+            say(f"adding {version} was broken off: what was written for it is taken back")
+
+
+def _take_back() -> str:
+    """Put back what is noted, the last first; returns the version, "" where nothing was put back.
+
+    What git has committed stays, and so does everything where a person has edited a noted file since.
+    """
+    found = read_json(NOTES)
+    if not found:
+        return ""
+    undo = Undo(**found)
+    asked = [one for one in undo.notes if one["after"] is not None]
+    edited = [one["path"] for one in asked if _lines(_read(Path(one["path"]))) not in _both(one)]
+    back = not edited and not _is_committed(undo)
+    if back:
+        _ask_git("reset", "--quiet", "--", *(one["path"] for one in undo.notes))  # that a failed commit has staged
+        for one in reversed(undo.notes):
+            _restore(Path(one["path"]), one["before"])
+        with suppress(OSError, ValueError):  # DVC's copies of the graph follow params.yaml; else by the next command
+            dvc_files.write_copies()
+    if edited:
+        say(f"adding {undo.version} was broken off, and {', '.join(edited)} was edited since: what was written stays")
+    NOTES.unlink(missing_ok=True)
+    return undo.version if back else ""
+
+
+def _restore(path: Path, before: str | None) -> None:
+    """Give a path the text that it had; None: there was nothing. What cannot be restored was not written either."""
+    with suppress(OSError):
+        if before is not None:
+            if _read(path) != before:
+                path.write_bytes(before.encode())
+            return
+        for part in (path, *path.parent.glob(f".{path.name}.*.part")):  # a kill leaves files in the making, too
+            if part.is_dir():
+                shutil.rmtree(part)
+            else:
+                part.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> str | None:
+    return path.read_bytes().decode() if path.is_file() else None
+
+
+def _lines(text: str | None) -> list[str]:
+    return (text or "").splitlines()
+
+
+def _both(note: dict[str, Any]) -> tuple[list[str], list[str]]:
+    return _lines(note["before"]), _lines(note["after"])
+
+
+def _is_committed(undo: Undo) -> bool:
+    """Return whether there is a commit since the addition began, and it has the version's record."""
+    record = f"HEAD:./{find_record(undo.version).as_posix()}"
+    return _ask_git("rev-parse", "HEAD") != undo.head and _ask_git("cat-file", "-e", record) is not None
+
+
+def _ask_git(*words: str) -> str | None:
+    """Return what git prints; None: it does not do it, or there is none."""
+    try:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout if done.returncode == 0 else None

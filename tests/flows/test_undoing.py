@@ -1,0 +1,146 @@
+"""An addition that does not come to its end leaves nothing behind: failed, refused by git, or killed midway."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from worlds.projects import Project
+
+from flows import params, undoing
+from flows.adding import plan_addition, written
+from flows.unattended.landing import take_landed
+
+ROWS = [{"prompt": f"what is {k}?", "response": f"it is {k}", "topic": "sums"} for k in range(30)]
+LINE = "adding v2 was broken off: what was written for it is taken back\n"
+
+
+class KilledError(BaseException):
+    """Stands for a kill: nothing of ours runs after it."""
+
+
+@pytest.fixture
+def project(real_copy, tmp_path) -> Project:
+    """A project of one version, whose landing folder holds another."""
+    (tmp_path / "in/v2").mkdir(parents=True)
+    (tmp_path / "in/v2/rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    place, landing = Path("params.yaml"), {"url": str(tmp_path / "in"), "quiet_seconds": 0}
+    place.write_text(yaml.safe_dump(yaml.safe_load(place.read_text()) | {"landing": landing}, sort_keys=False))
+    real_copy.git("commit", "--quiet", "--all", "--message", "landing")
+    return real_copy
+
+
+def kill(patch, step: str, *, after: bool) -> None:
+    """Let a function end the process, before or after it has done its work."""
+    module, _, name = step.rpartition(".")
+    patch.setattr("flows.undoing._take_back", lambda: "")
+    whole = pytest.importorskip(module).__dict__[name]
+
+    def die(*arguments, **options):
+        if after:
+            whole(*arguments, **options)
+        raise KilledError
+
+    patch.setattr(step, die)
+
+
+STEPS = [
+    "flows.graph.dvc_state.add",
+    "tasks.first_look.kept_files.copy_files",
+    "tasks.first_look.kept_files.write_record",
+    "flows.params.write",
+    "flows.graph.dvc_files.write_copies",
+    "flows.graph.versions.commit",
+]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("after", [True, False])
+def test_what_lands_after_a_kill_is_as_if_there_had_been_none(project, monkeypatch, step, after, capsys):
+    with monkeypatch.context() as patch:
+        kill(patch, step, after=after)
+        with pytest.raises(KilledError):
+            take_landed(set())
+    committed = after and step == STEPS[-1]
+    capsys.readouterr()
+    assert take_landed(set()) == ([] if committed else ["v2"], [])
+    assert (LINE in capsys.readouterr().err) == (not committed)
+    assert project.git("status", "--porcelain") == ""
+    assert list(params.read().versions) == ["v1", "v2"]
+    assert len(list(Path("data/raw/v2").iterdir())) == 1
+    assert project.git("log", "--format=%s").splitlines().count("Add data version v2") == 1
+    assert not undoing.NOTES.exists()
+
+
+def test_a_commit_that_a_hook_refuses_leaves_nothing_and_the_next_look_goes_on(project, capfd):
+    hook = project.root / ".git/hooks/pre-commit"
+    hook.write_text("#!/bin/sh\necho no commits today >&2\nexit 1\n")
+    hook.chmod(0o755)
+    for _ in range(2):
+        taken, (error,) = take_landed(set())
+        assert taken == []
+        assert str(error).endswith("`git commit` here shows more; nothing is added; run again then")
+        assert "no commits today" in capfd.readouterr().err
+        assert project.git("status", "--porcelain", "--ignored", "data", "versions", "params.yaml") == ""
+    hook.unlink()
+    assert take_landed(set()) == (["v2"], [])
+
+
+def break_off(monkeypatch) -> None:
+    """Be killed once all of an addition is written."""
+    planned = plan_addition(Path("data/raw/v1").absolute(), params.read().versions, version="v2", copy=True)
+    with monkeypatch.context() as patch:
+        kill(patch, "flows.graph.dvc_files.write_copies", after=True)
+        with pytest.raises(KilledError), written(planned):
+            pass
+
+
+def test_params_that_were_edited_after_a_kill_are_kept_with_all_that_was_written(project, monkeypatch, capsys):
+    break_off(monkeypatch)
+    with open("params.yaml", "a") as file:
+        file.write("# mine\n")
+    undoing.take_back_killed()
+    assert capsys.readouterr().err == (
+        "adding v2 was broken off, and params.yaml was edited since: what was written stays\n"
+    )
+    assert "# mine" in Path("params.yaml").read_text()
+    assert Path("data/raw/v2").is_dir()
+    assert not undoing.NOTES.exists()
+
+
+def test_what_was_committed_by_hand_after_a_kill_stays(project, monkeypatch):
+    break_off(monkeypatch)
+    project.git("add", ".")
+    project.git("commit", "--quiet", "--message", "mine")
+    undoing.take_back_killed()
+    assert list(params.read().versions) == ["v1", "v2"]
+    assert project.git("status", "--porcelain") == ""
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_files_come_back_byte_by_byte(project, monkeypatch, ends):
+    place = project.root / "params.yaml"
+    place.write_bytes(place.read_bytes().replace(b"\n", ends.encode()))
+    before = place.read_bytes()
+    break_off(monkeypatch)
+    assert place.read_bytes() != before
+    undoing.take_back_killed()
+    assert place.read_bytes() == before
+    assert not Path("data/raw/v2").exists()
+    assert not Path("versions/v2").exists()
+
+
+def test_a_folder_that_was_there_before_is_refused_and_stays(project):
+    place = project.root / "data/raw/v2"
+    place.mkdir()
+    (place / "mine.txt").write_text("by hand")
+    _, (error,) = take_landed(set())
+    assert "data/raw/v2 is there and is not empty" in str(error)
+    assert (place / "mine.txt").read_text() == "by hand"
+
+
+def test_without_git_an_addition_is_taken_back_too(project, monkeypatch):
+    break_off(monkeypatch)
+    monkeypatch.setenv("PATH", "")
+    undoing.take_back_killed()
+    assert list(params.read().versions) == ["v1"]
