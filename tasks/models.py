@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -94,7 +94,8 @@ def folder(choice: ModelChoice) -> Path:
     found = find_folder(choice.name, choice.revision)
     weights = sorted(found.rglob("*.gguf"))
     if weights and not list(found.rglob("*.safetensors")):
-        return _convert(weights[0])
+        with _naming(weights[0], choice):
+            return _convert(weights[0])
     holding = [path.parent for path in sorted(found.rglob("config.json")) if list(path.parent.glob("*.safetensors"))]
     if not holding:
         pickled = sorted(path.name for pattern in PICKLES for path in found.rglob(pattern))
@@ -158,7 +159,7 @@ def language_model(choice: ModelChoice) -> PreTrainedModel:
 
 def skeleton(choice: ModelChoice) -> PreTrainedModel:
     """Return the causal language model without weights, on no device: parameters have names and shapes alone."""
-    config = AutoConfig.from_pretrained(folder(choice), trust_remote_code=False)
+    config = _read_config(choice)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
@@ -171,7 +172,7 @@ def count_parameters(choice: ModelChoice, *, encoder: bool = False) -> Size:
         choice: the model.
         encoder: it is a text encoder, which has no head; else a causal language model.
     """
-    config = AutoConfig.from_pretrained(folder(choice), trust_remote_code=False)
+    config = _read_config(choice)
     with torch.device("meta"):
         made = (AutoModel if encoder else AutoModelForCausalLM).from_config(config, trust_remote_code=False)
     looked_up = [module for module in made.modules() if isinstance(module, torch.nn.Embedding)]
@@ -187,13 +188,35 @@ def embedder(choice: ModelChoice) -> PreTrainedModel:
     return _load(AutoModel, choice, encoder=True).to(device(choice)).eval()
 
 
+def _read_config(choice: ModelChoice) -> PreTrainedConfig:
+    place = folder(choice)
+    with _naming(place / "config.json", choice):
+        return AutoConfig.from_pretrained(place, trust_remote_code=False)
+
+
+@contextmanager
+def _naming(place: Path, choice: ModelChoice) -> Iterator[None]:
+    """Name the file and the model in whatever transformers raises of files that are missing, cut off, or others."""
+    try:
+        yield
+    except Exception as error:
+        from accelerate.utils.memory import should_reduce_batch_size
+
+        if isinstance(error, MemoryError | ModelError) or should_reduce_batch_size(error):
+            raise  # the machine is short of memory; nothing is wrong with the files
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(
+            f"{place}, of {choice.name}, cannot be read: {said[:300]}; fetch or convert the model again"
+        ) from error
+
+
 def check_context(choice: ModelChoice) -> None:
     """Refuse to run a model beyond the positions that it was made for.
 
     Raises:
         ModelError: `max_tokens` is more than the model's context.
     """
-    config = AutoConfig.from_pretrained(folder(choice), trust_remote_code=False)
+    config = _read_config(choice)
     context = getattr(config, "max_position_embeddings", None)
     if context is not None and choice.max_tokens > context:
         raise ModelError(
@@ -218,7 +241,9 @@ def quiet() -> Iterator[None]:
 @lru_cache(maxsize=4)
 def tokenizer(choice: ModelChoice) -> PreTrainedTokenizerBase:
     """Return the model's tokenizer, with a padding token (the end-of-sequence token where it has none)."""
-    loaded = AutoTokenizer.from_pretrained(folder(choice), trust_remote_code=False)
+    place = folder(choice)
+    with _naming(place / "tokenizer.json", choice):
+        loaded = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     if loaded.pad_token is None:
         loaded.pad_token = loaded.eos_token
     if choice.chat_template is not None:
@@ -272,16 +297,9 @@ def _load(kind: Any, choice: ModelChoice, *, encoder: bool = False) -> PreTraine
     place = folder(choice)
     refuse_strange_index(place, choice.name)
     asked = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # and refused below, by name
-    try:
-        with quiet():
-            model, told = kind.from_pretrained(place, **asked, **_options(choice))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        from accelerate.utils.memory import should_reduce_batch_size
-
-        if should_reduce_batch_size(error):
-            raise  # the machine is short of memory; nothing is wrong with the files
-        said = " ".join(str(error).split())
-        raise ModelError(f"{choice.name} cannot be loaded: {said[:300]}; fetch or convert the model again") from error
+    options = _options(choice)
+    with _naming(place, choice), quiet():
+        model, told = kind.from_pretrained(place, **asked, **options)
     missing = {key for key in told["missing_keys"] if not (encoder and "pooler." in key)}
     unexpected = set() if encoder else set(told["unexpected_keys"])
     misshapen = {str(one[0] if isinstance(one, tuple) else one) for one in told["mismatched_keys"]}

@@ -175,6 +175,8 @@ def _add(name: str, folder: Path, refused: set[str]) -> None:
     *_, look = take_looks(name, planned.found, planned.previous, settings)
     if look.rows == look.rejected + look.erased:
         raise LandingError(f"none of its {count(look.rows, 'row')} can be used{tell_commonest(look)}")
+    if look.foreseen is not None and look.foreseen.stops is not None:
+        raise LandingError(f"a run would stop: {look.foreseen.stops}")
     with adding.written(planned, sources) as held:
         recorded.commit(held, f"Add data version {name}")
     used = look.rows - look.rejected - look.erased

@@ -17,7 +17,8 @@ def send(report: str | None, outcome: Mapping[str, Any]) -> None:
     """Tell of a version as a JSON object; that this fails is said, and changes nothing else.
 
     Args:
-        report: a command, which reads it on its standard input, or a URL, to which it is posted; None: nobody is told.
+        report: a program and its arguments, which reads it on its standard input, or a URL, to which it is posted; no
+            shell reads it, so that none of `|`, `>`, `~` and `$` means anything; None: nobody is told.
         outcome: version, state (recorded, refused or failed), why, and what the gates said.
     """
     if not report:
@@ -32,6 +33,18 @@ def send(report: str | None, outcome: Mapping[str, Any]) -> None:
                 shlex.split(report), input=text, text=True, check=True, timeout=PATIENCE, stdout=subprocess.DEVNULL
             )
     except (OSError, ValueError, subprocess.SubprocessError, httpx.HTTPError) as error:
-        answer = getattr(error, "response", None)  # its own words would hold the address, and passwords in it
-        why = type(error).__name__ if answer is None else f"status {answer.status_code}"
-        say(f"acceptance.report did not take what became of {outcome['version']}: {why}")
+        say(f"acceptance.report did not take what became of {outcome['version']}: {_tell(report, error)}")
+
+
+def _tell(report: str, error: Exception) -> str:
+    """Return why a report was not taken; neither an address nor arguments, which passwords stand in, are in it."""
+    answer, program = getattr(error, "response", None), report.split()[0]
+    if answer is not None:
+        return f"status {answer.status_code}"
+    if isinstance(error, subprocess.CalledProcessError):
+        return f"{program} ended with status {error.returncode}"
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"{program} did not end within {PATIENCE:.0f} s"
+    if isinstance(error, OSError):
+        return f"{program} cannot be started: {error.strerror}; name a program and its arguments, without a shell"
+    return type(error).__name__

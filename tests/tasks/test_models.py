@@ -1,4 +1,5 @@
 import json
+import shutil
 from contextlib import suppress
 from dataclasses import replace
 
@@ -18,8 +19,6 @@ def test_a_local_folder_is_loaded_in_eval_mode(toy):
 
 
 def test_the_digest_follows_the_weights_and_the_dtype(toy, toy_folder, tmp_path):
-    import shutil
-
     changed = tmp_path / "changed"
     shutil.copytree(toy_folder, changed)
     config = json.loads((changed / "config.json").read_text())
@@ -176,8 +175,6 @@ def test_only_rounding_that_was_asked_for_is_noted(toy):
 @pytest.fixture
 def harmed(toy, toy_folder, tmp_path):
     """Return a function that loads the toy model from a copy whose tensors were changed."""
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
     def load(change, encoder: bool = False):
@@ -213,10 +210,46 @@ def test_weights_with_a_tensor_of_another_shape_are_refused(harmed, encoder):
 
 
 def test_weights_that_are_cut_off_are_refused(toy, toy_folder, tmp_path):
-    import shutil
-
     shutil.copytree(toy_folder, tmp_path / "cut")
     whole = (tmp_path / "cut/model.safetensors").read_bytes()
     (tmp_path / "cut/model.safetensors").write_bytes(whole[:-100])
-    with pytest.raises(ModelError, match=r"cut cannot be loaded: .*; fetch or convert the model again"):
+    with pytest.raises(ModelError, match=r"^\S+/cut, of \S+/cut, cannot be read: .*; fetch or convert"):
         models.language_model(replace(toy, name=str(tmp_path / "cut")))
+
+
+CUT = '{"model_type": "llama", '
+BROKEN = {
+    "config.json": [CUT, "", "[]", "{}", '{"model_type": "nothing"}', '{"model_type": "llama", "hidden_size": "x"}'],
+    "tokenizer.json": [CUT, "", "[]", "{}", None],
+}
+
+
+@pytest.mark.parametrize(("file", "text"), [(file, text) for file, texts in BROKEN.items() for text in texts])
+def test_files_of_a_model_that_cannot_be_read_are_named_with_the_way_out(toy, toy_folder, tmp_path, file, text):
+    home = tmp_path / "broken"
+    shutil.copytree(toy_folder, home)
+    if text is None:
+        for path in home.glob("tokenizer*"):
+            path.unlink()
+    else:
+        (home / file).write_text(text)
+    choice = replace(toy, name=str(home))
+    read = models.tokenizer if file == "tokenizer.json" else models.count_parameters
+    told = rf"^{home / file}, of {home}, cannot be read: .+; fetch or convert the model again$"
+    with pytest.raises(ModelError, match=told):
+        read(choice)
+
+
+def test_a_gguf_file_that_is_cut_off_is_named_with_the_way_out(toy, tmp_path):
+    (tmp_path / "weights.gguf").write_bytes(b"GGUF\x03\0\0\0")
+    with pytest.raises(ModelError, match=r"weights\.gguf, of \S+, cannot be read: .+; fetch or convert"):
+        models.language_model(replace(toy, name=str(tmp_path)))
+
+
+def test_short_memory_is_no_fault_of_the_files(toy, monkeypatch):
+    def fail(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(models.AutoConfig, "from_pretrained", fail)
+    with pytest.raises(MemoryError):
+        models.skeleton(replace(toy, max_tokens=77))

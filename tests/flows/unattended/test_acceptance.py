@@ -208,6 +208,20 @@ def test_report_that_nobody_takes_is_said_and_fails_nothing(report, listener, mo
     assert "password" not in said
 
 
+@pytest.mark.parametrize(
+    ("report", "why"),
+    [
+        ("false password", "false ended with status 1"),
+        ("/no/such/hook password", "/no/such/hook cannot be started: No such file or directory; name a program"),
+        ("sleep 60", "sleep did not end within 1 s"),
+    ],
+)
+def test_a_command_that_does_not_take_a_report_is_named_with_what_it_did(report, why, monkeypatch, capsys):
+    monkeypatch.setattr(reports, "PATIENCE", 1)
+    reports.send(report, {"version": "v2"})
+    assert capsys.readouterr().err.startswith(f"acceptance.report did not take what became of v2: {why}")
+
+
 def test_every_version_is_reported(project, monkeypatch):
     heard: list[tuple[str | None, str]] = []
     refuse(monkeypatch, "v4")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -113,6 +114,7 @@ def test_nothing_continues_from_a_refused_version(project, url):
         ),
         ("2026-10", [{"prompt": "x", "response": ""}] * 30, "none of its 30 rows can be used; first of the commonest"),
         ("2026-10", [], "none of its 0 rows can be used"),
+        ("2026-10", ROWS[:1] * 30, "a run would stop: "),
     ],
 )
 def test_one_that_cannot_be_added_keeps_no_other_one_out(project, url, name, rows, text, capsys):
@@ -181,6 +183,16 @@ def test_continue_takes_what_landed_and_runs_it(project, url, monkeypatch):
     monkeypatch.setattr(continual, "write", lambda version, accepted: project.git("tag", versions.tag_of(version)))
     assert continual.advance() == ["v1", "2026-10"]
     assert ran == ["v1", "2026-10"]
+
+
+def test_rows_that_the_version_before_has_are_no_version(two_versions, tmp_path):
+    known = [json.loads(line) for line in Path("data/raw/v2/toys.jsonl").read_text().splitlines()]
+    land(tmp_path / "in", "v3", known)
+    land(tmp_path / "in", "v4")
+    listen(two_versions, tmp_path / "in")
+    taken, (error,) = take_landed(set())
+    assert taken == ["v4"]
+    assert re.search(r"v3 in .* is not added: a run would stop: .* 30 kept from the version before", str(error))
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling", "fifo"])
