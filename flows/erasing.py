@@ -293,7 +293,7 @@ def tell(found: Found, *, done: bool) -> Iterator[str]:
     if found.recorded and done:
         yield (
             f"raw data of recorded versions have changed; to record them anew, `git tag --delete "
-            f"{' '.join(found.recorded)}` before the next `tamis continue`"
+            f"{' '.join(found.recorded)}` before the next `tamis run` or `tamis continue`"
         )
 
 

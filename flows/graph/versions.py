@@ -13,6 +13,7 @@ from typing import Any
 from flows import model_records
 from flows.graph import dvc_files, dvc_state, revisions
 from flows.graph.stages import Planned, in_order, read_graph
+from flows.stage_calls import ERASED
 from flows.told import count
 from tasks.settings import VersionSettings
 
@@ -109,11 +110,18 @@ def refuse_rewritten(versions: Mapping[str, VersionSettings], asked: Iterable[st
         if f"md5: {now[name]}\n" not in then[name]:
             after = [one for one in versions if tag_of(one) in known and name in _earlier(one, versions)]
             anew = [tag_of(one) for one in (name, *after)]
-            raise RecordError(
-                f"{name} is recorded (tag {tag_of(name)}), but its raw data, {versions[name].raw}, "
-                f"{'have changed since' if now[name] else 'are gone'}; bring them back and add what is new as a "
-                f"version of its own (previous: {name}), or record anew: `git tag --delete {' '.join(anew)}`"
-            )
+            found = f"{name} is recorded (tag {tag_of(name)}), but its raw data, {versions[name].raw}, "
+            found += "have changed since" if now[name] else "are gone"
+            back = f"bring them back and add what is new as a version of its own (previous: {name}), or record anew"
+            if now[name] and _has_erased(tag_of(name)):
+                back = f"rows were erased since ({ERASED}): record what is left anew"
+            raise RecordError(f"{found}; {back}: `git tag --delete {' '.join(anew)}`")
+
+
+def _has_erased(tag: str) -> bool:
+    """Return whether rows were erased since a tag was made."""
+    with dvc_state.opened() as repo:
+        return ERASED.exists() and revisions.read_file(repo, ERASED, tag) != ERASED.read_text(encoding="utf-8")
 
 
 def refuse_uncommitted(version: str) -> None:

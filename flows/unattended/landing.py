@@ -18,7 +18,7 @@ import fsspec
 from flows import adding, params
 from flows.graph import versions as recorded
 from flows.looks import take_looks, tell_commonest
-from flows.stage import format_error, say
+from flows.stage import format_error, say, show_plain
 from flows.stage_calls import CACHE
 from flows.told import count, hide
 from flows.undoing import take_back_killed
@@ -61,9 +61,9 @@ def take_landed(refused: set[str]) -> tuple[list[str], list[LandingError]]:
     take_back_killed()
     taken, failed = [], []
     for name, landed in list_waiting(asked, params.read_versions()):
-        why = tell_unfinished(landed.files, asked)
+        why, shown = tell_unfinished(landed.files, asked), show_plain(name)
         if why:
-            say(f"{name} is not taken yet: {why}")
+            say(f"{shown} is not taken yet: {why}")
             continue
         recorded.refuse_foreign_changes()
         try:
@@ -71,7 +71,7 @@ def take_landed(refused: set[str]) -> tuple[list[str], list[LandingError]]:
                 _add(name, folder, refused)
         except Exception as error:  # one folder's fault keeps no other one out
             way = "" if isinstance(error, recorded.RecordError) else "; mend it there, or take it out"
-            failed.append(LandingError(hide(f"{name} in {asked.url} is not added: {format_error(error)}{way}")))
+            failed.append(LandingError(hide(f"{shown} in {asked.url} is not added: {format_error(error)}{way}")))
             say(str(failed[-1]))
             continue
         taken.append(name)
@@ -159,6 +159,8 @@ def _fetched(landed: Landed, name: str, marker: str | None) -> Iterator[Path]:
             if inside.name != marker:
                 (home / inside).parent.mkdir(parents=True, exist_ok=True)
                 landed.system.get_file(path, str(home / inside))
+        if not home.exists():
+            raise LandingError(f"it holds no file{'' if marker is None else f' beside {marker}'}")
         yield home
     finally:
         shutil.rmtree(home, ignore_errors=True)

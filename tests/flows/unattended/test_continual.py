@@ -260,6 +260,15 @@ def test_raw_data_changed_after_they_were_recorded_are_refused(recorded):
     assert advance(recorded) == ["v1", "v2"]
 
 
+def test_a_recorded_version_of_which_rows_were_erased_is_recorded_anew(recorded):
+    recorded.edit("raw/v1.txt", "line 1\n", "")
+    (recorded.root / "data").mkdir(exist_ok=True)
+    (recorded.root / "data/erased.json").write_text("[]")
+    way = r"have changed since; rows were erased since \(data/erased\.json\): record what is left anew: `git tag --del"
+    with pytest.raises(RecordError, match=way):
+        refuse_rewritten(params.read_versions())
+
+
 def test_raw_data_that_are_gone_are_refused(recorded):
     (recorded.root / "raw/v2.txt").unlink()
     with pytest.raises(RecordError, match=r"^v2 is recorded .* raw/v2\.txt, are gone; .* --delete data-v2`$"):

@@ -114,6 +114,7 @@ def test_nothing_continues_from_a_refused_version(project, url):
         ),
         ("2026-10", [{"prompt": "x", "response": ""}] * 30, "none of its 30 rows can be used; first of the commonest"),
         ("2026-10", [], "none of its 0 rows can be used"),
+        ("two\nlines", ROWS, "a version's name has letters, digits"),
         ("2026-10", ROWS[:1] * 30, "a run would stop: "),
     ],
 )
@@ -123,11 +124,24 @@ def test_one_that_cannot_be_added_keeps_no_other_one_out(project, url, name, row
     listen(project, url)
     taken, (failed,) = take_landed(set())
     assert taken == ["2026-11"]
-    assert failed.args[0].startswith(f"{name} in {url} is not added: ")
+    assert failed.args[0].startswith(f"{name!r} in {url} is not added: ".replace("'", ""))
+    assert "\n" not in failed.args[0]
     assert text in str(failed)
     assert str(failed) in capsys.readouterr().err
     assert project.git("status", "--porcelain") == ""
     assert not list(Path(".cache").glob("landing/*"))
+
+
+def test_a_marker_alone_is_no_version(project, url):
+    system, root = fsspec.core.url_to_fs(url)
+    system.makedirs(f"{root}/2026-10", exist_ok=True)
+    system.pipe(f"{root}/2026-10/{DONE}", b"")
+    listen(project, url)
+    taken, (failed,) = take_landed(set())
+    assert taken == []
+    assert (
+        str(failed) == f"2026-10 in {url} is not added: it holds no file beside {DONE}; mend it there, or take it out"
+    )
 
 
 def test_without_a_marker_a_folder_is_whole_once_it_is_quiet(project, tmp_path):
