@@ -89,7 +89,7 @@ def allowed(path: Path) -> set[str]:
         return {"tamis", "tasks", *(LOADERS_MAY if path.stem in ("models", "model_files") else TASKS_MAY)}
     only = {
         "dvc_state": {"dvc", "scmrepo"},
-        "revisions": {"dvc"},
+        "revisions": {"dvc", "pygit2"},
         "dvc_locks": {"dvc", "dvc_data", "fsspec", "psutil", "voluptuous"},
         "prefect_server": {"psutil"},
         "dvc_files": {"ruamel"},

@@ -1,16 +1,22 @@
 """What dvc.lock says at a git revision, without a checkout: digests of what was read, tables in DVC's cache, a push."""
 
+import io
 import os
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
+import pygit2
 from dvc.dependency import loads_from
 from dvc.repo import Repo
 from dvc.scm import RevError, resolve_rev
 from dvc.stage import Stage
+from pygit2.enums import BlobFilter
 
 from flows.graph import dvc_files
 from flows.graph.dvc_state import StateError, opened, without_git
@@ -81,6 +87,7 @@ def open_files(repo: Repo, revision: str) -> Any:
     Raises:
         StateError: git knows no such revision.
     """
+    _read_blobs_at_once()
     try:
         return repo.scm.get_fs(resolve_rev(repo.scm, revision))
     except RevError as error:
@@ -98,13 +105,32 @@ def read_lock(repo: Repo, version: str, revision: str) -> str:
 def read_file(repo: Repo, path: Path, revision: str) -> str:
     """Return the text of a file of the project at a git revision; empty where there is none."""
     files, place = open_files(repo, revision), _in_git(repo, path)
-    return _read_whole(repo, place, revision) if files.exists(place) else ""
+    return files.read_text(place, encoding="utf-8") if files.exists(place) else ""
 
 
-def _read_whole(repo: Repo, place: str, revision: str) -> str:
-    """Return a file's text by its path in git; at once: a stream of pygit2 has a thread, and one in 20,000 hung."""
-    commit = repo.scm.pygit2.repo.get(resolve_rev(repo.scm, revision))
-    return commit.tree[place].data.decode()
+@cache
+def _read_blobs_at_once() -> None:
+    """Let this process read git's files whole, ours and DVC's.
+
+    A stream of pygit2 (1.21.0) is filled by a thread, and its reader, which clears the event that it waits for, can
+    lose the last wake-up: it then waits for ever. One in some 20,000 did. Here git's filters fill a queue without end,
+    and no thread is needed.
+    """
+
+    def read(
+        blob: pygit2.Blob,
+        as_path: str | None = None,
+        *,
+        flags: int = BlobFilter.CHECK_FOR_BINARY,
+        commit_id: Any = None,
+    ) -> io.BytesIO:
+        chunks: Queue[bytes] = Queue()
+        blob._write_to_queue(
+            chunks, threading.Event(), threading.Event(), as_path=as_path, flags=int(flags), commit_id=commit_id
+        )
+        return io.BytesIO(b"".join(filter(None, chunks.queue)))
+
+    pygit2.BlobIO = read
 
 
 def mend_lock_files(versions: Iterable[str]) -> None:
@@ -162,6 +188,7 @@ def push(repo: Repo, recorded: Iterable[tuple[str, str]]) -> None:
     Raises:
         OSError: the remote lacks some of them afterwards.
     """
+    _read_blobs_at_once()
     found: set[Any] = set()
     for version, revision in recorded:
         with repo.switch(revision):
@@ -191,7 +218,7 @@ def list_pointers(repo: Repo, folder: Path, revision: str) -> dict[str, str]:
     """Return the texts of the .dvc files in a folder of the project at a git revision, by their paths in git."""
     files, place = open_files(repo, revision), _in_git(repo, folder)
     paths = files.find(place) if files.isdir(place) else []
-    return {path: _read_whole(repo, path, revision) for path in paths if path.endswith(".dvc")}
+    return {path: files.read_text(path, encoding="utf-8") for path in paths if path.endswith(".dvc")}
 
 
 def _in_git(repo: Repo, path: Path) -> str:
