@@ -316,7 +316,7 @@ def approvals(context: typer.Context, form: Format = None, as_json: Json = False
     from flows import approving
 
     form = name_form(form, as_json)
-    found = [vars(approving.find_signed(version)) for version in params.read().versions]
+    found = [vars(signed) for signed in approving.find_all_signed(params.read().versions).values()]
     rows = [[", ".join(cell) if isinstance(cell, tuple) else cell for cell in one.values()] for one in found]
     show_as(form, [one.name for one in fields(approving.Signed)], rows)
 

@@ -24,11 +24,13 @@ FORMATS = {
 
 def show(project: Opened) -> None:
     """Show a line for each version."""
+    from flows.approving import find_all_signed
+
     st.header("Versions")
     seconds, checks = read_all(project)
     rows = [
-        _describe(version, version in project.made) | _count(version, seconds, checks)
-        for version in project.values.versions
+        _describe(version, version in project.made, signed) | _count(version, seconds, checks)
+        for version, signed in find_all_signed(project.values.versions).items()
     ]
     changed = {row["version"]: row.pop("settings") for row in rows}
     made = [row for row in rows if row["chosen"] is not None]
@@ -63,13 +65,12 @@ def _count(
     return {"seconds": seconds.get(version), "checks": told}
 
 
-def _describe(version: str, made: bool) -> dict[str, Any]:
-    from flows.approving import find_signed
+def _describe(version: str, made: bool, signed: Any) -> dict[str, Any]:
     from tasks.catalogue.rows import show_version
 
     found = (show_version(ROOT, version) if made else None) or {}
     selection, metrics = found.get("selection", {}), found.get("evaluation", {})
-    gain, signed = metrics.get("differences", {}).get("chosen-random", {}), find_signed(version)
+    gain = metrics.get("differences", {}).get("chosen-random", {})
     return {
         "version": version,
         "pool": selection.get("pool_rows"),

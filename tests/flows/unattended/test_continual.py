@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import dulwich.repo
@@ -14,7 +13,7 @@ import yaml
 from worlds.projects import GRAPHS, KILLER, Project, enter, importing_from, run_child, run_dvc, start_project
 
 from flows import params
-from flows.graph import dvc_state, revisions
+from flows.graph import dvc_state
 from flows.graph.versions import (
     GIT,
     RecordError,
@@ -393,14 +392,3 @@ def test_name_that_git_does_not_take_is_refused(project):
         continual.advance()
     with pytest.raises(RecordError, match=r"^the version's name 'v 1' cannot be part of a git tag; name it as"):
         unrecorded({"v 1": VersionSettings(**VERSIONS["v1"])})
-
-
-def test_files_of_git_are_read_without_a_thread_that_could_hang(recorded, tmp_path, monkeypatch):
-    started = []
-    start = threading.Thread.start
-    monkeypatch.setattr(threading.Thread, "start", lambda self: (started.append(str(self._target)), start(self))[1])
-    with dvc_state.opened() as repo:
-        assert "letters" in revisions.read_file(repo, Path("dvc.yaml"), "data-v1")
-        with repo.switch("data-v1"):  # as DVC itself reads them
-            assert repo.stage.load_all("dvc.yaml")
-    assert [one for one in started if "_write_to_queue" in one] == []
