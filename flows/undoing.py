@@ -29,6 +29,7 @@ class Undo:
 
     version: str
     head: str  # git's last commit when it began; "" without one
+    unstaged: bool  # nothing was staged then: what is staged of noted paths is ours
     notes: list[dict[str, Any]] = field(default_factory=list)  # path, before, after; in the order of writing
 
     def note(self, path: Path, after: str | None = None) -> None:
@@ -47,7 +48,7 @@ def undone_unless_ended(version: str) -> Iterator[Undo]:
     """Yield what takes notes; unless what runs inside ends, or git has committed it, all noted paths are as before."""
     with locked(LOCK, waiting=lambda: say("another data version is being added here: waiting for it")):
         _take_back()
-        undo = Undo(version, _ask_git("rev-parse", "HEAD") or "")
+        undo = Undo(version, _ask_git("rev-parse", "HEAD") or "", _ask_git("diff", "--cached", "--quiet") is not None)
         with cleaning(_take_back):
             try:
                 yield undo
@@ -76,10 +77,15 @@ def _take_back() -> str:
         return ""
     undo = Undo(**found)
     asked = [one for one in undo.notes if one["after"] is not None]
-    edited = [one["path"] for one in asked if _lines(_read(Path(one["path"]))) not in _both(one)]
+    edited = [
+        one["path"]
+        for one in asked
+        if _lines(_read(Path(one["path"]))) not in (_lines(one["before"]), _lines(one["after"]))
+    ]
     back = not edited and not _is_committed(undo)
     if back:
-        _ask_git("reset", "--quiet", "--", *(one["path"] for one in undo.notes))  # that a failed commit has staged
+        if undo.unstaged:
+            _ask_git("reset", "--quiet", "--", *(one["path"] for one in undo.notes))  # what a failed commit has staged
         for one in reversed(undo.notes):
             _restore(Path(one["path"]), one["before"])
         with suppress(OSError, ValueError):  # DVC's copies of the graph follow params.yaml; else by the next command
@@ -110,10 +116,6 @@ def _read(path: Path) -> str | None:
 
 def _lines(text: str | None) -> list[str]:
     return (text or "").splitlines()
-
-
-def _both(note: dict[str, Any]) -> tuple[list[str], list[str]]:
-    return _lines(note["before"]), _lines(note["after"])
 
 
 def _is_committed(undo: Undo) -> bool:

@@ -10,6 +10,7 @@ import httpx
 
 from flows.stage import say
 
+URLS = ("http://", "https://")
 PATIENCE = 30.0  # seconds that a command or a server has
 
 
@@ -21,18 +22,18 @@ def send(report: str | None, outcome: Mapping[str, Any]) -> None:
             shell reads it, so that none of `|`, `>`, `~` and `$` means anything; None: nobody is told.
         outcome: version, state (recorded, refused or failed), why, and what the gates said.
     """
-    if not report:
+    if not (report or "").strip():
         return
     text = json.dumps(outcome)
     try:
-        if report.startswith(("http://", "https://")):
+        if report.startswith(URLS):
             said = httpx.post(report, content=text, headers={"content-type": "application/json"}, timeout=PATIENCE)
             said.raise_for_status()
         else:
             subprocess.run(
                 shlex.split(report), input=text, text=True, check=True, timeout=PATIENCE, stdout=subprocess.DEVNULL
             )
-    except (OSError, ValueError, subprocess.SubprocessError, httpx.HTTPError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError, httpx.HTTPError, httpx.InvalidURL) as error:
         say(f"acceptance.report did not take what became of {outcome['version']}: {_tell(report, error)}")
 
 
@@ -41,6 +42,8 @@ def _tell(report: str, error: Exception) -> str:
     answer, program = getattr(error, "response", None), report.split()[0]
     if answer is not None:
         return f"status {answer.status_code}"
+    if report.startswith(URLS):
+        return type(error).__name__
     if isinstance(error, subprocess.CalledProcessError):
         return f"{program} ended with status {error.returncode}"
     if isinstance(error, subprocess.TimeoutExpired):

@@ -73,9 +73,8 @@ def estimate_pool(
         works[f"training {number}"] = plan.name_kind("finetuning", cell.values), count_training(case, cell.steps)
         works[f"measuring {number}"] = "evaluation", count_measuring(case)
     works = {name: (kind, work) for name, (kind, work) in works.items() if work != Work()}
-    counted = list(works.values())
     gaps: set[str] = set()
-    for kind, work in counted:
+    for kind, work in works.values():
         gaps |= rates.lacks(work, rates.find(known, kind, models))
     wanted = {rates.ENCODER} if "encoded" in gaps else set()
     known = plan.calibrate(known, wanted | ({rates.LANGUAGE} if gaps - {"encoded"} else set()), models)

@@ -1,6 +1,7 @@
 """An addition that does not come to its end leaves nothing behind: failed, refused by git, or killed midway."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def kill(patch, step: str, *, after: bool) -> None:
     """Let a function end the process, before or after it has done its work."""
     module, _, name = step.rpartition(".")
     patch.setattr("flows.undoing._take_back", lambda: "")
-    whole = pytest.importorskip(module).__dict__[name]
+    whole = getattr(import_module(module), name)
 
     def die(*arguments, **options):
         if after:
@@ -115,6 +116,18 @@ def test_what_was_committed_by_hand_after_a_kill_stays(project, monkeypatch):
     undoing.take_back_killed()
     assert list(params.read().versions) == ["v1", "v2"]
     assert project.git("status", "--porcelain") == ""
+
+
+def test_what_a_person_has_staged_stays_staged(project, monkeypatch):
+    place = Path("params.yaml")
+    whole = place.read_text()
+    place.write_text(f"{whole}# staged\n")
+    project.git("add", "params.yaml")
+    place.write_text(whole)
+    break_off(monkeypatch)
+    undoing.take_back_killed()
+    assert "+# staged" in project.git("diff", "--cached")
+    assert place.read_text() == whole
 
 
 @pytest.mark.parametrize("ends", ["\n", "\r\n"])

@@ -198,7 +198,9 @@ def test_command_and_url_are_told_the_same(tmp_path, listener):
     assert [json.loads((tmp_path / "heard.json").read_text()), *Listener.heard] == [outcome, outcome]
 
 
-@pytest.mark.parametrize("report", ["false", "/no/such/command", "http://127.0.0.1:9", "'unclosed", "URL"])
+@pytest.mark.parametrize(
+    "report", ["false", "/no/such/command", "http://127.0.0.1:9", "http://[password", "'unclosed", "URL"]
+)
 def test_report_that_nobody_takes_is_said_and_fails_nothing(report, listener, monkeypatch, capsys):
     monkeypatch.setattr(Listener, "answer", 500)
     address = listener.replace("//", "//us:password@")
@@ -220,6 +222,12 @@ def test_a_command_that_does_not_take_a_report_is_named_with_what_it_did(report,
     monkeypatch.setattr(reports, "PATIENCE", 1)
     reports.send(report, {"version": "v2"})
     assert capsys.readouterr().err.startswith(f"acceptance.report did not take what became of v2: {why}")
+
+
+def test_a_blank_report_is_none(capsys):
+    for blank in (None, "", "  "):
+        reports.send(blank, {"version": "v2"})
+    assert capsys.readouterr().err == ""
 
 
 def test_every_version_is_reported(project, monkeypatch):

@@ -13,6 +13,7 @@ from worlds.projects import Project
 
 from flows import params
 from flows.graph import versions
+from flows.stage import show_plain
 from flows.unattended import continual
 from flows.unattended.landing import LandingError, find_inside, take_landed, tell_unfinished
 from tasks.settings import LandingSettings
@@ -124,7 +125,7 @@ def test_one_that_cannot_be_added_keeps_no_other_one_out(project, url, name, row
     listen(project, url)
     taken, (failed,) = take_landed(set())
     assert taken == ["2026-11"]
-    assert failed.args[0].startswith(f"{name!r} in {url} is not added: ".replace("'", ""))
+    assert failed.args[0].startswith(f"{show_plain(name)} in {url} is not added: ")
     assert "\n" not in failed.args[0]
     assert text in str(failed)
     assert str(failed) in capsys.readouterr().err
