@@ -81,20 +81,27 @@ def _read_records(revision: str) -> dict[Path, str]:
         return {path: text for path in paths if (text := read_file(repo, path, revision))}
 
 
-def open_files(repo: Repo, revision: str) -> Any:
-    """Return git's files at a revision, as a file system.
+def _find(repo: Repo, path: Path, revision: str) -> pygit2.Object | None:
+    """Return the file or folder that git holds at a path of the project at a revision; None: there is none.
+
+    The folders on its way alone are read: DVC's file system of a revision first reads all of them, and of many
+    revisions of many versions that is most of a command's time.
 
     Raises:
         StateError: git knows no such revision.
     """
-    _read_blobs_at_once()
     try:
-        return repo.scm.get_fs(resolve_rev(repo.scm, revision))
+        tree = repo.scm.pygit2.repo[resolve_rev(repo.scm, revision)].tree
     except RevError as error:
         raise StateError(
             f"git knows no revision {revision!r}; `git tag` and `git log --oneline --all` list those that it knows, "
             "and `git fetch --tags` brings those of another copy"
         ) from error
+    place = (Path(repo.root_dir).relative_to(repo.scm.root_dir) / path).as_posix()  # git's root may lie above
+    try:
+        return tree[place]
+    except KeyError:
+        return None
 
 
 def read_lock(repo: Repo, version: str, revision: str) -> str:
@@ -104,13 +111,13 @@ def read_lock(repo: Repo, version: str, revision: str) -> str:
 
 def read_file(repo: Repo, path: Path, revision: str) -> str:
     """Return the text of a file of the project at a git revision; empty where there is none."""
-    files, place = open_files(repo, revision), _in_git(repo, path)
-    return files.read_text(place, encoding="utf-8") if files.exists(place) else ""
+    found = _find(repo, path, revision)
+    return found.data.decode("utf-8") if isinstance(found, pygit2.Blob) else ""
 
 
 @cache
 def _read_blobs_at_once() -> None:
-    """Let this process read git's files whole, ours and DVC's.
+    """Let DVC read git's files whole in this process.
 
     A stream of pygit2 (1.21.0) is filled by a thread, and its reader, which clears the event that it waits for, can
     lose the last wake-up: it then waits for ever. One in some 20,000 did. Here git's filters fill a queue without end,
@@ -207,20 +214,19 @@ def push(repo: Repo, recorded: Iterable[tuple[str, str]]) -> None:
 
 def list_versions(repo: Repo, revision: str) -> list[str]:
     """Return the versions of which a git revision holds a dvc.lock."""
-    files, folder = open_files(repo, revision), _in_git(repo, dvc_files.FOLDER)
-    if not files.isdir(folder):
-        return []
-    names = sorted(Path(path).name for path in files.ls(folder, detail=False))
-    return [name for name in names if files.exists(_in_git(repo, dvc_files.place_lock(name)))]
+    folder = _find(repo, dvc_files.FOLDER, revision)
+    names = sorted(one.name for one in folder) if isinstance(folder, pygit2.Tree) else []
+    locks = {name: dvc_files.place_lock(name).relative_to(dvc_files.FOLDER).as_posix() for name in names}
+    return [name for name, lock in locks.items() if lock in folder]
 
 
 def list_pointers(repo: Repo, folder: Path, revision: str) -> dict[str, str]:
-    """Return the texts of the .dvc files in a folder of the project at a git revision, by their paths in git."""
-    files, place = open_files(repo, revision), _in_git(repo, folder)
-    paths = files.find(place) if files.isdir(place) else []
-    return {path: files.read_text(path, encoding="utf-8") for path in paths if path.endswith(".dvc")}
-
-
-def _in_git(repo: Repo, path: Path) -> str:
-    """Return a path of the project relative to git's root, which may lie above it."""
-    return (Path(repo.root_dir).relative_to(repo.scm.root_dir) / path).as_posix()
+    """Return the texts of the .dvc files in a folder of the project at a git revision, by their paths."""
+    found, waiting = {}, [(folder, _find(repo, folder, revision))]
+    while waiting:
+        path, one = waiting.pop()
+        if isinstance(one, pygit2.Tree):
+            waiting += [(path / inner.name, inner) for inner in one]
+        elif isinstance(one, pygit2.Blob) and path.suffix == ".dvc":
+            found[os.fspath(path)] = one.data.decode("utf-8")
+    return found
