@@ -158,6 +158,10 @@ def _tell_rank(asked: Asked) -> str:
     said = f"It was chosen by {by} as number {row['rank']}{f' of {chosen:,}' if chosen else ''}"
     if row["gain"] is None:
         return f"{said}."
+    if row["gain"] == 0 and not pinned:
+        return (
+            f"{said}: nothing was left to gain, so that rows follow by quality, then by how little others cover them."
+        )
     return f"{said}, and added {row['gain']:.4g} to the objective, which was {row['objective']:.4g} then."
 
 

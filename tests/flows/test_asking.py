@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -15,7 +16,8 @@ from worlds.projects import Project, run_stages
 from flows import params
 from flows.entering import SHARES, add_to_budget, choose_by, count_room, try_budgets
 from flows.stage_calls import folder
-from tasks.artifacts.tables import read_table
+from tasks.artifacts import schemas
+from tasks.artifacts.tables import Provenance, read_table, write_table
 
 
 @pytest.fixture
@@ -54,6 +56,16 @@ def test_what_a_pilot_took_is_not_called_the_selectors(project, decision, told):
     path = folder("selection", "v1") / "selection.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pilot": {"decision": decision}}))
     assert told in tell(read_subset("v1")[0]["id"], "--version", "v1")
+
+
+def test_of_a_row_that_gained_nothing_is_told_what_it_was_taken_by(project):
+    path, last = folder("selection", "v1") / "subset.parquet", [row for row in read_subset("v1") if row["chosen"]][-1]
+    rows = [row | {"gain": 0.0} if row["id"] == last["id"] else row for row in read_subset("v1")]
+    write_table(pa.Table.from_pylist(rows, schema=schemas.SUBSET), path, Provenance("selection", "v1"))
+    assert (
+        f"as number {last['rank']} of {last['rank']}: nothing was left to gain, so that rows follow by quality, then "
+        "by how little others cover them."
+    ) in tell(last["id"], "--version", "v1")
 
 
 def test_of_a_row_that_was_left_out_both_texts_are_told(project):
