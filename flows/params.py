@@ -25,7 +25,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.tokens import CommentToken
 
 from flows.checks import ParamsError, refuse_contradictions
-from flows.params_errors import explain
+from flows.params_errors import explain, spell
 from tasks.acceptance.settings import AcceptanceSettings
 from tasks.audit.settings import AuditSettings
 from tasks.embedding.settings import EmbeddingSettings
@@ -309,7 +309,7 @@ def find(value: Any, dotted: str) -> Any:
 
 def _mapping(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise ParamsError(f"{name} must hold `name: value` lines, got {value!r}")
+        raise ParamsError(f"{name} must hold `name: value` lines, got {spell(value)}")
     return dict(value)
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
-from tasks.settings import hint
+from tasks.settings import hint, spell
 
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}  # pydantic's words -> ours
 
@@ -24,7 +24,7 @@ def explain(error: ValidationError, kinds: Mapping[str, Any], values: Mapping[st
     for bound, words in BOUNDS.items():
         if bound in context:
             return f"{dotted} is {first['input']}; it must be {words} {context[bound]:g}"
-    return f"{name}.{key} must be {_words(kinds[key])}, got {values[key]!r}{_advice(values[key], kinds[key])}"
+    return f"{name}.{key} must be {_words(kinds[key])}, got {spell(values[key])}{_advice(values[key], kinds[key])}"
 
 
 def _words(kind: Any) -> str:

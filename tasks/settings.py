@@ -31,6 +31,15 @@ def hint(name: Any, names: Iterable[Any]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def spell(value: Any) -> str:
+    """Return a value as params.yaml has it, where Python writes it otherwise.
+
+    >>> spell(None), spell(True), spell("ifd")
+    ('null', 'true', "'ifd'")
+    """
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+
+
 def refuse_budget(budget: Mapping[str, int | float], kinds: tuple[str, ...], what: str) -> Mapping[str, int | float]:
     """Return a budget, where it is one.
 

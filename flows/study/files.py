@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import params
-from tasks.settings import hint
+from tasks.settings import hint, spell
 
 STUDIES = Path("studies")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # what folders and files of results are called after
@@ -60,6 +60,7 @@ def _read_pairs(said: Mapping[str, Any], key: str, name: str) -> dict[str, dict[
     found = said.get(key, {})
     if not isinstance(found, Mapping) or not all(isinstance(one, Mapping | None) for one in found.values()):
         raise StudyError(
-            f"{STUDIES / name}.yaml: {key} is {found!r}; it must be names, each with `name: value` pairs of its own"
+            f"{STUDIES / name}.yaml: {key} is {spell(found)}; it must be names, each with `name: value` pairs of its "
+            "own"
         )
     return {one: dict(pairs or {}) for one, pairs in found.items()}

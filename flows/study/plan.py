@@ -18,10 +18,11 @@ from flows.compare import BLIND
 from flows.params import Params, check_section
 from flows.study.files import NAME, STUDIES, StudyError, load_study
 from tasks.selection.selectors import CHANCE, list_read, may_stratify
-from tasks.settings import checked, hint
+from tasks.settings import checked, hint, spell
 
 NOW, BEFORE = "now", "before"  # folders of a pool's rows, and the names of their data versions
-UNDECIDED = ("versions", "runtime", "audit")  # sections that no figure of a cell depends on
+# Sections that no figure of a cell depends on.
+UNDECIDED = ("versions", "runtime", "audit", "acceptance", "landing", "mirror")
 GENERATED = ("bootstrap", "confidence", "demos", "generated_rows", "seed")  # likewise, of section evaluation
 GRID = {"selection": {"budget", "caps", "floors", "seed"}, "mask": {"selector"}, "finetuning": {"arms"}}
 SEEDS = 1000  # of a study at most: beyond it, listing the cells alone would take long
@@ -44,8 +45,8 @@ def refuse_budgets(budgets: Any) -> list[float | int | str]:
             known = type(budget) in (int, float) and (0 < budget <= 1 or (budget >= 1 and type(budget) is int))
         if not known or not isinstance(budgets, list):
             raise ValueError(
-                f"is {budgets!r}; give a list of fractions above 0 and at most 1, whole numbers of rows from 1 on, or "
-                "texts such as 600 tokens"
+                f"is {spell(budgets)}; give a list of fractions above 0 and at most 1, whole numbers of rows from 1, "
+                "or texts such as 600 tokens"
             )
     twice = [budget for place, budget in enumerate(budgets) if str(budget) in map(str, budgets[:place])]
     if twice:
@@ -333,8 +334,8 @@ def read_budget(text: str) -> dict[str, int | float]:
 def list_settings(values: Params) -> dict[str, Any]:
     """Return the settings that a cell's figures depend on, where they are not what their class has as the default.
 
-    So a setting that is new since, and at its default, makes no cell another one; nor does how pairs are scored where
-    none is read.
+    So a setting or section that is new since, and at its default, makes no cell another one; nor does how pairs are
+    scored where none is read.
     """
     found, unread = {}, {("evaluation", name) for name in GENERATED} | _list_unread(values)
     for section in (name for name in params.SECTIONS if name not in UNDECIDED):
@@ -342,7 +343,8 @@ def list_settings(values: Params) -> dict[str, Any]:
         for one in fields(settings):
             if getattr(settings, one.name) != _find_default(one) and (section, one.name) not in unread:
                 own[one.name] = asdict(settings)[one.name]
-        found[section] = own
+        if own:
+            found[section] = own
     return found
 
 

@@ -151,22 +151,24 @@ def refuse_second(facts: Mapping[str, Any], scored: Sequence[Mapping[str, Any]])
 
 def name_cell(sitting: Sitting, cell: Cell, values: Params, folder: Path) -> dict[str, Any]:
     """Return what a cell is, what it is made from, and by which code."""
-    pool = sitting.study.pools[cell.pool]
-    steps = pool.steps or sitting.study.plan.steps
-    asked = {"settings": list_settings(values), "steps": steps, "continues": pool.continues}
-    rule = asked | {"settings": list_settings(unseed(values))}
     code = {path: sitting.loaded[path] for path in sources(f"{name}@{NOW}" for name in CODE)}
     return {
         **vars(cell),
-        "role": pool.role,
+        "role": sitting.study.pools[cell.pool].role,
         "pool_digest": digest_rows(folder),
-        "asked": digest(asked),
-        "rule": digest(rule),
+        **digest_settings(sitting.study, cell, values),
         "model": sitting.model,
         "commit": sitting.commit,
         "code": digest(code),
         "machine": name_machine(),
     }
+
+
+def digest_settings(study: Study, cell: Cell, values: Params) -> dict[str, str]:
+    """Return the digests of all that is asked of a cell, and of the same but for seeds."""
+    pool = study.pools[cell.pool]
+    asked = {"settings": list_settings(values), "steps": pool.steps or study.plan.steps, "continues": pool.continues}
+    return {"asked": digest(asked), "rule": digest(asked | {"settings": list_settings(unseed(values))})}
 
 
 def unseed(values: Params) -> Params:

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 
 from tamis.examples.formats import FORMATS, PARTS, check_fields
 from tasks.examples.files import RawFile
-from tasks.settings import Seed, checked, hint
+from tasks.settings import Seed, checked, hint, spell
 
 TARGETS = ("topic", "path")
 HELD_OUT = ("path", "split")
@@ -105,7 +105,9 @@ def refuse_target(target: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
         )
     rows = target.get("rows")
     if rows is not None and ("path" in target or not isinstance(rows, int) or rows < 1):
-        raise ValueError(f"has rows: {rows!r}; with topic it is at least 1 or null for all; with path all are taken")
+        raise ValueError(
+            f"has rows: {spell(rows)}; with topic it is at least 1 or null for all; with path all are taken"
+        )
     return target
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from tasks.selection.selectors import GATES, SELECTORS
-from tasks.settings import RowBudget, Seed, checked, hint
+from tasks.settings import RowBudget, Seed, checked, hint, spell
 
 PILOT = {"steps": 8, "seeds": 3, "rows": 0.1}  # optimiser steps and seeds of each arm; share of the choice
 GATE = ("by", "drop", "beyond")
@@ -23,7 +23,7 @@ def refuse_gate(gate: Any) -> Mapping[str, Any] | None:
         return None
     way = f"give by: {' or '.join(GATES)}, such as {{by: ifd, drop: 0.2}} or {{by: agreement, beyond: 2}}, or null"
     if not isinstance(gate, Mapping):
-        raise ValueError(f"is {gate!r}; {way}")
+        raise ValueError(f"is {spell(gate)}; {way}")
     for key in gate:
         if key not in GATE:
             raise ValueError(f"has an unknown {key!r}{hint(key, GATE)}; known: {', '.join(GATE)}")
@@ -31,10 +31,10 @@ def refuse_gate(gate: Any) -> Mapping[str, Any] | None:
     if str(found.get("by")) not in GATES:
         raise ValueError(f"is {dict(gate)}{hint(found.get('by'), GATES)}; {way}")
     if isinstance(found["drop"], bool) or not isinstance(found["drop"], float | int) or not 0 < found["drop"] < 1:
-        raise ValueError(f"has drop: {found['drop']!r}; it is a share of the pool, above 0 and below 1")
+        raise ValueError(f"has drop: {spell(found['drop'])}; it is a share of the pool, above 0 and below 1")
     beyond = found["beyond"]
     if beyond is not None and (isinstance(beyond, bool) or not isinstance(beyond, float | int) or beyond <= 0):
-        raise ValueError(f"has beyond: {beyond!r}; it is a number of standard deviations, above 0, or null")
+        raise ValueError(f"has beyond: {spell(beyond)}; it is a number of standard deviations, above 0, or null")
     return found
 
 
@@ -47,16 +47,16 @@ def refuse_pilot(pilot: Any) -> Mapping[str, int | float] | None:
     if pilot is None:
         return None
     if not isinstance(pilot, Mapping):
-        raise ValueError(f"is {pilot!r}; give some of {', '.join(PILOT)}, such as {{steps: 8}}, or null for none")
+        raise ValueError(f"is {spell(pilot)}; give some of {', '.join(PILOT)}, such as {{steps: 8}}, or null for none")
     found = {**PILOT, **pilot}
     for key, value in found.items():
         if key not in PILOT:
             raise ValueError(f"has an unknown {key!r}{hint(key, PILOT)}; known: {', '.join(PILOT)}")
         if key == "rows":
             if isinstance(value, bool) or not isinstance(value, float | int) or not 0 < value <= 1:
-                raise ValueError(f"has rows: {value!r}; it is a share of the choice, above 0 and at most 1")
+                raise ValueError(f"has rows: {spell(value)}; it is a share of the choice, above 0 and at most 1")
         elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"has {key}: {value!r}; it must be a whole number, at least 1")
+            raise ValueError(f"has {key}: {spell(value)}; it must be a whole number, at least 1")
     return found
 
 

@@ -14,6 +14,8 @@ DEFAULT = "default"
 MET, MISSED, UNDECIDED = "met", "missed", "undecided"
 NARROW = 0.04  # nats: the largest half-width of an interval that shows that there is no difference
 FEW, OF_TARGET = 0.05, 0.8  # shares of the picks
+EVERY = ("clean", "redundant", "versions")  # kinds of pools that no harm is to be done to, whatever the budget
+WORST = (MISSED, UNDECIDED, MET)
 EPOCH = 1.0  # of training on all rows, what scoring may cost
 
 
@@ -25,6 +27,7 @@ class Goal:
     asked: str  # in words
     found: str  # in figures
     verdict: str
+    budget: str = ""  # at which that is found, as it was asked for; "" where it is of several
 
 
 def combine(verdicts: Sequence[str]) -> str:
@@ -33,7 +36,7 @@ def combine(verdicts: Sequence[str]) -> str:
     >>> combine(["met", "undecided"]), combine(["met", "missed", "undecided"]), combine(["met"])
     ('undecided', 'missed', 'met')
     """
-    return next((one for one in (MISSED, UNDECIDED) if one in verdicts), MET)
+    return next((one for one in WORST if one in verdicts), MET)
 
 
 def judge_below(loss: Difference) -> str:
@@ -84,11 +87,11 @@ def judge_pool(own: Summary, chance: Summary, beside: Comparison) -> Goal:
     else:
         verdicts, asked = [not_above], "not above chance"
     figures += f"; {beside.seeds} seeds" if beside.seeds < FEWEST else ""
-    return Goal(name, asked, figures, combine(verdicts))
+    return Goal(name, asked, figures, combine(verdicts), own.group.budget)
 
 
 def choose_budget(budgets: Mapping[str, Summary], pool: str) -> str:
-    """Return the budget at which a pool is judged: of a rare target that of its size, else the largest."""
+    """Return the budget that a pool is known by: of a rare target that of its size, else the largest."""
     size = next(iter(budgets.values()))
     if pool.startswith("rare") and size.pool_target is not None:
         wanted = size.pool_target * size.pool_rows
@@ -96,24 +99,30 @@ def choose_budget(budgets: Mapping[str, Summary], pool: str) -> str:
     return max(budgets, key=lambda name: budgets[name].rows)
 
 
-def find_judged(summaries: Mapping[Group, Summary], pool: str) -> Group | None:
-    """Return the group of the default that a pool is judged by; None where there is none."""
+def find_judged(summaries: Mapping[Group, Summary], pool: str) -> list[Group]:
+    """Return the groups of the default that a pool is judged by, that of the largest budget first."""
     budgets = {g.budget: one for g, one in summaries.items() if (g.pool, g.selector, g.mask) == (pool, DEFAULT, "none")}
-    return Group(pool, DEFAULT, choose_budget(budgets, pool), "none") if budgets else None
+    judged = sorted(budgets, key=lambda name: -budgets[name].rows)
+    if judged and not pool.startswith(EVERY):
+        judged = [choose_budget(budgets, pool)]
+    return [Group(pool, DEFAULT, budget, "none") for budget in judged]
 
 
 def judge_pools(
     summaries: Mapping[Group, Summary], comparisons: Sequence[Comparison], chance: str
 ) -> dict[Group, tuple[Goal, Comparison]]:
-    """Return the goal of every pool, with the comparison with chance that it stands on."""
+    """Return the goal of every pool at the budget that does worst by it, with the comparison with chance it stands on.
+
+    Of budgets that do alike, the largest.
+    """
     by_pair = {(one.group, one.against.selector): one for one in comparisons}
     found = {}
     for pool in dict.fromkeys(group.pool for group in summaries):
-        group = find_judged(summaries, pool)
-        beside = by_pair.get((group, chance)) if group else None
-        if group and beside:
-            goal = judge_pool(summaries[group], summaries[beside.against], beside)
-            found[group] = goal, beside
+        pairs = [by_pair[group, chance] for group in find_judged(summaries, pool) if (group, chance) in by_pair]
+        judged = [(judge_pool(summaries[one.group], summaries[one.against], one), one) for one in pairs]
+        if judged:
+            worst = min(judged, key=lambda pair: WORST.index(pair[0].verdict))
+            found[worst[1].group] = worst
     return found
 
 

@@ -74,7 +74,10 @@ def draw_picks(summaries: Mapping[Group, Summary], path: Path) -> bool:
         (kind, pool)
         for kind in kinds
         for pool in dict.fromkeys(group.pool for group in summaries)
-        if any(one.group.pool == pool and getattr(one, f"pool_{kind}") for one in summaries.values())
+        if any(
+            one.group.pool == pool and one.group.budget and one.group.mask == "none" and getattr(one, f"pool_{kind}")
+            for one in summaries.values()
+        )
     ]
     if not shown:
         return False

@@ -34,12 +34,17 @@ def judge_pilots(cells: Cells, chance: str) -> list[Piloted]:
     found = []
     for group, own in cells.items():
         records = [json.loads(cell["pilot"]) for cell in own.values() if cell["pilot"]]
-        both = [cells.get(group._replace(selector=name), {}) for name in (DEFAULT, chance)]
+        both = [without_pilot(cells.get(group._replace(selector=name), {})) for name in (DEFAULT, chance)]
         seeds = sorted(both[0].keys() & both[1].keys())
         if records and seeds:
             truth = float(np.mean([mean_loss(both[0][seed]) - mean_loss(both[1][seed]) for seed in seeds]))
             found.append(count(group, records, truth))
     return found
+
+
+def without_pilot(cells: Mapping[int, Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
+    """Return those of a group's cells, by seed, in which no pilot had a word: it cannot judge itself."""
+    return {seed: cell for seed, cell in cells.items() if not cell["pilot"]}
 
 
 def mean_loss(cell: Mapping[str, Any]) -> float:

@@ -1,6 +1,7 @@
 """The report of a study: Markdown, JSON and pictures, all made from the tables of its cells."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,10 +178,12 @@ def write_goals(found: Findings) -> str:
     """Return the table of goals."""
     rule = (
         f"\n*Not above* counts as met only where the interval excludes 0 or its half-width is at most {NARROW} nats. "
-        f"Pools without a goal of their own are held to it. Fewer than {FEWEST} seeds decide nothing.\n"
+        f"Pools without a goal of their own are held to it. Clean and redundant pools and those of two versions are "
+        "judged at every budget, and shown at the one that does worst by that; a rare target at the budget of its "
+        f"size; others at the largest. Fewer than {FEWEST} seeds decide nothing.\n"
     )
-    rows = [(goal.pool, goal.asked, goal.found, f"**{goal.verdict}**") for goal in list_goals(found)]
-    return tabulate(("pool", "asked of the default", "found", "verdict"), rows) + rule
+    rows = [(goal.pool, goal.budget, goal.asked, goal.found, f"**{goal.verdict}**") for goal in list_goals(found)]
+    return tabulate(("pool", "budget", "asked of the default", "found", "verdict"), rows) + rule
 
 
 def write_advice(found: Findings) -> str:
@@ -263,13 +266,14 @@ def write_costs(found: Findings) -> str:
     rows = []
     for one in found.summaries.values():
         seconds = f"{one.scoring + one.selecting:.0f}", f"{one.training:.0f}"
-        flops, pays = (one.scoring_flops, one.training_flops), (one.break_even, one.break_even_flops)
+        scoring = None if one.scoring_flops is None else one.scoring_flops + one.selecting_flops
+        flops, pays = (scoring, one.training_flops), (one.break_even, one.break_even_flops)
         epochs, *told = ("" if each is None else f"{each:.1f}" for each in (one.scoring_epochs_seconds, *pays))
         rows.append((*name_row(one.group), *seconds, *map(power, flops), epochs, *told))
     told = (
-        "\nSeconds of different machines stand together. *Scoring, epochs*: its seconds, in those of an epoch of "
-        "training on all rows. *Pays*: after how many trainings on the subset choosing "
-        "it has paid, against training as many epochs on all rows.\n"
+        "\nSeconds of different machines stand together. *Scoring*: with choosing, of which a pilot's trainings are a "
+        "part. *Scoring, epochs*: seconds of scoring alone, in those of an epoch of training on all rows. *Pays*: "
+        "after how many trainings on the subset choosing it has paid, against training as many epochs on all rows.\n"
     )
     return tabulate(RESULTS[2], rows) + told
 
@@ -314,6 +318,18 @@ def tabulate(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "".join(f"|{'|'.join(line)}|\n" if line[0] == "---" else f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def read_number(budget: str) -> float | int | str | None:
+    """Return a budget as a study's file writes it; None where the selector has its own.
+
+    >>> read_number("0.3"), read_number("48"), read_number("600 tokens"), read_number("1e-05"), read_number("")
+    (0.3, 48, '600 tokens', 1e-05, None)
+    """
+    for read in (int, float):
+        with suppress(ValueError):
+            return read(budget)
+    return budget or None
+
+
 def make_record(found: Findings, commit: str) -> dict[str, Any]:
     """Return what programs read of a report: of every pool the default beside chance, and whether that meets its goal.
 
@@ -327,7 +343,7 @@ def make_record(found: Findings, commit: str) -> dict[str, Any]:
         pools[group.pool] = {
             "role": own.role,
             "rows": round(own.pool_rows),
-            "budget": float(group.budget) if "." in group.budget else int(group.budget),
+            "budget": read_number(group.budget),
             "seeds": beside.seeds,
             "default_minus_chance": round(beside.loss.mean, 5),
             "low": round(beside.loss.low, 5),

@@ -225,7 +225,7 @@ def test_what_is_left_out_has_its_default(tmp_path):
         ({"finetuning__learning_rate": "2.0e-4"}, "finetuning.learning_rate must be a number, got '2.0e-4'"),
         ({"finetuning__learning_rate": 0}, "finetuning.learning_rate is 0; it must be above 0"),
         ({"finetuning__whole_model": 1}, "finetuning.whole_model must be true or false, got 1"),
-        ({"examples__seed": True}, "examples.seed must be a whole number, got True"),
+        ({"examples__seed": True}, "examples.seed must be a whole number, got true"),
         ({"evaluation__confidence": 95}, "evaluation.confidence is 95; it must be below 1"),
         ({"models": "llama"}, "models must hold `name: value` lines, got 'llama'"),
     ],

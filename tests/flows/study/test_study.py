@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from typer.testing import CliRunner
-from worlds.projects import Project, copy_real, start_project
+from worlds.projects import ROOT, Project, copy_real, start_project
 
 from flows import trials
 from flows.checks import ParamsError
@@ -210,6 +210,30 @@ def test_a_default_that_is_written_out_is_no_other_cell(inside):
     assert plan.list_settings(plan.compose(again, cell, folder)) == own
     write("other", params={**PLAN["params"], "selection": {"scaling": "minmax"}})
     assert plan.list_settings(plan.compose(plan.read_study("other"), cell, folder)) != own
+
+
+def test_what_no_figure_depends_on_makes_no_other_cell(inside):
+    study = plan.read_study("toys")
+    cell = plan.list_cells(study)[0]
+    own = plan.list_settings(plan.compose(study, cell, Path(".")))
+    assert not {"acceptance", "landing", "mirror"} & own.keys()
+    said = {"acceptance": {"approval": True}, "landing": {"url": "in"}, "mirror": {"url": "elsewhere"}}
+    write("told", params=PLAN["params"] | said)
+    assert plan.list_settings(plan.compose(plan.read_study("told"), cell, Path("."))) == own
+
+
+@pytest.mark.parametrize("name", ["core", "more", "masks", "tokens", "candidates"])
+def test_what_this_project_has_measured_is_what_its_files_ask_for(monkeypatch, name):
+    monkeypatch.chdir(ROOT)
+    study = plan.read_study(name)
+    asked = {
+        tuple(vars(cell).values()): run.digest_settings(study, cell, plan.compose(study, cell, Path(".")))
+        for cell in plan.list_cells(study)
+    }
+    known = [(tuple(row[part] for part in results.IDENTITY), row) for row in results.read_all(run.RESULTS / name)]
+    assert known
+    for identity, row in known:
+        assert {"asked": row["asked"], "rule": row["rule"]} == asked[identity], identity
 
 
 @pytest.mark.parametrize(("selector", "same"), [("random", True), ("embedding", True), ("delift", False)])

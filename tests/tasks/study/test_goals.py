@@ -82,6 +82,27 @@ def test_a_rare_target_is_judged_at_the_budget_of_its_size_and_others_at_the_lar
     assert goals.choose_budget(budgets, "clean-tldr") == "0.3"
 
 
+def test_no_harm_is_asked_of_clean_pools_at_every_budget_and_of_others_at_the_largest():
+    def judge_at(pool, *highs):
+        groups = {name: Group(pool, "default", name, "none") for name in ("0.1", "0.3")}
+        both = [replace(OWN, group=group, rows=rows) for group, rows in zip(groups.values(), (10.0, 30.0), strict=True)]
+        summaries = {one.group: one for one in both}
+        summaries |= {group._replace(selector="random"): summaries[group] for group in groups.values()}
+        found = [
+            replace(comparison(pool, high - 0.04, high), group=group, against=group._replace(selector="random"))
+            for group, high in zip(groups.values(), highs, strict=True)
+        ]
+        ((group, (goal, beside)),) = goals.judge_pools(summaries, found, "random").items()
+        assert goal.budget == group.budget == beside.group.budget
+        return goal.budget, goal.verdict
+
+    assert judge_at("clean-tldr", 0.06, 0.02) == ("0.1", "missed")
+    assert judge_at("clean-tldr", 0.02, 0.06) == ("0.3", "missed")
+    assert judge_at("clean-tldr", 0.02, 0.02) == ("0.3", "met")
+    assert judge_at("versions-a", 0.06, 0.02) == ("0.1", "missed")
+    assert judge_at("noisy-cut-20", 0.06, -0.02) == ("0.3", "met")
+
+
 SIZES = {"0.05": 32.0, "0.1": 64.0, "0.3": 192.0}
 
 

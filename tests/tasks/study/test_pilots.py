@@ -36,6 +36,12 @@ def test_without_the_choice_beside_it_a_pilot_is_not_judged():
     assert pilots.judge_pilots(analysis.group_cells([pilot("choice", 0)]), "random") == []
 
 
+def test_a_choice_with_a_pilot_of_its_own_is_no_measure_of_pilots():
+    own = [cell | {"pilot": json.dumps({"decision": "chance"})} for cell in make_cells(seeds=2)]
+    cells = [*own, pilot("chance", 0), pilot("chance", 1)]
+    assert pilots.judge_pilots(analysis.group_cells(cells), "random") == []
+
+
 def test_the_report_tells_how_often_pilots_decided_and_how_often_rightly(tmp_path, monkeypatch):
     monkeypatch.setattr(analysis, "RESAMPLES", 100)
     cells = [*make_cells(seeds=2), pilot("choice", 0), pilot("mixture", 1)]

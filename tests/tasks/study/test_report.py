@@ -80,6 +80,21 @@ def test_a_selector_that_may_be_lucky_hides_none_that_is_better(cells, tmp_path)
     assert ("wild" in best, "no difference seen" in best, best.split("|")[6].strip()) == (True, True, "default")
 
 
+@pytest.mark.parametrize(("budget", "known"), [("600 tokens", "600 tokens"), ("", None), ("48", 48), ("1e-05", 1e-05)])
+def test_every_kind_of_budget_stands_in_the_record(tmp_path, budget, known):
+    cells = [cell | {"budget": budget} for cell in make_cells(seeds=3)]
+    write(cells, tmp_path)
+    assert {one["budget"] for one in json.loads((tmp_path / "study.json").read_text())["pools"].values()} == {known}
+
+
+def test_a_pilots_trainings_are_in_seconds_and_operations_alike(tmp_path):
+    told = json.dumps({"decision": "choice", "seconds": 3.0, "flops": 5 * 10**15})
+    write([cell | {"pilot": told, "scoring_flops": 1e15} for cell in make_cells(seeds=3)], tmp_path)
+    costs = (tmp_path / "study.md").read_text().partition("## What it cost\n")[2]
+    assert costs.count("6.0e+15") == len({line for line in costs.splitlines() if "6.0e+15" in line}) > 0
+    assert "1.0e+15" not in costs
+
+
 def test_the_page_names_roles_masks_goals_and_what_it_is_made_from(cells, tmp_path):
     write(cells, tmp_path)
     page = (tmp_path / "study.md").read_text()
