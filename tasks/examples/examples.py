@@ -241,10 +241,11 @@ def refuse_empty_sides(division: Division, settings: ExamplesSettings) -> None:
     held_out, pool = division.count(splits.HELD_OUT), division.count(splits.POOL)
     found = f"{len(division.ids)} rows, {division.first.count(None)} distinct"
     if pool < 2:
+        taking = ["examples.held_out_every", *(["examples.validation_every"] if settings.validation_every else [])]
         raise ExamplesError(
             f"the pool has {pool} usable example{'' if pool == 1 else 's'} ({found}, {held_out} used held-out"
             f"{_tell_left(division)}); "
-            "choosing needs 2 or more: give more rows, or raise examples.held_out_every or examples.pool_rows"
+            f"choosing needs 2 or more: give more rows, or raise {', '.join(taking)} or examples.pool_rows"
         )
     if not held_out:
         way_out = (

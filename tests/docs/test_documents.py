@@ -47,10 +47,13 @@ def test_the_readme_tells_the_study_as_it_stands():
 
     targets = sorted(map(nats, ("mixture-target", "rare-command", "rare-svamp")))
     assert f"(by {nats('noisy-across-20')} and {nats('noisy-across-50')} nats at a budget of 30%)" in page
-    assert f"where a target task is named (by {targets[0]} to {targets[-1]})" in page
-    quiet = [pools[name] for name in pools if name.startswith(("clean-", "versions-"))]
-    assert quiet
-    assert all(pool["high"] > 0 for pool in quiet)
+    assert f"where one is named (by {targets[0]} to {targets[-1]}, at 30%" in page
+    quiet = {name: pools[name] for name in pools if name.startswith(("clean-", "versions-"))}
+    assert all(pool["high"] > 0 for pool in quiet.values())
+    worse = {name: pool for name, pool in quiet.items() if pool["low"] > 0}
+    assert {name: pool["budget"] for name, pool in worse.items()} == {"clean-dialogues": 0.1}
+    mean, low, high = (worse["clean-dialogues"][name] for name in ("default_minus_chance", "low", "high"))
+    assert f"a higher loss (by {mean:.2f}, 95% {low:.2f} to {high:.2f})" in page
 
 
 def test_every_page_is_linked():

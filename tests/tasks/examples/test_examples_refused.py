@@ -305,6 +305,8 @@ def test_a_single_example_is_refused(make, tmp_path):
         make(pick(held_out=False)[:1])
     with pytest.raises(ExamplesError, match=r"the pool has 1 usable example \(24 rows, 24 distinct"):
         make(ROWS, pool_rows=1)
+    with pytest.raises(ExamplesError, match=r"raise examples.held_out_every, examples.validation_every or examples.po"):
+        make(ROWS, pool_rows=1, validation_every=2)
     assert not (tmp_path / "out").exists()
 
 
