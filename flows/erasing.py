@@ -269,7 +269,7 @@ def _note_digest(path: Path) -> Iterator[str]:
 def _hold(path: Path) -> list[str]:
     """Put a rewritten raw file into DVC again, where that holds it; returns what git is to hold."""
     with dvc_state.opened() as repo:
-        pointer = revisions.find_pointer(repo, path)
+        pointer = revisions.find_pointer(path, repo.fs.isfile)
     return [path.as_posix()] if pointer is None else dvc_state.add(pointer.with_suffix("").as_posix())
 
 

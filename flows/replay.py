@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dvc.scm import resolve_rev
+
 from flows import params
 from flows.environment import tell_other_libraries
 from flows.graph import dvc_files, dvc_state, revisions
@@ -60,11 +62,12 @@ def replay(version: str, revision: str | None = None) -> list[Replayed]:
             raise ReplayError(f"{version} is not recorded; `tamis continue` records it, or name a --revision")
         revision = revision or tag_of(version)
         recorded = dvc_files.parse_lock(revisions.read_lock(repo, version, revision))
+        commit = resolve_rev(repo.scm, revision)  # in the clone the name may stand for nothing
         inside, home = Path(repo.root_dir).relative_to(repo.scm.root_dir), Path(repo.scm.root_dir)
         cache = Path(repo.cache.local.path)  # <cache>/files/md5
     if not recorded:
         raise ReplayError(f"{revision} records no run of {version}; `tamis continue` records one, or name a --revision")
-    with _cloned(home, revision) as clone:
+    with _cloned(home, commit) as clone:
         project = clone / inside
         _bring_inputs(project, version, cache)
         (project / dvc_files.place_lock(version)).unlink()
@@ -88,8 +91,11 @@ def replay(version: str, revision: str | None = None) -> list[Replayed]:
 
 
 @contextmanager
-def _cloned(home: Path, revision: str) -> Iterator[Path]:
-    """Yield a clone of a git repository with a revision checked out, which is removed afterwards.
+def _cloned(home: Path, commit: str) -> Iterator[Path]:
+    """Yield a clone of a git repository with a commit checked out, which is removed afterwards.
+
+    It has no tags: by these a run asks for the raw data of recorded versions, and those of the version before are not
+    brought, as nothing reads them.
 
     Raises:
         ReplayError: another replay is at work in the project.
@@ -98,8 +104,8 @@ def _cloned(home: Path, revision: str) -> Iterator[Path]:
         clear()
         clone = REPLAYS.absolute() / "clone"
         try:
-            _call(["git", "clone", "--quiet", "--no-checkout", str(home), str(clone)], home)
-            _call(["git", "checkout", "--quiet", "--detach", revision], clone)
+            _call(["git", "clone", "--quiet", "--no-checkout", "--no-tags", str(home), str(clone)], home)
+            _call(["git", "checkout", "--quiet", "--detach", commit], clone)
             yield clone
         finally:
             clear()
@@ -116,7 +122,8 @@ def _bring_inputs(project: Path, version: str, cache: Path) -> None:
     versions = params.read_versions(project / "params.yaml")
     if version not in versions:
         raise ReplayError(f"params.yaml there has no version {version!r}, only {', '.join(versions)}")
-    wanted = [path for path in [_point(project, Path(versions[version].raw))] if path is not None]
+    pointer = revisions.find_pointer(Path(versions[version].raw), lambda path: (project / path).is_file())
+    wanted = [] if pointer is None else [pointer]
     before = versions[version].previous
     if before in versions:
         wanted.append(dvc_files.place(before))
@@ -124,12 +131,6 @@ def _bring_inputs(project: Path, version: str, cache: Path) -> None:
         dvc = [sys.executable, "-m", "dvc"]
         _call([*dvc, "remote", "add", "--quiet", "--local", "kept", str(cache.parents[1])], project)
         _call([*dvc, "pull", "--quiet", "--remote", "kept", *map(str, wanted)], project)
-
-
-def _point(project: Path, raw: Path) -> Path | None:
-    """Return the .dvc file that stands for raw data; None: git holds them, or they lie outside."""
-    found = (place.with_name(f"{place.name}.dvc") for place in (raw, *raw.parents) if place.name)
-    return next((path for path in found if (project / path).is_file()), None)
 
 
 def _call(command: Sequence[str], folder: Path) -> None:

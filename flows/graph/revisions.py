@@ -4,7 +4,7 @@ import io
 import os
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -171,15 +171,15 @@ def digest_now(repo: Repo, paths: Iterable[str]) -> dict[str, str | None]:
     return {path: dep.get_hash().value if dep.exists else None for path, dep in zip(wanted, deps, strict=True)}
 
 
-def find_pointer(repo: Repo, path: Path) -> Path | None:
+def find_pointer(path: Path, is_file: Callable[[str], bool]) -> Path | None:
     """Return the .dvc file that stands for a path or for a folder that it lies in; None: DVC does not hold it.
 
     Args:
-        repo: the project, at the revision that is asked.
         path: within the project.
+        is_file: says whether a file stands at a path within the project, as it is or was at the revision that is asked.
     """
     pointers = (place.with_name(f"{place.name}.dvc") for place in (path, *path.parents) if place.name)
-    return next((pointer for pointer in pointers if repo.fs.isfile(os.fspath(pointer))), None)
+    return next((pointer for pointer in pointers if is_file(os.fspath(pointer))), None)
 
 
 def push(repo: Repo, recorded: Iterable[tuple[str, str]]) -> None:
@@ -201,7 +201,7 @@ def push(repo: Repo, recorded: Iterable[tuple[str, str]]) -> None:
         with repo.switch(revision):
             stages = repo.stage.load_all(os.fspath(dvc_files.place(version)))
             inputs = {Path(dep.def_path) for stage in stages for dep in stage.deps}
-            pointers = {find_pointer(repo, path) for path in inputs if not path.is_absolute()} - {None}
+            pointers = {find_pointer(path, repo.fs.isfile) for path in inputs if not path.is_absolute()} - {None}
             stages += [stage for pointer in pointers for stage in repo.stage.load_all(os.fspath(pointer))]
             outs = [out for stage in stages for out in stage.outs if out.hash_info]
             found.update(*(objects for out in outs for objects in out.get_used_objs(push=True).values()))

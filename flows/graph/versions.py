@@ -289,7 +289,7 @@ def _unknown(repo: Any, planned: Iterable[Planned], untracked: Iterable[str]) ->
         source = Path(os.path.abspath(Path(repo.root_dir) / path))
         if source.is_relative_to(repo.scm.root_dir):
             inside = source.relative_to(repo.scm.root_dir)
-            pointer = revisions.find_pointer(repo, path) if source.is_relative_to(repo.root_dir) else None
+            pointer = revisions.find_pointer(path, repo.fs.isfile) if source.is_relative_to(repo.root_dir) else None
             sources.add(inside if pointer is None else Path(repo.root_dir).relative_to(repo.scm.root_dir) / pointer)
     found, tracked = set(), _list_tracked(repo)
     for source in sources:

@@ -6,10 +6,11 @@ Hashing gigabytes takes minutes, so a digest or a check is done once per content
 import json
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tasks.artifacts.tables import write_json
+from tasks.artifacts.tables import ArtifactError, write_json
 
 SETTLED = 2e9  # nanoseconds: a file that changed since then could change again within the clock's tick
 
@@ -20,7 +21,8 @@ def remember(cache: Path, paths: Iterable[Path], find: Callable[[Path], T]) -> d
     """Return what `find` says of files; of those that are known and have not changed, without reading them.
 
     Args:
-        cache: a JSON file that keeps what was found; one that cannot be read is made anew.
+        cache: a JSON file that keeps what was found; one that cannot be read is made anew, and one that cannot be
+            written keeps nothing.
         paths: the files.
         find: reads a file; what it returns must be fit for JSON. What it raises is not kept.
     """
@@ -39,7 +41,8 @@ def remember(cache: Path, paths: Iterable[Path], find: Callable[[Path], T]) -> d
     finally:
         if fresh:
             kept = {key: one for key, one in (_read(cache) | fresh).items() if Path(key).exists()}
-            write_json(kept, cache)
+            with suppress(ArtifactError):  # only a memory: what cannot be kept, on a read-only disk, is found again
+                write_json(kept, cache)
     return found
 
 

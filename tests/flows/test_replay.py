@@ -1,7 +1,9 @@
 """A recorded version is made again from its record alone, bit for bit, and what differs is told by size."""
 
+import contextlib
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,14 +11,14 @@ import yaml
 from typer.testing import CliRunner
 from worlds.projects import GRAPHS, Project, enter, run_stages, start_project
 
-from flows import cli, replay, scratch
-from flows.graph import versions
+from flows import cli, params, replay, scratch
+from flows.graph import dvc_state, versions
 from tasks.artifacts.locks import locked
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory, toy_folder, apart) -> Project:
-    """The toy project with two versions that were run and recorded, with few trainings."""
+    """The toy project with two versions that were run and recorded, with few trainings; DVC holds v1's raw data."""
     root = tmp_path_factory.mktemp("replay") / "project"
     GRAPHS["real"].make(root, str(toy_folder))
     values = yaml.safe_load((root / "params.yaml").read_text())
@@ -26,6 +28,9 @@ def recorded(tmp_path_factory, toy_folder, apart) -> Project:
     project = start_project(root)
     with pytest.MonkeyPatch.context() as patch:
         enter(project, patch)
+        project.git("rm", "--quiet", "-r", "--cached", "data/raw/v1")
+        project.git("add", *dvc_state.add("data/raw/v1"))
+        project.git("commit", "--quiet", "--message", "v1 in DVC")
         for version in ("v1", "v2"):
             run_stages(version)
             versions.write(version)
@@ -114,11 +119,43 @@ def fail_at(word: str):
     return run
 
 
-def test_raw_data_that_dvc_holds_come_out_of_its_cache(project, tmp_path):
-    (tmp_path / "data/raw").mkdir(parents=True)
-    (tmp_path / "data/raw.dvc").touch()
-    assert replay._point(tmp_path, Path("data/raw/v1")) == Path("data/raw.dvc")
-    assert replay._point(tmp_path, Path("other/v1")) is None
+def in_clone(look) -> Callable[..., subprocess.CompletedProcess]:
+    """Look at the clone where a run would start there, which then fails."""
+    own = subprocess.run
+
+    def run(command, *, cwd, **more):
+        if "flows.cli" not in command:
+            return own(command, cwd=cwd, **more)
+        with contextlib.chdir(cwd):
+            look()
+        return subprocess.CompletedProcess(command, 3)
+
+    return run
+
+
+def test_raw_data_that_dvc_holds_come_out_of_its_cache(project, monkeypatch):
+    lines = (project.root / "data/raw/v1/toys.jsonl").read_text()
+    found = []
+    look = in_clone(lambda: found.append(Path("data/raw/v1/toys.jsonl").read_text()))
+    monkeypatch.setattr(replay.subprocess, "run", look)
+    with pytest.raises(replay.ReplayError, match="ended with status 3"):
+        replay.replay("v1", "HEAD")
+    assert found == [lines]
+
+
+def test_raw_data_of_the_version_before_are_not_asked_for(project, monkeypatch):
+    found = []
+
+    def look() -> None:
+        versions.refuse_rewritten(params.read_versions(), ["v2"])  # as `tamis run` does first
+        found.append(Path("data/raw/v1").exists())
+        found.extend(dvc_state.plan(["v2"]))
+
+    monkeypatch.setattr(replay.subprocess, "run", in_clone(look))
+    with pytest.raises(replay.ReplayError, match="ended with status 3"):
+        replay.replay("v2")
+    assert found[0] is False
+    assert {one.version for one in found[1:]} == {"v2"}
 
 
 def test_work_is_cut_as_the_recorded_run_cut_it(tmp_path):

@@ -79,3 +79,10 @@ def test_files_that_are_gone_are_forgotten(world):
     one.unlink()
     remember(cache, [other], reader)
     assert list(json.loads(cache.read_text())) == [str(other)]
+
+
+def test_what_cannot_be_kept_is_found_again(world):
+    one, other, _, reader = world
+    for _ in range(2):
+        assert remember(other / "no folder/cache.json", [one], reader) == {one: "a"}
+    assert reader.asked == ["a", "a"]
