@@ -1,5 +1,6 @@
 """A version signed off: who accepted the artifacts that dvc.lock names, and what has changed since."""
 
+import hashlib
 import json
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,7 +40,9 @@ class Signed:
     settings: tuple[str, ...]  # that params.yaml gives otherwise now than the version was made by
 
 
-def approve(version: str, values: Params, *, by: str | None, note: str, despite: Sequence[str]) -> Signed:
+def approve(
+    version: str, values: Params, *, by: str | None, note: str, despite: Sequence[str], shown: str | None = None
+) -> Signed:
     """Record that somebody accepts a version as it is made; returns what then stands.
 
     Args:
@@ -48,10 +51,12 @@ def approve(version: str, values: Params, *, by: str | None, note: str, despite:
         by: who; None: git's user.
         note: what they say of it.
         despite: promises that are broken and accepted so.
+        shown: what `digest_recorded` said of the version when they were shown it; None: they look for themselves.
 
     Raises:
         ParamsError: there is no such version.
-        ApprovalError: the version is not up to date, a promise is broken that is not among `despite`, or nobody signs.
+        ApprovalError: the version is not up to date, is another one than was shown, a promise is broken that is not
+            among `despite`, or nobody signs.
     """
     from tasks.approvals import Approval, add_approval
 
@@ -62,10 +67,26 @@ def approve(version: str, values: Params, *, by: str | None, note: str, despite:
         address, state, why = stale[0]
         raise ApprovalError(f"{address} is {state}{f' ({why})' if why else ''}; `tamis run {version}` first")
     accepted = _refuse_broken(version, values, despite)
-    signer = name_signer(by)
+    signer, artifacts = name_signer(by), list_artifacts(version)
+    if shown is not None and shown != _digest(artifacts):
+        raise ApprovalError(
+            f"the artifacts of {version} are other ones than were shown; read what is shown of them now, then approve"
+        )
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    add_approval(ROOT, Approval(version, signer, when, note, accepted, list_artifacts(version)))
+    add_approval(ROOT, Approval(version, signer, when, note, accepted, artifacts))
     return find_signed(version)
+
+
+def digest_recorded(version: str) -> str:
+    """Return a digest of a version's artifacts as its dvc.lock records them, by which `approve` knows what was shown.
+
+    Take it before they are read: a run that ends in between makes it an older one, which is refused.
+    """
+    return _digest(_read_locks([version])[version]["outs"])
+
+
+def _digest(artifacts: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(artifacts, sort_keys=True).encode()).hexdigest()
 
 
 def find_signed(version: str) -> Signed:

@@ -5,11 +5,13 @@ from typing import Any
 
 import streamlit as st
 
-from flows.desk.project import ROOT, Opened, remember, show_table, show_words
+from flows.desk.project import ROOT, Opened, choose_version, remember, show_table, show_words
 from flows.told import count
 from tasks.artifacts.views import ask
 from tasks.audit.queries import PROVENANCE, Query, read_queries
 
+SHOWN = "shown"  # of the session: the version that the page was drawn of last, with the digest of its artifacts
+CHECKS = 'SELECT "check", passed, "rows" AS found, detail FROM audit WHERE version = $version'
 WAITING = """
     SELECT version, count(*) FROM (SELECT DISTINCT d.version, d.id FROM decisions d
         JOIN examples o ON o.version = d.version AND o.id = d.id
@@ -23,38 +25,53 @@ WAITING = """
 
 def show(project: Opened) -> None:
     """Show what stands, and take an approval."""
-    from flows.approving import approve, find_signed
+    from flows.approving import find_all_signed
 
     st.header("Sign-off")
-    checks = read_checks(project)
-    for version in project.values.versions:
-        signed = find_signed(version)
-        said = f"{version}: {signed.state}"
-        if signed.by is not None:
-            said += f", by {signed.by} on {signed.when}{f': {signed.note}' if signed.note else ''}"
-        show_words(said)
-        if signed.changed:
-            st.text("other ones since: " + ", ".join(signed.changed))
-        if signed.settings:
-            st.text(tell_settings(version, signed.settings))
-        show_checks(version, checks.get(version, []))
+    for signed in find_all_signed(project.values.versions).values():
+        show_signed(signed)
     show_decisions(project)
-    if not project.made:
-        return
+    version = choose_version(project, "Version to read and approve")
+    if version is not None:
+        take_approval(project, version)
+
+
+def show_signed(signed: Any) -> None:
+    """Show what stands of a version's approval."""
+    said = f"{signed.version}: {signed.state}"
+    if signed.by is not None:
+        said += f", by {signed.by} on {signed.when}{f': {signed.note}' if signed.note else ''}"
+    show_words(said)
+    if signed.changed:
+        st.text("other ones since: " + ", ".join(signed.changed))
+    if signed.settings:
+        st.text(tell_settings(signed.version, signed.settings))
+
+
+def take_approval(project: Opened, version: str) -> None:
+    """Show what the checks of a version found, and take an approval of the artifacts that were shown.
+
+    On a press the page is drawn anew, so what was shown is what the drawing before kept.
+    """
+    from flows.approving import approve, digest_recorded
+
+    shown = st.session_state.get(SHOWN, {}).get(version, "")
+    st.session_state[SHOWN] = {version: digest_recorded(version)}
+    show_checks(version, read_checks(project, version))
     with st.form("approve"):
-        version = st.selectbox("Version to approve", project.made, index=len(project.made) - 1)
         by = st.text_input("Your name; else git's user")
-        note = st.text_area("Note")
-        despite = st.text_input("Promises that are broken and accepted, with blanks between")
-        sent = st.form_submit_button("Approve")
-    if sent:
-        try:
-            signed = approve(version, project.values, by=by or None, note=note, despite=despite.split())
-        except ValueError as error:
-            st.error("It is not approved.")
-            show_words(str(error))
-        else:
-            remember(f"{version} is approved by {signed.by}; to keep that, commit data/approvals.jsonl.")
+        note = st.text_area("Note", key=f"note {version}")
+        despite = st.text_input("Promises that are broken and accepted, with blanks between", key=f"despite {version}")
+        sent = st.form_submit_button(f"Approve {version}")
+    if not sent:
+        return
+    try:
+        signed = approve(version, project.values, by=by or None, note=note, despite=despite.split(), shown=shown)
+    except ValueError as error:
+        st.error("It is not approved.")
+        show_words(str(error))
+    else:
+        remember(f"{version} is approved by {signed.by}; to keep that, commit data/approvals.jsonl.")
 
 
 def tell_settings(version: str, names: Sequence[str]) -> str:
@@ -87,25 +104,24 @@ def tell_waiting(project: Opened) -> dict[str, str]:
     }
 
 
-def read_checks(project: Opened) -> dict[str, list[dict[str, Any]]]:
-    """Return what the checks of each version found when it was made."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    if "audit" in project.artifacts.views:
-        with project.connection() as connection:
-            for row in ask(connection, 'SELECT version, "check", passed, "rows" AS found, detail FROM audit'):
-                found.setdefault(row["version"], []).append(row)
-    return found
+def read_checks(project: Opened, version: str) -> list[dict[str, Any]]:
+    """Return what the checks of a version found when it was made; nothing where that is not known."""
+    if "audit" not in project.artifacts.views:
+        return []
+    with project.connection() as connection:
+        return ask(connection, CHECKS, {"version": version})
 
 
 def show_checks(version: str, found: Sequence[Mapping[str, Any]]) -> None:
     """Show what the checks of a version found, each with what it says."""
     if not found:
+        st.text(f"What the checks of {version} found when it was made is not known.")
         return
     known = {one.name: one for one in read_queries()}
     rows = [{**row, **_tell_check(row, known.get(row["check"]))} for row in found]
     kept = sum(row["state"] == "kept" for row in rows)
-    with st.expander(f"Checks of {version}: {kept} promises kept when it was made"):
-        show_table(rows, f"Checks of {version}", order=("check", "state", "found", "says", "detail"))
+    st.text(f"Checks of {version}: {kept} promises kept when it was made")
+    show_table(rows, f"Checks of {version}", order=("check", "state", "found", "says", "detail"))
 
 
 def _tell_check(row: Mapping[str, Any], query: Query | None) -> dict[str, str]:

@@ -154,10 +154,11 @@ def test_questions_that_are_not_answered(desk, sql, told):
 
 def test_an_approval_stands_in_the_file_and_on_the_page(desk):
     look = desk.open("sign-off")
-    look.get_by_label("Version to approve").click()
-    look.get_by_role("option", name="v1").click()
+    look.get_by_label("Version to read and approve").click()
+    look.get_by_role("option", name="v1", exact=True).click()
+    look.get_by_text("Checks of v1").wait_for()
     look.get_by_label("Your name").fill("Ann")
-    look.get_by_role("button", name="Approve").click()
+    look.get_by_role("button", name="Approve v1").click()
     look.get_by_text("v1 is approved by Ann").wait_for()
     (line,) = (desk.root / "data/approvals.jsonl").read_text().splitlines()
     assert json.loads(line)["by"] == "Ann"

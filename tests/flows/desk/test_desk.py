@@ -117,7 +117,7 @@ def test_losses_of_other_held_out_rows_are_called_that(project):
 
 def test_an_approval_is_written_and_shown(project, hostile):
     desk = look("sign-off")
-    desk.selectbox[0].set_value("v1")
+    desk.selectbox[0].set_value("v1").run()
     desk.text_input[0].set_value("Ann")
     desk.text_area[0].set_value(hostile)
     desk.button[0].click()
@@ -127,6 +127,36 @@ def test_an_approval_is_written_and_shown(project, hostile):
     (line,) = Path("data/approvals.jsonl").read_text().splitlines()
     assert json.loads(line)["note"] == hostile
     assert "v1: approved, by Ann" in read_text(look("sign-off"))
+
+
+def test_what_was_made_anew_is_not_approved_before_it_was_shown(project):
+    desk = look("sign-off", version="v1")
+    desk.text_input[0].set_value("Ann")
+    settings = yaml.safe_load(Path("params.yaml").read_text())
+    settings["selection"]["selector"] = "longest"
+    Path("params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    run_stages("v1")
+    desk.button[0].click().run()
+    assert [one.value for one in desk.error] == ["It is not approved."]
+    assert "the artifacts of v1 are other ones than were shown; read what is shown of them now" in read_text(desk)
+    assert not Path("data/approvals.jsonl").exists()
+    desk.button[0].click().run()
+    assert "v1 is approved by Ann" in read_text(desk)
+
+
+def test_what_is_said_of_a_version_is_not_said_of_the_next(project):
+    desk = look("sign-off", version="v1")
+    desk.text_area[0].set_value("the chosen rows are good")
+    desk.text_input[1].set_value("budget")
+    desk.selectbox[0].set_value("v2").run()
+    assert (desk.text_area[0].value, desk.text_input[1].value) == ("", "")
+
+
+def test_the_checks_of_the_version_that_is_looked_at_are_shown(project):
+    assert "What the checks of v2 found when it was made is not known." in read_text(look("sign-off"))
+    desk = look("sign-off", version="v1")
+    assert re.search(r"Checks of v1: \d+ promises kept when it was made", read_text(desk))
+    assert "leakage" in list(desk.dataframe[0].value["check"])
 
 
 @pytest.mark.parametrize("page", ["overview", "sign-off"])
