@@ -79,7 +79,7 @@ def take_landed(refused: set[str]) -> tuple[list[str], list[LandingError]]:
 
 
 def list_waiting(asked: LandingSettings, versions: dict[str, VersionSettings]) -> Iterator[tuple[str, Landed]]:
-    """Yield the sub-folders that are no version yet, by name.
+    """Yield the sub-folders that are no version yet, by name; those that a dot hides are of programs, and none.
 
     Raises:
         LandingError: the folder cannot be read.
@@ -89,7 +89,7 @@ def list_waiting(asked: LandingSettings, versions: dict[str, VersionSettings]) -
         entries = sorted(one["name"].rstrip("/") for one in system.ls(root, detail=True) if one["type"] == "directory")
         for place in entries:
             name = PurePosixPath(place).name
-            if name not in versions:
+            if name not in versions and not name.startswith("."):
                 yield name, Landed(place, system.find(place, detail=True), system)
     except (OSError, ValueError, ImportError) as error:
         told = f"landing.url is {asked.url}, which cannot be read ({format_error(error)}); mend it, or set it to null"

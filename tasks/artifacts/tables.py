@@ -126,7 +126,7 @@ def _flush(path: Path) -> None:
 
 
 def name_remedy(path: Path, error: OSError) -> str:
-    """Return the way out where a file or folder could not be written."""
+    """Return the way out, a sentence, where a file or folder could not be written."""
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return f"Allow writing in {path.parent}, then run again"
     return "Free space on that disk or move the project, then run again"

@@ -1,5 +1,6 @@
 """One stage, run: what it records of the run, what it refuses, and what it imports."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -122,6 +123,16 @@ def test_wrong_call_is_one_message_and_a_status(capsys):
     [
         (ValueError("2 of 3 rows are empty"), "2 of 3 rows are empty"),
         (FileNotFoundError(2, "No such file", "x"), "FileNotFoundError: [Errno 2] No such file: 'x'"),
+        (
+            OSError(errno.EROFS, "Read-only file system", "/there/.dvc/tmp/lock"),
+            "/there/.dvc/tmp/lock could not be written: Read-only file system. Allow writing in /there/.dvc/tmp, then "
+            "run again",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/there/x"),
+            "/there/x could not be written: No space left on device. Free space on that disk or move the project, then "
+            "run again",
+        ),
     ],
 )
 def test_error_is_told_with_its_notes_and_without_traceback(monkeypatch, capsys, error, text):

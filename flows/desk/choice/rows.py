@@ -138,8 +138,8 @@ def take_decision(project: Opened, version: str, id: str) -> None:
     from flows.deciding import decide, release
 
     with st.expander("Veto, pin or release this row"), st.form("decide"):
-        kind = st.selectbox("Decision", ["veto", "pin", "release"], key="kind")
-        because = st.text_input("Because; without the row's own words. Not asked of a release", key="because")
+        kind = st.selectbox("Decision", ["veto", "pin", "release"], key=f"kind of {id}")  # each row's own
+        because = st.text_input("Because; without the row's own words. Not asked of a release", key=f"because of {id}")
         by = st.text_input("Your name; else git's user", key="by")
         if not st.form_submit_button("Record"):
             return

@@ -301,7 +301,7 @@ def test_a_mask_is_shown_with_its_density(project):
 def test_a_row_is_vetoed_on_its_page(project):
     row = read_table(Path("data/selection/version=v2/subset.parquet")).to_pylist()[0]
     desk = look("rows", version="v2", id=row["id"])
-    desk.text_input(key="because").set_value("it is wrong")
+    desk.text_input(key=f"because of {row['id']}").set_value("it is wrong")
     desk.text_input(key="by").set_value("Ann")
     next(one for one in desk.button if one.label == "Record").click()
     desk.run()
@@ -319,11 +319,20 @@ def test_a_veto_is_taken_back_on_its_rows_page(project):
     id = read_table(Path("data/selection/version=v2/subset.parquet"))["id"][0].as_py()
     decide("veto", id, params.read(), because="so", by="Ann")
     desk = look("rows", version="v2", id=id)
-    desk.selectbox(key="kind").set_value("release")
+    desk.selectbox(key=f"kind of {id}").set_value("release")
     next(one for one in desk.button if one.label == "Record").click()
     desk.run()
     assert "Recorded for v2; the next run honours it." in read_text(desk)
     assert "0 vetoed or pinned rows" in read_text(look("sign-off"))
+
+
+def test_a_reason_that_was_typed_for_one_row_is_not_the_next_ones(project):
+    ids = read_table(Path("data/selection/version=v2/subset.parquet"))["id"].to_pylist()[:2]
+    desk = look("rows", version="v2", id=ids[0])
+    desk.text_input(key=f"because of {ids[0]}").set_value("it is wrong")
+    desk.text_input(key="by").set_value("Ann")
+    desk.text_input(key="id").set_value(ids[1]).run()
+    assert (desk.text_input(key=f"because of {ids[1]}").value, desk.text_input(key="by").value) == ("", "Ann")
 
 
 def test_a_decision_without_a_reason_is_not_recorded(project):

@@ -96,6 +96,14 @@ def test_a_folder_that_is_a_version_is_not_taken_again(project, url):
     assert project.git("log", "--format=%h") == before
 
 
+def test_hidden_folders_are_passed_over(project, url, capsys):
+    land(url, ".snapshot")
+    land(url, "2026-10")
+    listen(project, url)
+    assert take_landed(set()) == (["2026-10"], [])
+    assert ".snapshot" not in capsys.readouterr().err
+
+
 def test_nothing_continues_from_a_refused_version(project, url):
     land(url, "2026-10")
     land(url, "2026-11")
