@@ -14,6 +14,7 @@ from flows.graph.stages import Planned
 from flows.stage import format_error, last_run, say
 from flows.stage_calls import CACHE, encoder, folder, language
 from flows.unread import list_notes
+from tasks.artifacts.tables import ArtifactError
 
 RATES = CACHE / "rates.json"
 STEADY = 10.0  # seconds of a run that its first stages must outweigh before they change what is expected of the others
@@ -77,7 +78,10 @@ def make_estimate(planned: Sequence[Planned]) -> Estimate:
     known = plan.learn_runs(known, expected, _read_runs(fresh), values, models)
     stale = {address: one for address, one in expected.items() if address not in fresh}
     known = plan.calibrate(known, plan.find_gaps(known, stale, values, models), models)
-    rates.write_rates(known, RATES)
+    try:
+        rates.write_rates(known, RATES)
+    except ArtifactError as error:  # a lost memory: the next estimate measures again
+        say(f"what was measured is not kept: {error}")
     lines = []
     for address, state, _ in standings:
         seconds = plan.predict(known, stale[address], values, models) if address in stale else 0.0

@@ -1,30 +1,32 @@
 """A recorded version run again from its record alone, in a clone with caches of its own, and held against the record.
 
-clone the project at the revision -> bring raw data and the version before out of DVC's cache
+clone the project at the revision -> bring raw data and the version before out of DVC's cache, and
+-> see that the models are those that were recorded
 -> forget what is recorded of the version -> `tamis run` there, by the code of that revision
 -> compare every artifact with its record; where one differs, say by how much
 """
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dvc.scm import resolve_rev
 
-from flows import params
+from flows import model_records, params
 from flows.environment import tell_other_libraries
 from flows.graph import dvc_files, dvc_state, revisions
 from flows.graph.versions import tag_of
 from flows.scratch import REPLAY_LOCK, REPLAYS
 from flows.stage import say
 from tasks.artifacts.locks import locked
+from tasks.model_files import describe
 
 SAME, ROUNDED, OTHER = "as recorded", "but for rounding", "otherwise"
 OWN = "run.json"  # of every run: when it was, how long it took, with which libraries
@@ -70,6 +72,8 @@ def replay(version: str, revision: str | None = None) -> list[Replayed]:
     with _cloned(home, commit) as clone:
         project = clone / inside
         _bring_inputs(project, version, cache)
+        _link_models(project, Path.cwd(), clone)
+        _refuse_other_models(project, revision)
         (project / dvc_files.place_lock(version)).unlink()
         outs = [out for stage in recorded.values() for out in stage.get("outs", ())]
         runs = _read_runs(outs, cache)
@@ -90,7 +94,7 @@ def replay(version: str, revision: str | None = None) -> list[Replayed]:
         ]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _cloned(home: Path, commit: str) -> Iterator[Path]:
     """Yield a clone of a git repository with a commit checked out, which is removed afterwards.
 
@@ -131,6 +135,41 @@ def _bring_inputs(project: Path, version: str, cache: Path) -> None:
         dvc = [sys.executable, "-m", "dvc"]
         _call([*dvc, "remote", "add", "--quiet", "--local", "kept", str(cache.parents[1])], project)
         _call([*dvc, "pull", "--quiet", "--remote", "kept", *map(str, wanted)], project)
+
+
+def _link_models(project: Path, own: Path, clone: Path) -> None:
+    """Let a clone see the project's model folders and chat template that it lacks, as git need not hold them.
+
+    Args:
+        project: in the clone.
+        own: the project itself.
+        clone: beyond which no link is made.
+    """
+    models = params.load(project / "params.yaml").get("models") or {}
+    for name in filter(None, map(models.get, (*model_records.ROLES, "chat_template"))):
+        link = Path(os.path.abspath(project / name))
+        if link.is_relative_to(clone) and not link.exists() and (own / name).exists():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to((own / name).resolve())
+
+
+def _refuse_other_models(project: Path, revision: str) -> None:
+    """Raise ReplayError where a model is not the one that a revision records: a run would record it anew, and go on.
+
+    Args:
+        project: in the clone.
+        revision: for the message.
+    """
+    with contextlib.chdir(project):
+        models = params.load(Path("params.yaml")).get("models") or {}
+        recorded = {role: record for role in model_records.ROLES if (record := model_records.read(role)) is not None}
+        for role, record in recorded.items():
+            then, now = record["digest"], describe(models[role], models[model_records.ROLES[role]])["digest"]
+            if then != now:
+                raise ReplayError(
+                    f"models.{role}, {models[role]}, is not the model that {revision} records (digest {then[:8]}, now "
+                    f"{now[:8]}); bring that one back, then replay again"
+                )
 
 
 def _call(command: Sequence[str], folder: Path) -> None:

@@ -217,6 +217,20 @@ def test_nothing_is_loaded_for_counting(toy_folder, tmp_path, monkeypatch):
     assert estimate.make_estimate(dvc_state.plan(["v1"])).seconds > 0
 
 
+def test_an_estimate_is_made_where_what_was_measured_cannot_be_kept(toy_folder, tmp_path, monkeypatch, capsys):
+    from tasks.estimate import calibration
+
+    start(tmp_path / "project", toy_folder, {})
+    monkeypatch.chdir(tmp_path / "project")
+    monkeypatch.setattr(estimate, "RATES", Path("params.yaml/rates.json"))  # in a folder that cannot be made
+    rates = dict.fromkeys(("load", "forward", "backward", "generated", "encoded"), 1.0)
+    for name in ("calibrate_language", "calibrate_encoder"):
+        monkeypatch.setattr(calibration, name, lambda choice: rates)
+    assert estimate.make_estimate(dvc_state.plan(["v1"])).seconds > 0
+    said = capsys.readouterr().err
+    assert said.startswith("what was measured is not kept: params.yaml/rates.json could not be written: ")
+
+
 def test_an_estimate_that_cannot_be_made_is_said_in_a_line_and_the_run_goes_on(
     toy_folder, tmp_path, monkeypatch, capsys
 ):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +19,14 @@ from tasks.artifacts.locks import locked
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory, toy_folder, apart) -> Project:
-    """The toy project with two versions that were run and recorded, with few trainings; DVC holds v1's raw data."""
+    """The toy project with two versions that were run and recorded, with few trainings.
+
+    DVC holds v1's raw data, and git ignores the model.
+    """
     root = tmp_path_factory.mktemp("replay") / "project"
-    GRAPHS["real"].make(root, str(toy_folder))
+    GRAPHS["real"].make(root, "models/toy")
+    shutil.copytree(toy_folder, root / "models/toy")
+    (root / "models/.gitignore").write_text("*\n")
     values = yaml.safe_load((root / "params.yaml").read_text())
     values["versions"]["v2"] = {"raw": "data/raw/v2", "previous": "v1"}
     values["finetuning"]["arms"] = {"chosen": [0]}
@@ -156,6 +162,37 @@ def test_raw_data_of_the_version_before_are_not_asked_for(project, monkeypatch):
         replay.replay("v2")
     assert found[0] is False
     assert {one.version for one in found[1:]} == {"v2"}
+
+
+@pytest.mark.parametrize("inside", [".", "part"])
+def test_models_that_git_does_not_hold_are_read_where_they_lie(tmp_path, inside):
+    own, project = tmp_path / "own" / inside, tmp_path / "clone" / inside
+    for path in (own / "models/toy", own / "held", project / "held", tmp_path / "outside"):
+        path.mkdir(parents=True)
+    (own / "mine.jinja").write_text("theirs")
+    models = {"language": "models/toy", "embedding": "held", "chat_template": "mine.jinja"}
+    (project / "params.yaml").write_text(yaml.safe_dump({"models": models}))
+    replay._link_models(project, own, tmp_path / "clone")
+    assert (project / "models/toy").resolve() == own / "models/toy"
+    assert (project / "mine.jinja").read_text() == "theirs"
+    assert not (project / "held").is_symlink()
+    for name in ("package:a", "owner/name", str(tmp_path / "outside"), "../../outside"):
+        (project / "params.yaml").write_text(yaml.safe_dump({"models": {"language": name, "embedding": name}}))
+        before = sorted(tmp_path.rglob("*"))
+        replay._link_models(project, own, tmp_path / "clone")
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_model_that_was_replaced_since_is_refused(project):
+    path = project.root / "models/toy/config.json"
+    text = path.read_text()
+    path.write_text(f"{text}\n")
+    said = r"^models\.language, models/toy, is not the model that data-v1 records \(digest \w{8}, now \w{8}\); bring"
+    try:
+        with pytest.raises(replay.ReplayError, match=said):
+            replay.replay("v1")
+    finally:
+        path.write_text(text)
 
 
 def test_work_is_cut_as_the_recorded_run_cut_it(tmp_path):
