@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dvc.scm import resolve_rev
-
 from flows import model_records, params
 from flows.environment import tell_other_libraries
 from flows.graph import dvc_files, dvc_state, revisions
@@ -64,7 +62,7 @@ def replay(version: str, revision: str | None = None) -> list[Replayed]:
             raise ReplayError(f"{version} is not recorded; `tamis continue` records it, or name a --revision")
         revision = revision or tag_of(version)
         recorded = dvc_files.parse_lock(revisions.read_lock(repo, version, revision))
-        commit = resolve_rev(repo.scm, revision)  # in the clone the name may stand for nothing
+        commit = revisions.resolve(repo, revision)  # in the clone the name may stand for nothing
         inside, home = Path(repo.root_dir).relative_to(repo.scm.root_dir), Path(repo.scm.root_dir)
         cache = Path(repo.cache.local.path)  # <cache>/files/md5
     if not recorded:

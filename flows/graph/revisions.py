@@ -81,6 +81,21 @@ def _read_records(revision: str) -> dict[Path, str]:
         return {path: text for path in paths if (text := read_file(repo, path, revision))}
 
 
+def resolve(repo: Repo, revision: str) -> str:
+    """Return the commit that a git revision stands for.
+
+    Raises:
+        StateError: git knows no such revision.
+    """
+    try:
+        return resolve_rev(repo.scm, revision)
+    except RevError as error:
+        raise StateError(
+            f"git knows no revision {revision!r}; `git tag` and `git log --oneline --all` list those that it knows, "
+            "and `git fetch --tags` brings those of another copy"
+        ) from error
+
+
 def _find(repo: Repo, path: Path, revision: str) -> pygit2.Object | None:
     """Return the file or folder that git holds at a path of the project at a revision; None: there is none.
 
@@ -90,13 +105,7 @@ def _find(repo: Repo, path: Path, revision: str) -> pygit2.Object | None:
     Raises:
         StateError: git knows no such revision.
     """
-    try:
-        tree = repo.scm.pygit2.repo[resolve_rev(repo.scm, revision)].tree
-    except RevError as error:
-        raise StateError(
-            f"git knows no revision {revision!r}; `git tag` and `git log --oneline --all` list those that it knows, "
-            "and `git fetch --tags` brings those of another copy"
-        ) from error
+    tree = repo.scm.pygit2.repo[resolve(repo, revision)].tree
     place = (Path(repo.root_dir).relative_to(repo.scm.root_dir) / path).as_posix()  # git's root may lie above
     try:
         return tree[place]

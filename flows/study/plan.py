@@ -45,8 +45,8 @@ def refuse_budgets(budgets: Any) -> list[float | int | str]:
             known = type(budget) in (int, float) and (0 < budget <= 1 or (budget >= 1 and type(budget) is int))
         if not known or not isinstance(budgets, list):
             raise ValueError(
-                f"is {spell(budgets)}; give a list of fractions above 0 and at most 1, whole numbers of rows from 1, "
-                "or texts such as 600 tokens"
+                f"is {spell(budgets)}; give a list of fractions above 0 and at most 1, whole numbers of rows from 1 "
+                "on, or texts such as 600 tokens"
             )
     twice = [budget for place, budget in enumerate(budgets) if str(budget) in map(str, budgets[:place])]
     if twice:
