@@ -14,6 +14,7 @@ from flows.checks import refuse_unknown
 from flows.graph import dvc_files, dvc_state, revisions
 from flows.graph.stages import PARAMS
 from flows.params import Params
+from flows.stage import RUN
 from flows.stage_calls import CACHE, ask_audit, find_folders
 from tasks.settings import hint
 
@@ -35,9 +36,10 @@ class Signed:
     when: str | None
     note: str | None
     despite: tuple[str, ...]
-    state: str  # approved | changed since | not approved
+    state: str  # approved | changed since | not approved | not known
     changed: tuple[str, ...]  # artifacts that are not those that were approved
     settings: tuple[str, ...]  # that params.yaml gives otherwise now than the version was made by
+    damaged: str | None = None  # why its dvc.lock cannot be read, so that it is not known what stands
 
 
 def approve(
@@ -100,6 +102,9 @@ def find_all_signed(versions: Iterable[str]) -> dict[str, Signed]:
 
     approvals, now, found = read_approvals(ROOT), _make_plain(params.load(ROOT / PARAMS)), {}
     for version, lock in _read_locks(versions).items():
+        if "damaged" in lock:
+            found[version] = Signed(version, None, None, None, (), "not known", (), (), lock["damaged"])
+            continue
         last, settings = find_last(approvals, version), tuple(list_changed_settings(lock["settings"], now))
         found[version] = Signed(version, None, None, None, (), "not approved", (), settings)
         if last is not None:
@@ -112,21 +117,34 @@ def find_all_signed(versions: Iterable[str]) -> dict[str, Signed]:
 def _read_locks(versions: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return the `outs` (path -> digest) and the `settings` that versions' dvc.lock files record.
 
-    Of a lock file that has not changed since, without parsing it anew, which takes a tenth of a second.
+    Of a lock file that has not changed since, without parsing it anew, which takes a tenth of a second. What a file
+    that cannot be read records is nothing, and why stands under `damaged`.
     """
     from tasks.artifacts.remembered import remember
 
     def read(path: Path) -> dict[str, str]:
-        text = path.read_text(encoding="utf-8")
-        return {"outs": json.dumps(dvc_files.list_outs(text)), "settings": _dump(dvc_files.list_settings(text))}
+        try:
+            text = path.read_text(encoding="utf-8")
+            return {"outs": json.dumps(_list_results(text)), "settings": _dump(dvc_files.list_settings(text))}
+        except (dvc_files.LockError, UnicodeDecodeError) as error:
+            told = f"{path} cannot be read ({error}); the next `tamis run` brings it back from git"
+            return none | {"damaged": json.dumps(told)}
 
     places = {version: dvc_files.place_lock(version) for version in versions}
-    known = remember(LOCKS, [path for path in places.values() if path.exists()], read)
     none = {"outs": "{}", "settings": "{}"}
+    known = remember(LOCKS, [path for path in places.values() if path.exists()], read)
     return {
         version: {part: json.loads(text) for part, text in known.get(path, none).items()}
         for version, path in places.items()
     }
+
+
+def _list_results(text: str) -> dict[str, str]:
+    """Return the digests of what a dvc.lock records, but for when and how long its stages ran.
+
+    A version that is made anew, with equal results, is the one that was approved.
+    """
+    return {path: md5 for path, md5 in dvc_files.list_outs(text).items() if Path(path).name != RUN}
 
 
 def list_changed_settings(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

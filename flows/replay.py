@@ -22,12 +22,11 @@ from flows.environment import tell_other_libraries
 from flows.graph import dvc_files, dvc_state, revisions
 from flows.graph.versions import tag_of
 from flows.scratch import REPLAY_LOCK, REPLAYS
-from flows.stage import say
+from flows.stage import RUN, say
 from tasks.artifacts.locks import locked
 from tasks.model_files import describe
 
 SAME, ROUNDED, OTHER = "as recorded", "but for rounding", "otherwise"
-OWN = "run.json"  # of every run: when it was, how long it took, with which libraries
 
 
 class ReplayError(ValueError):
@@ -88,7 +87,7 @@ def replay(version: str, revision: str | None = None) -> list[Replayed]:
         return [
             _compare(out, now.get(out["path"]), places[out["path"]], project)
             for out in outs
-            if Path(out["path"]).name != OWN
+            if Path(out["path"]).name != RUN
         ]
 
 
@@ -184,7 +183,7 @@ def _call(command: Sequence[str], folder: Path) -> None:
 
 def _read_runs(outs: Sequence[Mapping[str, Any]], cache: Path) -> list[dict[str, Any]]:
     """Return what the recorded stages said of their runs, those that DVC's cache still has."""
-    places = [dvc_files.place_object(cache, out["md5"]) for out in outs if Path(out["path"]).name == OWN]
+    places = [dvc_files.place_object(cache, out["md5"]) for out in outs if Path(out["path"]).name == RUN]
     return [json.loads(place.read_text(encoding="utf-8")) for place in places if place.exists()]
 
 

@@ -29,6 +29,7 @@ from flows.graph.stages import needs, read_stages
 from flows.stage_calls import CACHE, SCORING, STAGES, Map, find_folders, folder, name_models, refuse_early
 from flows.told import tell_notes
 
+RUN = "run.json"  # of every run: when it was, how long it took, with which libraries
 UNWRITTEN = (errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # what no reading meets
 HARMLESS = "\u00a0\u3000\u200c\u200d"  # spaces and joiners that writing needs, which Python does not call printable
 
@@ -104,7 +105,7 @@ def recorded(address: str, out: Path) -> Iterator[dict[str, Any]]:
     record = {"stage": name, "version": version, "created": created}
     record |= {"code": installed("tamis"), "sources": _summary(code), "machine": name_machine()}
     record["libraries"] = name_libraries()
-    write_json({**notes, **record, "seconds": round(time.monotonic() - start, 1)}, out / "run.json")
+    write_json({**notes, **record, "seconds": round(time.monotonic() - start, 1)}, out / RUN)
     refuse_moved(address, before, fingerprint(address))
 
 
@@ -117,7 +118,7 @@ def take_halvings() -> list[Any]:
 def last_run(address: str) -> dict[str, Any]:
     """Return what `run.json` says of a stage's last run; empty where it never ran."""
     name, _, version = address.partition("@")
-    path = folder(name, version) / "run.json"
+    path = folder(name, version) / RUN
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 

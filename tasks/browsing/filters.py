@@ -6,7 +6,7 @@ from typing import Any
 import duckdb
 
 from tasks.artifacts.views import ask
-from tasks.catalogue.derived import list_scores
+from tasks.catalogue.derived import list_scores, tell_unused
 
 MOST = 2000  # rows that go to a page
 STATES = ("any", "chosen", "left out", "gated", "not in the pool")
@@ -17,19 +17,19 @@ ORDERS = {
     "longest": "response_tokens DESC, row",
     "score": "value DESC, row",
 }
-ROWS = """
+ROWS = f"""
     SELECT e.row, e.id, e.topic, coalesce(e.source, '') AS source, e.prompt, e.response, e.response_tokens, s.rank,
         CASE WHEN s.chosen IS NULL THEN 'not in the pool' WHEN s.chosen THEN 'chosen' WHEN s.gated THEN 'gated'
-        ELSE 'left out' END AS state, {value} AS value, CASE
-            WHEN s.chosen IS NULL THEN coalesce(e.unused_because, 'of the ' || replace(e.split, '_', '-') || ' rows')
-            WHEN s.chosen THEN format('chosen as number {{}}', s.rank)
-            WHEN s.gated THEN coalesce(format('out by the gate, with {{:.3g}} where {{:.3g}} is usual',
+        ELSE 'left out' END AS state, {{value}} AS value, CASE
+            WHEN s.chosen IS NULL THEN {tell_unused("e.unused_because", "e.split")}
+            WHEN s.chosen THEN format('chosen as number {{{{}}}}', s.rank)
+            WHEN s.gated THEN coalesce(format('out by the gate, with {{{{:.3g}}}} where {{{{:.3g}}}} is usual',
                 s.gate_score, s.gate_usual), 'out by the gate')
-            WHEN s.covered_by IS NOT NULL THEN format('stood for by {{}}, by {{:.3g}}', s.covered_by, s.cover)
+            WHEN s.covered_by IS NOT NULL THEN format('stood for by {{{{}}}}, by {{{{:.3g}}}}', s.covered_by, s.cover)
             ELSE 'not taken by the selector' END AS why
     FROM (SELECT * FROM examples WHERE version = $version AND (used OR duplicate_of IS NULL OR contains(id, '-'))) e
     LEFT JOIN (FROM subset WHERE version = $version) s USING (id)
-    {scored}"""
+    {{scored}}"""
 SCORED = "LEFT JOIN (SELECT id, value FROM scores WHERE version = $version AND score = $score) v USING (id)"
 
 

@@ -2,6 +2,18 @@
 
 from collections.abc import Collection, Mapping
 
+# Why a row is left out of use, by `unused_because`, in words that can follow "because" or a colon.
+UNUSED = {
+    "duplicate": "it repeats another row",
+    "near duplicate": "another row has almost its words",
+    "kept": "the version before has it, and only new rows are chosen from",
+    "not sampled": "it was not drawn into the sample",
+    "held out": "a held-out row asks the same",
+    "near held out": "a held-out row has almost its words",
+    "near validation": "a validation row has almost its words",
+    "planted": "it is planted, and a row outside the pool asks the same",
+    "vetoed": "it is vetoed",
+}
 EACH = "(SELECT version, id, prompt, response FROM examples WHERE used OR duplicate_of IS NULL)"  # an id, once
 TURNS = """
     SELECT version, id, row, place AS turn, one.role, one.content, one.learnt, one.details FROM (SELECT version, id,
@@ -44,6 +56,17 @@ SCORES = {
     ),
 }
 ASKS_RUNS = ("runs", "scores")  # views that read the artifacts' records, each of which takes a file
+
+
+def tell_unused(because: str, split: str) -> str:
+    """Return the SQL of the words why a row is not chosen from.
+
+    Args:
+        because, split: SQL of the row's `unused_because` and `split`.
+    """
+    known = " ".join(f"WHEN '{reason}' THEN '{words}'" for reason, words in UNUSED.items())
+    of_split = f"'it is of the ' || replace({split}, '_', '-') || ' rows'"
+    return f"CASE {because} {known} ELSE coalesce({because}, {of_split}) END"
 
 
 def derive(sources: Collection[str]) -> Mapping[str, str]:

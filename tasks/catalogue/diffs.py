@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from tasks.artifacts.tables import read_json
 from tasks.artifacts.views import ask, opened, stream
+from tasks.catalogue.derived import tell_unused
 
 # One side is a version of a project's catalogue, as tables `a_examples`, `a_subset`, `b_examples` ...
 MASKED = ("tensors", "mask")  # tables that a choice without a mask may lack
+WITHDRAWN = "withdrawn"  # a table that examples which continue from no version lack
+NONE = pa.table({name: pa.array([], pa.string()) for name in ("id", "edited_to")})
 CHANGED = """(
     SELECT 'enters' AS change, b.id, b.rank, a.gated, a.covered_by, a.cover
     FROM b_subset b LEFT JOIN a_subset a USING (id)
@@ -27,18 +32,24 @@ ROWS = f"""
     WITH listed AS (FROM {CHANGED} QUALIFY row_number() OVER (PARTITION BY change ORDER BY rank, id) <= $most),
     known AS (SELECT 'leaves' AS of, * FROM ({KNOWN.format(side="a")})
         UNION ALL SELECT 'enters', * FROM ({KNOWN.format(side="b")}))
-    SELECT change, l.id, own.topic, CASE
-        WHEN other.id IS NULL AND change = 'enters' THEN if(own.became = 'edited', 'edited row', 'new row')
-        WHEN other.id IS NULL THEN 'no row of it'
-        WHEN NOT other.pool THEN if(change = 'enters', 'was ', 'is ') || coalesce(other.because, other.split)
-        WHEN gated THEN if(change = 'enters', 'was kept out by the gate', 'kept out by the gate')
+    SELECT l.change, l.id, own.topic, CASE
+        WHEN other.id IS NULL AND gone.id IS NOT NULL THEN if(l.change = 'enters', 'was ', 'is ')
+            || coalesce('edited to ' || gone.edited_to, 'withdrawn')
+        WHEN other.id IS NULL AND l.change = 'enters' THEN if(own.became = 'edited', 'edited row', 'new row')
+        WHEN other.id IS NULL THEN 'is no row of ' || $after
+        WHEN NOT other.pool THEN if(l.change = 'enters', 'was', 'is') || ' not chosen from: '
+            || {tell_unused("other.because", "other.split")}
+        WHEN gated THEN if(l.change = 'enters', 'was kept out by the gate', 'kept out by the gate')
         WHEN covered_by IS NOT NULL THEN format('{{}} stood for by {{}}, by {{:.3g}}',
-            if(change = 'enters', 'was', 'is'), covered_by, cover)
-        ELSE if(change = 'enters', 'was not taken by ' || $was, 'is not taken by ' || $is)
+            if(l.change = 'enters', 'was', 'is'), covered_by, cover)
+        ELSE if(l.change = 'enters', 'was not taken by ' || $was, 'is not taken by ' || $is)
         END AS reason, rank, own.prompt
-    FROM listed l JOIN known own ON own.id = l.id AND own.of = change
-    LEFT JOIN known other ON other.id = l.id AND other.of <> change
-    ORDER BY change, rank, l.id"""
+    FROM listed l JOIN known own ON own.id = l.id AND own.of = l.change
+    LEFT JOIN known other ON other.id = l.id AND other.of <> l.change
+    LEFT JOIN (SELECT 'leaves' AS change, id, any_value(edited_to) AS edited_to FROM b_withdrawn GROUP BY ALL
+        UNION ALL SELECT 'enters', id, any_value(edited_to) FROM a_withdrawn GROUP BY ALL) gone
+        ON gone.id = l.id AND gone.change = l.change
+    ORDER BY l.change, rank, l.id"""
 COUNTS = f"SELECT count(*) FILTER (change = 'enters'), count(*) FILTER (change = 'leaves') FROM {CHANGED}"
 BOTH = "SELECT count(*) FROM a_subset JOIN b_subset USING (id) WHERE a_subset.chosen AND b_subset.chosen"
 HELD_OUT = """
@@ -117,6 +128,8 @@ def read_choice(name: str, examples: Path, selection: Path, metrics: Mapping[str
     """
     paths = {"examples": examples / "examples.parquet", "subset": selection / "subset.parquet"}
     paths |= {name: selection / f"{name}.parquet" for name in MASKED if (selection / f"{name}.parquet").exists()}
+    if (path := examples / f"{WITHDRAWN}.parquet").exists():
+        paths[WITHDRAWN] = path
     selector = read_json(selection / "selection.json").get("selector", "its selector")
     return Side(name, {table: stream([path]) for table, path in paths.items()}, metrics or {}, selector)
 
@@ -132,10 +145,11 @@ def compare(before: Side, after: Side, *, most: int | None = None, gigabytes: fl
     sources = {
         f"{end}_{name}": table
         for end, side in zip("ab", (before, after), strict=True)
-        for name, table in side.tables.items()
+        for name, table in ({WITHDRAWN: NONE} | dict(side.tables)).items()
     }
     with opened(sources, gigabytes=gigabytes) as connection:
-        said = {"most": sys.maxsize if most is None else most, "was": before.selector, "is": after.selector}
+        said = {"was": before.selector, "is": after.selector, "after": after.name}
+        said["most"] = sys.maxsize if most is None else most
         rows = ask(connection, ROWS, said)
         ((enter, leave),) = connection.execute(COUNTS).fetchall()
         ((both,),) = connection.execute(BOTH).fetchall()

@@ -8,7 +8,7 @@ from typing import Any
 import duckdb
 
 from tasks.artifacts.tables import digest_inputs, provenance, read_json
-from tasks.catalogue.derived import EACH
+from tasks.catalogue.derived import EACH, UNUSED
 from tasks.selection.selectors import name_chooser
 
 LONGEST = 400  # characters of a text that a sentence quotes
@@ -32,6 +32,14 @@ TOPIC = """
 DECIDED = """
     SELECT kind, "by", "when", because FROM decisions WHERE version = $version AND id IN (SELECT o.id FROM examples o
         JOIN examples e USING (version, same_as) WHERE e.version = $version AND e.id = $id)"""
+WAITING = """
+    SELECT d.version, d.id, any_value(o.same_as) AS same_as FROM decisions d
+    JOIN examples o ON o.version = d.version AND o.id = d.id
+    JOIN examples e ON e.version = d.version AND e.same_as = o.same_as
+    LEFT JOIN subset s ON s.version = d.version AND s.id = e.id
+    GROUP BY d.version, d.id, d.kind
+    HAVING (d.kind = 'veto' AND bool_or(coalesce(s.chosen, false)))
+        OR (d.kind = 'pin' AND bool_or(s.id IS NOT NULL) AND NOT bool_or(coalesce(s.chosen, false)))"""
 ALIKE = f"""
     WITH words AS (SELECT id, chosen, coalesce(near_duplicate_of, row) AS words FROM examples
         LEFT JOIN subset USING (version, id) WHERE version = $version AND (used OR duplicate_of IS NULL))
@@ -59,6 +67,13 @@ class Asked:
     row: Mapping[str, Any]
     selection: Mapping[str, Any]  # selection.json
     views: frozenset[str]
+    made: Mapping[str, Any]  # the choice's record of what it was made by
+
+    @property
+    def pinned(self) -> bool:
+        """Return whether the choice was made with a pin of the row, whatever is decided of it now."""
+        pins = self.selection.get("pins") or {}
+        return self.row["same_as"] in self.made.get("pinned", ()) and self.row["rank"] <= pins.get("chosen", 0)
 
     def rows(self, sql: str, **more: Any) -> list[tuple]:
         """Return what a query finds of this row."""
@@ -91,11 +106,11 @@ def tell(
     names, found = [column[0] for column in answer.description], answer.fetchone()
     if found is None:
         return None
-    path = Path(root) / f"data/selection/version={version}/selection.json"
-    selection = read_json(path)
-    asked = Asked(connection, version, id, dict(zip(names, found, strict=True)), selection, views)
+    folder = Path(root) / f"data/selection/version={version}"
+    selection, made = read_json(folder / "selection.json"), provenance(folder / "subset.parquet")
+    asked = Asked(connection, version, id, dict(zip(names, found, strict=True)), selection, views, made["parameters"])
     state = _name_state(asked.row)
-    return Story(version, id, state, (*_tell_other(root, version), *_tell(asked, state, enters)))
+    return Story(version, id, state, (*_tell_other(root, version, made), *_tell(asked, state, enters)))
 
 
 def _name_state(row: Mapping[str, Any]) -> str:
@@ -123,12 +138,11 @@ def _tell(asked: Asked, state: str, enters: Mapping[str, float | None] | None) -
     yield from _tell_topic(asked)
 
 
-def _tell_other(root: Path, version: str) -> Iterator[str]:
+def _tell_other(root: Path, version: str, made: Mapping[str, Any]) -> Iterator[str]:
     """Yield that a version's choice and its examples are of different runs, where they are."""
     examples = Path(root) / f"data/examples/version={version}/examples.parquet"
-    chosen_from = provenance(Path(root) / f"data/selection/version={version}/subset.parquet")["inputs"]
     for name, now in digest_inputs(examples).items():
-        if chosen_from.get(name, now) != now:
+        if made["inputs"].get(name, now) != now:
             yield (
                 f"The choice was made of other examples than those of {version} now, so what follows may not fit; "
                 f"`tamis run {version}` chooses anew."
@@ -136,25 +150,31 @@ def _tell_other(root: Path, version: str) -> Iterator[str]:
 
 
 def _tell_decided(asked: Asked) -> Iterator[str]:
-    """Yield what a person decided of the row, or of one with its text."""
-    if "decisions" in asked.views:
-        for kind, by, when, because in asked.rows(DECIDED):
-            yield f"{by} {'vetoed' if kind == 'veto' else 'pinned'} it on {when[:10]}: {because}"
+    """Yield what a person decided of the row, or of one with its text, and whether that is honoured yet."""
+    if "decisions" not in asked.views:
+        return
+    for kind, by, when, because in asked.rows(DECIDED):
+        yield f"{by} {'vetoed' if kind == 'veto' else 'pinned'} it on {when[:10]}: {because}"
+    late = f"SELECT id FROM ({WAITING}) WHERE version = $version AND same_as = $same"
+    if asked.rows(late, same=asked.row["same_as"]):
+        yield f"The choice was made before that, and does not honour it yet; `tamis run {asked.version}` does."
 
 
 def _tell_outside(row: Mapping[str, Any]) -> str:
     if row["unused_because"] is not None:
-        return f"It was not chosen from, because it was left out before: {row['unused_because']}."
+        return f"It was not chosen from: {UNUSED[row['unused_because']]}."
     if row["split"] != "pool":
-        return f"It was not chosen from, because it is of the {row['split'].replace('_', '-')} rows."
+        return f"It was not chosen from: it is of the {row['split'].replace('_', '-')} rows."
     return "Nothing has been chosen in this version yet."
 
 
 def _tell_rank(asked: Asked) -> str:
     row, chosen = asked.row, asked.selection.get("chosen_rows")
     by = name_chooser(asked.selection)
-    pinned = "decisions" in asked.views and any(kind == "pin" for kind, *_ in asked.rows(DECIDED))
-    by = "that decision" if pinned else by
+    pinned = asked.pinned
+    if pinned:
+        now = "decisions" in asked.views and any(kind == "pin" for kind, *_ in asked.rows(DECIDED))
+        by = "that decision" if now else "a pin that is taken back since"
     said = f"It was chosen by {by} as number {row['rank']}{f' of {chosen:,}' if chosen else ''}"
     if row["gain"] is None:
         return f"{said}."

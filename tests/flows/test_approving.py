@@ -1,6 +1,7 @@
 """Sign-off on the real graph with the toy model: bound to digests, refused where a promise is broken, told of."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,28 @@ def test_an_approval_is_bound_to_what_was_made_and_tells_what_changed_since(proj
     assert tamis("approve", "v1").exit_code == 0  # by git's user
     assert len(Path("data/approvals.jsonl").read_text().splitlines()) == 2
     assert ask("approvals")[0]["state"] == "approved"
+
+
+def test_a_version_that_is_made_anew_with_equal_results_stays_approved(project):
+    assert tamis("approve", "v1", "--by", "Ann").exit_code == 0
+    path = folder("selection", "v1") / "run.json"
+    before = path.read_text()
+    for one in (path, folder("selection", "v1") / "subset.parquet"):
+        one.unlink()
+    shutil.rmtree(".dvc/cache")
+    run_stages("v1")
+    assert path.read_text() != before  # when it ran
+    assert [(one["state"], one["changed"]) for one in ask("approvals")][0] == ("approved", "")
+
+
+def test_a_damaged_lock_is_told_of_and_hides_no_other_version(project):
+    assert tamis("approve", "v2", "--by", "Ann").exit_code == 0
+    for content in (b"stages: [", b"stages: {a: []}", b"stages: {a: {outs: [{md5: 0}]}}", b"\xff"):
+        Path("versions/v1/dvc.lock").write_bytes(content)
+        first, second = ask("approvals")
+        assert (first["state"], second["state"]) == ("not known", "approved"), content
+        assert first["damaged"].startswith("versions/v1/dvc.lock cannot be read")
+        assert "`tamis run` brings it back from git" in first["damaged"]
 
 
 def test_what_is_stale_or_broken_is_not_approved(project):

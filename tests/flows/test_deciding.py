@@ -53,7 +53,7 @@ def test_a_vetoed_row_is_used_no_more_from_that_version_on(project):
         "when": "",
     }
     said = tamis("why", id, "--version", "v2").stdout
-    assert "left out before: vetoed" in " ".join(said.split())
+    assert "not chosen from: it is vetoed" in " ".join(said.split())
     assert "Ann vetoed it" in said
     asked = tamis("sql", "SELECT kind, because FROM decisions", "--json").stdout
     assert json.loads(asked) == [{"kind": "veto", "because": "the answer is wrong"}]
@@ -71,6 +71,25 @@ def test_a_pinned_row_comes_first_and_is_listed_by_the_audit(project):
     assert rows["decisions"]["state"] == "kept"
     path = folder("selection", "v1") / "selection.json"
     assert json.loads(path.read_text())["pins"] == {"chosen": 1, "not_in_the_pool": 0}
+
+
+def test_why_tells_a_decision_that_no_run_has_honoured(project):
+    def why(id):
+        return " ".join(tamis("why", id, "--version", "v1").stdout.split())
+
+    late = "The choice was made before that, and does not honour it yet; `tamis run v1` does."
+    first, second = pick("v1", chosen=True), pick("v1", chosen=False)
+    assert tamis("pin", first, "--because", "so", "--by", "Ann", "--version", "v1").exit_code == 0
+    assert "that decision" not in why(first)  # it was chosen before by the selector
+    assert tamis("pin", second, "--because", "so", "--by", "Ann", "--version", "v1").exit_code == 0
+    assert late in why(second)
+    run_stages("v1")
+    assert late not in why(second)
+    assert "It was chosen by that decision as number" in why(second)
+    assert tamis("release", second, "--version", "v1").exit_code == 0
+    assert "It was chosen by a pin that is taken back since as number" in why(second)
+    assert tamis("veto", first, "--because", "so", "--by", "Ann", "--version", "v1").exit_code == 0
+    assert late in why(first)
 
 
 def test_the_audit_finds_a_choice_that_was_made_before_the_veto(project):

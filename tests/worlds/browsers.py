@@ -15,10 +15,12 @@ from typing import Any
 from worlds.projects import ROOT, environment
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-# The page has a heading, and its script has been done for half a second: between two runs it is done for less.
+# The page has a heading, its script has been done for half a second (between two runs it is done for less), and no
+# element's code is still being fetched: a button that is not there yet takes no key.
 QUIET = """() => {
     const state = document.querySelector("[data-testid=stApp]")?.dataset.testScriptState;
-    if (state !== "notRunning" || !document.querySelector("h2")) window.quietSince = null;
+    const fetching = document.querySelector("[data-testid=stSkeleton]");
+    if (state !== "notRunning" || fetching || !document.querySelector("h2")) window.quietSince = null;
     else window.quietSince ??= performance.now();
     return window.quietSince !== null && performance.now() - window.quietSince > 500;
 }"""

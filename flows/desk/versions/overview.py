@@ -5,9 +5,10 @@ from typing import Any
 
 import streamlit as st
 
-from flows.desk.project import ROOT, Opened, show_table
+from flows.desk.project import ROOT, Opened, show_table, show_words
 from flows.desk.versions.signing import tell_settings, tell_waiting
 from flows.told import count
+from tasks.artifacts.tables import ArtifactError
 from tasks.audit.queries import read_queries
 
 SECONDS = "SELECT version, sum(seconds) FROM (SELECT DISTINCT version, stage, seconds FROM runs) GROUP BY version"
@@ -33,6 +34,7 @@ def show(project: Opened) -> None:
         for version, signed in find_all_signed(project.values.versions).items()
     ]
     changed = {row["version"]: row.pop("settings") for row in rows}
+    damaged = {row["version"]: row.pop("damaged") for row in rows}
     made = [row for row in rows if row["chosen"] is not None]
     measured = sum(row["loss of chosen"] is not None for row in made)
     st.text(f"{len(made):,} of {count(len(rows), 'version')} have a choice of rows; {measured:,} of them are measured.")
@@ -40,6 +42,8 @@ def show(project: Opened) -> None:
     waiting = tell_waiting(project)
     for row in rows:
         st.subheader(row["version"])
+        for told in damaged[row["version"]]:
+            show_words(told)
         st.text(_tell(row))
         if changed[row["version"]]:
             st.text(tell_settings(row["version"], changed[row["version"]]))
@@ -68,7 +72,11 @@ def _count(
 def _describe(version: str, made: bool, signed: Any) -> dict[str, Any]:
     from tasks.catalogue.rows import show_version
 
-    found = (show_version(ROOT, version) if made else None) or {}
+    found, damaged = {}, [signed.damaged] if signed.damaged else []
+    try:
+        found = (show_version(ROOT, version) if made else None) or {}
+    except ArtifactError as error:  # of this version alone: the others are shown
+        damaged.append(str(error))
     selection, metrics = found.get("selection", {}), found.get("evaluation", {})
     gain = metrics.get("differences", {}).get("chosen-random", {})
     return {
@@ -80,15 +88,16 @@ def _describe(version: str, made: bool, signed: Any) -> dict[str, Any]:
         "minus random": gain.get("loss"),
         "low": gain.get("low"),
         "high": gain.get("high"),
-        "approval": signed.state if found else "not made",
+        "approval": signed.state if found or damaged else "not made",
         "settings": signed.settings,
+        "damaged": damaged,
     }
 
 
 def _tell(row: Mapping[str, Any]) -> str:
     """Return what became of a version in a sentence or two."""
     if row["chosen"] is None:
-        return "It is not made yet, or an artifact of it is missing: tamis status says which."
+        return "It is not made yet, or an artifact of it is missing or damaged: tamis status says which."
     share = f"{row['chosen']:,} of {row['pool']:,} rows, {row['chosen'] / row['pool']:.0%}"
     said = f"{share}, were chosen by {row['selector']}"
     checked = f"Promises when it was made: {row['checks'] or 'not known'}. It is {row['approval']}."

@@ -12,15 +12,6 @@ from tasks.audit.queries import PROVENANCE, Query, read_queries
 
 SHOWN = "shown"  # of the session: the version that the page was drawn of last, with the digest of its artifacts
 CHECKS = 'SELECT "check", passed, "rows" AS found, detail FROM audit WHERE version = $version'
-WAITING = """
-    SELECT version, count(*) FROM (SELECT DISTINCT d.version, d.id FROM decisions d
-        JOIN examples o ON o.version = d.version AND o.id = d.id
-        JOIN examples e ON e.version = d.version AND e.same_as = o.same_as
-        LEFT JOIN subset s ON s.version = d.version AND s.id = e.id
-        GROUP BY d.version, d.id, d.kind
-        HAVING (d.kind = 'veto' AND bool_or(coalesce(s.chosen, false)))
-            OR (d.kind = 'pin' AND bool_or(s.id IS NOT NULL) AND NOT bool_or(coalesce(s.chosen, false))))
-    GROUP BY version ORDER BY version"""
 
 
 def show(project: Opened) -> None:
@@ -42,6 +33,8 @@ def show_signed(signed: Any) -> None:
     if signed.by is not None:
         said += f", by {signed.by} on {signed.when}{f': {signed.note}' if signed.note else ''}"
     show_words(said)
+    if signed.damaged:
+        show_words(signed.damaged)
     if signed.changed:
         st.text("other ones since: " + ", ".join(signed.changed))
     if signed.settings:
@@ -95,13 +88,14 @@ def show_decisions(project: Opened) -> None:
 
 def tell_waiting(project: Opened) -> dict[str, str]:
     """Return in words how many decisions of a version its choice does not honour, of versions with any."""
+    from tasks.catalogue.why import WAITING
+
     if not {"subset", "examples", "decisions"} <= {*project.artifacts.views, *project.artifacts.derived}:
         return {}
     with project.connection() as connection:
-        waiting = dict(connection.execute(WAITING).fetchall())
-    return {
-        one: f"{count(many, 'decision')} of {one} not honoured yet: tamis run {one}" for one, many in waiting.items()
-    }
+        sql = f"SELECT version, count(DISTINCT id) FROM ({WAITING}) GROUP BY version ORDER BY version"
+        waiting = connection.execute(sql).fetchall()
+    return {one: f"{count(many, 'decision')} of {one} not honoured yet: tamis run {one}" for one, many in waiting}
 
 
 def read_checks(project: Opened, version: str) -> list[dict[str, Any]]:

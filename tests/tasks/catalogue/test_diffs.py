@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 
+import duckdb
 import pytest
 from worlds.toy_project import make_world
 
+from tasks.artifacts.schemas import WITHDRAWN
 from tasks.artifacts.views import opened
 from tasks.browsing.pairs import average_topics
-from tasks.catalogue import diffs
+from tasks.catalogue import derived, diffs
 from tasks.catalogue.sources import find_artifacts
+from tasks.examples import near
 
 
 @pytest.mark.parametrize(("change", "reason"), [("edited", "edited row"), ("new", "new row")])
@@ -21,7 +24,30 @@ def test_a_row_that_was_edited_is_no_new_one(tmp_path, change, reason):
     world.write()
     found = diffs.compare(*(diffs.read_side(version, tmp_path, version) for version in ("v1", "v2")))
     reasons = {row["id"]: (row["change"], row["reason"]) for row in found.rows}
-    assert (reasons["f" * 32], reasons[old]) == (("enters", reason), ("leaves", "no row of it"))
+    assert (reasons["f" * 32], reasons[old]) == (("enters", reason), ("leaves", "is no row of v2"))
+
+
+@pytest.mark.parametrize(("edited_to", "told"), [("e" * 32, f"edited to {'e' * 32}"), (None, "withdrawn")])
+def test_a_row_that_was_withdrawn_or_edited_is_called_that_both_ways(tmp_path, edited_to, told):
+    world = make_world(tmp_path)
+    old = next(row for row in world.subset if row["chosen"])["id"]
+    kept = {name: [row for row in getattr(world, name) if row["id"] != old] for name in ("examples", "subset")}
+    source = next(row for row in world.examples if row["id"] == old)
+    gone = [{name: source.get(name) for name in WITHDRAWN.names} | {"edited_to": edited_to, "earlier": "learnt"}]
+    replace(world, **kept, withdrawn=gone, previous="v1").write("v2")
+    world.write()
+    one, two = (diffs.read_side(version, tmp_path, version) for version in ("v1", "v2"))
+    assert {row["id"]: row["reason"] for row in diffs.compare(one, two).rows}[old] == f"is {told}"
+    assert {row["id"]: row["reason"] for row in diffs.compare(two, one).rows}[old] == f"was {told}"
+
+
+def test_every_reason_why_a_row_is_not_used_has_words():
+    reasons = {"duplicate", "near duplicate", "kept", "not sampled"}
+    reasons |= {near.HELD_OUT_ASKS, near.NEAR_HELD_OUT, near.NEAR_VALIDATION, near.PLANTED, near.VETOED}
+    assert derived.UNUSED.keys() == reasons
+    ways = [(reason, "pool") for reason in sorted(reasons)] + [(None, "held_out")]
+    said = [duckdb.execute(f"SELECT {derived.tell_unused('$1', '$2')}", way).fetchone()[0] for way in ways]
+    assert said == [*(derived.UNUSED[reason] for reason in sorted(reasons)), "it is of the held-out rows"]
 
 
 def test_a_topic_whose_rows_are_demos_alone_has_its_means(tmp_path):
