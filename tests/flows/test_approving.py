@@ -57,7 +57,8 @@ def test_a_version_that_is_made_anew_with_equal_results_stays_approved(project):
     shutil.rmtree(".dvc/cache")
     run_stages("v1")
     assert path.read_text() != before  # when it ran
-    assert [(one["state"], one["changed"]) for one in ask("approvals")][0] == ("approved", "")
+    first, _ = ask("approvals")
+    assert (first["state"], first["changed"]) == ("approved", "")
 
 
 def test_a_damaged_lock_is_told_of_and_hides_no_other_version(project):
