@@ -105,8 +105,9 @@ def parse_lock(text: str) -> dict[str, Any]:
     Raises:
         LockError: it is no lock file.
     """
+    found = parse_file(text)
     try:
-        return dict(parse_file(text).get("stages") or {})
+        return dict(found.get("stages") or {})
     except (TypeError, ValueError) as error:
         raise LockError(f"not a lock file of DVC: {' '.join(str(error).split())}") from error
 
