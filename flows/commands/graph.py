@@ -6,7 +6,7 @@ import typer
 
 from flows import model_records, params
 from flows.commands.errors import spoken
-from flows.commands.output import Json, show_json, show_rows, show_text
+from flows.commands.output import Json, show_json, show_rows, show_text, working
 from flows.environment import tell_other_libraries
 from flows.stage import last_run, say
 from flows.told import count
@@ -41,9 +41,10 @@ def stages(context: typer.Context, as_json: Json = False) -> None:
 @spoken
 def verify(context: typer.Context, as_json: Json = False) -> None:
     """Read all that is kept again, hold it against what was recorded, and mend what can be; never while a run works."""
-    from flows import verify as verifying
+    with working("reading all that is kept"):
+        from flows import verify as verifying
 
-    found = verifying.verify()
+        found = verifying.verify()
     rows = [(one.kind, one.path, one.problem, one.done) for one in found.findings]
     show_rows(["kind", "path", "problem", "done"], rows, as_json=as_json)
     say(f"looked at {', '.join(f'{count:,} of kind {kind}' for kind, count in found.looked_at.items())}")
