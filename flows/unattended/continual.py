@@ -81,10 +81,11 @@ def advance(
             tell(outcome)
         if error is None:
             made.append(version)
-            unpushed = _push()
         else:
             errors.append(error)
             closed[version] = "was not accepted" if isinstance(error, RefusedError) else "failed"
+        if outcome["state"] != "failed":
+            unpushed = _push()
     _raise_first(errors if unpushed is None else [*errors, unpushed])
     return made
 
