@@ -19,7 +19,7 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show for every stage whether it is up to date, why not, and when it was made."""
-    from flows.graph import dvc_state
+    from flows.graph import dvc_files, dvc_state
 
     rows = []
     for address, state, why in dvc_state.standings(dvc_state.plan(versions or ())):
@@ -27,6 +27,11 @@ def status(
         reasons = "; ".join(filter(None, (why, tell_other_libraries(run.get("libraries", {})))))
         rows.append((address, state, run.get("created"), run.get("seconds"), reasons))
     show_rows(["stage", "state", "made", "seconds", "why"], rows, as_json=as_json)
+    for left, names in dvc_files.list_left().items():
+        say(
+            f"params.yaml has no version {left.name}, and {left} keeps {', '.join(names)}, which a version of that "
+            "name would take up; to forget that, delete the folder"
+        )
 
 
 @spoken

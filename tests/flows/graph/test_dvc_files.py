@@ -57,6 +57,7 @@ def test_copy_of_no_version_is_deleted_and_its_lock_kept(small):
         "versions/v3",
         "versions/v3/dvc.lock",
     ]
+    assert dvc_files.list_left(small.root) == {Path("versions/v3"): ["dvc.lock"]}
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "v;touch x", "v 1"])
