@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ FILLED = {  # stage -> the kinds of stores that it fills
     "evaluation": ("losses", "answers", "texts"),
 }
 OURS = re.compile(r"[a-z]+/[0-9a-f]{32}/part-[0-9a-f]{32}\.parquet")
+TRIED = "writable"  # a file by which is tried whether a mirror can be written
 PAUSE = 30.0  # seconds of shards between two looks at what is to be sent: what a machine that is lost loses
 
 Through = Callable[[Map], Map]
@@ -106,6 +107,18 @@ class Mirror:
                     self._there.add(_name(path))
                     sent += 1
         return sent
+
+    def try_writing(self) -> None:
+        """Write an empty file there and remove it, as hours of computing may come before the first part is sent.
+
+        Raises:
+            MirrorError: the mirror cannot be written.
+        """
+        with self._refused("written"):
+            self._system.makedirs(self._root, exist_ok=True)
+            self._system.pipe_file(f"{self._root}/{TRIED}", b"")
+        with suppress(Exception):  # who may write there need not be allowed to remove; nobody reads the file
+            self._system.rm_file(f"{self._root}/{TRIED}")
 
     def find(self, paths: Iterable[Path]) -> list[str]:
         """Return the addresses of those parts of the stores that are there, and of what is damaged there."""
@@ -202,6 +215,10 @@ def mirrored(url: str | None, stage: str, models: Callable[[], Collection[str]],
         yield lambda map: map
         return
     mirror, current = Mirror(url, say=say), models()
+    try:
+        mirror.try_writing()
+    except MirrorError as error:  # which is no failure where all is found computed
+        say(f"{error}; what is computed stands here, and cannot be sent")
     fetched = mirror.fetch(kinds, current)
     if fetched:
         say(f"{len(fetched):,} parts of stores came from {mirror.url}")

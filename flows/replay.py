@@ -1,7 +1,7 @@
 """A recorded version run again from its record alone, in a clone with caches of its own, and held against the record.
 
-clone the project at the revision -> bring raw data and the version before out of DVC's cache, and
--> see that the models are those that were recorded
+clone the project at the revision, with no mirror and a cache of its own
+-> bring raw data and the version before out of DVC's cache -> see that the models are those that were recorded
 -> forget what is recorded of the version -> `tamis run` there, by the code of that revision
 -> compare every artifact with its record; where one differs, say by how much
 """
@@ -53,7 +53,8 @@ def replay(version: str, revision: str | None = None) -> list[Replayed]:
         revision: of git, at which it is recorded; None: its tag.
 
     Raises:
-        ReplayError: nothing is recorded there, the run fails, or what it reads is not in DVC's cache.
+        ReplayError: nothing is recorded there, the run fails, or what it reads is not in DVC's cache or no path of a
+            clone leads there.
         StateError: git knows no such revision.
     """
     with dvc_state.opened() as repo:
@@ -68,8 +69,11 @@ def replay(version: str, revision: str | None = None) -> list[Replayed]:
         raise ReplayError(f"{revision} records no run of {version}; `tamis continue` records one, or name a --revision")
     with _cloned(home, commit) as clone:
         project = clone / inside
+        set_apart(project)
+        _refuse_outside(project, version, clone)
         _bring_inputs(project, version, cache)
         _link_models(project, Path.cwd(), clone)
+        _refuse_lost(project, version)
         _refuse_other_models(project, revision)
         (project / dvc_files.place_lock(version)).unlink()
         outs = [out for stage in recorded.values() for out in stage.get("outs", ())]
@@ -106,6 +110,8 @@ def _cloned(home: Path, commit: str) -> Iterator[Path]:
         clone = REPLAYS.absolute() / "clone"
         try:
             _call(["git", "clone", "--quiet", "--no-checkout", "--no-tags", str(home), str(clone)], home)
+            fetch = ["git", "fetch", "--quiet", "--no-tags", "--update-shallow"]
+            _call([*fetch, str(home), commit], clone)  # of a shallow repository, a clone lacks what no branch leads to
             _call(["git", "checkout", "--quiet", "--detach", commit], clone)
             yield clone
         finally:
@@ -116,6 +122,56 @@ def clear() -> None:
     """Remove what a replay left that was killed; call it with the lock held."""
     for path in REPLAYS.glob("*/"):
         shutil.rmtree(path)
+
+
+def set_apart(project: Path) -> None:
+    """Let a clone use no mirror of the stores, and no cache that DVC's settings let projects share.
+
+    Args:
+        project: in the clone.
+    """
+    path = project / "params.yaml"
+    values = params.load(path)
+    if (values.get("mirror") or {}).get("url") is not None:
+        values["mirror"] = {**values["mirror"], "url": None}
+        path.write_text(json.dumps(values), encoding="utf-8")  # JSON is YAML, too
+    (project / ".dvc/config.local").write_text("[cache]\n    dir = cache\n", encoding="utf-8")  # from .dvc on
+
+
+def _refuse_outside(project: Path, version: str, clone: Path) -> None:
+    """Raise ReplayError where a relative path leads out of the repository: from a clone it leads elsewhere.
+
+    Args:
+        project: in the clone.
+        version: whose raw data are read.
+        clone: the clone of the whole repository.
+    """
+    for setting, name in _list_paths(project, version).items():
+        if not os.path.isabs(name) and not Path(os.path.abspath(project / name)).is_relative_to(clone):
+            raise ReplayError(
+                f"{setting} is {name}, a relative path that leads out of the repository, and elsewhere from a clone "
+                f"of it; name it by its absolute path, record {version} with that, then replay it"
+            )
+
+
+def _refuse_lost(project: Path, version: str) -> None:
+    """Raise ReplayError where a link that git holds, of raw data or of a model, leads nowhere from a clone."""
+    for setting, name in _list_paths(project, version).items():
+        place = project / name
+        links = [one for one in (place, *place.rglob("*")) if one.is_symlink() and not one.exists()]
+        if links:
+            raise ReplayError(
+                f"{setting} is {name}, and {links[0].relative_to(project)}, a link to {os.readlink(links[0])}, leads "
+                f"nowhere from a clone; put the file itself there, record {version} with that, then replay it"
+            )
+
+
+def _list_paths(project: Path, version: str) -> dict[str, str]:
+    """Return what params.yaml names that may lie in the project, by setting: raw data, models and a chat template."""
+    values = params.load(project / "params.yaml")
+    models, raw = values.get("models") or {}, (values.get("versions") or {}).get(version, {}).get("raw")
+    named = {f"models.{role}": models.get(role) for role in (*model_records.ROLES, "chat_template")}
+    return {setting: name for setting, name in {f"versions.{version}.raw": raw, **named}.items() if name}
 
 
 def _bring_inputs(project: Path, version: str, cache: Path) -> None:

@@ -30,7 +30,7 @@ from flows.stage_calls import CACHE, SCORING, STAGES, Map, find_folders, folder,
 from flows.told import tell_notes
 
 RUN = "run.json"  # of every run: when it was, how long it took, with which libraries
-UNWRITTEN = (errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # what no reading meets
+REFUSED = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM)  # which have a way out
 HARMLESS = "\u00a0\u3000\u200c\u200d"  # spaces and joiners that writing needs, which Python does not call printable
 
 T = TypeVar("T")
@@ -165,11 +165,10 @@ def format_error(error: BaseException) -> str:
     'FileNotFoundError: no x'
     """
     message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-    if isinstance(error, OSError) and error.errno in UNWRITTEN and error.filename:
-        from tasks.artifacts.tables import name_remedy
+    if isinstance(error, OSError) and error.errno in REFUSED and error.filename:
+        from tasks.artifacts.tables import tell_refused
 
-        way_out = name_remedy(Path(error.filename), error)
-        message = f"{error.filename} could not be written: {error.strerror}. {way_out}"
+        message = tell_refused(error)
     address = getattr(error, "stage", "")
     place = f"{address}: " if address not in message else ""
     text = "\n".join([f"{place}{message}", *getattr(error, "__notes__", [])])

@@ -8,7 +8,7 @@ import typer
 
 from flows import params
 from flows.commands.errors import spoken
-from flows.commands.output import Json, show_rows
+from flows.commands.output import Json, show_rows, working
 from flows.stage import say
 
 ROOT = Path(".")
@@ -39,12 +39,13 @@ def store(
     as_json: Json = False,
 ) -> None:
     """Show what is kept in .cache: pairs, vectors, scores, losses, answers, trials; tidy it up, never during a run."""
-    from flows import scratch
-    from flows.stage_calls import CACHE, name_current
-    from tasks.artifacts import stores
+    with working("looking at what .cache holds"):
+        from flows import scratch  # seconds to import
+        from flows.stage_calls import CACHE, name_current
+        from tasks.artifacts import stores
 
-    values = params.read()
-    keep = name_current(values)
+        values = params.read()
+        keep = name_current(values)
     if compact or prune:
         with stores.upkeep(CACHE):
             if prune:
@@ -55,7 +56,8 @@ def store(
             if compact:
                 made = [stores.compact(folder) for folder in stores.list_folders(CACHE)]
                 say(f"{sum(one.parts for one in made)} parts became {len(made)}")
-    rows = [*stores.survey(CACHE, keep), *scratch.survey(values)]
+    with working("looking at what .cache holds"):
+        rows = [*stores.survey(CACHE, keep), *scratch.survey(values)]
     show_rows(stores.Stored._fields, rows, as_json=as_json)
     useless = [row.megabytes for row in rows if row.current is False]
     if useless:

@@ -1,6 +1,7 @@
 """What surrounds every command: the project's folder, its parameters read first, an error said once, a quiet end."""
 
 import contextlib
+import os
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from flows import params
 from flows.stage import format_error, say
 
 MARKS = ("params.yaml", "dvc.yaml")  # what a project's folder holds
+KEPT = (".cache", ".dvc", ".dvc/cache", "data", "data/models", "data/raw", "versions")  # folders that commands write in
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ def spoken(command: Callable[..., None]) -> Callable[..., None]:
         try:
             with contextlib.chdir(find_project(context.obj.stood)):
                 params.read(bare=True)  # whoever needs a version refuses a file without one
+                refuse_in_way()
                 command(context, **arguments)
         except (typer.Exit, typer.Abort):
             raise
@@ -48,6 +51,16 @@ def spoken(command: Callable[..., None]) -> Callable[..., None]:
 def find_project(place: Path) -> Path:
     """Return the folder of the project that a folder lies in, or that folder itself, where it lies in none."""
     return next((one for one in (place, *place.parents) if all((one / mark).is_file() for mark in MARKS)), place)
+
+
+def refuse_in_way() -> None:
+    """Raise ParamsError where a file, or a link that leads nowhere, stands where the project keeps a folder."""
+    for place in map(Path, KEPT):
+        if os.path.lexists(place) and not place.is_dir():
+            what = "is a link that leads to no folder" if place.is_symlink() else "is no folder"
+            raise params.ParamsError(
+                f"{place} {what}, and the project keeps a folder there; move it away, then run again"
+            )
 
 
 def _tell(error: Exception, context: typer.Context) -> None:

@@ -6,7 +6,7 @@ import typer
 
 from flows import model_records, params
 from flows.commands.errors import spoken
-from flows.commands.output import Json, show_json, show_rows, show_text
+from flows.commands.output import Json, show_json, show_rows, show_text, working
 from flows.environment import tell_other_libraries
 from flows.stage import last_run, say
 from flows.told import count
@@ -19,7 +19,7 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show for every stage whether it is up to date, why not, and when it was made."""
-    from flows.graph import dvc_state
+    from flows.graph import dvc_files, dvc_state
 
     rows = []
     for address, state, why in dvc_state.standings(dvc_state.plan(versions or ())):
@@ -27,6 +27,11 @@ def status(
         reasons = "; ".join(filter(None, (why, tell_other_libraries(run.get("libraries", {})))))
         rows.append((address, state, run.get("created"), run.get("seconds"), reasons))
     show_rows(["stage", "state", "made", "seconds", "why"], rows, as_json=as_json)
+    for left, names in dvc_files.list_left().items():
+        say(
+            f"params.yaml has no version {left.name}, and {left} keeps {', '.join(names)}, which a version of that "
+            "name would take up; to forget that, delete the folder"
+        )
 
 
 @spoken
@@ -41,9 +46,10 @@ def stages(context: typer.Context, as_json: Json = False) -> None:
 @spoken
 def verify(context: typer.Context, as_json: Json = False) -> None:
     """Read all that is kept again, hold it against what was recorded, and mend what can be; never while a run works."""
-    from flows import verify as verifying
+    with working("reading all that is kept"):
+        from flows import verify as verifying
 
-    found = verifying.verify()
+        found = verifying.verify()
     rows = [(one.kind, one.path, one.problem, one.done) for one in found.findings]
     show_rows(["kind", "path", "problem", "done"], rows, as_json=as_json)
     say(f"looked at {', '.join(f'{count:,} of kind {kind}' for kind, count in found.looked_at.items())}")

@@ -6,7 +6,8 @@ characters visible, and cuts what is too long to be read there.
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -30,6 +31,13 @@ Format = Annotated[
     typer.Option("--format", help="table, json, csv or parquet; else a table in a terminal, and CSV for programs."),
 ]
 screen = Console(highlight=False, markup=False, emoji=False)
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Show on stderr, in a terminal, what a command is at before it has anything to say."""
+    with Console(stderr=True).status(plain(what)):
+        yield
 
 
 def show_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool = False) -> None:

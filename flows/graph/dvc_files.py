@@ -71,7 +71,7 @@ def find_stale(root: Path = Path(".")) -> dict[Path, str | None]:
 def write_copies(root: Path = Path(".")) -> list[Path]:
     """Write the copies that are not as they should be, and delete those of no version; returns their paths.
 
-    A dvc.lock beside a deleted copy stays: a version that is named again is known again.
+    What lies beside a deleted copy stays, dvc.lock and decisions: a version that is named again is known again.
     """
     stale = find_stale(root)
     for path, text in stale.items():
@@ -82,6 +82,13 @@ def write_copies(root: Path = Path(".")) -> list[Path]:
         else:
             write_text(text, root / path)
     return [*stale, *_write_decisions(root)]
+
+
+def list_left(root: Path = Path(".")) -> dict[Path, list[str]]:
+    """Return the folders of versions that params.yaml does not name, with the names of what is kept there."""
+    versions = params.load(root / PARAMS)["versions"] or {}
+    folders = {path.parent for path in (root / FOLDER).glob("*/*") if path.parent.name not in versions}
+    return {one.relative_to(root): sorted(path.name for path in one.iterdir()) for one in sorted(folders)}
 
 
 def _write_decisions(root: Path) -> list[Path]:
@@ -105,8 +112,9 @@ def parse_lock(text: str) -> dict[str, Any]:
     Raises:
         LockError: it is no lock file.
     """
+    found = parse_file(text)
     try:
-        return dict(parse_file(text).get("stages") or {})
+        return dict(found.get("stages") or {})
     except (TypeError, ValueError) as error:
         raise LockError(f"not a lock file of DVC: {' '.join(str(error).split())}") from error
 

@@ -30,7 +30,7 @@ from flows.stage import say
 CONFIGS = (Path(".dvc/config"), Path(".dvc/config.local"))
 OURS = ("dvc", "tamis", "flows", "prefect", "pytest", "python")  # of which one is in the command of who locks paths
 LISTING = re.compile(r"/\.[\w-]+\.tmp(\.with_meta)?")  # as DVC names what it digests of a folder
-UNREADABLE = (FileNotFoundError, PermissionError, IgnoreInCollectedDirError)  # raised for what DVC is to digest
+UNREADABLE = (FileNotFoundError, PermissionError, IgnoreInCollectedDirError)  # of what DVC digests, or is to write
 _open = threading.local()
 
 
@@ -145,7 +145,11 @@ def _is_alive(holder: dict[str, Any], written: float) -> bool:
 
 
 def explain(error: Exception) -> str:
-    """Return what git or DVC refuses, in words; of a file that DVC cannot digest, where it was named."""
+    """Return what git or DVC refuses, in words; of a file that DVC cannot digest, where it was named, or write."""
+    from tasks.artifacts.tables import may_read, tell_refused  # which is slow to import
+
+    if isinstance(error, PermissionError) and error.filename and (error.filename2 or may_read(Path(error.filename))):
+        return tell_refused(error)
     if isinstance(error, UNREADABLE):
         return f"DVC cannot read what a stage depends on: {error}; mend it, or name other versions.<version>.raw"
     return f"{'git' if isinstance(error, SCMError) else 'DVC'}: {error}"

@@ -182,8 +182,7 @@ def write(version: str, *, accepted: bool = True) -> None:
         made = [path for path in (*changed, *untracked) if _within(path, ours)]
         if made:
             _commit(repo, made, f"{what} data version {version}", MADE)
-        if accepted:
-            _note([*_unpushed(), tag])  # before the tag: a kill may come in between
+        _note([*_unpushed(), tag])  # before the tag: a kill may come in between
         with _telling("tag", MADE):
             repo.scm.tag(tag, annotated=True, message=f"Data version {version}")
 
@@ -220,7 +219,7 @@ def _telling(what: str, then: str) -> Iterator[None]:
 
 
 def push() -> str:
-    """Push the artifacts of the versions that were recorded since the last push; returns what came of it, in a line.
+    """Push the artifacts of the versions that were recorded or refused since the last push; returns what came of it.
 
     Raises:
         RecordError: the remote did not take them; they stay recorded, and the next call tries again.
@@ -233,7 +232,7 @@ def push() -> str:
         if not remote:
             return f"no DVC remote is set: the artifacts of {', '.join(tags)} stand in this clone only"
         try:
-            revisions.push(repo, [(tag.removeprefix(tag_of("")), tag) for tag in tags])
+            revisions.push(repo, [(_version_of(tag), tag) for tag in tags])
         except Exception as error:  # a remote's library raises what it likes
             raise RecordError(
                 f"{', '.join(tags)} stand, but the DVC remote {remote!r} did not take their artifacts: "
@@ -241,6 +240,15 @@ def push() -> str:
             ) from error
         _note([])
     return f"pushed the artifacts of {', '.join(tags)} to the DVC remote {remote!r}"
+
+
+def _version_of(tag: str) -> str:
+    """Return which version a tag of `tag_of` or `refusal_of` names.
+
+    >>> _version_of("data-refused-x"), _version_of("refused-v2")
+    ('refused-x', 'v2')
+    """
+    return tag.removeprefix(tag_of("") if tag.startswith(tag_of("")) else refusal_of(""))
 
 
 def _unpushed() -> list[str]:

@@ -43,8 +43,8 @@ def advance(
         engine: `prefect` or `local`.
         runner: of prefect, what runs the shards: `threads`, `dask`, or the address of a Dask cluster's scheduler.
         workers: how many shards run at once, `auto` or a number (flows/workers.py).
-        tell: is given what became of each version, too: `version`, `state` (recorded, refused or failed), `why`, and
-            what its `gates` said.
+        tell: is given what became of each version, too, and of each landed folder that could not be added: `version`,
+            `state` (recorded, refused, failed or not added), `why`, and what its `gates` said.
 
     Raises:
         StateError: the project is not under git.
@@ -54,7 +54,7 @@ def advance(
     """
     unrecorded(params.read_versions())  # refuses what cannot be recorded before anything lands
     refused = list_refused()
-    _, failures = landing.take_landed(refused)
+    _, failures = landing.take_landed(refused, tell)
     versions = params.read_versions()
     waiting = unrecorded(versions)
     refuse_rewritten(versions)
@@ -81,10 +81,11 @@ def advance(
             tell(outcome)
         if error is None:
             made.append(version)
-            unpushed = _push()
         else:
             errors.append(error)
             closed[version] = "was not accepted" if isinstance(error, RefusedError) else "failed"
+        if outcome["state"] != "failed":
+            unpushed = _push()
     _raise_first(errors if unpushed is None else [*errors, unpushed])
     return made
 

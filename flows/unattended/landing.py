@@ -2,11 +2,14 @@
 
 for each sub-folder of landing.url that is no version yet, by name:
     whole (its marker stands there, or its newest file is old enough) -> copy it -> look at its rows -> add -> commit
+    what cannot be added is told of at each look, and reported once, until a file of it is another one
 """
 
+import hashlib
+import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -21,10 +24,14 @@ from flows.looks import take_looks, tell_commonest
 from flows.stage import format_error, say, show_plain
 from flows.stage_calls import CACHE
 from flows.told import count, hide
+from flows.unattended import acceptance, reports
 from flows.undoing import take_back_killed
+from tasks.artifacts.tables import ArtifactError, read_json, write_json
 from tasks.settings import LandingSettings, VersionSettings
 
 FETCHED = CACHE / "landing"  # copies that are being added
+REPORTED = CACHE / "landing.json"  # sub-folder -> the digest of its files when its report was taken
+FACTS = ("size", "mtime", "LastModified", "last_modified", "updated", "created", "ETag")  # by which files differ
 
 
 class LandingError(ValueError):
@@ -45,11 +52,14 @@ def read_settings() -> LandingSettings:
     return params.check_section(LandingSettings, params.load(Path("params.yaml")).get("landing") or {}, "landing")
 
 
-def take_landed(refused: set[str]) -> tuple[list[str], list[LandingError]]:
+def take_landed(
+    refused: set[str], tell: Callable[[dict[str, Any]], None] | None = None
+) -> tuple[list[str], list[LandingError]]:
     """Add every sub-folder that is whole and no version yet; returns the new versions, and why others are none.
 
     Args:
         refused: versions that nothing continues from.
+        tell: is given what becomes of each one that is not added, as `acceptance.report` is.
 
     Raises:
         LandingError: the landing folder cannot be read.
@@ -58,6 +68,7 @@ def take_landed(refused: set[str]) -> tuple[list[str], list[LandingError]]:
     asked = read_settings()
     if asked.url is None:
         return [], []
+    report = acceptance.read_settings().report
     take_back_killed()
     taken, failed = [], []
     for name, landed in list_waiting(asked, params.read_versions()):
@@ -73,9 +84,39 @@ def take_landed(refused: set[str]) -> tuple[list[str], list[LandingError]]:
             way = "" if isinstance(error, recorded.RecordError) else "; mend it there, or take it out"
             failed.append(LandingError(hide(f"{shown} in {asked.url} is not added: {format_error(error)}{way}")))
             say(str(failed[-1]))
+            outcome = {"version": shown, "state": "not added", "why": str(failed[-1]), "gates": []}
+            _report_once(report, outcome, landed)
+            if tell:
+                tell(outcome)
             continue
         taken.append(name)
     return taken, failed
+
+
+def _report_once(report: str | None, outcome: dict[str, Any], landed: Landed) -> None:
+    """Report a sub-folder that is not added, unless a report of its files as they are was taken already."""
+    try:
+        known = read_json(REPORTED)
+    except (ArtifactError, OSError):
+        known = {}  # no more than a memory: it is reported again
+    state = digest_files(landed.files)
+    if known.get(landed.place) == state or not reports.send(report, outcome):
+        return
+    try:
+        write_json({**known, landed.place: state}, REPORTED)
+    except (ArtifactError, OSError) as error:
+        say(f"{outcome['version']} is reported again by the next look: {format_error(error)}")
+
+
+def digest_files(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a digest of files' names, and of what their file system says of them without reading them.
+
+    >>> files = {"in/a/rows.jsonl": {"size": 3, "mtime": 1.5}}
+    >>> digest_files(files) == digest_files({"in/a/rows.jsonl": {"size": 4, "mtime": 1.5}})
+    False
+    """
+    told = [[path, *(str(facts.get(name)) for name in FACTS)] for path, facts in sorted(files.items())]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def list_waiting(asked: LandingSettings, versions: dict[str, VersionSettings]) -> Iterator[tuple[str, Landed]]:

@@ -14,16 +14,16 @@ URLS = ("http://", "https://")
 PATIENCE = 30.0  # seconds that a command or a server has
 
 
-def send(report: str | None, outcome: Mapping[str, Any]) -> None:
-    """Tell of a version as a JSON object; that this fails is said, and changes nothing else.
+def send(report: str | None, outcome: Mapping[str, Any]) -> bool:
+    """Tell of a version as a JSON object; returns whether that was taken, and says where it was not.
 
     Args:
         report: a program and its arguments, which reads it on its standard input, or a URL, to which it is posted; no
             shell reads it, so that none of `|`, `>`, `~` and `$` means anything; None: nobody is told.
-        outcome: version, state (recorded, refused or failed), why, and what the gates said.
+        outcome: version, state (recorded, refused, failed or not added), why, and what the gates said.
     """
     if not (report or "").strip():
-        return
+        return False
     text = json.dumps(outcome)
     try:
         if report.startswith(URLS):
@@ -35,6 +35,8 @@ def send(report: str | None, outcome: Mapping[str, Any]) -> None:
             )
     except (OSError, ValueError, subprocess.SubprocessError, httpx.HTTPError, httpx.InvalidURL) as error:
         say(f"acceptance.report did not take what became of {outcome['version']}: {_tell(report, error)}")
+        return False
+    return True
 
 
 def _tell(report: str, error: Exception) -> str:

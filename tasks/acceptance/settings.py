@@ -33,6 +33,6 @@ class AcceptanceSettings:
     )
     report: str | None = Field(
         None,
-        description="told of every version as a JSON object: a program with arguments, without a shell, on its "
-        "standard input, or a URL, by POST",
+        description="told of every version, and of each landed folder that cannot be added, as a JSON object: a "
+        "program with arguments, without a shell, on its standard input, or a URL, by POST",
     )

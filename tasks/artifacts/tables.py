@@ -129,7 +129,28 @@ def name_remedy(path: Path, error: OSError) -> str:
     """Return the way out, a sentence, where a file or folder could not be written."""
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return f"Allow writing in {path.parent}, then run again"
+    if (found := find_in_way(path)) is not None:
+        return f"{found} stands where a folder belongs: move it away, then run again"
     return "Free space on that disk or move the project, then run again"
+
+
+def find_in_way(path: Path) -> Path | None:
+    """Return what is no folder among those that a path lies in; None: nothing is in the way."""
+    return next((one for one in path.parents if os.path.lexists(one) and not one.is_dir()), None)
+
+
+def tell_refused(error: OSError) -> str:
+    """Return what a file system refused of a named file, in words: reading it or writing it, and the way out."""
+    path = Path(error.filename2 or error.filename)
+    if isinstance(error, PermissionError) and not error.filename2 and not may_read(path):
+        return f"{path} could not be read: {error.strerror}. Allow reading it, then run again"
+    return f"{path} could not be written: {error.strerror}. {name_remedy(path, error)}"
+
+
+def may_read(path: Path) -> bool:
+    """Return whether we may read a file or folder, or, where none is seen there, look for it."""
+    seen = next((one for one in (path, *path.parents) if os.path.lexists(one)), path)
+    return os.access(seen, os.X_OK if seen != path else os.R_OK)
 
 
 def write_json(value: Any, path: Path) -> None:

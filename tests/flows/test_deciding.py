@@ -1,6 +1,7 @@
 """Rows vetoed and pinned by command: the next selection honours it, the version before stays as it was."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,16 @@ def test_decisions_are_recorded_with_the_version(project):
     versions.refuse_uncommitted("v2")
     assert tamis("veto", pick("v2", chosen=True), "--because", "so", "--by", "Ann").exit_code == 0
     versions.refuse_uncommitted("v2")
+
+
+def test_what_a_version_that_is_taken_out_leaves_is_told_of(project):
+    assert "params.yaml has no version" not in tamis("status").stderr
+    settings = yaml.safe_load(Path("params.yaml").read_text())
+    del settings["versions"]["v2"]
+    Path("params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    told = (
+        "params.yaml has no version v2, and versions/v2 keeps decisions.json, dvc.lock, which a version of that name "
+    )
+    assert f"{told}would take up; to forget that, delete the folder\n" in tamis("status").stderr
+    shutil.rmtree("versions/v2")
+    assert "params.yaml has no version" not in tamis("status").stderr

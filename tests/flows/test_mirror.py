@@ -215,6 +215,27 @@ def test_a_mirror_that_takes_nothing_is_told_of_and_loses_nothing(project, url, 
     assert [name for name in list_there(url) if name.startswith("pairs/")]
 
 
+def test_a_mirror_that_cannot_be_written_is_told_of_before_anything_is_computed(url, monkeypatch, real_copy):
+    told = []
+    with mirrored(url, "utility", set, told.append):
+        assert told == []
+    assert list_there(url) == []
+    system, _ = fsspec.core.url_to_fs(url)
+    monkeypatch.setattr(type(system), "pipe_file", partial(refuse, "read-only"))
+    with mirrored(url, "utility", set, told.append):
+        named = f"mirror.url is {url}, which cannot be written (OSError: read-only); mend it, or set it to null"
+        assert told == [f"{named}; what is computed stands here, and cannot be sent"]
+
+
+def test_a_mirror_from_which_nothing_can_be_removed_is_taken(url, monkeypatch, real_copy):
+    told = []
+    system, _ = fsspec.core.url_to_fs(url)
+    monkeypatch.setattr(type(system), "rm_file", partial(refuse, "no removing"))
+    with mirrored(url, "utility", set, told.append):
+        assert list_there(url) == [mirror.TRIED]
+    assert told == []
+
+
 def test_the_error_of_a_stage_is_not_hidden_by_the_mirrors(url, monkeypatch, real_copy):
     told = []
     make_part()

@@ -214,3 +214,68 @@ def test_work_is_cut_as_the_recorded_run_cut_it(tmp_path):
     assert found == {"models": {"language": "a"}, "runtime": {"pack_tokens": 512, "shard_rows": 64}}
     replay.set_runtime(path, [{}])
     assert yaml.safe_load(path.read_text()) == found
+
+
+def test_a_replay_asks_no_mirror_and_no_cache_that_projects_share(project, tmp_path, monkeypatch):
+    values = yaml.safe_load((project.root / "params.yaml").read_text()) | {"mirror": {"url": str(tmp_path / "mirror")}}
+    (project.root / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    config = project.root / ".dvc/config"
+    config.write_text(f"{config.read_text()}[cache]\n    dir = {project.root / '.dvc/cache'}\n")
+    old = project.git("rev-parse", "HEAD").strip()
+    project.git("commit", "--quiet", "--all", "--message", "a mirror and a shared cache")
+    found = []
+
+    def look() -> None:
+        found.append(params.load(Path("params.yaml"))["mirror"]["url"])
+        with dvc_state.opened() as repo:
+            found.append(Path(repo.cache.local.path))
+        found.append(Path("data/raw/v1/toys.jsonl").exists())
+
+    monkeypatch.setattr(replay.subprocess, "run", in_clone(look))
+    try:
+        with pytest.raises(replay.ReplayError, match="ended with status 3"):
+            replay.replay("v1", "HEAD")
+        assert found == [None, scratch.REPLAYS.absolute() / "clone/.dvc/cache/files/md5", True]
+    finally:
+        project.git("reset", "--quiet", "--hard", old)
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "told"),
+    [
+        ("versions", "../out", r"^versions\.v1\.raw is \.\./out, a relative path that leads out of the repository"),
+        ("models", "../out", r"^models\.language is \.\./out, a relative path that leads out .* its absolute path"),
+        ("versions", "part/../in", ""),
+        ("versions", "/out", ""),
+        ("models", "owner/name", ""),
+    ],
+)
+def test_a_relative_path_out_of_the_repository_is_refused(tmp_path, section, name, told):
+    values = {"versions": {"v1": {"raw": "raw"}}, "models": {"language": "models/toy"}}
+    values[section] = {"v1": {"raw": name}} if section == "versions" else {"language": name}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(replay.ReplayError, match=told) if told else contextlib.nullcontext():
+        replay._refuse_outside(tmp_path, "v1", tmp_path)
+
+
+@pytest.mark.parametrize("place", ["raw", "raw/part/a.jsonl"])
+def test_a_link_that_leads_nowhere_from_a_clone_is_refused(tmp_path, place):
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"versions": {"v1": {"raw": "raw"}}}))
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).symlink_to("../../out")
+    told = rf"^versions\.v1\.raw is raw, and {place}, a link to \.\./\.\./out, leads nowhere from a clone; put the file"
+    with pytest.raises(replay.ReplayError, match=told):
+        replay._refuse_lost(tmp_path, "v1")
+
+
+def test_a_shallow_repository_is_cloned_with_commits_that_no_branch_leads_to(small_copy, tmp_path, monkeypatch):
+    small_copy.git("commit", "--quiet", "--allow-empty", "--message", "recorded")
+    small_copy.git("tag", "data-v1")
+    commit = small_copy.git("rev-parse", "HEAD").strip()
+    small_copy.git("reset", "--quiet", "--hard", "HEAD~1")
+    shallow = Project(tmp_path / "shallow")
+    small_copy.git("clone", "--quiet", "--depth", "1", f"file://{small_copy.root}", str(shallow.root))
+    shallow.git("fetch", "--quiet", "--depth", "1", "origin", "tag", "data-v1")
+    monkeypatch.chdir(shallow.root)
+    with replay._cloned(shallow.root, commit) as clone:
+        assert Project(clone).git("rev-parse", "HEAD").strip() == commit

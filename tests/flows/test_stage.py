@@ -133,6 +133,10 @@ def test_wrong_call_is_one_message_and_a_status(capsys):
             "/there/x could not be written: No space left on device. Free space on that disk or move the project, then "
             "run again",
         ),
+        (
+            PermissionError(13, "Permission denied", "/there/x"),
+            "/there/x could not be written: Permission denied. Allow writing in /there, then run again",
+        ),
     ],
 )
 def test_error_is_told_with_its_notes_and_without_traceback(monkeypatch, capsys, error, text):

@@ -275,3 +275,12 @@ def test_parameters_that_cannot_be_read_are_the_same_error_of_every_command(tmp_
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 1
     assert done.stderr == f"error: {refused.value}\n"
+
+
+@pytest.mark.parametrize("command", ["store", "verify"])
+def test_a_command_that_is_long_at_work_says_so_in_a_terminal_alone(real_copy, command):
+    told = {"store": "looking at what .cache holds", "verify": "reading all that is kept"}[command]
+    shown = run_in_terminal([*TAMIS, command], real_copy.root)
+    assert (shown.status, told in shown.text) == (0, True), shown.text
+    done = CliRunner().invoke(app, [command])
+    assert (done.exit_code, told in done.output) == (0, False), done.output

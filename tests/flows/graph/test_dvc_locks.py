@@ -121,3 +121,16 @@ def test_the_project_is_opened_once_and_nothing_holds_it_once_it_is_closed(proje
     assert closed() is None
     with dvc_state.opened() as repo:
         assert repo.root_dir == str(project.root)
+
+
+@pytest.mark.parametrize("more", [(), (None, ".dvc/tmp/y")])
+def test_a_place_that_dvc_may_not_write_is_told_from_one_that_it_may_not_read(project, monkeypatch, more):
+    error = PermissionError(13, "Permission denied", ".dvc/tmp/x", *more)
+    named = more[1] if more else ".dvc/tmp/x"
+    text = f"^{named} could not be written: Permission denied. Allow writing in .dvc/tmp, then run again$"
+    with pytest.raises(dvc_state.StateError, match=text), dvc_state.opened():
+        raise error
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    text = text if more else "^DVC cannot read what a stage depends on: .*; mend it, or name other versions"
+    with pytest.raises(dvc_state.StateError, match=text), dvc_state.opened():
+        raise error

@@ -13,7 +13,7 @@ from worlds.projects import Project, enter, importing_from
 
 from flows import drive, params
 from flows.approving import list_artifacts
-from flows.graph import dvc_state, versions
+from flows.graph import dvc_files, dvc_state, versions
 from flows.unattended import acceptance, continual, reports
 from flows.unattended.acceptance import RefusedError
 from tasks.approvals import Approval, add_approval
@@ -80,6 +80,19 @@ def test_refused_version_is_kept_and_marked_and_the_others_are_recorded(project,
     assert "v2 is refused: loss is above; it is kept under the tag refused-v2\n" in said
     assert "v3 is not run: it continues from v2, which was not accepted; set versions.v3.previous to" in said
     assert said.endswith("2 troubles are told above; the first ends this call\n")
+
+
+def test_what_a_refused_version_made_reaches_the_remote(project, monkeypatch, capsys):
+    refuse(monkeypatch, "v1")
+    with pytest.raises(RefusedError):
+        advance(project)
+    assert "pushed the artifacts of refused-v1 to the DVC remote" in capsys.readouterr().err
+    outs = dvc_files.list_outs(project.git("show", "refused-v1:versions/v1/dvc.lock"))
+    held = [digest for path, digest in outs.items() if not path.endswith("total.json")]  # which git holds
+    assert len(held) > 4
+    for digest in held:
+        assert dvc_files.place_object(project.root / ".dvc-remote/files/md5", digest).exists()
+    assert versions.push() == ""
 
 
 def test_next_call_runs_no_refused_version_again_nor_what_continues_from_it(project, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from worlds.projects import Project
 from flows import params
 from flows.graph import versions
 from flows.stage import show_plain
-from flows.unattended import continual
+from flows.unattended import continual, landing
 from flows.unattended.landing import LandingError, find_inside, take_landed, tell_unfinished
 from tasks.settings import LandingSettings
 
@@ -232,3 +233,50 @@ def test_links_and_what_is_no_file_bring_nothing_from_elsewhere(project, tmp_pat
     assert taken == []
     assert "is a link, or no plain file; put the file itself there; mend it there, or take it out" in str(failed)
     assert project.git("log", "--format=%h") == before
+
+
+def hear(project: Project, tmp_path: Path) -> Path:
+    """Set a report that keeps what it is told, a line each; returns where."""
+    heard, program = tmp_path / "heard.jsonl", tmp_path / "hear.py"
+    program.write_text(f"import sys; open({str(heard)!r}, 'a').write(sys.stdin.read() + chr(10))")
+    path = project.root / "params.yaml"
+    values = yaml.safe_load(path.read_text()) | {"acceptance": {"report": f"{sys.executable} {program}"}}
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return heard
+
+
+def test_one_that_cannot_be_added_is_reported_once_until_it_changes(project, url, tmp_path):
+    heard = hear(project, tmp_path)
+    land(url, "2026-10", [])
+    listen(project, url)
+    told = []
+    for _ in range(2):
+        _, (failed,) = take_landed(set(), told.append)
+    outcome = {"version": "2026-10", "state": "not added", "why": str(failed), "gates": []}
+    assert [json.loads(line) for line in heard.read_text().splitlines()] == [outcome]
+    assert told == [outcome] * 2  # each look's own page has it
+    land(url, "2026-10", [{"prompt": "x", "response": ""}])
+    _, (failed,) = take_landed(set())
+    assert [json.loads(line)["why"] for line in heard.read_text().splitlines()] == [outcome["why"], str(failed)]
+
+
+@pytest.mark.parametrize("harm", ["not taken", "note unreadable", "note unwritable"])
+def test_a_report_that_was_not_taken_or_noted_is_made_again(project, tmp_path, harm, capsys):
+    heard = hear(project, tmp_path)
+    land(tmp_path / "in", "2026-10", [])
+    listen(project, tmp_path / "in")
+    if harm == "note unwritable":
+        landing.REPORTED.mkdir(parents=True)
+        (landing.REPORTED / "x").touch()
+    if harm == "not taken":
+        (tmp_path / "hear.py").rename(tmp_path / "away.py")
+    take_landed(set())
+    if harm == "not taken":
+        assert not landing.REPORTED.exists()
+        (tmp_path / "away.py").rename(tmp_path / "hear.py")
+    if harm == "note unreadable":
+        landing.REPORTED.write_text("{")
+    take_landed(set())
+    assert len(heard.read_text().splitlines()) == (1 if harm == "not taken" else 2)
+    if harm == "note unwritable":
+        assert "2026-10 is reported again by the next look: " in capsys.readouterr().err

@@ -26,6 +26,7 @@ from tasks.artifacts.tables import (
     read_lists,
     read_table,
     replacing,
+    tell_refused,
     write_json,
     write_table,
     write_tables,
@@ -256,8 +257,22 @@ def test_a_device_without_space_is_said(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path):
     (tmp_path / "data").write_text("a file where a folder should be")
-    with pytest.raises(ArtifactError, match=r"x.json could not be written: (Not a directory|File exists)"):
+    text = (
+        rf"x.json could not be written: (Not a directory|File exists).* {tmp_path}/data stands where a folder belongs"
+    )
+    with pytest.raises(ArtifactError, match=text):
         write_json({}, tmp_path / "data/version=v1/x.json")
+
+
+def test_reading_is_told_from_writing(tmp_path, monkeypatch):
+    (tmp_path / "there").touch()
+    errors = [PermissionError(13, "Permission denied", str(tmp_path / name)) for name in ("there", "new")]
+    assert [" ".join(tell_refused(one).split()[2:5]) for one in errors] == ["not be written:"] * 2
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)
+    assert tell_refused(errors[0]).endswith(
+        "there could not be read: Permission denied. Allow reading it, then run again"
+    )
+    assert " could not be written: " in tell_refused(errors[1])
 
 
 @pytest.mark.parametrize(("umask", "mode"), [("022", 0o644), ("077", 0o600), ("002", 0o664)])
