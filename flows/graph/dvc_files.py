@@ -112,11 +112,31 @@ def parse_lock(text: str) -> dict[str, Any]:
     Raises:
         LockError: it is no lock file.
     """
-    found = parse_file(text)
-    try:
-        return dict(found.get("stages") or {})
-    except (TypeError, ValueError) as error:
-        raise LockError(f"not a lock file of DVC: {' '.join(str(error).split())}") from error
+    return _find_stages(parse_file(text))
+
+
+def _find_stages(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the stages of what a dvc.lock records.
+
+    Raises:
+        LockError: it is no lock file.
+    """
+    stages = found.get("stages") or {}
+    if not isinstance(stages, dict):
+        raise LockError("not a lock file of DVC: its stages are no mapping")
+    for address, stage in stages.items():
+        if not _is_record(stage):
+            raise LockError(f"not a lock file of DVC: what stands at {address} is no record of a stage")
+    return dict(stages)
+
+
+def _is_record(stage: Any) -> bool:
+    """Return whether something is what DVC records of a stage, as far as it is read here."""
+    if not isinstance(stage, dict):
+        return False
+    outs, settings = stage.get("outs", []), stage.get("params") or {}
+    listed = isinstance(outs, list) and all(isinstance(out, dict) and isinstance(out.get("path"), str) for out in outs)
+    return listed and isinstance(settings, dict) and all(isinstance(one, dict) for one in settings.values())
 
 
 def list_outs(text: str) -> dict[str, str]:
@@ -162,10 +182,10 @@ def is_lock(content: bytes) -> bool:
     """
     try:
         found = parse_file(content.decode())
+        _find_stages(found)
     except (LockError, UnicodeDecodeError):
         return False
-    stages = found.get("stages", {})
-    return "schema" in found and isinstance(stages, dict) and all(isinstance(one, dict) for one in stages.values())
+    return "schema" in found
 
 
 def record(path: Path, stages: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from worlds.desk_pages import look, read_text, refuse_foreign_errors
 from worlds.projects import run_stages
 
 from flows import params
+from flows.approving import approve
 from flows.deciding import decide
 from tasks.artifacts.tables import read_table
 
@@ -55,6 +56,20 @@ def test_the_checks_of_the_version_that_is_looked_at_are_shown(project):
     desk = look("sign-off", version="v1")
     assert re.search(r"Checks of v1: \d+ promises kept when it was made", read_text(desk))
     assert "leakage" in list(desk.dataframe[0].value["check"])
+
+
+def test_damage_of_one_version_hides_no_other(project):
+    assert approve("v1", params.read(), by="Ann", note="", despite=()).state == "approved"
+    (project.root / "versions/v2/dvc.lock").write_text("stages: [")
+    for page in ("sign-off", "overview"):
+        said = read_text(look(page))
+        assert "versions/v2/dvc.lock cannot be read" in said
+        assert "`tamis run` brings it back from git" in said
+        assert "v1: approved, by Ann" in said or "It is approved." in said
+    (project.root / "data/selection/version=v2/selection.json").write_text("{")
+    said = read_text(look("overview"))
+    assert "selection.json cannot be read" in said
+    assert "It is approved." in said
 
 
 def test_what_is_not_made_is_not_approved(project):
