@@ -1,5 +1,6 @@
 """The project that the desk shows: its catalogue opened once and again when an artifact is another one."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -138,6 +139,25 @@ def choose(field: Callable[..., str], label: str, options: Sequence[str], *, key
     if asked and asked not in options:
         show_words(f"The link asks for {asked} as {label.lower()}, which is not offered here; this is {options[0]}.")
     return field(label, options, key=key, bind="query-params", **more)
+
+
+def tell_number(key: str, label: str, *, most: int | None = None) -> None:
+    """Say where a link asks in a field for what is no number, or for one that the field does not go to.
+
+    Args:
+        key: of the field in a link.
+        label: of the field.
+        most: of a field that counts from 1; None: any number will do.
+    """
+    asked = st.query_params.get(key, "")
+    try:
+        value = float(asked or "1")
+        fits = math.isfinite(value) if most is None else value.is_integer() and 1 <= value <= most
+    except ValueError:
+        fits = False
+    if not fits:
+        kind = "is no number" if most is None else f"is none of 1 to {most:,}"
+        show_words(f"The link asks for {asked} as {label.lower()}, which {kind}; it is left out.")
 
 
 def _name(newest: str, version: str) -> str:

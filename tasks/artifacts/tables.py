@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from decimal import Decimal
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -211,11 +212,32 @@ def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path, prov
 
 
 def write_parquet(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
-    """Return rows as a Parquet file, without provenance: an answer, and no artifact."""
-    columns = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in names]
+    """Return rows as a Parquet file, without provenance: an answer, and no artifact.
+
+    Integers beyond 64 bits stand in it as decimals, and values of a kind or a mixture that Parquet lacks as text.
+    """
+    columns = [_make_column(list(column)) for column in zip(*rows, strict=True)] if rows else [[] for _ in names]
     file = io.BytesIO()
     pq.write_table(pa.table(dict(zip(names, columns, strict=True))), file)
     return file.getvalue()
+
+
+def _make_column(values: Sequence[Any]) -> pa.Array:
+    """Return values as a column.
+
+    >>> [str(_make_column(values).type) for values in ([1, None], [2**63], [-(2**100)], ["a", 1])]
+    ['int64', 'uint64', 'decimal256(39, 0)', 'string']
+    """
+    kinds = {type(value) for value in values if value is not None}
+    try:
+        if kinds == {int}:
+            least, most = min(filter(None, values), default=0), max(filter(None, values), default=0)
+            if least < -(2**63) or most >= 2**64:
+                return pa.array([None if v is None else Decimal(v) for v in values], pa.decimal256(39, 0))
+            return pa.array(values, pa.uint64() if most >= 2**63 else pa.int64())
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError):
+        return pa.array([None if value is None else str(value) for value in values], pa.string())
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -231,6 +253,19 @@ def read_facts(path: Path) -> dict[str, Any]:
             return json.loads((file.metadata() or {})["tamis"])
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
         raise ArtifactError(f"{path} carries no readable record ({_line(error)}); {_way_out(path)}") from error
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """Return the losses that an evaluation's metrics.json holds; empty where there is no such file.
+
+    Raises:
+        ArtifactError: it cannot be read, or holds something else.
+    """
+    found = read_json(path)
+    parts = [found.get(name, {}) for name in ("arms", "differences")]
+    if not all(isinstance(part, dict) and all(isinstance(one, dict) for one in part.values()) for part in parts):
+        raise ArtifactError(f"{path} holds no losses of arms as an evaluation writes them; {_way_out(path)}")
+    return found
 
 
 def read_table(path: Path, schema: pa.Schema | None = None, columns: Sequence[str] | None = None) -> pa.Table:

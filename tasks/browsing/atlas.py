@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tamis.utility.neighbours import find_neighbours
-from tasks.artifacts.tables import read_lists, replacing
+from tasks.artifacts.tables import ArtifactError, read_lists, replacing
 from tasks.artifacts.views import opened
 from tasks.browsing.places import find_vectors, make_places
+from tasks.catalogue.rows import need
 from tasks.catalogue.sources import find_artifacts
 
 NEIGHBOURS = 10  # of each row, nearest first
@@ -34,13 +35,16 @@ def write_atlas(root: Path, version: str, path: Path, method: str = "pca") -> li
         method: of the map, `pca` or `umap`.
 
     Raises:
-        ArtifactError: the version has no sentence vectors, or an artifact is missing or was edited.
+        ArtifactError: the version has no sentence vectors or no choice, or an artifact is missing or was edited.
     """
+    found = find_artifacts(root)
+    need(found, "examples", "subset")
+    if not (Path(root) / f"data/selection/version={version}/subset.parquet").exists():
+        raise ArtifactError(f"{version} has no choice of rows yet; make it: `tamis run {version}`")
     places = make_places(root, version, method).table
     vectors = read_lists(find_vectors(root, version), "embedding")
     places = places.append_column("place", pa.array(range(places.num_rows), pa.int64()))
     places = places.append_column("neighbors", pa.array(_describe(vectors), NEAR))
-    found = find_artifacts(root)
     with opened({**found.views, "places": places}, derived=found.derived) as connection:
         rows = connection.sql(ROWS, params={"version": version}).to_arrow_table()
     with replacing(path) as part:

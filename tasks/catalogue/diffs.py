@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.artifacts.tables import read_json
+from tasks.artifacts.tables import read_json, read_metrics
 from tasks.artifacts.views import ask, opened, stream
 from tasks.catalogue.derived import tell_unused
 
@@ -112,7 +112,7 @@ def read_side(name: str, root: Path, version: str) -> Side:
     """
     folders = {stage: Path(root) / f"data/{stage}/version={version}" for stage in ("examples", "selection")}
     measured = Path(root) / f"data/evaluation/version={version}/metrics.json"
-    return read_choice(name, folders["examples"], folders["selection"], read_json(measured))
+    return read_choice(name, folders["examples"], folders["selection"], read_metrics(measured))
 
 
 def read_choice(name: str, examples: Path, selection: Path, metrics: Mapping[str, Any] | None = None) -> Side:

@@ -1,10 +1,13 @@
 """Questions in SQL to a project's catalogue: `tamis sql`, and whoever else asks."""
 
 import re
+import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
@@ -12,6 +15,7 @@ from tasks.artifacts.views import opened
 from tasks.catalogue.sources import Artifacts, find_artifacts
 
 READING = ("SELECT", "MULTI")  # kinds of statement that are let through; MULTI: PIVOT, whose columns come of a query
+BATCH = 2048  # rows that are fetched at once, as DuckDB makes them
 STARTS = {"select", "from", "with", "pivot", "unpivot", "describe", "summarize", "show", "values", "table", "("}
 
 
@@ -24,7 +28,7 @@ class Limits:
     """What a question may take."""
 
     seconds: float = 60.0
-    gigabytes: float = 4.0  # of memory
+    gigabytes: float = 4.0  # of memory: of the database, and again of the answer
     rows: int = 1_000_000  # of the answer
 
 
@@ -51,14 +55,45 @@ def query(
         clock.start()
         try:
             answer = connection.execute(_refuse_writing(connection, sql))
-            names, rows = [column[0] for column in answer.description], answer.fetchmany(limits.rows + 1)
+            names, rows = [column[0] for column in answer.description], _fetch(answer, ended, limits)
         except duckdb.Error as error:
             raise QuestionError(_explain(error, found, ended.is_set(), limits)) from None
         finally:
             clock.cancel()
-    if len(rows) > limits.rows:
-        raise QuestionError(f"the answer has more than {limits.rows:,} rows; ask for fewer, with LIMIT or WHERE")
+    if ended.is_set():
+        raise QuestionError(_tell_late(limits))
     return names, rows
+
+
+def _fetch(answer: duckdb.DuckDBPyConnection, ended: threading.Event, limits: Limits) -> list[tuple]:
+    """Return the rows of an answer, which are counted while they come: what is fetched is no memory of DuckDB's.
+
+    Raises:
+        QuestionError: more than the limits allow.
+    """
+    rows, taken = [], 0
+    while not ended.is_set() and (some := answer.fetchmany(BATCH)):
+        rows += some
+        taken += _weigh(chain.from_iterable(some))
+        if len(rows) > limits.rows:
+            raise QuestionError(f"the answer has more than {limits.rows:,} rows; ask for fewer, with LIMIT or WHERE")
+        if taken > limits.gigabytes * 1e9:
+            raise QuestionError(_tell_large(limits))
+    return rows
+
+
+def _weigh(values: Iterable[Any]) -> int:
+    """Return about how many bytes values take, with what is in them.
+
+    >>> _weigh(["x" * 1000, ["y" * 1000, {"z" * 1000: None}]]) > 3000
+    True
+    """
+    every = list(values)
+    size = sum(map(sys.getsizeof, every))
+    for value in every:
+        if isinstance(value, (list, tuple, dict)):
+            size += _weigh(chain(value, value.values()) if isinstance(value, dict) else value)
+    return size
 
 
 def _refuse_writing(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
@@ -98,12 +133,20 @@ def _cut_explain(sql: str) -> str:
     return sql[starts[place] :] if place < len(starts) else ""
 
 
+def _tell_late(limits: Limits) -> str:
+    return f"no answer within {limits.seconds:g} s; ask for less, with WHERE, LIMIT or fewer joins"
+
+
+def _tell_large(limits: Limits) -> str:
+    return f"the answer takes more than {limits.gigabytes:g} GB of memory; ask for less, with WHERE or fewer joins"
+
+
 def _explain(error: duckdb.Error, found: Artifacts, late: bool, limits: Limits) -> str:
     """Return why a question was not answered."""
     if late:
-        return f"no answer within {limits.seconds:g} s; ask for less, with WHERE, LIMIT or fewer joins"
+        return _tell_late(limits)
     if isinstance(error, duckdb.OutOfMemoryException):
-        return f"the answer takes more than {limits.gigabytes:g} GB of memory; ask for less, with WHERE or fewer joins"
+        return _tell_large(limits)
     told = [
         str(error),
         f"`tamis sql` reads these views and nothing else: {', '.join(sorted({*found.views, *found.derived}))}",

@@ -112,9 +112,15 @@ def show_version(root: Path, version: str) -> dict[str, Any] | None:
 
     What is not made yet is not among it.
     """
-    files = {"examples": "examples.json", "selection": "selection.json", "evaluation": "metrics.json"}
-    paths = {stage: Path(root) / f"data/{stage}/version={version}/{name}" for stage, name in files.items()}
-    found = {stage: record for stage, path in paths.items() if (record := tables.read_json(path))}
+    reads = {
+        "examples": ("examples.json", tables.read_json),
+        "selection": ("selection.json", tables.read_json),
+        "evaluation": ("metrics.json", tables.read_metrics),
+    }
+    found = {}
+    for stage, (name, read) in reads.items():
+        if record := read(Path(root) / f"data/{stage}/version={version}/{name}"):
+            found[stage] = record
     return {"version": version, **found} if found else None
 
 

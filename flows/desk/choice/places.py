@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 import streamlit as st
 
-from flows.desk.project import ROOT, Opened, choose, choose_version, show_table, tabulate
+from flows.desk.project import ROOT, Opened, choose, choose_version, show_table, tabulate, tell_number
 
 SIDES = ("left", "right", "bottom", "top")
 HEIGHT = 520  # pixels
@@ -47,6 +47,8 @@ def show(project: Opened) -> None:
 
 def choose_frame(picked: Mapping[str, Any]) -> dict[str, float | None]:
     """Return the frame that was drawn; else the one of four fields, which a keyboard reaches and a link keeps."""
+    for side in SIDES:
+        tell_number(side, side)
     with st.expander("A frame in numbers"):
         fields = [
             one.number_input(side.capitalize(), value=None, key=side, bind="query-params", format="%.3f")

@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from flows.desk.project import ROOT, Opened, choose, choose_version, remember, show_table, show_words
+from flows.desk.project import ROOT, Opened, choose, choose_version, remember, show_table, show_words, tell_number
 
 SIZE = 100  # rows of a page
 COLUMNS = ("state", "rank", "value", "topic", "prompt", "why", "response", "response_tokens", "source", "id")
@@ -30,6 +30,7 @@ def show(project: Opened) -> None:
         states = ("chosen", "left out") if asked.state == SPLIT else (asked.state,)
         counts = [count_rows(connection, replace(asked, state=state)) for state in states]
         pages = max(1, -(-max(one.rows for one in counts) // SIZE))
+        tell_number("sheet", "Page", most=pages)
         page = int(st.number_input("Page", 1, pages, key="sheet", bind="query-params")) - 1
         ids: list[str] = []
         for place, state, counted in zip(st.columns(len(states)), states, counts, strict=True):
@@ -72,6 +73,10 @@ def choose_filter(project: Opened, connection: Any, version: str) -> tuple[Any, 
     words = left.text_input("Says all of these words", key="words", bind="query-params")
     score = middle.selectbox("Score", ["", *scores], key="score", bind="query-params", format_func=name_any)
     order = choose(right.selectbox, "Order", list(ORDERS), key="order")
+    for key, label in (("low", "Score at least"), ("high", "Score at most")):
+        tell_number(key, label)
+        if not score and key in st.query_params:
+            show_words(f"The link asks for {label.lower()} and names no score; that is left out.")
     low = middle.number_input("Score at least", value=None, key="low", bind="query-params") if score else None
     high = right.number_input("Score at most", value=None, key="high", bind="query-params") if score else None
     return Filter(version, state, topic, source, words, score, low, high), order

@@ -1,5 +1,6 @@
 """A version written for Embedding Atlas: every row with a vector, its place, its nearest rows, what became of it."""
 
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -24,3 +25,12 @@ def test_every_row_has_its_place_its_nearest_rows_and_what_became_of_it(project)
     near = [row["neighbors"] for row in rows]
     assert all(one["distances"] == sorted(one["distances"]) for one in near)
     assert all(place not in one["ids"] for place, one in enumerate(near))
+
+
+def test_a_version_without_a_choice_is_refused_with_the_way_out(project):
+    for version in ("v2", "v1"):  # then no version has one
+        shutil.rmtree(f"data/selection/version={version}")
+        done = tamis("desk", "--atlas", version)
+        assert done.exit_code == 1
+        assert "make it: `tamis run" in done.stderr
+        assert not Path("desk.parquet").exists()

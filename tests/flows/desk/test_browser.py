@@ -99,6 +99,12 @@ def test_rows_open_by_keyboard(desk):
         settle(look)
 
 
+def test_a_link_that_asks_for_no_such_number_says_so(desk):
+    look = desk.open("rows", version="v1", sheet="999", score="gain", low="abc")
+    for told in ("asks for 999 as page, which is none of 1 to 1", "asks for abc as score at least, which is no number"):
+        look.get_by_text(told).wait_for()
+
+
 def test_a_brush_on_the_map_lists_the_rows_inside(desk):
     look = desk.open("map", version="v1")
     total = int(look.get_by_text("rows lie inside").inner_text().split()[0])

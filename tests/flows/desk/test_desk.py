@@ -127,6 +127,8 @@ def test_settings_that_changed_since_a_version_was_made_are_told(project, page):
     ("sql", "text"),
     [
         ("SELECT count(*) AS n FROM subset", "1 row"),
+        ("SELECT hash(id) AS a, 170141183460469231731687303715884105727 AS b FROM subset LIMIT 2", "2 rows"),
+        ("SELECT union_value(n := 1) AS f UNION ALL SELECT union_value(n := 2)", "2 rows"),
         ("DROP VIEW subset", "DROP is not answered"),
         ("SELECT * FROM read_text('/etc/passwd')", "reads these views and nothing else"),
         ("SELEKT", "syntax error"),
@@ -178,6 +180,7 @@ def test_a_frame_on_the_map_lists_what_lies_inside(project):
     places = make_places(Path("."), "v1").table.to_pylist()
     pool = {row["id"] for row in read_table(Path("data/selection/version=v1/subset.parquet")).to_pylist()}
     inside = {row["id"] for row in places if row["id"] in pool and row["x"] >= 0}
+    assert "asks for abc as left, which is no number" in read_text(look("map", version="v1", left="abc"))
     desk = look("map", version="v1", left="0.0")
     assert f"{len(inside):,} rows lie inside." in read_text(desk)
     assert set(desk.dataframe[0].value["id"]) == inside
@@ -277,6 +280,8 @@ def test_two_selectors_are_compared_where_their_choices_are_kept(project):
         ("data/selection/version=v2/selection.json", "[]", "overview"),
         ("data/evaluation/version=v1/metrics.json", '{"arms": {', "overview"),
         ("data/evaluation/version=v1/metrics.json", '{"arms": {', "diff"),
+        ("data/evaluation/version=v1/metrics.json", '{"arms": []}', "diff"),
+        ("data/evaluation/version=v1/metrics.json", '{"differences": {"chosen-random": 1}}', "overview"),
         ("versions/v2/decisions.json", '[{"id": 1}]', "sign-off"),
         ("data/approvals.jsonl", "{}", "sign-off"),
     ],

@@ -31,6 +31,22 @@ def test_a_link_that_asks_for_a_value_that_no_row_has_says_so(project, key):
     )
 
 
+@pytest.mark.parametrize(
+    ("page", "asked", "told"),
+    [
+        ("rows", {"score": "gain", "low": "abc"}, "asks for abc as score at least, which is no number"),
+        ("rows", {"score": "gain", "high": "nan"}, "asks for nan as score at most, which is no number"),
+        ("rows", {"low": "1"}, "asks for score at least and names no score"),
+        ("rows", {"sheet": "999"}, "asks for 999 as page, which is none of 1 to 1"),
+        ("rows", {"sheet": "x"}, "asks for x as page, which is none of 1 to 1"),
+    ],
+)
+def test_a_link_that_asks_for_no_such_number_says_so(project, page, asked, told):
+    desk = look(page, version="v1", **asked)
+    refuse_foreign_errors(desk)
+    assert told in read_text(desk)
+
+
 def test_a_page_that_is_not_there_is_told(project):
     assert "The link asks for nonsense as page" in read_text(look("nonsense"))
 

@@ -80,7 +80,9 @@ def test_stages_of_a_lock_file_stay_beside_the_one_that_is_recorded(tmp_path):
     }
 
 
-@pytest.mark.parametrize("text", ["stages: [1", "- a", "stages: 5", "\0", "stages: {a: []}", "stages: {a: {outs: [{}]}}"])
+@pytest.mark.parametrize(
+    "text", ["stages: [1", "- a", "stages: 5", "\0", "stages: {a: []}", "stages: {a: {outs: [{}]}}"]
+)
 def test_lock_file_that_is_none_is_an_error_of_ours(text):
     with pytest.raises(dvc_files.LockError, match=r"^not a lock file of DVC: (?!not a lock)"):
         dvc_files.parse_lock(text)

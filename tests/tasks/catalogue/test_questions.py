@@ -113,6 +113,11 @@ def test_pivots_and_explanations_of_what_reads_are_answered(world, sql):
             {"gigabytes": 0.1},
             r"takes more than 0\.1 GB of memory; ask",
         ),
+        (
+            "SELECT repeat('x', 20000) || range FROM range(1000000)",  # each part of it is small
+            {"gigabytes": 0.1},
+            r"takes more than 0\.1 GB of memory; ask",
+        ),
         ("FROM range(11)", {"rows": 10}, r"more than 10 rows; ask for fewer"),
     ],
 )
