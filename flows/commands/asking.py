@@ -12,6 +12,7 @@ from flows import params
 from flows.checks import refuse_unknown
 from flows.commands.errors import spoken
 from flows.commands.output import Format, Json, name_form, plain, show_as, show_json, show_object, show_text
+from flows.graph.stages import PARAMS
 from flows.serving_desk import PORT
 from flows.stage import say
 
@@ -33,14 +34,17 @@ def sql(
 
     form = name_form(form, as_json)
     if revision is None:
-        versions = {name: vars(one) for name, one in params.read(bare=True).versions.items()}
-        names, rows = questions.query(ROOT, query, versions)
+        names, rows = questions.query(ROOT, query, _list_versions(ROOT))
     else:
         from flows.graph import revisions
 
         with revisions.at_revision(revision) as root:
-            names, rows = questions.query(root, query)
+            names, rows = questions.query(root, query, _list_versions(root))
     show_as(form, names, rows)
+
+
+def _list_versions(root: Path) -> dict[str, dict[str, Any]]:
+    return {name: vars(one) for name, one in params.read_versions(root / PARAMS).items()}
 
 
 @spoken

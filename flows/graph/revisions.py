@@ -4,7 +4,7 @@ import io
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -20,30 +20,57 @@ from pygit2.enums import BlobFilter
 
 from flows.graph import dvc_files
 from flows.graph.dvc_state import StateError, opened, without_git
-from flows.stage import say
+from flows.graph.stages import PARAMS
+from flows.stage import RUN, say
 from tasks.approvals import APPROVALS
 from tasks.artifacts.tables import write_text
 from tasks.decisions import find_decisions
 
 
-def tables(revision: str) -> dict[str, Path]:
-    """Return where DVC's cache holds each table of a git revision, by the table's path in the project.
+@contextmanager
+def at_revision(revision: str) -> Iterator[Path]:
+    """Lay the tables of a git revision out as a project has them, by links into DVC's cache, and what git holds beside
+    them, JSON and params.yaml; yields that folder.
 
     Raises:
         StateError: git knows no such revision, it holds no table, or the cache lacks one.
     """
     with opened() as repo:
-        outs = [
-            out
-            for version in list_versions(repo, revision)
-            for stage in dvc_files.parse_lock(read_lock(repo, version, revision)).values()
-            for out in stage.get("outs", ())
-            if out["path"].endswith(".parquet") and "md5" in out
-        ]
-        found = {out["path"]: Path(repo.cache.local.oid_to_path(out["md5"])) for out in outs}
+        held = _list_held(repo, revision)
+        records = _read_records(repo, held, revision)
+    ran = {path: place for path, place in held.items() if Path(path).name == RUN and place.exists()}
+    with tempfile.TemporaryDirectory() as folder:
+        for path, text in records.items():
+            (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
+            (Path(folder) / path).write_text(text, encoding="utf-8")
+        for path, place in {**_find_tables(held, revision), **ran}.items():
+            link = Path(folder) / path
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(place.absolute())
+        yield Path(folder)
+
+
+def _list_held(repo: Repo, revision: str) -> dict[str, Path]:
+    """Return where DVC's cache would hold each artifact of a git revision, by the artifact's path in the project."""
+    return {
+        out["path"]: Path(repo.cache.local.oid_to_path(out["md5"]))
+        for version in list_versions(repo, revision)
+        for stage in dvc_files.parse_lock(read_lock(repo, version, revision)).values()
+        for out in stage.get("outs", ())
+        if "md5" in out
+    }
+
+
+def _find_tables(held: Mapping[str, Path], revision: str) -> dict[str, Path]:
+    """Return the tables among the artifacts of a git revision.
+
+    Raises:
+        StateError: there is none, or the cache lacks one.
+    """
+    found = {path: place for path, place in held.items() if path.endswith(".parquet")}
     if not found:
         raise StateError(f"{revision!r} holds no tables; name a revision whose dvc.lock files record a run")
-    missing = [path for path, held in found.items() if not held.exists()]
+    missing = [path for path, place in found.items() if not place.exists()]
     if missing:
         raise StateError(
             f"{len(missing)} of {len(found)} tables of {revision} are not in the local cache, "
@@ -52,33 +79,11 @@ def tables(revision: str) -> dict[str, Path]:
     return found
 
 
-@contextmanager
-def at_revision(revision: str) -> Iterator[Path]:
-    """Lay the tables of a git revision out as a project has them, by links into DVC's cache, and what JSON git holds
-    beside them; yields that folder."""
-    with tempfile.TemporaryDirectory() as folder:
-        for path, text in _read_records(revision).items():
-            (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
-            (Path(folder) / path).write_text(text, encoding="utf-8")
-        for path, held in tables(revision).items():
-            link = Path(folder) / path
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(held.absolute())
-        yield Path(folder)
-
-
-def _read_records(revision: str) -> dict[Path, str]:
-    """Return the JSON artifacts of a git revision, which git itself holds, and who had approved what."""
-    with opened() as repo:
-        paths = [
-            Path(out["path"])
-            for version in list_versions(repo, revision)
-            for stage in dvc_files.parse_lock(read_lock(repo, version, revision)).values()
-            for out in stage.get("outs", ())
-            if out["path"].endswith(".json")
-        ]
-        paths += [APPROVALS, *(find_decisions(Path(), version) for version in list_versions(repo, revision))]
-        return {path: text for path in paths if (text := read_file(repo, path, revision))}
+def _read_records(repo: Repo, artifacts: Iterable[str], revision: str) -> dict[Path, str]:
+    """Return the JSON artifacts of a git revision that git itself holds, its settings, and who had approved what."""
+    paths = [Path(path) for path in artifacts if path.endswith(".json")]
+    paths += [Path(PARAMS), APPROVALS, *(find_decisions(Path(), one) for one in list_versions(repo, revision))]
+    return {path: text for path in paths if (text := read_file(repo, path, revision))}
 
 
 def resolve(repo: Repo, revision: str) -> str:

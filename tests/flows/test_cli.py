@@ -249,6 +249,10 @@ def test_artifacts_of_a_revision_are_asked_without_checkout(project):
     assert new != old
     assert {row[0] for row in new[1:]} == {"v1", "v2"}
     assert rows_of(tamis("sql", "--revision", "HEAD", question)) == old
+    known = "FROM versions SELECT version, configured, made"
+    assert rows_of(tamis("sql", "--revision", "HEAD", known))[1:] == [["v1", "True", "True"]]
+    ran = "SELECT count(*) > 0 FROM runs WHERE seconds IS NOT NULL AND machine IS NOT NULL"
+    assert rows_of(tamis("sql", "--revision", "HEAD", ran))[1:] == [["True"]]
     assert rows_of(tamis("sql", question)) == new
 
 

@@ -280,7 +280,6 @@ def test_tables_of_a_revision_stand_in_the_cache_and_are_laid_out_as_in_a_projec
     tables.edit("params.yaml", "scale: 3", "scale: 4")
     drive_by_dvc(tables)
     assert (tables.root / path).read_bytes() != old
-    assert list(revisions.tables("HEAD")) == [path]
     with revisions.at_revision("HEAD") as root:
         assert [str(found.relative_to(root)) for found in root.rglob("*.parquet")] == [path]
         assert (root / path).read_bytes() == old
@@ -289,7 +288,8 @@ def test_tables_of_a_revision_stand_in_the_cache_and_are_laid_out_as_in_a_projec
 
 
 def test_table_of_a_revision_that_the_cache_lacks_is_named(tables):
-    (held,) = revisions.tables("HEAD").values()
+    with revisions.at_revision("HEAD") as root:
+        (held,) = (found.resolve() for found in root.rglob("*.parquet"))
     held.unlink()
     named = r"1 of 1 tables of HEAD are not in the local cache, first data/score/.*score\.parquet; .*`dvc fetch -T`"
     with pytest.raises(dvc_state.StateError, match=named), revisions.at_revision("HEAD"):
@@ -297,12 +297,10 @@ def test_table_of_a_revision_that_the_cache_lacks_is_named(tables):
 
 
 def test_revision_that_cannot_be_read_is_refused_by_name(tables):
-    with pytest.raises(dvc_state.StateError, match="nowhere"):
-        revisions.tables("nowhere")
-    with pytest.raises(
-        dvc_state.StateError, match=r"'HEAD~1' holds no tables; name a revision whose dvc\.lock files rec"
-    ):
-        revisions.tables("HEAD~1")
+    none = r"'HEAD~1' holds no tables; name a revision whose dvc\.lock files rec"
+    for revision, told in (("nowhere", "nowhere"), ("HEAD~1", none)):
+        with pytest.raises(dvc_state.StateError, match=told), revisions.at_revision(revision):
+            pass
 
 
 def test_graph_that_dvc_cannot_read_is_an_error_of_ours(project):
