@@ -19,9 +19,9 @@ from typing import Any
 from flows import params
 from flows.drive import LOCK, alone
 from flows.erasing_dvc import ErasingError, InDvc, find_kept, list_objects, remove_objects
+from flows.erasing_git import ask_git
 from flows.erasing_places import InPlaces, Place, find_places, remove_place
 from flows.graph import dvc_state, revisions
-from flows.graph.versions import tag_of
 from flows.mirror import Mirror
 from flows.params import Params
 from flows.stage import say
@@ -48,8 +48,8 @@ class Found:
     kept: InPlaces
     in_dvc: InDvc
     mirror: Mirror | None  # of the stores
-    tracked: tuple[str, ...]  # raw files with the row that git holds
-    recorded: tuple[str, ...]  # tags of versions whose raw files have the row
+    tracked: tuple[str, ...]  # raw files that a commit of git holds with the row
+    recorded: tuple[str, ...]  # tags of versions that read the row
 
     def list_places(self) -> list[Place]:
         """Return each place that holds the row or was trained on it."""
@@ -115,7 +115,7 @@ def _find(id: str) -> Found:
     in_dvc = find_kept(wanted, values.examples)
     mirror = _fetch(values.mirror.url)
     kept = find_places(wanted, values.versions, in_dvc.trained_on)
-    return Found(same_as, wanted, erased, raw, kept, in_dvc, mirror, *_ask_git(raw, values))
+    return Found(same_as, wanted, erased, raw, kept, in_dvc, mirror, *ask_git(wanted, raw, values, in_dvc.revisions))
 
 
 @alone()
@@ -209,22 +209,6 @@ def _find_same(id: str, tables: Sequence[Path], rows: Callable[..., Iterator[Any
     return said.same_as
 
 
-def _ask_git(rows: Sequence[Any], values: Params) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return which raw files with the row git tracks, and the tags of recorded versions that read them."""
-    paths = dict.fromkeys(row.path for row in rows)
-    with dvc_state.opened() as repo:
-        if dvc_state.without_git(repo):
-            return (), ()
-        tracked = [str(path) for path in paths if repo.scm.is_tracked(str(path.absolute()))]
-        tags = set(repo.scm.list_tags())
-    read = [
-        name
-        for name, version in values.versions.items()
-        if any(path.absolute().is_relative_to(Path(version.raw).absolute()) for path in paths)
-    ]
-    return tuple(tracked), tuple(tag_of(name) for name in read if tag_of(name) in tags)
-
-
 def _refuse_by_hand(rows: Sequence[Any]) -> None:
     """Raise ErasingError where a raw file cannot be rewritten without one of its rows."""
     home = Path.cwd().resolve()
@@ -290,7 +274,7 @@ def tell(found: Found, *, done: bool) -> Iterator[str]:
             f"git's history still holds {', '.join(found.tracked)} with the row; only rewriting it takes the row out, "
             "such as with `git filter-repo`, in every clone"
         )
-    if found.recorded and done:
+    if found.recorded and (done or not found.raw):
         yield (
             f"raw data of recorded versions have changed; to record them anew, `git tag --delete "
             f"{' '.join(found.recorded)}` before the next `tamis run` or `tamis continue`"

@@ -13,7 +13,7 @@ from tasks.examples.division import name_apart
 from tasks.examples.files import PACKED, ExamplesError, RawFile, find_kind, list_files
 from tasks.examples.reading import Facts, Reader, cut_files, parse
 from tasks.examples.records import read_records
-from tasks.examples.settings import ExamplesSettings, choose_settings, find_source, list_sources
+from tasks.examples.settings import ExamplesSettings, Source, choose_settings, find_source, list_sources
 
 
 @dataclass(frozen=True)
@@ -67,21 +67,24 @@ def list_raw_rows(
                 yield RawRow(file.path, record.line, *digests, row.conversation, _has_lines(file, encoding))
 
 
-def find_in_file(path: Path, name: str, settings: ExamplesSettings, wanted: Wanted) -> bool:
-    """Return whether a raw file of another time, of which no version says how it is read, holds the row.
+def find_in_file(
+    path: Path, name: str, settings: ExamplesSettings, wanted: Wanted, sources: Sequence[Source] = ()
+) -> bool:
+    """Return whether a raw file of another time holds the row.
 
     Args:
         path: of the file, whose name ends as its format wants it.
-        name: that it had.
+        name: that it had, inside the raw folder.
         settings: how rows are read.
         wanted: the row.
+        sources: what a version says of some of its files.
     """
     kind = find_kind(name)
     if kind is None:
         return False
     file = RawFile(f"raw/{name}", path, kind, None, "raw")
     try:
-        reader = Reader(settings, None, (), 0)
+        reader = Reader(settings, None, (), 0, tuple(sources))
         for batch in cut_files([file], reader, Facts()):
             rows = (parse(record, batch, reader, Facts()) for record in batch.records)
             if any(row and identify_folded(row.conversation) in wanted.same for row in rows):

@@ -146,7 +146,7 @@ def is_inside(file: str, raw: Path, name: str) -> bool:
     >>> is_inside("v1/task/git.jsonl", Path("data/raw/v1/*/*.jsonl"), "task/git.jsonl")
     True
     """
-    base = _find_base(Path(raw))
+    base = find_base(Path(raw))
     return PurePosixPath(file).is_relative_to(_name(base, base / name))
 
 
@@ -201,7 +201,7 @@ def _find_stem(name: str, split: str | None) -> str:
 
 def _expand(raw: Path) -> tuple[Path, list[Path]]:
     """Return the folder that names begin with, and the paths that are searched."""
-    base = _find_base(raw)
+    base = find_base(raw)
     if base != raw:
         found = (Path(match) for match in sorted(glob.glob(str(raw), recursive=True)))
         matches = [match for match in found if not _goes_round(base, match)]
@@ -213,7 +213,7 @@ def _expand(raw: Path) -> tuple[Path, list[Path]]:
     return raw, [raw]
 
 
-def _find_base(raw: Path) -> Path:
+def find_base(raw: Path) -> Path:
     """Return a path, or of a pattern the folder before its first wild card."""
     wild = next((place for place, part in enumerate(raw.parts) if re.search(r"[*?[]", part)), None)
     return raw if wild is None or raw.exists() else Path(*raw.parts[:wild])

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from typer.testing import CliRunner
-from worlds.projects import GRAPHS, Project, enter, enter_copy, run_stages, toy_row
+from worlds.projects import GRAPHS, Project, enter, enter_copy, prepare, run_stages, toy_row
 
 from flows import cli, erasing, erasing_dvc, params, stage, trials
 from flows.erasing_dvc import Entry, ErasingError, find_trained
@@ -168,6 +168,47 @@ def test_nothing_of_an_erased_row_is_left(project, row):
     assert "git add data/erased.json data/raw/v1/toys.jsonl" in done.stderr
 
 
+HISTORY = "git's history still holds data/raw/v1/toys.jsonl with the row"
+TAGS = "`git tag --delete data-v1`"
+
+
+def take_out(row: dict) -> None:
+    path = Path("data/raw/v1/toys.jsonl")
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if row["prompt"] not in line))
+
+
+def test_history_that_holds_the_row_is_told_of_once_the_line_is_gone(project, row):
+    take_out(row)
+    for options in ((), ("--yes",), ("--yes",)):  # by hand, by a call, and after it
+        done = erase(row["id"], *options)
+        assert HISTORY in done.stderr
+        assert TAGS in done.stderr
+    project.git("add", ".")
+    project.git("commit", "--quiet", "--message", "erased")
+    project.git("tag", "--delete", "data-v1")
+    project.git("tag", "data-v1")
+    done = erase(row["id"], "--yes")
+    assert HISTORY in done.stderr
+    assert "git tag --delete" not in done.stderr
+
+
+def test_row_that_no_commit_holds_is_not_said_to_be_in_git(project, row):
+    take_out(row)
+    project.git("checkout", "--quiet", "--orphan", "anew")
+    project.git("add", ".")
+    project.git("commit", "--quiet", "--message", "never there")
+    project.git("tag", "--force", "data-v1")
+    with Path("data/raw/v1/toys.jsonl").open("a") as file:
+        file.write(json.dumps({name: row[name] for name in ("prompt", "response", "topic")}) + "\n")
+    for options in ((), ("--yes",)):
+        done = erase(row["id"], "--json", *options)
+        assert bool(list_kinds(done).get("raw"))
+        assert "git" not in list_kinds(done)
+        assert "git's history" not in done.stderr
+        assert "git tag --delete" not in done.stderr
+
+
 def test_arms_that_the_row_had_no_part_in_stay(project, row):
     home = folder("finetuning", "v1") / "arms"
     arms = {path.parent.name: json.loads(path.read_text()) for path in home.glob("*/rows.json")}
@@ -295,9 +336,14 @@ def test_raw_files_that_dvc_holds_are_rewritten_and_held_again(project, row):
     held = dvc_state.add("data/raw/v4")
     assert "data/raw/v4.dvc" in held
     project.edit("params.yaml", "previous: v1\n", "previous: v1\n  v4:\n    raw: data/raw/v4\n    previous: base\n")
+    prepare(project.root)
+    lock = Path("versions/v4/dvc.lock")
+    lock.write_text(Path("versions/v1/dvc.lock").read_text().replace("@v1", "@v4").replace("raw/v1", "raw/v4"))
     project.git("add", ".")
     project.git("commit", "--quiet", "--message", "held by DVC")
-    project.git("tag", "refused-v4")
+    for tag in ("refused-v4", "data-v4"):
+        project.git("tag", tag)
+    lock.unlink()  # it tells of artifacts of v1
     found = list_kinds(erase(row["id"], "--json"))
     assert any(one["what"] == "data/raw/v4/toys.jsonl" for one in found["cache"])
     named = [one["what"] for one in found["revision"] if one["path"] == "refused-v4"]
@@ -305,6 +351,7 @@ def test_raw_files_that_dvc_holds_are_rewritten_and_held_again(project, row):
     done = erase(row["id"], "--yes")
     assert find_bytes(project.root, row["id"], row["prompt"]) == []
     assert "data/raw/v4.dvc" in done.stderr
+    assert "`git tag --delete data-v1 data-v4`" in done.stderr
     assert len((project.root / "data/raw/v4/toys.jsonl").read_text().splitlines()) == 29
     assert "data/raw/v4.dvc" not in project.status()
 
