@@ -108,6 +108,18 @@ def list_files(raw: Path, apart: Mapping[str, str]) -> tuple[list[RawFile], list
     return [*given.values(), *rest], others
 
 
+def list_there(path: Path) -> list[RawFile]:
+    """Return what can be read of a file or folder, by name; nothing where it holds no data.
+
+    Raises:
+        ExamplesError: it cannot be read.
+    """
+    try:
+        return [each for each in _walk(path, path.name, ()) if isinstance(each, RawFile)]
+    except OSError as error:
+        raise ExamplesError(f"{error.filename or path} cannot be read: {error.strerror or error}; allow it") from error
+
+
 def show_name(name: str) -> str:
     r"""Return a file's name as text: bytes of it that are no UTF-8 as escapes.
 

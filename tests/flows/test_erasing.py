@@ -21,6 +21,7 @@ from flows.stage_calls import ERASED, folder
 from tasks.artifacts.stores import KINDS as KINDS_OF_STORES
 from tasks.erasure import parts, raw_rows
 from tasks.erasure.record import list_same, read_erased
+from tasks.first_look.kept_files import list_differences, write_record
 
 KINDS = {
     "raw",
@@ -354,6 +355,38 @@ def test_raw_files_that_dvc_holds_are_rewritten_and_held_again(project, row):
     assert "`git tag --delete data-v1 data-v4`" in done.stderr
     assert len((project.root / "data/raw/v4/toys.jsonl").read_text().splitlines()) == 29
     assert "data/raw/v4.dvc" not in project.status()
+
+
+def leave_rows(project: Project) -> Path:
+    """Take a version out of params.yaml whose raw files stay; returns the file of them."""
+    write_rows(project, "v5", range(30))
+    record = Path("data/raw/v5.files.json")
+    write_record(Path("data/raw/v5"), "data/raw/v5", record)
+    return Path("data/raw/v5/toys.jsonl")
+
+
+def test_raw_files_of_a_version_that_was_taken_out_lose_the_row(project, row):
+    path = leave_rows(project)
+    Path("data/raw/readme").mkdir()
+    Path("data/raw/readme/README.md").write_text("about")
+    found = [one["path"] for one in list_kinds(erase(row["id"], "--json"))["raw"]]
+    assert f"{path}:{row['line']}" in found
+    assert found.count(f"data/raw/v1/toys.jsonl:{row['line']}") == 1
+    done = erase(row["id"], "--yes")
+    assert find_bytes(project.root, row["prompt"]) == []
+    assert "data/raw/v5.files.json" in done.stderr
+    assert list_differences(Path("data/raw/v5"), Path("data/raw/v5.files.json")) == []
+    assert len(path.read_text().splitlines()) == 29
+
+
+def test_raw_files_of_no_version_that_cannot_be_read_are_refused_by_name(project, row):
+    path = leave_rows(project)
+    path.write_bytes(b"\xff\xfe\xff")
+    done = erase(row["id"], "--yes")
+    assert done.exit_code == 1
+    assert "data/raw/v5, which no version of params.yaml reads, may have the row: v5/toys.jsonl" in done.stderr
+    assert "or take it out of data/raw, once you know that it has not" in done.stderr
+    assert list_same(ERASED) == frozenset()
 
 
 @pytest.mark.parametrize("id", ["0" * 31, "x", "0" * 32])
