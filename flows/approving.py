@@ -117,7 +117,7 @@ def _read_locks(versions: Iterable[str]) -> dict[str, dict[str, Any]]:
     from tasks.artifacts.remembered import remember
 
     def read(path: Path) -> dict[str, str]:
-        text = path.read_text(encoding="utf-8")
+        text = dvc_files.read(path)
         return {"outs": json.dumps(dvc_files.list_outs(text)), "settings": _dump(dvc_files.list_settings(text))}
 
     places = {version: dvc_files.place_lock(version) for version in versions}

@@ -88,8 +88,8 @@ def read_records() -> tuple[dict[str, str], list[Finding]]:
     unreadable = []
     for path in sorted(dvc_files.FOLDER.glob("*/dvc.lock")):
         try:
-            wanted |= dvc_files.list_outs(path.read_text(encoding="utf-8"))
-        except (dvc_files.LockError, UnicodeDecodeError) as error:
+            wanted |= dvc_files.list_outs(dvc_files.read(path))
+        except dvc_files.LockError as error:
             told = f"{error}; the next `tamis run` brings it back from git"
             unreadable.append(Finding("lock", str(path), "damaged", told, False))
     return wanted, unreadable
@@ -103,7 +103,7 @@ def find_cut_records(repo: Any) -> Iterator[Finding]:
         path = dvc_files.place_lock(version)
         try:
             kept = dvc_files.parse_lock(revisions.read_lock(repo, version, "HEAD"))
-            here = dvc_files.parse_lock(path.read_text(encoding="utf-8")) if path.exists() else {}
+            here = dvc_files.parse_lock(dvc_files.read(path)) if path.exists() else {}
         except (dvc_files.LockError, UnicodeDecodeError):
             continue  # `read_records` tells of it
         lost = sorted(kept.keys() - here.keys())

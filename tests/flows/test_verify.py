@@ -175,3 +175,15 @@ def make_about() -> Path:
     path = Path(".cache/pairs") / ("0" * 32) / "store.json"
     path.parent.mkdir(parents=True)
     return path
+
+
+def test_file_of_dvc_that_is_no_text_is_named_and_what_is_generated_is_written_again(project):
+    copy, lock = Path("versions/v1/dvc.yaml"), Path("versions/v1/dvc.lock")
+    whole = copy.read_text(), lock.read_text()
+    copy.write_bytes(b"\xff\xfe")
+    assert [state for _, state, _ in dvc_state.standings(dvc_state.plan())] == ["fresh"] * 4
+    lock.write_bytes(b"\xff\xfe")
+    (found,) = [one for one in verify().findings if one.kind == "lock"]
+    assert "versions/v1/dvc.lock is no file of DVC, which is text in UTF-8" in found.done
+    assert [state for _, state, _ in dvc_state.standings(dvc_state.plan())] == ["fresh"] * 4
+    assert (copy.read_text(), lock.read_text()) == whole
