@@ -18,7 +18,7 @@ from ruamel.yaml.representer import SafeRepresenter
 
 from flows import params
 from flows.graph.stages import COPIED, GRAPH, PARAMS, read_stages
-from tasks.artifacts.tables import write_text
+from tasks.artifacts.tables import tell_folder, write_text
 from tasks.decisions import NAME, find_decisions, read_decisions
 
 FOLDER = Path("versions")
@@ -111,12 +111,14 @@ def read(path: Path) -> str:
     """Return the text of a file that DVC keeps.
 
     Raises:
-        LockError: it is no text.
+        LockError: it is no text, or a folder.
     """
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise LockError(f"{path} is no file of DVC, which is text in UTF-8: {error}") from error
+    except IsADirectoryError as error:
+        raise LockError(tell_folder(path)) from error
 
 
 def parse_lock(text: str) -> dict[str, Any]:
@@ -236,7 +238,7 @@ def _list(root: Path) -> Iterator[Path]:
     if (root / FOLDER).is_dir():
         with os.scandir(root / FOLDER) as folders:
             found = [FOLDER / folder.name / GRAPH for folder in folders]
-        yield from (path for path in found if (root / path).exists())
+        yield from (path for path in found if (root / path).is_file())
 
 
 def _read(path: Path) -> str | None:

@@ -22,7 +22,7 @@ from flows.graph import dvc_files
 from flows.graph.dvc_state import StateError, opened, without_git
 from flows.stage import say
 from tasks.approvals import APPROVALS
-from tasks.artifacts.tables import write_text
+from tasks.artifacts.tables import tell_folder, write_text
 from tasks.decisions import find_decisions
 
 
@@ -154,8 +154,14 @@ def _read_blobs_at_once() -> None:
 
 
 def mend_lock_files(versions: Iterable[str]) -> None:
-    """Bring dvc.lock files that cannot be read, as a kill of DVC leaves them, back from git, or delete them."""
+    """Bring dvc.lock files that cannot be read, as a kill of DVC leaves them, back from git, or delete them.
+
+    Raises:
+        StateError: a folder stands in the place of one.
+    """
     for path in [Path("dvc.lock"), *map(dvc_files.place_lock, sorted(versions))]:
+        if path.is_dir():
+            raise StateError(tell_folder(path))
         if not path.exists() or dvc_files.is_lock(path.read_bytes()):
             continue
         text = _read_committed(path)

@@ -129,9 +129,16 @@ def name_remedy(path: Path, error: OSError) -> str:
     """Return the way out, a sentence, where a file or folder could not be written."""
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return f"Allow writing in {path.parent}, then run again"
+    if path.is_dir() and isinstance(error, IsADirectoryError):
+        return tell_folder(path)
     if (found := find_in_way(path)) is not None:
         return f"{found} stands where a folder belongs: move it away, then run again"
     return "Free space on that disk or move the project, then run again"
+
+
+def tell_folder(path: Path) -> str:
+    """Return what is wrong with a folder that stands in a file's place, and the way out."""
+    return f"{path} is a folder where a file belongs: move it away, then run again"
 
 
 def find_in_way(path: Path) -> Path | None:
@@ -176,6 +183,8 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except IsADirectoryError as error:
+        raise ArtifactError(tell_folder(path)) from error
     except ValueError as error:
         raise ArtifactError(f"{path} cannot be read ({_line(error)}); {_way_out(path)}") from error
     if not isinstance(found, dict):
@@ -302,6 +311,8 @@ def provenance(path: Path) -> dict[str, Any]:
     path = Path(path)
     if not path.exists():
         raise ArtifactError(f"{path} is missing; run `tamis run` (or `dvc repro`) to make it")
+    if path.is_dir():
+        raise ArtifactError(tell_folder(path))
     try:
         metadata = pq.read_metadata(path).metadata or {}
     except (pa.ArrowException, OSError) as error:
