@@ -9,14 +9,12 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pygit2
-
 from flows.graph import dvc_files, dvc_state, revisions
 from flows.graph.versions import refusal_of, tag_of
 from flows.params import Params
 from flows.stage_calls import RAW
 
-Kept = tuple[Path, pygit2.Oid]  # a file's path in the project, and what it holds
+Kept = tuple[Path, Any]  # a file's path in the project, and git's digest of what it holds
 
 
 def ask_git(
@@ -56,15 +54,15 @@ def _list_folders(values: Params) -> list[Path]:
     return [RAW, *dict.fromkeys(base for base in inside if not base.is_relative_to(RAW))]
 
 
-def _digest_now(rows: Sequence[Any]) -> set[pygit2.Oid]:
+def _digest_now(rows: Sequence[Any]) -> set[Any]:
     """Return the digests that git has for the files of rows; of a data set that `datasets` saved, for all its files."""
     from tasks.examples.files import list_contents
 
     files = {file for path in {row.path for row in rows} for file in list_contents(path)}
-    return {pygit2.hashfile(str(file)) for file in files}
+    return {revisions.digest_as_git(file) for file in files}
 
 
-def _holds(path: Path, blob: pygit2.Blob, wanted: Any, values: Params) -> bool:
+def _holds(path: Path, blob: Any, wanted: Any, values: Params) -> bool:
     """Return whether a file of git holds the row, read as the versions read it whose raw path it lies in."""
     from tasks.erasure.raw_rows import find_in_file
     from tasks.examples.files import find_base, find_kind

@@ -264,6 +264,11 @@ def list_history(repo: Repo, path: Path, tags: Iterable[str]) -> Iterator[dict[P
             yield _list_inside(path, found)
 
 
+def digest_as_git(path: Path) -> pygit2.Oid:
+    """Return by which digest git would hold a file, as its objects have it in `id`."""
+    return pygit2.hashfile(os.fspath(path))
+
+
 def _list_inside(path: Path, found: pygit2.Object | None) -> dict[Path, pygit2.Blob]:
     files, waiting = {}, [(path, found)]
     while waiting:

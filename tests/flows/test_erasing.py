@@ -11,17 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from typer.testing import CliRunner
-from worlds.projects import GRAPHS, Project, enter, enter_copy, prepare, run_stages, toy_row
+from worlds.erasing import erase, find_bytes, list_kinds, make_whole, pick_row, read_examples, write_rows
+from worlds.projects import Project, enter_copy, prepare, run_stages, toy_row
 
-from flows import cli, erasing, erasing_dvc, params, stage, trials
+from flows import cli, erasing, erasing_dvc
 from flows.erasing_dvc import Entry, ErasingError, find_trained
-from flows.graph import dvc_state, revisions
+from flows.graph import dvc_state
 from flows.mirror import Mirror
 from flows.stage_calls import ERASED, folder
 from tasks.artifacts.stores import KINDS as KINDS_OF_STORES
 from tasks.erasure import parts, raw_rows
 from tasks.erasure.record import list_same, read_erased
-from tasks.first_look.kept_files import list_differences, write_record
 
 KINDS = {
     "raw",
@@ -40,25 +40,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def made(real_unrun, tmp_path_factory) -> Project:
-    """Two versions, the second trained on from the first; recorded, pushed, and with all that `.cache` can hold."""
-    project = Project(Path(shutil.copytree(real_unrun.root, tmp_path_factory.mktemp("erasing") / "project")))
-    with pytest.MonkeyPatch.context() as patch:
-        enter(project, patch)
-        write_rows(project, "v2", range(25, 60))
-        project.apply(GRAPHS["real"].version)
-        run_stages("v1")
-        run_stages("v2", until="finetuning")
-        project.git("add", ".")
-        project.git("commit", "--quiet", "--message", "made")
-        project.git("tag", "data-v1")
-        with dvc_state.opened() as repo:
-            revisions.push(repo, [("v1", "data-v1")])
-        trials.attempt("examples", "v1", params.read(), {}, stage.sources(["examples@v1"]))
-        make_file(Path(".cache/warmup/version=v1/v_new.safetensors"))
-        left = Path(".cache/damaged/data/examples/version=v1/examples.parquet")
-        left.parent.mkdir(parents=True)
-        shutil.copy(folder("examples", "v1") / "examples.parquet", left)
-    return project
+    return make_whole(real_unrun, tmp_path_factory.mktemp("erasing"))
 
 
 @pytest.fixture
@@ -69,27 +51,7 @@ def project(made, tmp_path, monkeypatch) -> Project:
 
 @pytest.fixture
 def row(project) -> dict:
-    """A row that the first version chose."""
-    chosen = pq.read_table(folder("selection", "v1") / "subset.parquet").to_pylist()
-    ids = {one["id"] for one in chosen if one["chosen"]}
-    return next(one for one in read_examples("v1") if one["id"] in ids)
-
-
-def write_rows(project: Project, version: str, places: range, name: str = "toys", **more: str) -> None:
-    """Write a raw file with toy rows, of which each can have other fields."""
-    home = project.root / f"data/raw/{version}"
-    home.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(toy_row(place) | more) + "\n" for place in places]
-    (home / f"{name}.jsonl").write_text("".join(lines))
-
-
-def make_file(path: Path) -> None:
-    path.parent.mkdir(parents=True)
-    path.write_bytes(bytes(100))
-
-
-def read_examples(version: str) -> list[dict]:
-    return pq.read_table(folder("examples", version) / "examples.parquet", partitioning=None).to_pylist()
+    return pick_row()
 
 
 def digest_files(root: Path) -> dict[str, str]:
@@ -100,32 +62,6 @@ def digest_files(root: Path) -> dict[str, str]:
         for path in sorted(files)
         if ".git" not in path.relative_to(root).parts
     }
-
-
-def find_bytes(root: Path, *texts: str) -> list[str]:
-    """Return the files that hold a text as they are or, of tables, once they are decoded; but git's and the record."""
-    found = []
-    for path in sorted(path for path in root.rglob("*") if path.is_file()):
-        inside = path.relative_to(root)
-        if ".git" in inside.parts or inside == ERASED:
-            continue
-        content = path.read_bytes()
-        if content.startswith(b"PAR1"):
-            content += repr(pq.read_table(path, partitioning=None).to_pydict()).encode()
-        found += [f"{inside}: {text}" for text in texts if text.encode() in content]
-    return found
-
-
-def erase(id: str, *options: str):
-    return CliRunner().invoke(cli.app, ["erase", id, "--because", "asked by its author", *options])
-
-
-def list_kinds(done) -> dict[str, list[dict]]:
-    assert done.exit_code == 0, done.output
-    found: dict[str, list[dict]] = {}
-    for one in json.loads(done.stdout):
-        found.setdefault(one["kind"], []).append(one)
-    return found
 
 
 def test_every_kind_of_place_is_listed_and_nothing_is_changed(project, row):
@@ -167,47 +103,6 @@ def test_nothing_of_an_erased_row_is_left(project, row):
     assert "git's history still holds data/raw/v1/toys.jsonl with the row" in done.stderr
     assert "`git tag --delete data-v1`" in done.stderr
     assert "git add data/erased.json data/raw/v1/toys.jsonl" in done.stderr
-
-
-HISTORY = "git's history still holds data/raw/v1/toys.jsonl with the row"
-TAGS = "`git tag --delete data-v1`"
-
-
-def take_out(row: dict) -> None:
-    path = Path("data/raw/v1/toys.jsonl")
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(line for line in lines if row["prompt"] not in line))
-
-
-def test_history_that_holds_the_row_is_told_of_once_the_line_is_gone(project, row):
-    take_out(row)
-    for options in ((), ("--yes",), ("--yes",)):  # by hand, by a call, and after it
-        done = erase(row["id"], *options)
-        assert HISTORY in done.stderr
-        assert TAGS in done.stderr
-    project.git("add", ".")
-    project.git("commit", "--quiet", "--message", "erased")
-    project.git("tag", "--delete", "data-v1")
-    project.git("tag", "data-v1")
-    done = erase(row["id"], "--yes")
-    assert HISTORY in done.stderr
-    assert "git tag --delete" not in done.stderr
-
-
-def test_row_that_no_commit_holds_is_not_said_to_be_in_git(project, row):
-    take_out(row)
-    project.git("checkout", "--quiet", "--orphan", "anew")
-    project.git("add", ".")
-    project.git("commit", "--quiet", "--message", "never there")
-    project.git("tag", "--force", "data-v1")
-    with Path("data/raw/v1/toys.jsonl").open("a") as file:
-        file.write(json.dumps({name: row[name] for name in ("prompt", "response", "topic")}) + "\n")
-    for options in ((), ("--yes",)):
-        done = erase(row["id"], "--json", *options)
-        assert bool(list_kinds(done).get("raw"))
-        assert "git" not in list_kinds(done)
-        assert "git's history" not in done.stderr
-        assert "git tag --delete" not in done.stderr
 
 
 def test_arms_that_the_row_had_no_part_in_stay(project, row):
@@ -355,38 +250,6 @@ def test_raw_files_that_dvc_holds_are_rewritten_and_held_again(project, row):
     assert "`git tag --delete data-v1 data-v4`" in done.stderr
     assert len((project.root / "data/raw/v4/toys.jsonl").read_text().splitlines()) == 29
     assert "data/raw/v4.dvc" not in project.status()
-
-
-def leave_rows(project: Project) -> Path:
-    """Take a version out of params.yaml whose raw files stay; returns the file of them."""
-    write_rows(project, "v5", range(30))
-    record = Path("data/raw/v5.files.json")
-    write_record(Path("data/raw/v5"), "data/raw/v5", record)
-    return Path("data/raw/v5/toys.jsonl")
-
-
-def test_raw_files_of_a_version_that_was_taken_out_lose_the_row(project, row):
-    path = leave_rows(project)
-    Path("data/raw/readme").mkdir()
-    Path("data/raw/readme/README.md").write_text("about")
-    found = [one["path"] for one in list_kinds(erase(row["id"], "--json"))["raw"]]
-    assert f"{path}:{row['line']}" in found
-    assert found.count(f"data/raw/v1/toys.jsonl:{row['line']}") == 1
-    done = erase(row["id"], "--yes")
-    assert find_bytes(project.root, row["prompt"]) == []
-    assert "data/raw/v5.files.json" in done.stderr
-    assert list_differences(Path("data/raw/v5"), Path("data/raw/v5.files.json")) == []
-    assert len(path.read_text().splitlines()) == 29
-
-
-def test_raw_files_of_no_version_that_cannot_be_read_are_refused_by_name(project, row):
-    path = leave_rows(project)
-    path.write_bytes(b"\xff\xfe\xff")
-    done = erase(row["id"], "--yes")
-    assert done.exit_code == 1
-    assert "data/raw/v5, which no version of params.yaml reads, may have the row: v5/toys.jsonl" in done.stderr
-    assert "or take it out of data/raw, once you know that it has not" in done.stderr
-    assert list_same(ERASED) == frozenset()
 
 
 @pytest.mark.parametrize("id", ["0" * 31, "x", "0" * 32])
