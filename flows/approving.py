@@ -124,9 +124,9 @@ def _read_locks(versions: Iterable[str]) -> dict[str, dict[str, Any]]:
 
     def read(path: Path) -> dict[str, str]:
         try:
-            text = path.read_text(encoding="utf-8")
+            text = dvc_files.read(path)
             return {"outs": json.dumps(_list_results(text)), "settings": _dump(dvc_files.list_settings(text))}
-        except (dvc_files.LockError, UnicodeDecodeError) as error:
+        except dvc_files.LockError as error:
             told = f"{path} cannot be read ({error}); the next `tamis run` brings it back from git"
             return none | {"damaged": json.dumps(told)}
 

@@ -136,11 +136,13 @@ def refuse_stale(version: str, values: Params) -> None:
 
 def refuse_other_method(version: str, values: Params) -> None:
     """Raise CompareError where a mask cannot go on from the model that a version continues from."""
+    from tasks.artifacts.tables import read_json
+
     previous = values.versions[version].previous
     if previous == params.BASE:
         return
     path = folder("finetuning", previous) / "finetuning.json"
-    method = json.loads(path.read_text(encoding="utf-8"))["method"]
+    method = read_json(path)["method"]
     if method != "masked":
         raise CompareError(
             f"{version} continues from {previous}, whose arms are of method {method}, and a mask goes on from a masked "

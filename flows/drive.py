@@ -165,7 +165,7 @@ def alone() -> Iterator[None]:
     """Hold the project's flow lock, waiting for it; the kernel frees it when the process ends, however it ends."""
 
     def tell() -> None:
-        say(f"another flow runs in this project ({LOCK.read_text(encoding='utf-8')}): waiting for it")
+        say(f"another flow runs in this project ({LOCK.read_text(encoding='utf-8', errors='replace')}): waiting for it")
 
     with locked(LOCK, waiting=tell):
         LOCK.write_text(f"process {os.getpid()}: {' '.join(sys.argv)[:80]}", encoding="utf-8")

@@ -5,7 +5,6 @@ A row is known by its id and by `same_as`, the digest of its text whatever the b
 anything is removed, and what tells of other places is removed after these: an interrupted call is finished by the next.
 """
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -19,13 +18,13 @@ from typing import Any
 from flows import params
 from flows.drive import LOCK, alone
 from flows.erasing_dvc import ErasingError, InDvc, find_kept, list_objects, remove_objects
+from flows.erasing_git import ask_git
 from flows.erasing_places import InPlaces, Place, find_places, remove_place
 from flows.graph import dvc_state, revisions
-from flows.graph.versions import tag_of
 from flows.mirror import Mirror
 from flows.params import Params
 from flows.stage import say
-from flows.stage_calls import CACHE, DATA, ERASED, find_record
+from flows.stage_calls import CACHE, DATA, ERASED, RAW
 from flows.trials import TRIALS
 from tasks.erasure.record import Erased, add_erased, read_erased
 
@@ -48,8 +47,8 @@ class Found:
     kept: InPlaces
     in_dvc: InDvc
     mirror: Mirror | None  # of the stores
-    tracked: tuple[str, ...]  # raw files with the row that git holds
-    recorded: tuple[str, ...]  # tags of versions whose raw files have the row
+    tracked: tuple[str, ...]  # raw files that a commit of git holds with the row
+    recorded: tuple[str, ...]  # tags of versions that read the row
 
     def list_places(self) -> list[Place]:
         """Return each place that holds the row or was trained on it."""
@@ -115,7 +114,7 @@ def _find(id: str) -> Found:
     in_dvc = find_kept(wanted, values.examples)
     mirror = _fetch(values.mirror.url)
     kept = find_places(wanted, values.versions, in_dvc.trained_on)
-    return Found(same_as, wanted, erased, raw, kept, in_dvc, mirror, *_ask_git(raw, values))
+    return Found(same_as, wanted, erased, raw, kept, in_dvc, mirror, *ask_git(wanted, raw, values, in_dvc.revisions))
 
 
 @alone()
@@ -181,15 +180,38 @@ def _read_tables(tables: Sequence[Path], **asked: str) -> Iterator[Any]:
 
 
 def _list_raw(values: Params, **asked: Any) -> Iterator[Any]:
-    """Yield the rows of all versions' raw files, each once."""
+    """Yield the rows of all versions' raw files, and of the others under data/raw, each once."""
     from tasks.erasure.raw_rows import list_raw_rows
 
-    seen = set()
-    for version, source in values.versions.items():
-        for row in list_raw_rows(Path(source.raw), version, values.examples, **asked):
-            if (row.path, row.line) not in seen:
-                seen.add((row.path, row.line))
-                yield row
+    seen, examples = set(), values.examples
+    versions = (list_raw_rows(Path(one.raw), name, examples, **asked) for name, one in values.versions.items())
+    for row in chain(*versions, _list_unnamed(values, **asked)):
+        if (row.path, row.line) not in seen:
+            seen.add((row.path, row.line))
+            yield row
+
+
+def _list_unnamed(values: Params, **asked: Any) -> Iterator[Any]:
+    """Yield the rows of files under data/raw that no version reads, such as those of a version that was taken out.
+
+    Raises:
+        ErasingError: such a file cannot be read, so that nobody can tell whether it has the row.
+    """
+    from tasks.erasure.raw_rows import list_file_rows
+    from tasks.examples.division import name_apart
+    from tasks.examples.files import ExamplesError, list_files, list_there
+
+    apart, raws = name_apart(values.examples), [Path(version.raw) for version in values.versions.values()]
+    read = {file.path.resolve() for raw in raws for file in list_files(raw, apart)[0]}
+    try:
+        for place in sorted(RAW.glob("*")):
+            rest = [one for one in list_there(place) if one.path.resolve() not in read]
+            yield from list_file_rows(rest, values.examples, **asked)
+    except ExamplesError as error:
+        raise ErasingError(
+            f"{place}, which no version of params.yaml reads, may have the row: {error}; or take it out of {RAW}, once "
+            "you know that it has not"
+        ) from error
 
 
 def _find_same(id: str, tables: Sequence[Path], rows: Callable[..., Iterator[Any]], known: Sequence[Erased]) -> str:
@@ -207,22 +229,6 @@ def _find_same(id: str, tables: Sequence[Path], rows: Callable[..., Iterator[Any
             "--all-tags` brings what other clones have made"
         )
     return said.same_as
-
-
-def _ask_git(rows: Sequence[Any], values: Params) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return which raw files with the row git tracks, and the tags of recorded versions that read them."""
-    paths = dict.fromkeys(row.path for row in rows)
-    with dvc_state.opened() as repo:
-        if dvc_state.without_git(repo):
-            return (), ()
-        tracked = [str(path) for path in paths if repo.scm.is_tracked(str(path.absolute()))]
-        tags = set(repo.scm.list_tags())
-    read = [
-        name
-        for name, version in values.versions.items()
-        if any(path.absolute().is_relative_to(Path(version.raw).absolute()) for path in paths)
-    ]
-    return tuple(tracked), tuple(tag_of(name) for name in read if tag_of(name) in tags)
 
 
 def _refuse_by_hand(rows: Sequence[Any]) -> None:
@@ -252,13 +258,14 @@ def _clear_raw(rows: Sequence[Any]) -> list[str]:
 
 
 def _note_digest(path: Path) -> Iterator[str]:
-    """Let the record of a version's raw files say what a rewritten one is now; yields that record, if any."""
+    """Let the records of versions' raw files say what a rewritten one is now; yields those that have it."""
     from tasks.artifacts.tables import digest, write_json
+    from tasks.first_look.kept_files import read_record
 
-    for version, source in params.read().versions.items():
-        record, raw = find_record(version), Path(source.raw)
-        if record.exists() and path.is_relative_to(raw):
-            known = json.loads(record.read_text(encoding="utf-8"))
+    for record in sorted(RAW.glob("*.files.json")):
+        known = read_record(record)
+        raw = Path(known["raw"])
+        if path.is_relative_to(raw):
             name = path.name if path == raw else path.relative_to(raw).as_posix()
             if name in known["files"]:
                 known["files"][name] = {"bytes": path.stat().st_size, "sha256": digest(path)}
@@ -290,7 +297,7 @@ def tell(found: Found, *, done: bool) -> Iterator[str]:
             f"git's history still holds {', '.join(found.tracked)} with the row; only rewriting it takes the row out, "
             "such as with `git filter-repo`, in every clone"
         )
-    if found.recorded and done:
+    if found.recorded and (done or not found.raw):
         yield (
             f"raw data of recorded versions have changed; to record them anew, `git tag --delete "
             f"{' '.join(found.recorded)}` before the next `tamis run` or `tamis continue`"

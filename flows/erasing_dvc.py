@@ -258,9 +258,9 @@ def _read_entries(repo: Any) -> Iterator[Entry]:
     """Yield what DVC has recorded: now, at the tags of recorded and of refused versions and the last commit, and in
     its run-cache."""
     for path in sorted(dvc_files.FOLDER.glob("*/dvc.lock")):
-        yield from _read_stages(None, str(path), path.read_text(encoding="utf-8"))
+        yield from _read_stages(None, str(path), dvc_files.read(path))
     for path in sorted(RAW.rglob("*.dvc")):
-        yield _read_pointer(None, str(path), path.read_text(encoding="utf-8"))
+        yield _read_pointer(None, str(path), dvc_files.read(path))
     if not dvc_state.without_git(repo) and not repo.scm.no_commits:
         tags = [tag for tag in repo.scm.list_tags() if tag.startswith((tag_of(""), refusal_of("")))]
         for revision in [*sorted(tags), "HEAD"]:
@@ -295,7 +295,7 @@ def _read_run_cache(folder: Path) -> Iterator[Entry]:
     """Yield the runs that DVC can restore; a file that cannot be read is none to DVC either, which deletes it."""
     for path in sorted(folder.glob("??/*/*")):
         try:
-            one = dvc_files.parse_file(path.read_text(encoding="utf-8"))
+            one = dvc_files.parse_file(dvc_files.read(path))
         except dvc_files.LockError:
             continue
         stage, version = ["", "", *str(one.get("cmd")).split()][-2:]

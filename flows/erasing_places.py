@@ -1,6 +1,5 @@
 """Where the working tree and `.cache` hold an erased row: artifacts, arms, parts of stores, warm-ups, trials."""
 
-import json
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -162,8 +161,10 @@ def _find_trials(wanted: Any, arms: Iterable[Place]) -> Iterator[Place]:
 
 def _read_start(trial: Path) -> set[str]:
     """Return the digests of the weights that a trial's arms went on from."""
+    from tasks.artifacts.tables import read_json
+
     about = trial / "finetuning.json"
-    known = json.loads(about.read_text(encoding="utf-8")) if about.exists() else {}
+    known = read_json(about)
     return set((known.get("continues_from_digest") or {}).values())
 
 

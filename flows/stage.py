@@ -116,10 +116,13 @@ def take_halvings() -> list[Any]:
 
 
 def last_run(address: str) -> dict[str, Any]:
-    """Return what `run.json` says of a stage's last run; empty where it never ran."""
+    """Return what `run.json` says of a stage's last run; empty where it never ran, or where that cannot be read."""
     name, _, version = address.partition("@")
-    path = folder(name, version) / RUN
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        found = json.loads((folder(name, version) / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # no more than talk: no stage reads it, and the next run writes it again
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def fingerprint(address: str, versions: Mapping[str, Any] | None = None) -> dict[str, str]:

@@ -9,19 +9,23 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flows import params
 from flows.drive import alone
 from flows.graph import dvc_files, dvc_state, revisions
-from flows.stage_calls import CACHE
+from flows.stage import format_error
+from flows.stage_calls import CACHE, ERASED
 from tasks.approvals import APPROVALS, read_approvals
 from tasks.artifacts import stores
-from tasks.artifacts.tables import ArtifactError, replacing
+from tasks.artifacts.tables import ArtifactError, find_in_way, replacing
+from tasks.decisions import FOLDER, NAME, read_decisions
+from tasks.erasure.record import read_erased
 from tasks.finetuning.finished import find_damaged_arms
 
 ASIDE = CACHE / "damaged"  # artifacts that could not be brought back
@@ -31,7 +35,7 @@ ASIDE = CACHE / "damaged"  # artifacts that could not be brought back
 class Finding:
     """Something that is not what was recorded of it."""
 
-    kind: str  # cache | artifact | store | arm | lock | approvals
+    kind: str  # cache | artifact | store | arm | lock | approvals | erased | decisions
     path: str
     problem: str  # damaged | missing
     done: str  # what was done about it
@@ -65,7 +69,7 @@ def verify() -> Verified:
         arms, broken = find_damaged_arms(CACHE)
         for home in broken:
             shutil.rmtree(home)
-    findings += [*damaged, *check_approvals()]
+    findings += [*damaged, *check_words()]
     findings += [Finding("arm", str(home), "damaged", "removed: the arm is trained again", True) for home in broken]
     return Verified(looked_at | {"store": parts, "arm": arms}, tuple(findings))
 
@@ -88,8 +92,8 @@ def read_records() -> tuple[dict[str, str], list[Finding]]:
     unreadable = []
     for path in sorted(dvc_files.FOLDER.glob("*/dvc.lock")):
         try:
-            wanted |= dvc_files.list_outs(path.read_text(encoding="utf-8"))
-        except (dvc_files.LockError, UnicodeDecodeError) as error:
+            wanted |= dvc_files.list_outs(dvc_files.read(path))
+        except dvc_files.LockError as error:
             told = f"{error}; the next `tamis run` brings it back from git"
             unreadable.append(Finding("lock", str(path), "damaged", told, False))
     return wanted, unreadable
@@ -103,7 +107,7 @@ def find_cut_records(repo: Any) -> Iterator[Finding]:
         path = dvc_files.place_lock(version)
         try:
             kept = dvc_files.parse_lock(revisions.read_lock(repo, version, "HEAD"))
-            here = dvc_files.parse_lock(path.read_text(encoding="utf-8")) if path.exists() else {}
+            here = dvc_files.parse_lock(dvc_files.read(path)) if path.exists() else {}
         except (dvc_files.LockError, UnicodeDecodeError):
             continue  # `read_records` tells of it
         lost = sorted(kept.keys() - here.keys())
@@ -112,12 +116,18 @@ def find_cut_records(repo: Any) -> Iterator[Finding]:
             yield Finding("lock", str(path), "damaged" if path.exists() else "missing", told, False)
 
 
-def check_approvals() -> Iterator[Finding]:
-    """Yield what is wrong with the record of approvals."""
-    try:
-        read_approvals(Path("."))
-    except ArtifactError as error:
-        yield Finding("approvals", str(APPROVALS), "damaged", str(error), False)
+def check_words() -> Iterator[Finding]:
+    """Yield what is wrong with the records of what people said: approvals, erased rows, decisions on rows."""
+    records: list[tuple[str, Path, Callable[[], Any]]] = [
+        ("approvals", APPROVALS, lambda: read_approvals(Path("."))),
+        ("erased", ERASED, lambda: read_erased(ERASED)),
+    ]
+    records += [("decisions", path, partial(read_decisions, path)) for path in sorted(FOLDER.glob(f"*/{NAME}"))]
+    for kind, path, read in records:
+        try:
+            read()
+        except ArtifactError as error:
+            yield Finding(kind, str(path), "damaged", str(error), False)
 
 
 def check_artifact(path: Path, wanted: str, cache: Path) -> Iterator[Finding]:
@@ -142,18 +152,21 @@ def check_artifact(path: Path, wanted: str, cache: Path) -> Iterator[Finding]:
 
 def _check_file(path: Path, wanted: str, cache: Path) -> Iterator[Finding]:
     kept, sound = dvc_files.place_object(cache, wanted), path.is_file() and dvc_files.digest(path) == wanted
-    if sound and not kept.exists():
-        _copy(path, kept)
-        kept.chmod(0o444)
-        yield Finding("cache", str(kept), "missing", f"copied from {path}", True)
-    elif not sound:
-        problem = "damaged" if path.exists() else "missing"
-        if kept.exists():
+    problem = "damaged" if path.exists() else "missing"
+    try:
+        if sound and not kept.exists():
+            _copy(path, kept)
+            kept.chmod(0o444)
+            yield Finding("cache", str(kept), "missing", f"copied from {path}", True)
+        elif not sound and kept.exists():
+            aside = _set_aside(path if path.is_dir() else find_in_way(path))
             _copy(kept, path)
-            yield Finding("artifact", str(path), problem, "brought back from DVC's cache", True)
-        else:
+            yield Finding("artifact", str(path), problem, f"{aside}brought back from DVC's cache", True)
+        elif not sound:
             done = f"{_set_aside(path)}`tamis run` makes it anew, or `dvc fetch` has it"
             yield Finding("artifact", str(path), problem, done, False)
+    except (ArtifactError, OSError) as error:
+        yield Finding("artifact", str(path), problem, format_error(error), False)
 
 
 def check_stores() -> tuple[int, list[Finding]]:
@@ -180,9 +193,9 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, part)
 
 
-def _set_aside(path: Path) -> str:
-    """Move what stands in an artifact's place away, so that nobody takes it for what was recorded."""
-    if not path.exists():
+def _set_aside(path: Path | None) -> str:
+    """Move what stands in an artifact's place, or in its way, so that nobody takes it for what was recorded."""
+    if path is None or not path.exists():
         return ""
     target = ASIDE / path
     target.parent.mkdir(parents=True, exist_ok=True)

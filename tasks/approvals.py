@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from tasks.artifacts.locks import locked
-from tasks.artifacts.tables import ArtifactError, write_text
+from tasks.artifacts.tables import ArtifactError, tell_folder, write_text
 
 APPROVALS = Path("data/approvals.jsonl")  # of a project
 LOCK = Path(".cache/approvals.lock")
@@ -32,9 +32,11 @@ def read_approvals(root: Path) -> list[Approval]:
     """Return a project's approvals, the oldest first; none where there is no such file.
 
     Raises:
-        ArtifactError: a line is no approval.
+        ArtifactError: a line is no approval, or the file none.
     """
     path = Path(root) / APPROVALS
+    if path.is_dir():
+        raise ArtifactError(f"{tell_folder(path)}; `git checkout {APPROVALS}` brings back what git has")
     lines = path.read_bytes().splitlines() if path.exists() else []
     found = []
     for number, line in enumerate(lines, start=1):

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from tasks.artifacts.tables import ArtifactError, write_json
+from tasks.artifacts.tables import ArtifactError, tell_folder, write_json
 
 FOLDER, NAME = Path("versions"), "decisions.json"
 VETO, PIN = "veto", "pin"
@@ -73,6 +73,8 @@ def read_entries(path: Path, kind: type[T], lacking: str) -> list[T]:
         if odd:
             raise TypeError(f"entry {odd[0] + 1} has not the fields {', '.join(sorted(known))} and no others")
         return [kind(**one) for one in found]
+    except IsADirectoryError as error:
+        raise ArtifactError(f"{tell_folder(path)}; `git checkout {path}` brings back what git has") from error
     except (ValueError, TypeError) as error:
         raise ArtifactError(
             f"{path} is no list of {kind.__name__.lower()} rows ({error}); bring it back with `git checkout {path}`, "

@@ -89,7 +89,8 @@ def folder(choice: ModelChoice) -> Path:
     """Return a local folder with config, tokenizer and safetensors weights.
 
     Raises:
-        ModelError: unknown package or folder; pickled weights; a hub name without a pinned revision.
+        ModelError: unknown package or folder; pickled weights; an index that names files which are not there; a hub
+            name without a pinned revision.
     """
     found = find_folder(choice.name, choice.revision)
     weights = sorted(found.rglob("*.gguf"))
@@ -98,6 +99,8 @@ def folder(choice: ModelChoice) -> Path:
             return _convert(weights[0])
     holding = [path.parent for path in sorted(found.rglob("config.json")) if list(path.parent.glob("*.safetensors"))]
     if not holding:
+        for place in sorted({path.parent for path in found.rglob("*.index.json")}):
+            refuse_strange_index(place, choice.name)
         pickled = sorted(path.name for pattern in PICKLES for path in found.rglob(pattern))
         if pickled:
             raise ModelError(

@@ -81,7 +81,7 @@ def _write_parquet(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Write a Parquet file to stdout, which must lead into a file or a program."""
     if screen.is_terminal:
         raise ValueError("Parquet is not for a terminal; write it to a file: `... --format parquet > rows.parquet`")
-    from tasks.artifacts.tables import write_parquet
+    from tasks.catalogue.answers import write_parquet
 
     sys.stdout.flush()
     sys.stdout.buffer.write(write_parquet(distinct(names), rows))

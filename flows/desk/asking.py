@@ -59,6 +59,6 @@ def write_lines(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
 
 def write_table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
     """Return an answer as Parquet."""
-    from tasks.artifacts.tables import write_parquet
+    from tasks.catalogue.answers import write_parquet
 
     return write_parquet(names, rows)

@@ -18,8 +18,8 @@ from ruamel.yaml.representer import SafeRepresenter
 
 from flows import params
 from flows.graph.stages import COPIED, GRAPH, PARAMS, read_stages
-from tasks.artifacts.tables import write_text
-from tasks.decisions import NAME, find_decisions
+from tasks.artifacts.tables import tell_folder, write_text
+from tasks.decisions import NAME, find_decisions, read_decisions
 
 FOLDER = Path("versions")
 HEAD = "# Written from dvc.yaml and params.yaml by every `tamis` command; an edit here is lost.\n"
@@ -101,9 +101,24 @@ def _write_decisions(root: Path) -> list[Path]:
         path = find_decisions(Path(), version)
         if path in lacking:
             before = find_decisions(root, (settings or {}).get("previous", ""))
+            read_decisions(before)  # a damaged file is not handed on
             write_text(before.read_text(encoding="utf-8") if before.exists() else "[]\n", root / path)
             made.append(path)
     return made
+
+
+def read(path: Path) -> str:
+    """Return the text of a file that DVC keeps.
+
+    Raises:
+        LockError: it is no text, or a folder.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise LockError(f"{path} is no file of DVC, which is text in UTF-8: {error}") from error
+    except IsADirectoryError as error:
+        raise LockError(tell_folder(path)) from error
 
 
 def parse_lock(text: str) -> dict[str, Any]:
@@ -195,7 +210,7 @@ def record(path: Path, stages: Mapping[str, Any]) -> None:
         path: of the file.
         stages: what DVC records of them, by their addresses.
     """
-    known = parse_lock(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = parse_lock(read(path)) if path.exists() else {}
     text = _dump({"schema": "2.0", "stages": known | _plain(stages)}, 80)
     write_text(text.replace(": \n", ":\n"), path)  # of a null
 
@@ -243,8 +258,12 @@ def _list(root: Path) -> Iterator[Path]:
     if (root / FOLDER).is_dir():
         with os.scandir(root / FOLDER) as folders:
             found = [FOLDER / folder.name / GRAPH for folder in folders]
-        yield from (path for path in found if (root / path).exists())
+        yield from (path for path in found if (root / path).is_file())
 
 
 def _read(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8") if path.exists() else None
+    """Return the text of a copy; None: there is none, or what stands there is no text."""
+    try:
+        return read(path) if path.exists() else None
+    except LockError:
+        return None

@@ -23,7 +23,7 @@ from flows.graph.dvc_state import StateError, opened, without_git
 from flows.graph.stages import PARAMS
 from flows.stage import RUN, say
 from tasks.approvals import APPROVALS
-from tasks.artifacts.tables import write_text
+from tasks.artifacts.tables import tell_folder, write_text
 from tasks.decisions import find_decisions
 
 
@@ -110,7 +110,11 @@ def _find(repo: Repo, path: Path, revision: str) -> pygit2.Object | None:
     Raises:
         StateError: git knows no such revision.
     """
-    tree = repo.scm.pygit2.repo[resolve(repo, revision)].tree
+    return _find_in(repo, path, repo.scm.pygit2.repo[resolve(repo, revision)].tree)
+
+
+def _find_in(repo: Repo, path: Path, tree: pygit2.Tree) -> pygit2.Object | None:
+    """Return the file or folder that the tree of a commit holds at a path of the project; None: there is none."""
     place = (Path(repo.root_dir).relative_to(repo.scm.root_dir) / path).as_posix()  # git's root may lie above
     try:
         return tree[place]
@@ -155,8 +159,14 @@ def _read_blobs_at_once() -> None:
 
 
 def mend_lock_files(versions: Iterable[str]) -> None:
-    """Bring dvc.lock files that cannot be read, as a kill of DVC leaves them, back from git, or delete them."""
+    """Bring dvc.lock files that cannot be read, as a kill of DVC leaves them, back from git, or delete them.
+
+    Raises:
+        StateError: a folder stands in the place of one.
+    """
     for path in [Path("dvc.lock"), *map(dvc_files.place_lock, sorted(versions))]:
+        if path.is_dir():
+            raise StateError(tell_folder(path))
         if not path.exists() or dvc_files.is_lock(path.read_bytes()):
             continue
         text = _read_committed(path)
@@ -236,11 +246,40 @@ def list_versions(repo: Repo, revision: str) -> list[str]:
 
 def list_pointers(repo: Repo, folder: Path, revision: str) -> dict[str, str]:
     """Return the texts of the .dvc files in a folder of the project at a git revision, by their paths."""
-    found, waiting = {}, [(folder, _find(repo, folder, revision))]
+    files = list_files(repo, folder, revision)
+    return {os.fspath(path): blob.data.decode("utf-8") for path, blob in files.items() if path.suffix == ".dvc"}
+
+
+def list_files(repo: Repo, path: Path, revision: str) -> dict[Path, pygit2.Blob]:
+    """Return the files in a folder of the project, or the one at its path, at a git revision, by their paths."""
+    return _list_inside(path, _find(repo, path, revision))
+
+
+def list_history(repo: Repo, path: Path, tags: Iterable[str]) -> Iterator[dict[Path, pygit2.Blob]]:
+    """Yield what `list_files` returns at every commit that the last one or some tags go on from, each state once."""
+    git = repo.scm.pygit2.repo
+    commits = git.walk(git.head.target)
+    for tag in tags:
+        commits.push(git[resolve(repo, tag)].id)
+    seen = set()
+    for commit in commits:
+        found = _find_in(repo, path, commit.tree)
+        if found is not None and found.id not in seen:
+            seen.add(found.id)
+            yield _list_inside(path, found)
+
+
+def digest_as_git(path: Path) -> pygit2.Oid:
+    """Return by which digest git would hold a file, as its objects have it in `id`."""
+    return pygit2.hashfile(os.fspath(path))
+
+
+def _list_inside(path: Path, found: pygit2.Object | None) -> dict[Path, pygit2.Blob]:
+    files, waiting = {}, [(path, found)]
     while waiting:
-        path, one = waiting.pop()
+        place, one = waiting.pop()
         if isinstance(one, pygit2.Tree):
-            waiting += [(path / inner.name, inner) for inner in one]
-        elif isinstance(one, pygit2.Blob) and path.suffix == ".dvc":
-            found[os.fspath(path)] = one.data.decode("utf-8")
-    return found
+            waiting += [(place / inner.name, inner) for inner in one]
+        elif isinstance(one, pygit2.Blob):
+            files[place] = one
+    return files

@@ -121,7 +121,7 @@ def refuse_rewritten(versions: Mapping[str, VersionSettings], asked: Iterable[st
 def _has_erased(tag: str) -> bool:
     """Return whether rows were erased since a tag was made."""
     with dvc_state.opened() as repo:
-        return ERASED.exists() and revisions.read_file(repo, ERASED, tag) != ERASED.read_text(encoding="utf-8")
+        return ERASED.is_file() and revisions.read_file(repo, ERASED, tag).encode() != ERASED.read_bytes()
 
 
 def refuse_uncommitted(version: str) -> None:

@@ -6,7 +6,6 @@ the version before (`retention`):
     passed = excess <= what acceptance allows
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from tamis.evaluation.bootstrap import bootstrap_means, percentile_intervals
 from tamis.examples.splits import VALIDATION
 from tasks import models
 from tasks.acceptance.settings import LEAST, AcceptanceSettings
+from tasks.artifacts.tables import read_json
 from tasks.evaluation.answers import answer_all, open_stores
 from tasks.evaluation.inputs import read_held_out, read_runs
 from tasks.folders import Folders
@@ -101,7 +101,7 @@ def _choose_runs(runs: list[Any]) -> tuple[Any, Any]:
 def _ask_pilot(folders: Folders, settings: AcceptanceSettings) -> Iterator[Gate]:
     """Yield what the pilot of the selection says, where there was one."""
     path = folders.here.selection / "selection.json"
-    pilot = json.loads(path.read_text(encoding="utf-8")).get("pilot") if path.exists() else None
+    pilot = read_json(path).get("pilot")
     if pilot:
         decision = pilot["decision"]
         told = f"pilot: {pilot['why']}; asked is {settings.pilot} at least"

@@ -9,14 +9,12 @@ must be equal bytes, so that what follows an unchanged artifact is not computed 
 import ast
 import errno
 import hashlib
-import io
 import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from decimal import Decimal
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -130,9 +128,16 @@ def name_remedy(path: Path, error: OSError) -> str:
     """Return the way out, a sentence, where a file or folder could not be written."""
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return f"Allow writing in {path.parent}, then run again"
+    if path.is_dir() and isinstance(error, IsADirectoryError):
+        return tell_folder(path)
     if (found := find_in_way(path)) is not None:
         return f"{found} stands where a folder belongs: move it away, then run again"
     return "Free space on that disk or move the project, then run again"
+
+
+def tell_folder(path: Path) -> str:
+    """Return what is wrong with a folder that stands in a file's place, and the way out."""
+    return f"{path} is a folder where a file belongs: move it away, then run again"
 
 
 def find_in_way(path: Path) -> Path | None:
@@ -177,6 +182,8 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except IsADirectoryError as error:
+        raise ArtifactError(tell_folder(path)) from error
     except ValueError as error:
         raise ArtifactError(f"{path} cannot be read ({_line(error)}); {_way_out(path)}") from error
     if not isinstance(found, dict):
@@ -209,35 +216,6 @@ def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path, prov
             text = json.dumps(record, sort_keys=True, ensure_ascii=False)
             writer.add_key_value_metadata({"tamis": text, "tamis_digest": UNSEALED})
         _seal(part)
-
-
-def write_parquet(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
-    """Return rows as a Parquet file, without provenance: an answer, and no artifact.
-
-    Integers beyond 64 bits stand in it as decimals, and values of a kind or a mixture that Parquet lacks as text.
-    """
-    columns = [_make_column(list(column)) for column in zip(*rows, strict=True)] if rows else [[] for _ in names]
-    file = io.BytesIO()
-    pq.write_table(pa.table(dict(zip(names, columns, strict=True))), file)
-    return file.getvalue()
-
-
-def _make_column(values: Sequence[Any]) -> pa.Array:
-    """Return values as a column.
-
-    >>> [str(_make_column(values).type) for values in ([1, None], [2**63], [-(2**100)], ["a", 1])]
-    ['int64', 'uint64', 'decimal256(39, 0)', 'string']
-    """
-    kinds = {type(value) for value in values if value is not None}
-    try:
-        if kinds == {int}:
-            least, most = min(filter(None, values), default=0), max(filter(None, values), default=0)
-            if least < -(2**63) or most >= 2**64:
-                return pa.array([None if v is None else Decimal(v) for v in values], pa.decimal256(39, 0))
-            return pa.array(values, pa.uint64() if most >= 2**63 else pa.int64())
-        return pa.array(values)
-    except (pa.ArrowException, OverflowError):
-        return pa.array([None if value is None else str(value) for value in values], pa.string())
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -337,6 +315,8 @@ def provenance(path: Path) -> dict[str, Any]:
     path = Path(path)
     if not path.exists():
         raise ArtifactError(f"{path} is missing; run `tamis run` (or `dvc repro`) to make it")
+    if path.is_dir():
+        raise ArtifactError(tell_folder(path))
     try:
         metadata = pq.read_metadata(path).metadata or {}
     except (pa.ArrowException, OSError) as error:

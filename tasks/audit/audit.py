@@ -4,7 +4,6 @@ Each check is a file of checks/: a line that says what it promises or shows, and
 per row. Promises fail the stage; the rest is recorded.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePath
@@ -208,7 +207,7 @@ def tabulate_people(decisions: Path | None) -> dict[str, pa.Table]:
 def tabulate_law(gradients: Path) -> dict[str, pa.Table]:
     """Return the sum of the rows' scores, with both sums that were recorded; no row where rows were not scored."""
     facts = gradients / "gradients.json"
-    known = json.loads(facts.read_text(encoding="utf-8")) if facts.exists() else {}
+    known = tables.read_json(facts)
     names, row = ["rows", "recorded", "parameters", "size"], []
     if known.get("sum_phi_data") is not None:
         scores = tables.read_table(gradients / "phi_data.parquet", columns=["score"])["score"].to_numpy()
@@ -241,7 +240,7 @@ def read_records(folders: Sequence[Path]) -> dict[Path, Mapping[str, Any]]:
 
 def _read_record(path: Path) -> Mapping[str, Any]:
     if path.suffix == ".json":
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = tables.read_json(path)
     else:
         record = tables.provenance(path) if path.suffix == ".parquet" else tables.read_facts(path)
     record = {"stage": path.stem, "version": None, "inputs": {}} | record

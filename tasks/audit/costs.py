@@ -1,6 +1,5 @@
 """What a version's choice cost and when it has paid, from what its stages said of their last runs."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tamis.evaluation.costs import Cost, find_pool_sizes, tell_break_even, tell_cost
+from tasks.artifacts.tables import read_json
 
 SCORING = ("embedding", "utility", "scores", "gradients")  # stages whose cost is that of the choice
 BY_ALL_PAIRS = "exact"  # the kernel whose pairs grow with the square of the pool
@@ -65,7 +65,7 @@ def tell(found: Mapping[str, Any], chosen: Mapping[str, Any], utility: Mapping[s
 
 def _read(root: Path, stage: str, version: str, name: str) -> dict[str, Any]:
     path = Path(root) / f"data/{stage}/version={version}/{name}"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path)
 
 
 def _mean(trained: Mapping[str, Mapping[str, float]], arm: str) -> dict[str, float] | None:

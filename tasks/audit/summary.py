@@ -1,6 +1,5 @@
 """What came of a version, for the end of a run: read from the stages' JSON files, without loading a model."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +19,11 @@ def summarise(root: Path, version: str) -> Summary:
     for stage in ("evaluation", "utility"):
         if not paths[stage].exists():
             raise tables.ArtifactError(f"{paths[stage]} is missing; run `tamis run` (or `dvc repro`) to make it")
-    found = [json.loads(path.read_text(encoding="utf-8")) if path.exists() else {} for path in paths.values()]
+    found = [tables.read_json(path) for path in paths.values()]
     summary, counts = summarise_metrics(*found), Path(root) / f"data/examples/version={version}/examples.json"
     gradients = Path(root) / f"data/gradients/version={version}/gradients.json"
-    scores = json.loads(gradients.read_text(encoding="utf-8")).get("notes", []) if gradients.exists() else []
-    left_out = json.loads(counts.read_text(encoding="utf-8"))["rejects"] if counts.exists() else 0
+    scores = tables.read_json(gradients).get("notes", [])
+    left_out = tables.read_json(counts).get("rejects", 0)
     asked = f"tamis sql \"SELECT reason, count(*) FROM rejects WHERE version = '{version}' GROUP BY ALL\""
     told = [f"{left_out} raw rows were left out, each with its reason: {asked}"] if left_out else []
     return replace(summary, notes=[*summary.notes, *scores, *told])

@@ -4,6 +4,7 @@ import codecs
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tamis.examples.adapting import drop_exchange
 from tamis.examples.conversations import Conversation, identify, identify_folded
@@ -13,7 +14,7 @@ from tasks.examples.division import name_apart
 from tasks.examples.files import PACKED, ExamplesError, RawFile, find_kind, list_files
 from tasks.examples.reading import Facts, Reader, cut_files, parse
 from tasks.examples.records import read_records
-from tasks.examples.settings import ExamplesSettings, choose_settings, find_source, list_sources
+from tasks.examples.settings import ExamplesSettings, Source, choose_settings, find_source, list_sources
 
 
 @dataclass(frozen=True)
@@ -28,21 +29,37 @@ class RawRow:
     lines: bool  # whether the file is one of JSON lines, of which one can be taken out
 
 
-def list_raw_rows(
-    raw: Path,
-    version: str,
-    settings: ExamplesSettings,
-    *,
-    id: str | None = None,
-    same: Collection[str] = (),
-    cut: Collection[tuple[str, int]] = (),
-) -> Iterator[RawRow]:
-    """Yield the rows of a version's raw files that have an id or a `same_as`, in all files of rows that lie there.
+def list_raw_rows(raw: Path, version: str, settings: ExamplesSettings, **asked: Any) -> Iterator[RawRow]:
+    """Yield the rows that a version's raw files have, in all files of rows that lie there.
 
     Args:
         raw: the version's raw path.
         version: whose settings for some files hold.
         settings: how rows are read.
+        asked: which rows, as `list_file_rows` takes it.
+
+    Raises:
+        ExamplesError: a file cannot be read.
+    """
+    files, _ = list_files(raw, name_apart(settings))
+    yield from list_file_rows(files, settings, list_sources(settings, version), **asked)
+
+
+def list_file_rows(
+    files: Sequence[RawFile],
+    settings: ExamplesSettings,
+    sources: Sequence[Source] = (),
+    *,
+    id: str | None = None,
+    same: Collection[str] = (),
+    cut: Collection[tuple[str, int]] = (),
+) -> Iterator[RawRow]:
+    """Yield the rows of raw files that have an id or a `same_as`.
+
+    Args:
+        files: what `list_files` found.
+        settings: how rows are read.
+        sources: what a version says of some of its files.
         id: of a row.
         same: `same_as` of rows.
         cut: files and lines of which the stage may have kept the beginning alone, by which they are found, too.
@@ -50,9 +67,8 @@ def list_raw_rows(
     Raises:
         ExamplesError: a file cannot be read.
     """
-    files, _ = list_files(raw, name_apart(settings))
-    places, sources = {file.name: file for file in files}, list_sources(settings, version)
-    reader = Reader(settings, None, (), 0, sources)
+    places = {file.name: file for file in files}
+    reader = Reader(settings, None, (), 0, tuple(sources))
     for batch in cut_files(files, reader, Facts()):
         for record in batch.records:
             row = parse(record, batch, reader, Facts())
@@ -67,21 +83,24 @@ def list_raw_rows(
                 yield RawRow(file.path, record.line, *digests, row.conversation, _has_lines(file, encoding))
 
 
-def find_in_file(path: Path, name: str, settings: ExamplesSettings, wanted: Wanted) -> bool:
-    """Return whether a raw file of another time, of which no version says how it is read, holds the row.
+def find_in_file(
+    path: Path, name: str, settings: ExamplesSettings, wanted: Wanted, sources: Sequence[Source] = ()
+) -> bool:
+    """Return whether a raw file of another time holds the row.
 
     Args:
         path: of the file, whose name ends as its format wants it.
-        name: that it had.
+        name: that it had, inside the raw folder.
         settings: how rows are read.
         wanted: the row.
+        sources: what a version says of some of its files.
     """
     kind = find_kind(name)
     if kind is None:
         return False
     file = RawFile(f"raw/{name}", path, kind, None, "raw")
     try:
-        reader = Reader(settings, None, (), 0)
+        reader = Reader(settings, None, (), 0, tuple(sources))
         for batch in cut_files([file], reader, Facts()):
             rows = (parse(record, batch, reader, Facts()) for record in batch.records)
             if any(row and identify_folded(row.conversation) in wanted.same for row in rows):

@@ -20,7 +20,7 @@ from tamis.language.rendering import encode_conversations, encode_question, enco
 from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.row_sets import FAULTS, count_faults, read_set
-from tasks.artifacts.tables import ArtifactError, digest_inputs, read_table
+from tasks.artifacts.tables import ArtifactError, digest_inputs, read_json, read_table
 from tasks.conversations import open_template, read_conversation
 
 TRAINED, SHOWN = "finetuning", "in_context"  # how a learner comes to know its rows
@@ -155,7 +155,7 @@ def read_runs(arms: Path, previous_arms: Path | None) -> list[Run]:
     listing = arms / "finetuning.json"
     if not listing.exists():
         raise ArtifactError(f"{listing} is missing; run `tamis run` (or `dvc repro`) to make it")
-    found = json.loads(listing.read_text())
+    found = read_json(listing)
     listed, folders = found["arms"], {label: arms / "arms" / label for label in found["arms"]}
     missing = [label for label, folder in folders.items() if not folder.is_dir()]
     if missing:

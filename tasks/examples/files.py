@@ -108,6 +108,18 @@ def list_files(raw: Path, apart: Mapping[str, str]) -> tuple[list[RawFile], list
     return [*given.values(), *rest], others
 
 
+def list_there(path: Path) -> list[RawFile]:
+    """Return what can be read of a file or folder, by name; nothing where it holds no data.
+
+    Raises:
+        ExamplesError: it cannot be read.
+    """
+    try:
+        return [each for each in _walk(path, path.name, ()) if isinstance(each, RawFile)]
+    except OSError as error:
+        raise ExamplesError(f"{error.filename or path} cannot be read: {error.strerror or error}; allow it") from error
+
+
 def show_name(name: str) -> str:
     r"""Return a file's name as text: bytes of it that are no UTF-8 as escapes.
 
@@ -146,7 +158,7 @@ def is_inside(file: str, raw: Path, name: str) -> bool:
     >>> is_inside("v1/task/git.jsonl", Path("data/raw/v1/*/*.jsonl"), "task/git.jsonl")
     True
     """
-    base = _find_base(Path(raw))
+    base = find_base(Path(raw))
     return PurePosixPath(file).is_relative_to(_name(base, base / name))
 
 
@@ -201,7 +213,7 @@ def _find_stem(name: str, split: str | None) -> str:
 
 def _expand(raw: Path) -> tuple[Path, list[Path]]:
     """Return the folder that names begin with, and the paths that are searched."""
-    base = _find_base(raw)
+    base = find_base(raw)
     if base != raw:
         found = (Path(match) for match in sorted(glob.glob(str(raw), recursive=True)))
         matches = [match for match in found if not _goes_round(base, match)]
@@ -213,7 +225,7 @@ def _expand(raw: Path) -> tuple[Path, list[Path]]:
     return raw, [raw]
 
 
-def _find_base(raw: Path) -> Path:
+def find_base(raw: Path) -> Path:
     """Return a path, or of a pattern the folder before its first wild card."""
     wild = next((place for place, part in enumerate(raw.parts) if re.search(r"[*?[]", part)), None)
     return raw if wild is None or raw.exists() else Path(*raw.parts[:wild])

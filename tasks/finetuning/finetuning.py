@@ -208,7 +208,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """Return what selection says of itself."""
     if not path.exists():
         raise ArtifactError(f"{path} is missing; restore it with `dvc checkout` or make it again with `tamis run`")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return tables.read_json(path)
 
 
 def plan_arms(pool: Pool, recipe: Recipe) -> list[Arm]:

@@ -43,6 +43,21 @@ def write_record(raw: Path, place: str, out: Path) -> None:
     write_json({"raw": place, "files": describe_files(raw)}, out)
 
 
+def read_record(record: Path) -> dict[str, Any]:
+    """Return what `write_record` wrote: `raw`, and `files` with size and digest of each by its name.
+
+    Raises:
+        ArtifactError: the record is none.
+    """
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+        return {"raw": str(found["raw"]), "files": dict(found["files"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{record} is no record of raw files ({error}); bring it back with `git checkout {record}`, or delete it"
+        ) from error
+
+
 def list_differences(raw: Path, record: Path) -> list[str]:
     """Return what differs from the record, each with its name: none where nothing does, or nothing was recorded.
 
@@ -51,12 +66,7 @@ def list_differences(raw: Path, record: Path) -> list[str]:
     """
     if not record.exists():
         return []
-    try:
-        then = dict(json.loads(record.read_text(encoding="utf-8"))["files"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{record} is no record of raw files ({error}); bring it back with `git checkout {record}`, or delete it"
-        ) from error
+    then = read_record(record)["files"]
     now = describe_files(raw)
     told = {name: "has changed" for name in then if name in now and now[name] != then[name]}
     told |= {name: "is gone" for name in then if name not in now}

@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from typer.testing import CliRunner
-from worlds.projects import GRAPHS, Project, enter, enter_copy, run_stages, toy_row
+from worlds.erasing import erase, find_bytes, list_kinds, make_whole, pick_row, read_examples, write_rows
+from worlds.projects import Project, enter_copy, prepare, run_stages, toy_row
 
-from flows import cli, erasing, erasing_dvc, params, stage, trials
+from flows import cli, erasing, erasing_dvc
 from flows.erasing_dvc import Entry, ErasingError, find_trained
-from flows.graph import dvc_state, revisions
+from flows.graph import dvc_state
 from flows.mirror import Mirror
 from flows.stage_calls import ERASED, folder
 from tasks.artifacts.stores import KINDS as KINDS_OF_STORES
@@ -39,25 +40,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def made(real_unrun, tmp_path_factory) -> Project:
-    """Two versions, the second trained on from the first; recorded, pushed, and with all that `.cache` can hold."""
-    project = Project(Path(shutil.copytree(real_unrun.root, tmp_path_factory.mktemp("erasing") / "project")))
-    with pytest.MonkeyPatch.context() as patch:
-        enter(project, patch)
-        write_rows(project, "v2", range(25, 60))
-        project.apply(GRAPHS["real"].version)
-        run_stages("v1")
-        run_stages("v2", until="finetuning")
-        project.git("add", ".")
-        project.git("commit", "--quiet", "--message", "made")
-        project.git("tag", "data-v1")
-        with dvc_state.opened() as repo:
-            revisions.push(repo, [("v1", "data-v1")])
-        trials.attempt("examples", "v1", params.read(), {}, stage.sources(["examples@v1"]))
-        make_file(Path(".cache/warmup/version=v1/v_new.safetensors"))
-        left = Path(".cache/damaged/data/examples/version=v1/examples.parquet")
-        left.parent.mkdir(parents=True)
-        shutil.copy(folder("examples", "v1") / "examples.parquet", left)
-    return project
+    return make_whole(real_unrun, tmp_path_factory.mktemp("erasing"))
 
 
 @pytest.fixture
@@ -68,27 +51,7 @@ def project(made, tmp_path, monkeypatch) -> Project:
 
 @pytest.fixture
 def row(project) -> dict:
-    """A row that the first version chose."""
-    chosen = pq.read_table(folder("selection", "v1") / "subset.parquet").to_pylist()
-    ids = {one["id"] for one in chosen if one["chosen"]}
-    return next(one for one in read_examples("v1") if one["id"] in ids)
-
-
-def write_rows(project: Project, version: str, places: range, name: str = "toys", **more: str) -> None:
-    """Write a raw file with toy rows, of which each can have other fields."""
-    home = project.root / f"data/raw/{version}"
-    home.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(toy_row(place) | more) + "\n" for place in places]
-    (home / f"{name}.jsonl").write_text("".join(lines))
-
-
-def make_file(path: Path) -> None:
-    path.parent.mkdir(parents=True)
-    path.write_bytes(bytes(100))
-
-
-def read_examples(version: str) -> list[dict]:
-    return pq.read_table(folder("examples", version) / "examples.parquet", partitioning=None).to_pylist()
+    return pick_row()
 
 
 def digest_files(root: Path) -> dict[str, str]:
@@ -99,32 +62,6 @@ def digest_files(root: Path) -> dict[str, str]:
         for path in sorted(files)
         if ".git" not in path.relative_to(root).parts
     }
-
-
-def find_bytes(root: Path, *texts: str) -> list[str]:
-    """Return the files that hold a text as they are or, of tables, once they are decoded; but git's and the record."""
-    found = []
-    for path in sorted(path for path in root.rglob("*") if path.is_file()):
-        inside = path.relative_to(root)
-        if ".git" in inside.parts or inside == ERASED:
-            continue
-        content = path.read_bytes()
-        if content.startswith(b"PAR1"):
-            content += repr(pq.read_table(path, partitioning=None).to_pydict()).encode()
-        found += [f"{inside}: {text}" for text in texts if text.encode() in content]
-    return found
-
-
-def erase(id: str, *options: str):
-    return CliRunner().invoke(cli.app, ["erase", id, "--because", "asked by its author", *options])
-
-
-def list_kinds(done) -> dict[str, list[dict]]:
-    assert done.exit_code == 0, done.output
-    found: dict[str, list[dict]] = {}
-    for one in json.loads(done.stdout):
-        found.setdefault(one["kind"], []).append(one)
-    return found
 
 
 def test_every_kind_of_place_is_listed_and_nothing_is_changed(project, row):
@@ -295,9 +232,14 @@ def test_raw_files_that_dvc_holds_are_rewritten_and_held_again(project, row):
     held = dvc_state.add("data/raw/v4")
     assert "data/raw/v4.dvc" in held
     project.edit("params.yaml", "previous: v1\n", "previous: v1\n  v4:\n    raw: data/raw/v4\n    previous: base\n")
+    prepare(project.root)
+    lock = Path("versions/v4/dvc.lock")
+    lock.write_text(Path("versions/v1/dvc.lock").read_text().replace("@v1", "@v4").replace("raw/v1", "raw/v4"))
     project.git("add", ".")
     project.git("commit", "--quiet", "--message", "held by DVC")
-    project.git("tag", "refused-v4")
+    for tag in ("refused-v4", "data-v4"):
+        project.git("tag", tag)
+    lock.unlink()  # it tells of artifacts of v1
     found = list_kinds(erase(row["id"], "--json"))
     assert any(one["what"] == "data/raw/v4/toys.jsonl" for one in found["cache"])
     named = [one["what"] for one in found["revision"] if one["path"] == "refused-v4"]
@@ -305,6 +247,7 @@ def test_raw_files_that_dvc_holds_are_rewritten_and_held_again(project, row):
     done = erase(row["id"], "--yes")
     assert find_bytes(project.root, row["id"], row["prompt"]) == []
     assert "data/raw/v4.dvc" in done.stderr
+    assert "`git tag --delete data-v1 data-v4`" in done.stderr
     assert len((project.root / "data/raw/v4/toys.jsonl").read_text().splitlines()) == 29
     assert "data/raw/v4.dvc" not in project.status()
 

@@ -10,6 +10,7 @@ from worlds.projects import GRAPHS, Project, run_child, run_dvc, run_stages, sta
 from flows import model_records, params, stage
 from flows.graph import dvc_state
 from flows.model_records import ModelsChanged
+from tasks.artifacts.tables import ArtifactError
 from tasks.model_files import ModelError
 
 
@@ -123,6 +124,14 @@ def test_record_that_cannot_be_read_is_written_anew(project, text):
     path.write_text(text)
     assert model_records.write(vars(params.read().models)) == ["embedding"]
     assert path.read_text() == wanted
+
+
+def test_folder_in_place_of_a_record_is_named(project):
+    path = model_records.place("language")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ArtifactError, match=f"{path} is a folder where a file belongs: move it away, then run again"):
+        model_records.write(vars(params.read().models))
 
 
 def test_libraries_are_recorded_and_others_are_told_by_status(project):

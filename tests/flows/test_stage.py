@@ -65,7 +65,13 @@ def test_code_that_was_edited_since_it_could_be_imported_is_refused_by_name(proj
         stage.refuse_edited("letters@v1", loaded)
 
 
-def test_stage_that_never_ran_has_no_record(project):
+@pytest.mark.parametrize("left", [None, b"", b"\xff", b"[]", b'{"made'])
+def test_stage_that_never_ran_or_whose_record_is_damaged_has_none(project, left):
+    path = stage.folder("letters", "v1") / "run.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    if left is not None:
+        path.write_bytes(left)
     assert stage.last_run("letters@v1") == {}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,9 +13,12 @@ from worlds.projects import Project, importing_from, run_child
 from flows import drive
 from flows.graph import dvc_files, dvc_state
 from flows.verify import verify
+from tasks.artifacts.tables import ArtifactError
 
 CHOSEN = Path("data/choose/version=v1/chosen.txt")
 PART = Path("data/total/version=v1/all/total.txt")  # in an artifact that is a folder
+OTHER = Path("data/score/version=v1/score.txt")
+FOLDER_THERE = " is a folder where a file belongs: move it away"
 
 
 @pytest.fixture
@@ -175,3 +179,75 @@ def make_about() -> Path:
     path = Path(".cache/pairs") / ("0" * 32) / "store.json"
     path.parent.mkdir(parents=True)
     return path
+
+
+def test_file_of_dvc_that_is_no_text_is_named_and_what_is_generated_is_written_again(project):
+    copy, lock = Path("versions/v1/dvc.yaml"), Path("versions/v1/dvc.lock")
+    whole = copy.read_text(), lock.read_text()
+    copy.write_bytes(b"\xff\xfe")
+    assert [state for _, state, _ in dvc_state.standings(dvc_state.plan())] == ["fresh"] * 4
+    lock.write_bytes(b"\xff\xfe")
+    (found,) = [one for one in verify().findings if one.kind == "lock"]
+    assert "versions/v1/dvc.lock is no file of DVC, which is text in UTF-8" in found.done
+    assert [state for _, state, _ in dvc_state.standings(dvc_state.plan())] == ["fresh"] * 4
+    assert (copy.read_text(), lock.read_text()) == whole
+
+
+@pytest.mark.parametrize("path", [CHOSEN, PART])
+def test_folder_in_place_of_an_artifact_is_set_aside_and_the_others_are_looked_at(project, path):
+    before = path.read_bytes()
+    path.unlink()
+    (path / "inside").mkdir(parents=True)
+    flip(OTHER)
+    found = {one.path: one for one in verify().findings}
+    assert found.keys() == {str(path), str(OTHER)}
+    assert found[str(path)].done == f"set aside as .cache/damaged/{path}; brought back from DVC's cache"
+    assert path.read_bytes() == before
+    assert verify().findings == ()
+
+
+def test_file_in_place_of_an_artifact_that_is_a_folder_is_set_aside(project):
+    before = PART.read_bytes()
+    shutil.rmtree(PART.parent)
+    PART.parent.write_text("no folder")
+    done = [one.done for one in verify().findings]
+    assert done[0] == f"set aside as .cache/damaged/{PART.parent}; brought back from DVC's cache"
+    assert PART.read_bytes() == before
+
+
+def test_artifact_that_cannot_be_brought_back_does_not_end_the_look(project, monkeypatch):
+    def fail(source: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device", str(target))
+
+    CHOSEN.unlink()
+    flip(OTHER)
+    monkeypatch.setattr(shutil, "copyfile", fail)
+    found = verify().findings
+    assert {one.path for one in found} == {str(CHOSEN), str(OTHER)}
+    assert all("could not be written" in one.done and not one.mended for one in found)
+
+
+@pytest.mark.parametrize("name", ["dvc.lock", "dvc.yaml"])
+def test_folder_in_place_of_a_file_of_dvc_is_named(project, name):
+    path = Path("versions/v1") / name
+    path.unlink()
+    path.mkdir()
+    with pytest.raises((dvc_state.StateError, ArtifactError), match=f"{path}{FOLDER_THERE}"):
+        dvc_state.plan()
+    if name == "dvc.lock":
+        (found,) = [one for one in verify().findings if one.kind == "lock"]
+        assert FOLDER_THERE in found.done
+
+
+@pytest.mark.parametrize("path", ["data/approvals.jsonl", "data/erased.json", "versions/v1/decisions.json"])
+@pytest.mark.parametrize("harm", ["garbage", "no text", "folder"])
+def test_record_of_what_people_said_that_is_damaged_is_told_of(project, path, harm):
+    place = Path(path)
+    if harm == "folder":
+        place.mkdir()
+    else:
+        place.write_bytes(b"{" if harm == "garbage" else b"\xff\xfe")
+    (found,) = [one for one in verify().findings if one.kind in ("approvals", "erased", "decisions")]
+    assert (found.path, found.mended) == (path, False)
+    assert f"git checkout {path}" in found.done
+    assert (FOLDER_THERE in found.done) == (harm == "folder")

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tasks import model_files
+from tasks import model_files, models
 from tasks.model_files import ModelError
 
 
@@ -60,3 +60,6 @@ def test_index_that_leads_elsewhere_is_refused(copy, index, said):
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelError, match=said):
         model_files.refuse_strange_index(copy, "toy")
+    (copy / "model.safetensors").rename(copy.parent / "model.safetensors")
+    with pytest.raises(ModelError, match=said):  # and not that the folder has no weights
+        models.folder(models.ModelChoice(str(copy)))

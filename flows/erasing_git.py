@@ -1,0 +1,95 @@
+"""What git keeps of an erased row: raw files with it that some commit holds, and the tags of versions that read these.
+
+All commits are asked that the last one, or the tag of a version, goes on from, and not the files as they stand: a row
+that is gone from these is in the history still, and one that nobody has committed is not.
+"""
+
+import tempfile
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.graph import dvc_files, dvc_state, revisions
+from flows.graph.versions import refusal_of, tag_of
+from flows.params import Params
+from flows.stage_calls import RAW
+
+Kept = tuple[Path, Any]  # a file's path in the project, and git's digest of what it holds
+
+
+def ask_git(
+    wanted: Any, rows: Sequence[Any], values: Params, named: Iterable[tuple[str, str, int]]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the raw files that some commit holds with a row, and the tags of recorded versions that read it.
+
+    Args:
+        wanted: the row, a `Wanted`.
+        rows: where it stands now, `RawRow`s.
+        values: the project's parameters.
+        named: git revisions and files there that name objects of DVC with the row, and how many.
+    """
+    with dvc_state.opened() as repo:
+        if dvc_state.without_git(repo) or repo.scm.no_commits:
+            return (), ()
+        tags = sorted(tag for tag in repo.scm.list_tags() if tag.startswith((tag_of(""), refusal_of(""))))
+        kept = {
+            (path, blob.id): blob
+            for folder in _list_folders(values)
+            for files in revisions.list_history(repo, folder, tags)
+            for path, blob in files.items()
+        }
+        here = _digest_now(rows)
+        held = {one for one, blob in kept.items() if one[1] in here or _holds(one[0], blob, wanted, values)}
+        pointed = {(revision, Path(file).with_suffix("")) for revision, file, _ in named if file.endswith(".dvc")}
+        read = [tag for tag in tags if tag.startswith(tag_of("")) and _reads(repo, tag, held, pointed)]
+    return tuple(sorted({path.as_posix() for path, _ in held})), tuple(read)
+
+
+def _list_folders(values: Params) -> list[Path]:
+    """Return where raw files lie, each once: their folder, and the raw paths of versions elsewhere in the project."""
+    from tasks.examples.files import find_base
+
+    bases = [find_base(Path(version.raw)) for version in values.versions.values()]
+    inside = [base for base in bases if not base.is_absolute() and ".." not in base.parts]
+    return [RAW, *dict.fromkeys(base for base in inside if not base.is_relative_to(RAW))]
+
+
+def _digest_now(rows: Sequence[Any]) -> set[Any]:
+    """Return the digests that git has for the files of rows; of a data set that `datasets` saved, for all its files."""
+    from tasks.examples.files import list_contents
+
+    files = {file for path in {row.path for row in rows} for file in list_contents(path)}
+    return {revisions.digest_as_git(file) for file in files}
+
+
+def _holds(path: Path, blob: Any, wanted: Any, values: Params) -> bool:
+    """Return whether a file of git holds the row, read as the versions read it whose raw path it lies in."""
+    from tasks.erasure.raw_rows import find_in_file
+    from tasks.examples.files import find_base, find_kind
+    from tasks.examples.settings import list_sources
+
+    if find_kind(path.name) is None:
+        return False
+    ways: list[tuple[str, Sequence[Any]]] = [(path.name, ())]
+    for name, version in values.versions.items():
+        base = find_base(Path(version.raw))
+        if path.is_relative_to(base):
+            inside = path.name if path == base else path.relative_to(base).as_posix()
+            ways.append((inside, list_sources(values.examples, name)))
+    with tempfile.TemporaryDirectory(prefix="tamis-erase-") as folder:
+        place = Path(folder) / path.name
+        place.write_bytes(blob.data)
+        return any(find_in_file(place, name, values.examples, wanted, sources) for name, sources in ways)
+
+
+def _reads(repo: Any, tag: str, held: Collection[Kept], pointed: Collection[tuple[str, Path]]) -> bool:
+    """Return whether the version that a tag records reads a file with the row there, of git or of DVC."""
+    version = tag.removeprefix(tag_of(""))
+    stages = dvc_files.parse_lock(revisions.read_lock(repo, version, tag))
+    paths = {Path(dep["path"]) for stage in stages.values() for dep in stage.get("deps", ())}
+    above = {one for path, _ in held for one in (path, *path.parents)}
+    files = {one for path in paths & above for one in revisions.list_files(repo, path, tag).items()}
+    targets = [path for revision, path in pointed if revision == tag]
+    return any((path, blob.id) in held for path, blob in files) or any(
+        path.is_relative_to(target) or target.is_relative_to(path) for path in paths for target in targets
+    )
