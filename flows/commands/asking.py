@@ -1,8 +1,12 @@
 """Commands that ask the artifacts, and sign them off: sql, show, why, diff, audit, approve, approvals, desk."""
 
+import os
 import re
-from contextlib import AbstractContextManager, ExitStack
+import shutil
+import sys
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,8 +28,11 @@ HAVING = "SELECT DISTINCT version FROM subset WHERE id = $id"  # versions that c
 @spoken
 def sql(
     context: typer.Context,
-    query: Annotated[str, typer.Argument(help="Every artifact is a view, such as subset or evaluation.")],
+    query: Annotated[str, typer.Argument(help="Every artifact is a view, such as subset; - reads it from stdin.")],
     revision: Annotated[str | None, typer.Option(help="Ask those of a commit, tag or branch; no checkout.")] = None,
+    seconds: Annotated[float, typer.Option(help="Give up after this time.")] = 60.0,
+    gigabytes: Annotated[float, typer.Option(help="Memory that the question, and again its answer, may take.")] = 4.0,
+    most: Annotated[int, typer.Option("--rows", help="Refuse an answer of more rows.")] = 1_000_000,
     form: Format = None,
     as_json: Json = False,
 ) -> None:
@@ -33,17 +40,34 @@ def sql(
     from tasks.catalogue import questions
 
     form = name_form(form, as_json)
-    if revision is None:
-        names, rows = questions.query(ROOT, query, _list_versions(ROOT))
-    else:
-        from flows.graph import revisions
-
-        with revisions.at_revision(revision) as root:
-            names, rows = questions.query(root, query, _list_versions(root))
+    limits = questions.Limits(seconds, gigabytes, most)
+    query = sys.stdin.read() if query == "-" else query
+    with _at(revision) as root:
+        names, rows = questions.query(root, query, _list_versions(root), limits, overrun=partial(_end, root))
     show_as(form, names, rows)
 
 
-def _list_versions(root: Path) -> dict[str, dict[str, Any]]:
+def _at(revision: str | None) -> AbstractContextManager[Path]:
+    """Return the project's folder, or one that holds its tables at a revision."""
+    if revision is None:
+        return nullcontext(ROOT)
+    from flows.graph.revisions import at_revision
+
+    return at_revision(revision)
+
+
+def _end(root: Path, told: str) -> None:
+    """Say an error and end this process, whatever another thread of it is at; a revision's folder goes with it."""
+    say(f"error: {told}")
+    if root != ROOT:
+        shutil.rmtree(root)  # links into DVC's cache, which are not followed
+    os._exit(1)
+
+
+def _list_versions(root: Path) -> dict[str, dict[str, Any]] | None:
+    """Return the versions of params.yaml; None at a revision that has no such file."""
+    if root != ROOT and not (root / PARAMS).exists():
+        return None
     return {name: vars(one) for name, one in params.read_versions(root / PARAMS).items()}
 
 

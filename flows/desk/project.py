@@ -173,20 +173,3 @@ def remember(text: str) -> None:
 def tabulate(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Return rows as a table for a picture: as a list, each of its values would be checked against Vega's schema."""
     return pa.Table.from_pylist([dict(row) for row in rows])
-
-
-def show_table(
-    rows: Sequence[Mapping[str, Any]], name: str, *, order: Sequence[str] | None = None, **more: Any
-) -> None:
-    """Show rows as a grid, which is for browsing; without rows a line says so.
-
-    Args:
-        rows: at most as many as a page may have.
-        name: what they are, for a screen reader.
-        order: of the columns; None: as they come.
-        more: of Streamlit's grid.
-    """
-    if not rows:
-        st.text("None.")
-        return
-    st.dataframe(rows, hide_index=True, width="stretch", placeholder="", column_order=order, alt=name, **more)

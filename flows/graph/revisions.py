@@ -30,7 +30,7 @@ from tasks.decisions import find_decisions
 @contextmanager
 def at_revision(revision: str) -> Iterator[Path]:
     """Lay the tables of a git revision out as a project has them, by links into DVC's cache, and what git holds beside
-    them, JSON and params.yaml; yields that folder.
+    them, JSON and params.yaml; yields that folder. What is wrong in it is told with the revision's name before a path.
 
     Raises:
         StateError: git knows no such revision, it holds no table, or the cache lacks one.
@@ -47,7 +47,11 @@ def at_revision(revision: str) -> Iterator[Path]:
             link = Path(folder) / path
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(place.absolute())
-        yield Path(folder)
+        try:
+            yield Path(folder)
+        except ValueError as error:
+            error.args = (str(error).replace(f"{folder}/", f"{revision}:"),)
+            raise
 
 
 def _list_held(repo: Repo, revision: str) -> dict[str, Path]:

@@ -1,9 +1,10 @@
 """Questions in SQL to a project's catalogue: `tamis sql`, and whoever else asks."""
 
+import math
 import re
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,6 +16,7 @@ from tasks.artifacts.views import opened
 from tasks.catalogue.sources import Artifacts, find_artifacts
 
 READING = ("SELECT", "MULTI")  # kinds of statement that are let through; MULTI: PIVOT, whose columns come of a query
+GRACE = 2.0  # seconds in which DuckDB stops once its time is up; within a function over a long list it hears nothing
 BATCH = 2048  # rows that are fetched at once, as DuckDB makes them
 STARTS = {"select", "from", "with", "pivot", "unpivot", "describe", "summarize", "show", "values", "table", "("}
 
@@ -31,9 +33,20 @@ class Limits:
     gigabytes: float = 4.0  # of memory: of the database, and again of the answer
     rows: int = 1_000_000  # of the answer
 
+    def __post_init__(self) -> None:
+        """Raise QuestionError where one of them is no limit."""
+        for name, value in vars(self).items():
+            if not 0 < value < math.inf:
+                raise QuestionError(f"{value} {name} is no limit of a question; give a number above 0")
+
 
 def query(
-    root: Path, sql: str, versions: Mapping[str, Mapping[str, str]] | None = None, limits: Limits = Limits()
+    root: Path,
+    sql: str,
+    versions: Mapping[str, Mapping[str, str]] | None = None,
+    limits: Limits = Limits(),
+    *,
+    overrun: Callable[[str], object] | None = None,
 ) -> tuple[list[str], list[tuple]]:
     """Answer a question in SQL about the artifacts of a project; returns the columns' names and the rows.
 
@@ -42,6 +55,8 @@ def query(
         sql: one statement that reads.
         versions: the data versions of params.yaml, for the view `versions`.
         limits: of seconds, memory and rows.
+        overrun: called with the error's text, from another thread, where DuckDB goes on GRACE seconds after the limit:
+            a process that does nothing but ask can end there, which is the only thing that stops it.
 
     Raises:
         QuestionError: not one reading statement, a mistake in it, a way to something else than the artifacts, a broken
@@ -51,15 +66,19 @@ def query(
     found = find_artifacts(root, versions, asked=sql)
     with opened(found.views, derived=found.derived, gigabytes=limits.gigabytes) as connection:
         ended = threading.Event()
-        clock = threading.Timer(limits.seconds, lambda: (ended.set(), connection.interrupt()))
-        clock.start()
+        clocks = [threading.Timer(limits.seconds, lambda: (ended.set(), connection.interrupt()))]
+        if overrun is not None:
+            clocks.append(threading.Timer(limits.seconds + GRACE, overrun, [_tell_late(limits)]))
+        for clock in clocks:
+            clock.start()
         try:
             answer = connection.execute(_refuse_writing(connection, sql))
             names, rows = [column[0] for column in answer.description], _fetch(answer, ended, limits)
         except duckdb.Error as error:
             raise QuestionError(_explain(error, found, ended.is_set(), limits)) from None
         finally:
-            clock.cancel()
+            for clock in clocks:
+                clock.cancel()
     if ended.is_set():
         raise QuestionError(_tell_late(limits))
     return names, rows

@@ -161,8 +161,9 @@ def _tell_decided(asked: Asked) -> Iterator[str]:
 
 
 def _tell_outside(row: Mapping[str, Any]) -> str:
-    if row["unused_because"] is not None:
-        return f"It was not chosen from: {UNUSED[row['unused_because']]}."
+    reason = row["unused_because"]
+    if reason is not None:
+        return f"It was not chosen from: {UNUSED.get(reason, reason)}."
     if row["split"] != "pool":
         return f"It was not chosen from: it is of the {row['split'].replace('_', '-')} rows."
     return "Nothing has been chosen in this version yet."

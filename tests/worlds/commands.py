@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 from flows import cli
 
 
-def tamis(*arguments: str) -> Result:
-    """Run a command."""
-    return CliRunner().invoke(cli.app, arguments)
+def tamis(*arguments: str, typed: str = "") -> Result:
+    """Run a command, with what is typed into its stdin."""
+    return CliRunner().invoke(cli.app, arguments, input=typed)
 
 
 def ask(*arguments: str) -> list[dict]:

@@ -3,7 +3,8 @@
 import altair as alt
 import streamlit as st
 
-from flows.desk.project import Opened, choose_version, show_table, tabulate
+from flows.desk.project import Opened, choose_version, tabulate
+from flows.desk.tables import show_table
 from flows.told import count
 
 HEIGHT = 380  # pixels

@@ -6,7 +6,8 @@ import altair as alt
 import streamlit as st
 
 from flows.desk.choice.shades import shade_signed
-from flows.desk.project import Opened, choose, choose_version, show_table, tabulate
+from flows.desk.project import Opened, choose, choose_version, tabulate
+from flows.desk.tables import show_grid
 
 HEIGHT = 420  # pixels
 MODULES = ("q", "k", "v", "o", "gate", "up", "down", "norm", "embedding")  # as a layer passes them; others follow
@@ -40,7 +41,7 @@ def show(project: Opened) -> None:
     if change:
         st.subheader(f"Density less that of {before}")
         st.altair_chart(draw(change, "change"), alt=f"Change of the mask's density since {before}", key="change")
-    show_table(change or found, "Density by layer and module", column_config=FORMATS)
+    show_grid(change or found, "Density by layer and module", column_config=FORMATS)
 
 
 def tell_densest(found: list[dict[str, Any]]) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 import altair as alt
 import streamlit as st
 
-from flows.desk.project import ROOT, Opened, choose, choose_version, show_table, tabulate, tell_number
+from flows.desk.project import ROOT, Opened, choose, choose_version, tabulate, tell_number
+from flows.desk.tables import show_grid
 
 SIDES = ("left", "right", "bottom", "top")
 HEIGHT = 520  # pixels
@@ -42,7 +43,7 @@ def show(project: Opened) -> None:
         frame = Frame(**choose_frame(picked))
         count, rows = list_inside(connection, version, frame)
         st.text(f"{count:,} rows lie inside{f', of which {len(rows):,} are listed' if len(rows) < count else ''}.")
-        show_table(rows, "Rows inside the frame", order=("state", "topic", "prompt", "response", "id"))
+        show_grid(rows, "Rows inside the frame", order=("state", "topic", "prompt", "response", "id"))
 
 
 def choose_frame(picked: Mapping[str, Any]) -> dict[str, float | None]:

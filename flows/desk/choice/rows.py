@@ -6,7 +6,8 @@ from typing import Any
 
 import streamlit as st
 
-from flows.desk.project import ROOT, Opened, choose, choose_version, remember, show_table, show_words, tell_number
+from flows.desk.project import ROOT, Opened, choose, choose_version, remember, show_words, tell_number
+from flows.desk.tables import show_grid
 
 SIZE = 100  # rows of a page
 COLUMNS = ("state", "rank", "value", "topic", "prompt", "why", "response", "response_tokens", "source", "id")
@@ -14,6 +15,7 @@ WIDTHS = {
     **{name: st.column_config.Column(width="small") for name in ("state", "rank", "value", "topic", "response_tokens")},
     **{name: st.column_config.Column(width="medium") for name in ("prompt", "why", "response")},
 }
+BOUNDS = {"low": "Score at least", "high": "Score at most"}  # of the score that is asked for
 SPLIT = "chosen beside left out"  # a state of its own: two lists of the same filter
 
 
@@ -38,14 +40,14 @@ def show(project: Opened) -> None:
             place.text(f"{named}{counted.rows:,} rows, digest {counted.digest}")
             found = list_rows(connection, replace(asked, state=state), order=order, page=page, size=SIZE)
             with place:
-                show_grid(found, state)
+                show_list(found, state)
             ids += [row["id"] for row in found]
         id = choose_row(ids)
         if id:
             show_story(connection, project, version, id)
 
 
-def show_grid(found: list[dict[str, Any]], state: str) -> None:
+def show_list(found: list[dict[str, Any]], state: str) -> None:
     """Show rows of a page; a click on one opens it."""
     key = f"grid {state}"
 
@@ -55,7 +57,7 @@ def show_grid(found: list[dict[str, Any]], state: str) -> None:
             st.session_state["id"] = found[picked[0]]["id"]
 
     how = {"key": key, "on_select": open_picked, "selection_mode": "single-row", "column_config": WIDTHS}
-    show_table(found, f"Rows, {state}", order=COLUMNS, **how)
+    show_grid(found, f"Rows, {state}", order=COLUMNS, **how)
 
 
 def choose_filter(project: Opened, connection: Any, version: str) -> tuple[Any, str]:
@@ -73,13 +75,15 @@ def choose_filter(project: Opened, connection: Any, version: str) -> tuple[Any, 
     words = left.text_input("Says all of these words", key="words", bind="query-params")
     score = middle.selectbox("Score", ["", *scores], key="score", bind="query-params", format_func=name_any)
     order = choose(right.selectbox, "Order", list(ORDERS), key="order")
-    for key, label in (("low", "Score at least"), ("high", "Score at most")):
+    for key, label in BOUNDS.items():
         tell_number(key, label)
         if not score and key in st.query_params:
             show_words(f"The link asks for {label.lower()} and names no score; that is left out.")
-    low = middle.number_input("Score at least", value=None, key="low", bind="query-params") if score else None
-    high = right.number_input("Score at most", value=None, key="high", bind="query-params") if score else None
-    return Filter(version, state, topic, source, words, score, low, high), order
+    bounds = [
+        column.number_input(label, value=None, key=key, bind="query-params") if score else None
+        for column, (key, label) in zip((middle, right), BOUNDS.items(), strict=True)
+    ]
+    return Filter(version, state, topic, source, words, score, *bounds), order
 
 
 def tell_unknown(version: str, known: Mapping[str, list[str]]) -> None:

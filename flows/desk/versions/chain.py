@@ -5,7 +5,8 @@ from typing import Any
 import altair as alt
 import streamlit as st
 
-from flows.desk.project import Opened, show_table, tabulate
+from flows.desk.project import Opened, tabulate
+from flows.desk.tables import show_table
 
 HEIGHT = 320  # pixels
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import streamlit as st
 
-from flows.desk.project import GIGABYTES, Opened, choose, choose_version, show_table
+from flows.desk.project import GIGABYTES, Opened, choose, choose_version
+from flows.desk.tables import show_table
 
 MOST = 2000  # rows of a list
 WAYS = ("two versions", "a version at two revisions of git", "a version by two selectors")

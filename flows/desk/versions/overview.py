@@ -5,7 +5,8 @@ from typing import Any
 
 import streamlit as st
 
-from flows.desk.project import ROOT, Opened, show_table, show_words
+from flows.desk.project import ROOT, Opened, show_words
+from flows.desk.tables import show_table
 from flows.desk.versions.signing import tell_settings, tell_waiting
 from flows.told import count
 from tasks.artifacts.tables import ArtifactError
@@ -14,13 +15,7 @@ from tasks.audit.queries import read_queries
 SECONDS = "SELECT version, sum(seconds) FROM (SELECT DISTINCT version, stage, seconds FROM runs) GROUP BY version"
 CHECKS = """SELECT version, count(*), count(*) FILTER (NOT passed) FROM audit WHERE list_contains($promises, "check")
     GROUP BY version"""
-FORMATS = {
-    "loss of chosen": st.column_config.NumberColumn(format="%.4f"),
-    "minus random": st.column_config.NumberColumn(format="%+.4f"),
-    "low": st.column_config.NumberColumn(format="%+.4f"),
-    "high": st.column_config.NumberColumn(format="%+.4f"),
-    "seconds": st.column_config.NumberColumn(format="%.0f"),
-}
+FORMATS = {"loss of chosen": ".4f", "minus random": "+.4f", "low": "+.4f", "high": "+.4f", "seconds": ",.0f"}
 
 
 def show(project: Opened) -> None:
@@ -38,7 +33,7 @@ def show(project: Opened) -> None:
     made = [row for row in rows if row["chosen"] is not None]
     measured = sum(row["loss of chosen"] is not None for row in made)
     st.text(f"{len(made):,} of {count(len(rows), 'version')} have a choice of rows; {measured:,} of them are measured.")
-    show_table(rows, "Versions", column_config=FORMATS)
+    show_table(rows, "Versions", formats=FORMATS)
     waiting = tell_waiting(project)
     for row in rows:
         st.subheader(row["version"])

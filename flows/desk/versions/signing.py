@@ -5,7 +5,8 @@ from typing import Any
 
 import streamlit as st
 
-from flows.desk.project import ROOT, Opened, choose_version, remember, show_table, show_words
+from flows.desk.project import ROOT, Opened, choose_version, remember, show_words
+from flows.desk.tables import show_table
 from flows.told import count
 from tasks.artifacts.views import ask
 from tasks.audit.queries import PROVENANCE, Query, read_queries

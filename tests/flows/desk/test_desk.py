@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from streamlit.testing.v1 import AppTest
-from worlds.desk_pages import APP, PAGES, look, read_text
+from worlds.desk_pages import APP, PAGES, look, read_tables, read_text
 from worlds.projects import run_stages
 
 from flows import params
@@ -82,7 +82,7 @@ def test_text_of_data_is_never_markup(project, hostile):
     assert any(hostile in value for value in desk.dataframe[0].value["response"])
     make_places(Path("."), "v1")
     for page in PAGES:
-        desk = look(page, version="v1", id=row["id"])
+        desk = look(page, version="v1", id=row["id"], before="v1", after="v2")
         for one in (*desk.markdown, *desk.header, *desk.subheader, *desk.caption, *desk.error, *desk.info):
             assert "script" not in one.value
 
@@ -101,7 +101,10 @@ def test_differences_are_those_of_the_command(project):
 
     found = compare(*(read_side(version, Path("."), version) for version in ("v1", "v2")))
     enters = sum(row["change"] == "enters" for row in found.rows)
-    said = read_text(look("diff", before="v1", after="v2"))
+    desk = look("diff", before="v1", after="v2")
+    said = read_text(desk)
+    shown = [row["id"] for table in read_tables(desk) if "reason" in table[0] for row in table]
+    assert sorted(shown) == sorted(row["id"] for row in found.rows)
     assert f"{enters:,} rows enter, {len(found.rows) - enters:,} leave, {found.both:,} are chosen in both." in said
 
 
@@ -139,6 +142,14 @@ def test_questions_are_answered_and_nothing_else_is_done(project, sql, text):
     desk.text_area[0].set_value(sql).run()
     assert not desk.exception
     assert text in read_text(desk)
+
+
+def test_a_question_that_hears_no_interruption_is_ended_and_the_page_goes_on(project, monkeypatch):
+    monkeypatch.setattr("flows.desk.asking.SECONDS", 0.2)
+    desk = look("query", sql="SELECT list_sum(list_transform(range(50000000), lambda x: x * 2 + 1))")
+    assert "no answer within 0.2 s; ask for less" in read_text(desk)
+    desk.text_area[0].set_value("SELECT 1 AS one").run()
+    assert "1 row" in read_text(desk)
 
 
 def test_without_artifacts_it_says_what_to_do(project):
@@ -212,12 +223,12 @@ def test_pairs_show_a_row_beside_its_partners(project):
 
 def test_the_chain_says_what_came_and_what_was_learnt(project):
     desk = look("chain")
-    rows = desk.dataframe[0].value
+    changes, learnt = read_tables(desk)
     examples = read_table(Path("data/examples/version=v2/examples.parquet")).to_pylist()
     added = {row["id"] for row in examples if row["change"] == "new" and row["split"] == "pool"}
-    (found,) = rows[(rows["version"] == "v2") & (rows["split"] == "pool")]["added"]
-    assert found == len(added)
-    assert set(desk.dataframe[1].value["version"]) == {"v1"}
+    (found,) = (row["added"] for row in changes if (row["version"], row["split"]) == ("v2", "pool"))
+    assert int(found) == len(added)
+    assert {row["version"] for row in learnt} == {"v1"}
 
 
 def test_two_revisions_are_compared(project):
