@@ -190,7 +190,8 @@ def write_catalogue() -> str:
         "of a conversation), `pairs`, `scores` (every number that a row has, under its name), `changes` (what a "
         "version kept, edited, added and withdrew; `replaced` is the earlier text of what was edited), `runs` (what "
         "each artifact was made with) and `versions`. A question reads, and may take a minute, 4 GB and a million "
-        "rows of answer.\n\n"
+        "rows of answer, unless `--seconds`, `--gigabytes` or `--rows` say otherwise; `tamis sql -` reads it from "
+        "stdin.\n\n"
     )
     return text + "\n".join(f"## {one.view}\n\n{one.question}\n\n```sql\n{one.sql}\n```\n" for one in EXAMPLES)
 
