@@ -13,9 +13,9 @@ LONGEST = 400  # characters of a cell that is read; a row's own page has all of 
 STYLE = """<style>
 .tamis {overflow-x: auto}
 .tamis table {border-collapse: collapse; width: 100%; font-size: 0.875rem}
-.tamis th, .tamis td {padding: 0.4rem 0.6rem; text-align: left; vertical-align: top; overflow-wrap: anywhere;
-    border-bottom: 1px solid color-mix(in srgb, currentColor 20%, transparent)}
-.tamis th {font-weight: 600; overflow-wrap: normal}
+.tamis th, .tamis td {padding: 0.4rem 0.6rem; text-align: left; vertical-align: top; max-width: 26rem;
+    overflow-wrap: break-word; border-bottom: 1px solid color-mix(in srgb, currentColor 20%, transparent)}
+.tamis th {font-weight: 600}
 .tamis .number {text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums}
 </style>"""
 
