@@ -32,11 +32,13 @@ torch.set_num_threads(1)  # toy models are too small for more
 @pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory) -> Path:
     """A folder with the toy model."""
+    from worlds.made_once import make_once
     from worlds.toys import write_toy_model
 
-    folder = tmp_path_factory.mktemp("toy")
-    write_toy_model(folder)
-    return folder
+    def make(folder: Path) -> None:
+        write_toy_model(folder)
+
+    return make_once(tmp_path_factory, "toy", make)[0]
 
 
 @pytest.fixture

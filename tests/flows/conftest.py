@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from worlds.projects import DRIVERS, GRAPHS, Graph, Project, drive_by_dvc, enter, enter_copy, run_stages, start_project
+from worlds.made_once import make_once
+from worlds.projects import DRIVERS, GRAPHS, Graph, Project, drive_by_dvc, enter_copy, run_stages, start_project
 
 import flows  # noqa: F401  sets the environment before any test imports Prefect
 
@@ -42,14 +43,16 @@ def small(tmp_path) -> Project:
 @pytest.fixture(scope="session")
 def small_made(tmp_path_factory, apart) -> Project:
     """The small project after `dvc repro`, committed; tests take a copy of it."""
-    root = tmp_path_factory.mktemp("made") / "small"
-    GRAPHS["small"].make(root, "")
-    project = start_project(root)
-    drive_by_dvc(project)
-    project.git("add", ".")
-    project.git("commit", "--quiet", "--message", "made")
-    project.git("gc", "--quiet")  # copies have fewer files to copy
-    return project
+
+    def make(home: Path) -> None:
+        GRAPHS["small"].make(home / "small", "")
+        project = start_project(home / "small")
+        drive_by_dvc(project)
+        project.git("add", ".")
+        project.git("commit", "--quiet", "--message", "made")
+        project.git("gc", "--quiet")  # copies have fewer files to copy
+
+    return Project(make_once(tmp_path_factory, "small", make)[0] / "small")
 
 
 @pytest.fixture
@@ -63,12 +66,13 @@ def small_copy(small_made, tmp_path, monkeypatch) -> Project:
 @pytest.fixture(scope="session")
 def real_unrun(toy_folder, tmp_path_factory, apart) -> Project:
     """The real graph with the toy model and one version, before its first run; tests take a copy of it."""
-    root = tmp_path_factory.mktemp("unrun") / "project"
-    GRAPHS["real"].make(root, str(toy_folder))
-    shutil.rmtree(root / "data/raw/v2")
-    project = start_project(root)
-    project.git("gc", "--quiet")  # copies have fewer files to copy
-    return project
+
+    def make(home: Path) -> None:
+        GRAPHS["real"].make(home / "project", str(toy_folder))
+        shutil.rmtree(home / "project/data/raw/v2")
+        start_project(home / "project").git("gc", "--quiet")  # copies have fewer files to copy
+
+    return Project(make_once(tmp_path_factory, "unrun", make)[0] / "project")
 
 
 @pytest.fixture
@@ -80,36 +84,43 @@ def real_copy(real_unrun, tmp_path, monkeypatch) -> Project:
 @pytest.fixture(scope="session")
 def fresh(server, request, tmp_path_factory) -> Callable[[Graph, str], tuple[Project, list[str]]]:
     """Return a project after one run by a driver, and what that run computed; made once per graph and driver."""
-    made: dict[tuple[Graph, str], tuple[Project, list[str]]] = {}
 
-    def make(graph: Graph, driver: str) -> tuple[Project, list[str]]:
-        if (graph, driver) not in made:
-            root = tmp_path_factory.mktemp(driver) / "project"
-            graph.make(root, "" if graph is GRAPHS["small"] else str(request.getfixturevalue("toy_folder")))
-            project = start_project(root)
-            made[graph, driver] = project, DRIVERS[driver](project)
-        return made[graph, driver]
+    def get(graph: Graph, driver: str) -> tuple[Project, list[str]]:
+        name = next(name for name, one in GRAPHS.items() if one is graph)
 
-    return make
+        def make(home: Path) -> list[str]:
+            graph.make(home / "project", "" if name == "small" else str(request.getfixturevalue("toy_folder")))
+            return DRIVERS[driver](start_project(home / "project"))
+
+        home, computed = make_once(tmp_path_factory, f"{name}-{driver}", make)
+        return Project(home / "project"), computed
+
+    return get
 
 
 @pytest.fixture(scope="session")
 def two_made(real_unrun, tmp_path_factory) -> Project:
     """Two versions of the real project with the toy model, the first recorded at a tag; tests leave it as it is."""
-    project = Project(Path(shutil.copytree(real_unrun.root, tmp_path_factory.mktemp("two") / "project")))
-    with pytest.MonkeyPatch.context() as patch:
-        enter(project, patch)
-        run_stages("v1")
-        project.git("add", ".")
-        project.git("commit", "--quiet", "--message", "v1")
-        project.git("tag", "data-v1")
-        lines = (project.root / "data/raw/v1/toys.jsonl").read_text().splitlines()
-        (project.root / "data/raw/v2").mkdir()
-        more = [json.dumps({"prompt": f"more {k}?", "response": f"{k}!", "topic": "sums"}) for k in range(9)]
-        (project.root / "data/raw/v2/toys.jsonl").write_text("\n".join(lines[4:] + more) + "\n")
-        project.apply(GRAPHS["real"].version)
-        run_stages("v2")
-    return project
+
+    def make(home: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            write_two(enter_copy(real_unrun, home / "project", patch))
+
+    return Project(make_once(tmp_path_factory, "two", make)[0] / "project")
+
+
+def write_two(project: Project) -> None:
+    """Run the first version of a project, which is the current folder, and a second one that continues from it."""
+    run_stages("v1")
+    project.git("add", ".")
+    project.git("commit", "--quiet", "--message", "v1")
+    project.git("tag", "data-v1")
+    lines = (project.root / "data/raw/v1/toys.jsonl").read_text().splitlines()
+    (project.root / "data/raw/v2").mkdir()
+    more = [json.dumps({"prompt": f"more {k}?", "response": f"{k}!", "topic": "sums"}) for k in range(9)]
+    (project.root / "data/raw/v2/toys.jsonl").write_text("\n".join(lines[4:] + more) + "\n")
+    project.apply(GRAPHS["real"].version)
+    run_stages("v2")
 
 
 @pytest.fixture

@@ -38,9 +38,9 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def made(real_unrun, tmp_path_factory) -> Project:
-    return make_whole(real_unrun, tmp_path_factory.mktemp("erasing"))
+    return make_whole(real_unrun, tmp_path_factory)
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ HISTORY = "git's history still holds data/raw/v1/toys.jsonl with the row"
 TAGS = "`git tag --delete data-v1`"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def made(real_unrun, tmp_path_factory) -> Project:
-    return make_whole(real_unrun, tmp_path_factory.mktemp("erasing"))
+    return make_whole(real_unrun, tmp_path_factory)
 
 
 @pytest.fixture

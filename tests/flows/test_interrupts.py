@@ -157,13 +157,17 @@ def test_interrupt_while_recording_breaks_no_file(project, server, at, computed)
     assert goes_on(project, computed)
 
 
+@pytest.mark.slow
 def test_interrupt_at_the_end(project):
     process = start(project, "os.kill| 15|0")
     refuse_unless_ended_well(process, project)
     assert goes_on(project, [])
 
 
-@pytest.mark.parametrize("number", interrupts.LINES)
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(one, marks=[] if one == signal.SIGTERM else [pytest.mark.slow]) for one in interrupts.LINES],
+)
 def test_signal_that_only_the_process_gets_ends_the_server_as_well(project, number):
     project.apply(GRAPHS["small"].late)
     project.edit("small/choose.py", "    os.replace", f"{ASLEEP}    os.replace")

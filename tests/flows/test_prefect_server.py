@@ -123,6 +123,7 @@ def test_server_of_a_run_answers_no_stranger_and_is_forgotten_at_the_end(small):
     assert not (small.root / LEFT).exists()
 
 
+@pytest.mark.slow
 def test_several_runs_of_one_process_share_its_server(small):
     """As `tamis continue` runs one version after another."""
     small.edit("params.yaml", "v1: {raw: raw/v1.txt}", "v1: {raw: raw/v1.txt}\n  v2: {raw: raw/v2.txt}")

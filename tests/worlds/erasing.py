@@ -11,29 +11,35 @@ from typer.testing import CliRunner
 from flows import cli, params, stage, trials
 from flows.graph import dvc_state, revisions
 from flows.stage_calls import ERASED, folder
-from worlds.projects import GRAPHS, Project, enter, run_stages, toy_row
+from worlds.made_once import make_once
+from worlds.projects import GRAPHS, Project, enter_copy, run_stages, toy_row
 
 
-def make_whole(real_unrun: Project, home: Path) -> Project:
+def make_whole(real_unrun: Project, factory: pytest.TempPathFactory) -> Project:
     """Two versions, the second trained on from the first; recorded, pushed, and with all that `.cache` can hold."""
-    project = Project(Path(shutil.copytree(real_unrun.root, home / "project")))
-    with pytest.MonkeyPatch.context() as patch:
-        enter(project, patch)
-        write_rows(project, "v2", range(25, 60))
-        project.apply(GRAPHS["real"].version)
-        run_stages("v1")
-        run_stages("v2", until="finetuning")
-        project.git("add", ".")
-        project.git("commit", "--quiet", "--message", "made")
-        project.git("tag", "data-v1")
-        with dvc_state.opened() as repo:
-            revisions.push(repo, [("v1", "data-v1")])
-        trials.attempt("examples", "v1", params.read(), {}, stage.sources(["examples@v1"]))
-        make_file(Path(".cache/warmup/version=v1/v_new.safetensors"))
-        left = Path(".cache/damaged/data/examples/version=v1/examples.parquet")
-        left.parent.mkdir(parents=True)
-        shutil.copy(folder("examples", "v1") / "examples.parquet", left)
-    return project
+
+    def make(home: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            _write_whole(enter_copy(real_unrun, home / "project", patch))
+
+    return Project(make_once(factory, "whole", make)[0] / "project")
+
+
+def _write_whole(project: Project) -> None:
+    write_rows(project, "v2", range(25, 60))
+    project.apply(GRAPHS["real"].version)
+    run_stages("v1")
+    run_stages("v2", until="finetuning")
+    project.git("add", ".")
+    project.git("commit", "--quiet", "--message", "made")
+    project.git("tag", "data-v1")
+    with dvc_state.opened() as repo:
+        revisions.push(repo, [("v1", "data-v1")])
+    trials.attempt("examples", "v1", params.read(), {}, stage.sources(["examples@v1"]))
+    make_file(Path(".cache/warmup/version=v1/v_new.safetensors"))
+    left = Path(".cache/damaged/data/examples/version=v1/examples.parquet")
+    left.parent.mkdir(parents=True)
+    shutil.copy(folder("examples", "v1") / "examples.parquet", left)
 
 
 def pick_row() -> dict:

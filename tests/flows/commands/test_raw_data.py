@@ -330,6 +330,7 @@ def test_raw_files_that_are_not_as_they_were_added_are_named_by_check_and_by_eve
     assert json.loads((project.root / "data/examples/version=v2/run.json").read_text())["files_moved"]
 
 
+@pytest.mark.slow
 def test_dvc_repro_tells_of_rejects_files_that_are_not_read_and_what_was_left_out(project):
     with open(project.root / "data/raw/v1/toys.jsonl", "a") as file:
         ends = [{"role": "assistant", "content": "b"}, {"role": "user", "content": "and?"}]
@@ -376,6 +377,7 @@ def test_chosen_rows_are_exported_to_where_the_user_stands(project, monkeypatch)
     assert tamis("export", "v9", "other").stderr == "error: there is no data version 'v9'; params.yaml has v1\n"
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_leaves_nothing_half_written(project, chats):
     script = '"$@" | head -n 1'
     command = ["bash", "-c", script, "bash", sys.executable, "-m", "flows.cli", "add", str(chats), "--copy"]

@@ -10,7 +10,8 @@ from pathlib import Path
 import dulwich.repo
 import pytest
 import yaml
-from worlds.projects import GRAPHS, KILLER, Project, enter, importing_from, run_child, run_dvc, start_project
+from worlds.made_once import make_once
+from worlds.projects import GRAPHS, KILLER, Project, enter_copy, importing_from, run_child, run_dvc, start_project
 
 from flows import params
 from flows.graph import dvc_state
@@ -33,22 +34,26 @@ CHILD = [sys.executable, "-c", "from flows.unattended import continual; continua
 @pytest.fixture(scope="session")
 def started(tmp_path_factory, apart) -> Project:
     """The small project with two versions, committed, before its first run; its remote is a folder beside it."""
-    folder = tmp_path_factory.mktemp("continual")
-    GRAPHS["small"].make(folder / "small", "")
-    project = start_project(folder / "small")
-    set_versions(project, VERSIONS)
-    commit(project)
-    return project
+
+    def make(home: Path) -> None:
+        GRAPHS["small"].make(home / "small", "")
+        project = start_project(home / "small")
+        set_versions(project, VERSIONS)
+        commit(project)
+
+    return Project(make_once(tmp_path_factory, "continual", make)[0] / "small")
 
 
 @pytest.fixture(scope="session")
 def finished(started, server, tmp_path_factory) -> tuple[Project, list[str]]:
     """The same after both versions were recorded, and what `advance` returned."""
-    project = Project(tmp_path_factory.mktemp("finished") / "small")
-    shutil.copytree(started.root, project.root)
-    with pytest.MonkeyPatch.context() as patch:
-        enter(project, patch)
-        return project, advance(project)
+
+    def make(home: Path) -> list[str]:
+        with pytest.MonkeyPatch.context() as patch:
+            return advance(enter_copy(started, home / "small", patch))
+
+    home, made = make_once(tmp_path_factory, "finished", make)
+    return Project(home / "small"), made
 
 
 @pytest.fixture
@@ -64,9 +69,7 @@ def recorded(finished, tmp_path, monkeypatch) -> Project:
 
 
 def copied(made: Project, folder: Path, monkeypatch) -> Project:
-    shutil.copytree(made.root, folder / "small")
-    enter(Project(folder / "small"), monkeypatch)
-    return Project(folder / "small")
+    return enter_copy(made, folder / "small", monkeypatch)
 
 
 def advance(project: Project) -> list[str]:
