@@ -26,6 +26,8 @@ from tasks.settings import VersionSettings
 
 TRIALS = CACHE / "trials"
 DONE = "done.json"
+TOLD = {"seconds": (int, float), "resumed": bool, "notes": dict}  # what it says of a trial, and in what types
+CHOICE = ("chosen_rows", "chosen_fraction", "objective", "objective_share", "pilot", "mask")  # read of a choice
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ def attempt(
 
     Raises:
         InputsChanged: a module was edited since, or something that the stage reads while it ran.
+        ArtifactError: a folder stands where what is said of the trial belongs.
     """
     facts = describe(name, version, values, upstream, before)
     key = digest(facts)
@@ -73,7 +76,8 @@ def attempt(
     )
     folders = replace(find_folders(values, version), here=here, before=earlier, **kept)
 
-    if not (home / DONE).exists():
+    made = _read(home)
+    if made is None:
         address = f"{name}@{version}"
         refuse_edited(address, loaded)  # now, too: it may run for hours
         from tasks.artifacts.stores import in_use
@@ -91,7 +95,9 @@ def attempt(
         conclude(home / DONE, {"seconds": seconds, "resumed": resumed, "notes": notes, "code": code})
         for line in tell_notes(version, {"halved": notes["halved"]}):
             say(f"{address:<16} {line}")
-    return _read(home)
+        made = _read(home)
+        assert made is not None, f"{home} was concluded just now"
+    return made
 
 
 def _run(name: str, address: str, values: Params, folders: Any) -> dict[str, Any]:
@@ -107,13 +113,30 @@ def find(name: str, version: str, values: Params, upstream: Mapping[str, Trial])
     Args:
         name, version, values, upstream: as of `attempt`.
     """
-    home = TRIALS / name / digest(describe(name, version, values, upstream))
-    return _read(home) if (home / DONE).exists() else None
+    return _read(TRIALS / name / digest(describe(name, version, values, upstream)))
 
 
-def _read(home: Path) -> Trial:
-    done = json.loads((home / DONE).read_text(encoding="utf-8"))
-    return Trial(home.name, home, **{name: done[name] for name in ("seconds", "resumed", "notes")})
+def _read(home: Path) -> Trial | None:
+    """Return a trial that was concluded; None: none was, or what is said of it is damaged, and it is made again.
+
+    Raises:
+        ArtifactError: a folder stands where that belongs.
+    """
+    from tasks.artifacts.remembered import recall
+
+    done = recall(home / DONE, TOLD)
+    return done and Trial(home.name, home, **{name: done[name] for name in TOLD})
+
+
+def read_choice(selection: Trial) -> dict[str, Any]:
+    """Return what a trial of stage selection says of its choice.
+
+    Raises:
+        ArtifactError: it was damaged.
+    """
+    from tasks.artifacts.tables import read_json
+
+    return read_json(selection.folder / "selection.json", CHOICE)
 
 
 def digest_sources(name: str, versions: Mapping[str, VersionSettings]) -> str:
