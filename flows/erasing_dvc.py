@@ -9,7 +9,7 @@ rest.
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -53,6 +53,8 @@ class InDvc:
     unseen: int  # other objects that the remote has and this clone has not, so that nobody has looked into them
     revisions: tuple[tuple[str, str, int], ...]  # revision, file that records objects, how many of these
     trained_on: frozenset[str]  # versions that continue from an arm that was trained on the row
+    pointed: frozenset[tuple[str, Path]]  # revisions, and raw files with the row that a .dvc file stands for there
+    lost: frozenset[tuple[str, Path]]  # likewise raw files or folders that are nowhere any more, and other ones now
 
 
 def find_kept(wanted: Any, settings: ExamplesSettings) -> InDvc:
@@ -85,6 +87,8 @@ def find_kept(wanted: Any, settings: ExamplesSettings) -> InDvc:
             len(there.keys() - doomed - objects.keys()),
             tuple(_count_named(entries, doomed)),
             frozenset(one.version for one in entries if one.revision is None and _goes_on(one, arms, trained)),
+            frozenset(_list_pointed(entries, held, listings)),
+            frozenset(_list_lost(entries, objects.keys() | there.keys())),
         )
 
 
@@ -213,7 +217,7 @@ def _find_held(
             continue
         name = raw.get(digest) or ("" if digest in names else _guess_name(path))
         with _as_named(path, Path(name).name) as place:
-            if holds(path, wanted) or (name and find_in_file(place, Path(name).name, settings, wanted)):
+            if holds(path, wanted) or (name and find_in_file(place, Path(name).name, settings, wanted, cut=wanted.cut)):
                 yield digest
 
 
@@ -252,6 +256,34 @@ def _count_named(entries: Iterable[Entry], doomed: set[str]) -> Iterator[tuple[s
         if entry.revision:
             found.setdefault((entry.revision, entry.file), set()).update(doomed & set(entry.made.values()))
     yield from ((*place, len(digests)) for place, digests in sorted(found.items()) if digests)
+
+
+def _list_pointed(
+    entries: Iterable[Entry], held: set[str], listings: Mapping[str, Mapping[str, str]]
+) -> Iterator[tuple[str, Path]]:
+    """Yield the git revisions and the files with the row that .dvc files stand for there."""
+    for revision, path, digest in _list_raw(entries):
+        inside = listings.get(digest, {"": digest})
+        yield from ((revision, Path(path) / name) for name, each in inside.items() if revision and each in held)
+
+
+def _list_lost(entries: Iterable[Entry], there: Collection[str]) -> Iterator[tuple[str, Path]]:
+    """Yield the git revisions and paths of raw data that neither this clone nor the remote has, and which differ now.
+
+    Of an erased row, whose objects are gone, this alone tells which versions read it.
+    """
+    found = list(_list_raw(entries))
+    now = {path: digest for revision, path, digest in found if revision is None}
+    for revision, path, digest in found:
+        if revision and digest not in there and now.get(path, digest) != digest:
+            yield revision, Path(path)
+
+
+def _list_raw(entries: Iterable[Entry]) -> Iterator[tuple[str | None, str, str]]:
+    """Yield what .dvc files stand for: git revision, None for now; path; digest."""
+    for one in entries:
+        if not one.stage and one.revision != "":
+            yield from ((one.revision, path, digest) for path, digest in one.made.items())
 
 
 def _read_entries(repo: Any) -> Iterator[Entry]:

@@ -95,7 +95,7 @@ def refuse_rewritten(versions: Mapping[str, VersionSettings], asked: Iterable[st
         versions: all data versions.
         asked: those that are looked at, with what they continue from; all, where none is named.
     """
-    looked_at = {one for name in asked for one in (name, *_earlier(name, versions)[:1])} or set(versions)
+    looked_at = {one for name in asked for one in (name, *list_earlier(name, versions)[:1])} or set(versions)
     with dvc_state.opened() as repo:
         known = set() if dvc_state.without_git(repo) else set(repo.scm.list_tags())
         recorded = [name for name in versions if name in looked_at and tag_of(name) in known]
@@ -109,7 +109,7 @@ def refuse_rewritten(versions: Mapping[str, VersionSettings], asked: Iterable[st
                 f"`git tag --delete {tag_of(name)}` lets {name} be recorded"
             )
         if f"md5: {now[name]}\n" not in then[name]:
-            after = [one for one in versions if tag_of(one) in known and name in _earlier(one, versions)]
+            after = [one for one in versions if tag_of(one) in known and name in list_earlier(one, versions)]
             anew = [tag_of(one) for one in (name, *after)]
             found = f"{name} is recorded (tag {tag_of(name)}), but its raw data, {versions[name].raw}, "
             found += "have changed since" if now[name] else "are gone"
@@ -287,7 +287,7 @@ def _note(tags: Sequence[str]) -> None:
         UNPUSHED.unlink(missing_ok=True)
 
 
-def _earlier(name: str, versions: Mapping[str, VersionSettings]) -> list[str]:
+def list_earlier(name: str, versions: Mapping[str, VersionSettings]) -> list[str]:
     """Return the versions that a version continues from, directly or not."""
     found: list[str] = []
     while name in versions:
