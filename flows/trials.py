@@ -64,40 +64,37 @@ def attempt(
         InputsChanged: a module was edited since, or something that the stage reads while it ran.
         ArtifactError: a folder stands where what is said of the trial belongs.
     """
-    facts = describe(name, version, values, upstream, before)
-    key = digest(facts)
-    home = TRIALS / name / key
+    address, facts = f"{name}@{version}", describe(name, version, values, upstream, before)
+    home = TRIALS / name / digest(facts)
+    if (done := _read(home)) is not None:
+        return done
 
     made = {name: home} | {stage: trial.folder for stage, trial in upstream.items()}
     here = find_artifacts(version, made)
     kept: dict[str, Any] = {"scratch": home / "scratch", "warmup": find_warmup(here.examples)}
-    earlier = find_artifacts(
-        values.versions[version].previous, {each: one.folder for each, one in (before or {}).items()}
-    )
+    then = {stage: trial.folder for stage, trial in (before or {}).items()}
+    earlier = find_artifacts(values.versions[version].previous, then)
     folders = replace(find_folders(values, version), here=here, before=earlier, **kept)
 
-    made = _read(home)
-    if made is None:
-        address = f"{name}@{version}"
-        refuse_edited(address, loaded)  # now, too: it may run for hours
-        from tasks.artifacts.stores import in_use
+    refuse_edited(address, loaded)  # now, too: it may run for hours
+    from tasks.artifacts.stores import in_use
 
-        resumed = home.exists()
-        home.mkdir(parents=True, exist_ok=True)
-        with named(address), in_use(CACHE):
-            start = time.monotonic()
-            notes = _run(name, address, values, folders)
-            seconds = time.monotonic() - start
-        refuse_edited(address, loaded)
-        refuse_moved(address, facts, describe(name, version, values, upstream, before))
-        shutil.rmtree(home / "scratch", ignore_errors=True)
-        code = digest_sources(name, values.versions)
-        conclude(home / DONE, {"seconds": seconds, "resumed": resumed, "notes": notes, "code": code})
-        for line in tell_notes(version, {"halved": notes["halved"]}):
-            say(f"{address:<16} {line}")
-        made = _read(home)
-        assert made is not None, f"{home} was concluded just now"
-    return made
+    resumed = home.exists()
+    home.mkdir(parents=True, exist_ok=True)
+    with named(address), in_use(CACHE):
+        start = time.monotonic()
+        notes = _run(name, address, values, folders)
+        seconds = time.monotonic() - start
+    refuse_edited(address, loaded)
+    refuse_moved(address, facts, describe(name, version, values, upstream, before))
+    shutil.rmtree(home / "scratch", ignore_errors=True)
+    code = digest_sources(name, values.versions)
+    conclude(home / DONE, {"seconds": seconds, "resumed": resumed, "notes": notes, "code": code})
+    for line in tell_notes(version, {"halved": notes["halved"]}):
+        say(f"{address:<16} {line}")
+    done = _read(home)
+    assert done is not None, f"{home} was concluded just now"
+    return done
 
 
 def _run(name: str, address: str, values: Params, folders: Any) -> dict[str, Any]:
