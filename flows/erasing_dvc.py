@@ -6,7 +6,6 @@ list of a folder that has such a file. What tells of others goes last, so that a
 rest.
 """
 
-import json
 import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -66,11 +65,12 @@ def find_kept(wanted: Any, settings: ExamplesSettings) -> InDvc:
 
     Raises:
         ErasingError: the remote cannot be asked.
+        LockError: a file that DVC keeps is damaged.
         StateError: DVC cannot open the project.
     """
     with dvc_state.opened() as repo:
         objects, entries = list_objects(), list(_read_entries(repo))
-        listings = {name: _read_listing(path) for name, path in objects.items() if name.endswith(".dir")}
+        listings = {name: dvc_files.read_listing(path) for name, path in objects.items() if name.endswith(".dir")}
         names = _name_objects(entries, listings)
         raw = {digest: name for digest, (name, stage) in names.items() if not stage}
         held = set(_find_held(objects, raw, names, wanted, settings))
@@ -184,10 +184,6 @@ def _group_arms(files: Mapping[str, str]) -> dict[str, dict[str, str]]:
         arm, _, inside = path.partition("/")
         found.setdefault(arm, {})[inside] = digest
     return {arm: inside for arm, inside in found.items() if ROWS in inside}
-
-
-def _read_listing(path: Path) -> dict[str, str]:
-    return {one["relpath"]: one["md5"] for one in json.loads(path.read_text(encoding="utf-8"))}
 
 
 def _name_objects(entries: Iterable[Entry], listings: Mapping[str, Mapping[str, str]]) -> dict[str, tuple[str, str]]:

@@ -9,9 +9,10 @@ import torch
 from worlds.damages import ALL, FOLDER, damage
 from worlds.projects import Project
 
-from flows import compare, params, scratch, stage, trials
-from flows.graph import versions
+from flows import compare, params, scratch, stage, trials, undoing
+from flows.graph import aside, dvc_files, versions
 from flows.trials import TRIALS, Trial
+from tasks.artifacts import stores
 from tasks.artifacts.tables import ArtifactError
 from tasks.evaluation import evaluation, inputs
 from tasks.finetuning import trainer
@@ -134,6 +135,27 @@ def test_an_artifact_that_is_damaged_is_told_with_the_way_out(tmp_path, monkeypa
     wanted = IN_PLACE.format(home / name) if how == FOLDER else rf"^{home / name} .*; {again}$"
     with pytest.raises(ArtifactError, match=wanted):
         read(home)
+
+
+NOTES: list[tuple[Path, Callable[[Path], object], str]] = [
+    (Path(".cache/adding.json"), lambda _: undoing.take_back_killed(), "take that back by hand, as `git status` shows"),
+    (
+        Path(".cache/aside/x@v1/places.json"),
+        lambda _: aside.put_back("x@v1"),
+        "delete .cache/aside/x@v1, then run agai",
+    ),
+    (Path(".cache/pairs/x/store.json"), stores.read_about, "delete it, and the next run that uses this folder writes"),
+    (Path(".dvc/cache/files/md5/0a/1.dir"), dvc_files.read_listing, "`tamis verify` removes it, and `dvc fetch` bring"),
+]
+
+
+@pytest.mark.parametrize("how", ALL)
+@pytest.mark.parametrize(("path", "read", "way_out"), NOTES)
+def test_notes_that_are_damaged_are_told_with_what_to_do(tmp_path, monkeypatch, path, read, way_out, how):
+    monkeypatch.chdir(tmp_path)
+    damage(path, how)
+    with pytest.raises(ValueError, match=rf"^{path}[ ,].*{way_out}"):
+        read(path)
 
 
 @pytest.mark.parametrize("how", ALL)
