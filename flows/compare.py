@@ -8,7 +8,6 @@ With masks there are three variants: rows alone (mask none), parameters alone (s
 as a fraction is then spent on each. Without a mask all weights are trained, so that all cells train in the same way.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from flows.graph.stages import needs
 from flows.params import Params
 from flows.stage import fingerprint, named, refuse_edited, say, sources
 from flows.stage_calls import CACHE, SCORING, STAGES, folder, language
-from flows.trials import Trial, attempt, conclude, digest
+from flows.trials import Trial, attempt, conclude, digest, read_choice
 from flows.unread import list_sparse
 from tasks.masks.settings import MaskSettings
 from tasks.selection.selectors import CHANCE, SELECTORS, list_read
@@ -29,6 +28,7 @@ from tasks.utility.settings import name_kernel
 MASKS = get_args(get_type_hints(MaskSettings)["selector"])
 ALL, RANDOM, NONE = "all", "random", "none"  # every row of the pool; chance; every parameter
 TRIED = (*SCORING, "selection", "finetuning")
+LOSSES = {"ids": list, "general_ids": list, "losses": dict, "general_losses": dict, "correct": dict}  # of a model
 BLIND = {"gate": None, "pilot": None}  # of what is chosen by chance, which knows nothing of the rows
 
 
@@ -142,7 +142,7 @@ def refuse_other_method(version: str, values: Params) -> None:
     if previous == params.BASE:
         return
     path = folder("finetuning", previous) / "finetuning.json"
-    method = read_json(path)["method"]
+    method = read_json(path, ["method"])["method"]
     if method != "masked":
         raise CompareError(
             f"{version} continues from {previous}, whose arms are of method {method}, and a mask goes on from a masked "
@@ -284,7 +284,7 @@ def run_cell(
     for name in TRIED:
         done[name] = attempt(name, version, values, done, loaded)
     trained, base = measure(values, version, done, loaded)
-    chosen = json.loads((done["selection"].folder / "selection.json").read_text(encoding="utf-8"))
+    chosen = read_choice(done["selection"])
     mask = chosen["mask"]
     return Compared(
         cell=Place(cell.selector, cell.mask, cell.budget),
@@ -312,6 +312,7 @@ def measure(
     values: Params, version: str, done: Mapping[str, Trial], loaded: Mapping[str, str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the held-out rows and the losses on them and on the general rows, of the trained model and of the base."""
+    from tasks.artifacts.remembered import recall
     from tasks.artifacts.stores import in_use
     from tasks.evaluation.evaluation import measure_losses
 
@@ -320,13 +321,13 @@ def measure(
     asked |= {"new_tokens": 0} if asked["metric"] == "none" else {}
     name = f"losses-{digest({'sources': sources([address]), **asked})}.json"
     for home, arms in ((done["finetuning"].folder, done["finetuning"].folder), (done["examples"].folder, None)):
-        if not (home / name).exists():
+        record = recall(home / name, LOSSES)
+        if record is None:  # or damaged: it is no more than kept
             asked |= {"model": language(values)}
             with in_use(CACHE):
                 record = measure_losses(examples=done["examples"].folder, arms=arms, store=CACHE, **asked)
             refuse_edited(address, loaded)
             conclude(home / name, record)
-        record = json.loads((home / name).read_text(encoding="utf-8"))
         only = {key: next(iter(record[key].values()), []) for key in ("losses", "general_losses", "correct")}
         found.append({"ids": record["ids"], "general_ids": record["general_ids"]} | only)
     return found[0], found[1]

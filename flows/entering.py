@@ -4,19 +4,17 @@ The other settings of the section `selection` are those that the version's own c
 since; all other sections are params.yaml's.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 from flows import params
 from flows.compare import find_quality
 from flows.params import Params, check_section
 from flows.stage import sources
 from flows.stage_calls import SCORING, folder
-from flows.trials import attempt, find
+from flows.trials import attempt, find, read_choice
 from tasks.selection.selectors import SELECTORS
 from tasks.selection.settings import SelectionSettings
 from tasks.settings import hint
@@ -79,9 +77,9 @@ def try_budgets(version: str, values: Params, shares: Sequence[float] = SHARES) 
             selection=replace(values.selection, budget={"count": rows}, floors={}, pilot=None),
             mask=replace(values.mask, selector="none"),
         )
-        made = attempt("selection", version, asked, {}, loaded).folder
-        found: dict[str, Any] = json.loads((made / "selection.json").read_text(encoding="utf-8"))
-        table = read_table(made / "subset.parquet", columns=["id", "chosen"])
+        made = attempt("selection", version, asked, {}, loaded)
+        found = read_choice(made)
+        table = read_table(made.folder / "subset.parquet", columns=["id", "chosen"])
         ids = [id for id, chosen in zip(*(table[name].to_pylist() for name in ("id", "chosen")), strict=True) if chosen]
         last = rows == most.room
         reached = found["objective"], found["objective_share"]

@@ -48,7 +48,7 @@ class Found:
     in_dvc: InDvc
     mirror: Mirror | None  # of the stores
     tracked: tuple[str, ...]  # raw files that a commit of git holds with the row
-    recorded: tuple[str, ...]  # tags of versions that read the row
+    recorded: tuple[str, ...]  # tags of versions that read the row, or continue from one that did
 
     def list_places(self) -> list[Place]:
         """Return each place that holds the row or was trained on it."""
@@ -110,11 +110,14 @@ def _find(id: str) -> Found:
         frozenset({same_as, *(one.same_as for one in raw)}),
         frozenset({short[1], *(one.id for one in (*said, *raw, *erased))}),
         tuple(dict.fromkeys(one.conversation for one in (*said, *raw))),
+        any(one.cut for one in said),
     )
     in_dvc = find_kept(wanted, values.examples)
+    pointed = in_dvc.pointed | (in_dvc.lost if erased else frozenset())
+    cut = wanted.cut or (bool(erased) and values.examples.on_long_row == "drop_turns")  # no table tells it any more
     mirror = _fetch(values.mirror.url)
     kept = find_places(wanted, values.versions, in_dvc.trained_on)
-    return Found(same_as, wanted, erased, raw, kept, in_dvc, mirror, *ask_git(wanted, raw, values, in_dvc.revisions))
+    return Found(same_as, wanted, erased, raw, kept, in_dvc, mirror, *ask_git(wanted, raw, values, pointed, cut=cut))
 
 
 @alone()
@@ -299,8 +302,8 @@ def tell(found: Found, *, done: bool) -> Iterator[str]:
         )
     if found.recorded and (done or not found.raw):
         yield (
-            f"raw data of recorded versions have changed; to record them anew, `git tag --delete "
-            f"{' '.join(found.recorded)}` before the next `tamis run` or `tamis continue`"
+            "raw data of recorded versions, or of versions that they continue from, have changed; to record them anew, "
+            f"`git tag --delete {' '.join(found.recorded)}` before the next `tamis run` or `tamis continue`"
         )
 
 

@@ -6,10 +6,9 @@ list of a folder that has such a file. What tells of others goes last, so that a
 rest.
 """
 
-import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -53,6 +52,8 @@ class InDvc:
     unseen: int  # other objects that the remote has and this clone has not, so that nobody has looked into them
     revisions: tuple[tuple[str, str, int], ...]  # revision, file that records objects, how many of these
     trained_on: frozenset[str]  # versions that continue from an arm that was trained on the row
+    pointed: frozenset[tuple[str, Path]]  # revisions, and raw files with the row that a .dvc file stands for there
+    lost: frozenset[tuple[str, Path]]  # likewise raw files or folders that are nowhere any more, and other ones now
 
 
 def find_kept(wanted: Any, settings: ExamplesSettings) -> InDvc:
@@ -64,11 +65,12 @@ def find_kept(wanted: Any, settings: ExamplesSettings) -> InDvc:
 
     Raises:
         ErasingError: the remote cannot be asked.
+        LockError: a file that DVC keeps is damaged.
         StateError: DVC cannot open the project.
     """
     with dvc_state.opened() as repo:
         objects, entries = list_objects(), list(_read_entries(repo))
-        listings = {name: _read_listing(path) for name, path in objects.items() if name.endswith(".dir")}
+        listings = {name: dvc_files.read_listing(path) for name, path in objects.items() if name.endswith(".dir")}
         names = _name_objects(entries, listings)
         raw = {digest: name for digest, (name, stage) in names.items() if not stage}
         held = set(_find_held(objects, raw, names, wanted, settings))
@@ -85,6 +87,8 @@ def find_kept(wanted: Any, settings: ExamplesSettings) -> InDvc:
             len(there.keys() - doomed - objects.keys()),
             tuple(_count_named(entries, doomed)),
             frozenset(one.version for one in entries if one.revision is None and _goes_on(one, arms, trained)),
+            frozenset(_list_pointed(entries, held, listings)),
+            frozenset(_list_lost(entries, objects.keys() | there.keys())),
         )
 
 
@@ -182,10 +186,6 @@ def _group_arms(files: Mapping[str, str]) -> dict[str, dict[str, str]]:
     return {arm: inside for arm, inside in found.items() if ROWS in inside}
 
 
-def _read_listing(path: Path) -> dict[str, str]:
-    return {one["relpath"]: one["md5"] for one in json.loads(path.read_text(encoding="utf-8"))}
-
-
 def _name_objects(entries: Iterable[Entry], listings: Mapping[str, Mapping[str, str]]) -> dict[str, tuple[str, str]]:
     """Return what objects are, by their digests: a path in the project, and the stage that made it; "" where none."""
     found = {}
@@ -213,7 +213,7 @@ def _find_held(
             continue
         name = raw.get(digest) or ("" if digest in names else _guess_name(path))
         with _as_named(path, Path(name).name) as place:
-            if holds(path, wanted) or (name and find_in_file(place, Path(name).name, settings, wanted)):
+            if holds(path, wanted) or (name and find_in_file(place, Path(name).name, settings, wanted, cut=wanted.cut)):
                 yield digest
 
 
@@ -252,6 +252,34 @@ def _count_named(entries: Iterable[Entry], doomed: set[str]) -> Iterator[tuple[s
         if entry.revision:
             found.setdefault((entry.revision, entry.file), set()).update(doomed & set(entry.made.values()))
     yield from ((*place, len(digests)) for place, digests in sorted(found.items()) if digests)
+
+
+def _list_pointed(
+    entries: Iterable[Entry], held: set[str], listings: Mapping[str, Mapping[str, str]]
+) -> Iterator[tuple[str, Path]]:
+    """Yield the git revisions and the files with the row that .dvc files stand for there."""
+    for revision, path, digest in _list_raw(entries):
+        inside = listings.get(digest, {"": digest})
+        yield from ((revision, Path(path) / name) for name, each in inside.items() if revision and each in held)
+
+
+def _list_lost(entries: Iterable[Entry], there: Collection[str]) -> Iterator[tuple[str, Path]]:
+    """Yield the git revisions and paths of raw data that neither this clone nor the remote has, and which differ now.
+
+    Of an erased row, whose objects are gone, this alone tells which versions read it.
+    """
+    found = list(_list_raw(entries))
+    now = {path: digest for revision, path, digest in found if revision is None}
+    for revision, path, digest in found:
+        if revision and digest not in there and now.get(path, digest) != digest:
+            yield revision, Path(path)
+
+
+def _list_raw(entries: Iterable[Entry]) -> Iterator[tuple[str | None, str, str]]:
+    """Yield what .dvc files stand for: git revision, None for now; path; digest."""
+    for one in entries:
+        if not one.stage and one.revision != "":
+            yield from ((one.revision, path, digest) for path, digest in one.made.items())
 
 
 def _read_entries(repo: Any) -> Iterator[Entry]:

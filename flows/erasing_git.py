@@ -5,28 +5,31 @@ that is gone from these is in the history still, and one that nobody has committ
 """
 
 import tempfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from flows.graph import dvc_files, dvc_state, revisions
-from flows.graph.versions import refusal_of, tag_of
+from flows.graph.versions import list_earlier, refusal_of, tag_of
 from flows.params import Params
 from flows.stage_calls import RAW
 
 Kept = tuple[Path, Any]  # a file's path in the project, and git's digest of what it holds
+Pointed = tuple[str, Path]  # a git revision, and the path of a raw file that DVC held there
 
 
 def ask_git(
-    wanted: Any, rows: Sequence[Any], values: Params, named: Iterable[tuple[str, str, int]]
+    wanted: Any, rows: Sequence[Any], values: Params, pointed: Collection[Pointed], *, cut: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the raw files that some commit holds with a row, and the tags of recorded versions that read it.
+    """Return the raw files that some commit holds with a row, and the tags of recorded versions that are to be made
+    anew: of those that read such a file, and of all that continue from one of these.
 
     Args:
         wanted: the row, a `Wanted`.
         rows: where it stands now, `RawRow`s.
         values: the project's parameters.
-        named: git revisions and files there that name objects of DVC with the row, and how many.
+        pointed: git revisions and raw files with the row that DVC held there.
+        cut: what begins as the row does counts as the row.
     """
     with dvc_state.opened() as repo:
         if dvc_state.without_git(repo) or repo.scm.no_commits:
@@ -39,10 +42,11 @@ def ask_git(
             for path, blob in files.items()
         }
         here = _digest_now(rows)
-        held = {one for one, blob in kept.items() if one[1] in here or _holds(one[0], blob, wanted, values)}
-        pointed = {(revision, Path(file).with_suffix("")) for revision, file, _ in named if file.endswith(".dvc")}
-        read = [tag for tag in tags if tag.startswith(tag_of("")) and _reads(repo, tag, held, pointed)]
-    return tuple(sorted({path.as_posix() for path, _ in held})), tuple(read)
+        held = {one for one, blob in kept.items() if one[1] in here or _holds(one[0], blob, wanted, values, cut)}
+        recorded = [tag for tag in tags if tag.startswith(tag_of(""))]
+        read = {tag for tag in recorded if _reads(repo, tag, held, pointed)}
+    anew = [tag for tag in recorded if read & {tag, *map(tag_of, list_earlier(_version_of(tag), values.versions))}]
+    return tuple(sorted({path.as_posix() for path, _ in held})), tuple(anew)
 
 
 def _list_folders(values: Params) -> list[Path]:
@@ -62,7 +66,11 @@ def _digest_now(rows: Sequence[Any]) -> set[Any]:
     return {revisions.digest_as_git(file) for file in files}
 
 
-def _holds(path: Path, blob: Any, wanted: Any, values: Params) -> bool:
+def _version_of(tag: str) -> str:
+    return tag.removeprefix(tag_of(""))
+
+
+def _holds(path: Path, blob: Any, wanted: Any, values: Params, cut: bool) -> bool:
     """Return whether a file of git holds the row, read as the versions read it whose raw path it lies in."""
     from tasks.erasure.raw_rows import find_in_file
     from tasks.examples.files import find_base, find_kind
@@ -79,13 +87,13 @@ def _holds(path: Path, blob: Any, wanted: Any, values: Params) -> bool:
     with tempfile.TemporaryDirectory(prefix="tamis-erase-") as folder:
         place = Path(folder) / path.name
         place.write_bytes(blob.data)
-        return any(find_in_file(place, name, values.examples, wanted, sources) for name, sources in ways)
+        asked = values.examples, wanted
+        return any(find_in_file(place, name, *asked, sources, cut=cut) for name, sources in ways)
 
 
-def _reads(repo: Any, tag: str, held: Collection[Kept], pointed: Collection[tuple[str, Path]]) -> bool:
+def _reads(repo: Any, tag: str, held: Collection[Kept], pointed: Collection[Pointed]) -> bool:
     """Return whether the version that a tag records reads a file with the row there, of git or of DVC."""
-    version = tag.removeprefix(tag_of(""))
-    stages = dvc_files.parse_lock(revisions.read_lock(repo, version, tag))
+    stages = dvc_files.parse_lock(revisions.read_lock(repo, _version_of(tag), tag))
     paths = {Path(dep["path"]) for stage in stages.values() for dep in stage.get("deps", ())}
     above = {one for path, _ in held for one in (path, *path.parents)}
     files = {one for path in paths & above for one in revisions.list_files(repo, path, tag).items()}

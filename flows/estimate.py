@@ -11,7 +11,7 @@ from typing import Any
 from flows import params
 from flows.environment import name_machine
 from flows.graph.stages import Planned
-from flows.stage import format_error, last_run, say
+from flows.stage import format_error, last_run, named, say
 from flows.stage_calls import CACHE, encoder, folder, language
 from flows.unread import list_notes
 from tasks.artifacts.tables import ArtifactError
@@ -112,10 +112,19 @@ def learn(estimate: Estimate | None, computed: Sequence[str]) -> None:
 
 
 def try_estimate(planned: Sequence[Planned]) -> Estimate | None:
-    """Return what is expected of a run, or say in a line why that is not known: a run goes on without it."""
+    """Return what is expected of a run, or say in a line why that is not known: a run goes on without it.
+
+    Raises:
+        UnkeptError: the choice of a version cannot be made, which its stage would only say once others have computed.
+    """
     try:
         return make_estimate(planned)
     except Exception as error:
+        from tasks.estimate.rows import UnkeptError  # and models' libraries with it, which a fresh run has no use for
+
+        if isinstance(error, UnkeptError):
+            with named(f"selection@{error.version}"):
+                raise
         say(f"no estimate of this run: {' '.join(format_error(error).split())}")
         return None
 

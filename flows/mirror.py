@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
@@ -50,6 +50,7 @@ class Mirror:
         self.url, self._say = hide(url).rstrip("/"), say
         self._there: set[str] = set()  # names of files, below the root
         self._damaged: set[str] = set()  # of those that are not as they were written
+        self._blocked: dict[str, str] = {}  # names -> what stands in their way there
         with self._refused("opened"):
             self._system, root = fsspec.core.url_to_fs(url)
             self._root = root.rstrip("/")
@@ -85,7 +86,7 @@ class Mirror:
         return fetched
 
     def send(self, kinds: Collection[str], models: Collection[str] | None) -> int:
-        """Copy the parts that are not there; returns how many.
+        """Copy the parts that are not there; returns how many. One in whose way something stands is told of and left.
 
         Args:
             kinds: of stores.
@@ -98,14 +99,10 @@ class Mirror:
 
         sent = 0
         for folder in (path for kind in kinds for path in sorted((CACHE / kind).glob("*"))):
-            new = [path for path in (folder / ABOUT, *folder.glob(PARTS)) if _name(path) not in self._there]
+            done = self._there | self._blocked.keys()
+            new = [path for path in (folder / ABOUT, *folder.glob(PARTS)) if _name(path) not in done]
             if new and (folder / ABOUT).exists() and self._serves(_name(folder), models):
-                for path in new:
-                    with self._refused("written"):
-                        self._system.makedirs(f"{self._root}/{_name(folder)}", exist_ok=True)
-                        self._system.put_file(str(path), f"{self._root}/{_name(path)}")
-                    self._there.add(_name(path))
-                    sent += 1
+                sent += sum(map(self._send_part, new))
         return sent
 
     def try_writing(self) -> None:
@@ -168,6 +165,33 @@ class Mirror:
             self._forget(name)
             return False
         return True
+
+    def _send_part(self, path: Path) -> bool:
+        """Copy a file of the stores there; returns whether nothing stands in its way."""
+        name = _name(path)
+        try:
+            with self._refused("written"):
+                self._system.makedirs(f"{self._root}/{_name(path.parent)}", exist_ok=True)
+                self._system.put_file(str(path), f"{self._root}/{name}")
+        except MirrorError:
+            found = self._find_in_way(name)
+            if found is None:
+                raise
+            if found not in self._blocked.values():
+                self._say(
+                    f"{self.url}/{found} is in the way of what is to be sent; remove it, and a later run sends that"
+                )
+            self._blocked[name] = found
+            return False
+        self._there.add(name)
+        return True
+
+    def _find_in_way(self, name: str) -> str | None:
+        """Return what stands in a file's way there: a folder in its place, or a file in that of a folder above it."""
+        if self._system.isdir(f"{self._root}/{name}"):
+            return name
+        above = [one.as_posix() for one in PurePosixPath(name).parents][:-1]
+        return next((one for one in above if self._system.isfile(f"{self._root}/{one}")), None)
 
     def _forget(self, name: str) -> None:
         """Tell of a damaged file, and take it for one that is not there, so that it is sent anew."""

@@ -268,8 +268,8 @@ def _place(out: Mapping[str, Any], cache: Path, before: Mapping[Path, bytes], pr
     if not digest.endswith(".dir"):
         return {"": dvc_files.place_object(cache, digest)}
     listing = dvc_files.place_object(cache, digest)
-    files = json.loads(listing.read_text(encoding="utf-8")) if listing.exists() else []
-    return {one["relpath"]: dvc_files.place_object(cache, one["md5"]) for one in files}
+    files = dvc_files.read_listing(listing) if listing.exists() else {}
+    return {name: dvc_files.place_object(cache, md5) for name, md5 in files.items()}
 
 
 def _compare(

@@ -5,17 +5,19 @@ as long as its code is today's, a warm-up as long as its examples are there, an 
 clone of `tamis replay` while that is at work. What a look set aside as damaged is of no use.
 """
 
-import json
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from flows.params import Params
 from flows.stage_calls import CACHE, STAGES, folder
 from flows.trials import DONE, TRIALS, digest_sources
 from flows.verify import ASIDE
 from tasks.artifacts.locks import is_held
+from tasks.artifacts.remembered import recall
 from tasks.artifacts.stores import Stored
+from tasks.artifacts.tables import ArtifactError
 
 REPLAYS = CACHE / "replays"
 REPLAY_LOCK = REPLAYS / "lock"
@@ -43,9 +45,16 @@ def _trials(values: Params) -> Iterator[Stored]:
     """Yield the trials; one that was interrupted, or is of a stage that is gone, says nothing of its code."""
     code = {name: digest_sources(name, values.versions) for name in STAGES}
     for path in sorted(TRIALS.glob("*/*")):
-        done = json.loads((path / DONE).read_text(encoding="utf-8")) if (path / DONE).exists() else {}
-        made = done.get("code")
+        made = _read_code(path)
         yield _describe("trials", path, None if made is None else made == code.get(path.parent.name))
+
+
+def _read_code(trial: Path) -> Any:
+    """Return the digest of the code that made a trial; None where it does not say that, or what it says is damaged."""
+    try:
+        return (recall(trial / DONE, {}) or {}).get("code")
+    except ArtifactError:  # a folder in the file's place: this only looks, and the trial itself tells of it
+        return None
 
 
 def _warmups(values: Params) -> Iterator[Stored]:

@@ -26,6 +26,8 @@ from tasks.settings import VersionSettings
 
 TRIALS = CACHE / "trials"
 DONE = "done.json"
+TOLD = {"seconds": (int, float), "resumed": bool, "notes": dict}  # what it says of a trial, and in what types
+CHOICE = ("chosen_rows", "chosen_fraction", "objective", "objective_share", "pilot", "mask")  # read of a choice
 
 
 @dataclass(frozen=True)
@@ -60,38 +62,39 @@ def attempt(
 
     Raises:
         InputsChanged: a module was edited since, or something that the stage reads while it ran.
+        ArtifactError: a folder stands where what is said of the trial belongs.
     """
-    facts = describe(name, version, values, upstream, before)
-    key = digest(facts)
-    home = TRIALS / name / key
+    address, facts = f"{name}@{version}", describe(name, version, values, upstream, before)
+    home = TRIALS / name / digest(facts)
+    if (done := _read(home)) is not None:
+        return done
 
     made = {name: home} | {stage: trial.folder for stage, trial in upstream.items()}
     here = find_artifacts(version, made)
     kept: dict[str, Any] = {"scratch": home / "scratch", "warmup": find_warmup(here.examples)}
-    earlier = find_artifacts(
-        values.versions[version].previous, {each: one.folder for each, one in (before or {}).items()}
-    )
+    then = {stage: trial.folder for stage, trial in (before or {}).items()}
+    earlier = find_artifacts(values.versions[version].previous, then)
     folders = replace(find_folders(values, version), here=here, before=earlier, **kept)
 
-    if not (home / DONE).exists():
-        address = f"{name}@{version}"
-        refuse_edited(address, loaded)  # now, too: it may run for hours
-        from tasks.artifacts.stores import in_use
+    refuse_edited(address, loaded)  # now, too: it may run for hours
+    from tasks.artifacts.stores import in_use
 
-        resumed = home.exists()
-        home.mkdir(parents=True, exist_ok=True)
-        with named(address), in_use(CACHE):
-            start = time.monotonic()
-            notes = _run(name, address, values, folders)
-            seconds = time.monotonic() - start
-        refuse_edited(address, loaded)
-        refuse_moved(address, facts, describe(name, version, values, upstream, before))
-        shutil.rmtree(home / "scratch", ignore_errors=True)
-        code = digest_sources(name, values.versions)
-        conclude(home / DONE, {"seconds": seconds, "resumed": resumed, "notes": notes, "code": code})
-        for line in tell_notes(version, {"halved": notes["halved"]}):
-            say(f"{address:<16} {line}")
-    return _read(home)
+    resumed = home.exists()
+    home.mkdir(parents=True, exist_ok=True)
+    with named(address), in_use(CACHE):
+        start = time.monotonic()
+        notes = _run(name, address, values, folders)
+        seconds = time.monotonic() - start
+    refuse_edited(address, loaded)
+    refuse_moved(address, facts, describe(name, version, values, upstream, before))
+    shutil.rmtree(home / "scratch", ignore_errors=True)
+    code = digest_sources(name, values.versions)
+    conclude(home / DONE, {"seconds": seconds, "resumed": resumed, "notes": notes, "code": code})
+    for line in tell_notes(version, {"halved": notes["halved"]}):
+        say(f"{address:<16} {line}")
+    done = _read(home)
+    assert done is not None, f"{home} was concluded just now"
+    return done
 
 
 def _run(name: str, address: str, values: Params, folders: Any) -> dict[str, Any]:
@@ -107,13 +110,30 @@ def find(name: str, version: str, values: Params, upstream: Mapping[str, Trial])
     Args:
         name, version, values, upstream: as of `attempt`.
     """
-    home = TRIALS / name / digest(describe(name, version, values, upstream))
-    return _read(home) if (home / DONE).exists() else None
+    return _read(TRIALS / name / digest(describe(name, version, values, upstream)))
 
 
-def _read(home: Path) -> Trial:
-    done = json.loads((home / DONE).read_text(encoding="utf-8"))
-    return Trial(home.name, home, **{name: done[name] for name in ("seconds", "resumed", "notes")})
+def _read(home: Path) -> Trial | None:
+    """Return a trial that was concluded; None: none was, or what is said of it is damaged, and it is made again.
+
+    Raises:
+        ArtifactError: a folder stands where that belongs.
+    """
+    from tasks.artifacts.remembered import recall
+
+    done = recall(home / DONE, TOLD)
+    return done and Trial(home.name, home, **{name: done[name] for name in TOLD})
+
+
+def read_choice(selection: Trial) -> dict[str, Any]:
+    """Return what a trial of stage selection says of its choice.
+
+    Raises:
+        ArtifactError: it was damaged.
+    """
+    from tasks.artifacts.tables import read_json
+
+    return read_json(selection.folder / "selection.json", CHOICE)
 
 
 def digest_sources(name: str, versions: Mapping[str, VersionSettings]) -> str:

@@ -4,11 +4,12 @@ What a path was is noted before it is written, in a file that outlives the proce
 the notes, and puts everything back first.
 """
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from flows.interrupts import cleaning
 from flows.stage import say
 from flows.stage_calls import CACHE, find_record
 from tasks.artifacts.locks import locked
-from tasks.artifacts.tables import read_json, write_json
+from tasks.artifacts.tables import ArtifactError, read_json, write_json
 
 NOTES = CACHE / "adding.json"
 LOCK = CACHE / "adding.lock"
@@ -71,11 +72,13 @@ def _take_back() -> str:
     """Put back what is noted, the last first; returns the version, "" where nothing was put back.
 
     What git has committed stays, and so does everything where a person has edited a noted file since.
+
+    Raises:
+        ArtifactError: the notes are damaged.
     """
-    found = read_json(NOTES)
-    if not found:
+    undo = _read_notes()
+    if undo is None:
         return ""
-    undo = Undo(**found)
     asked = [one for one in undo.notes if one["after"] is not None]
     edited = [
         one["path"]
@@ -94,6 +97,18 @@ def _take_back() -> str:
         say(f"adding {undo.version} was broken off, and {', '.join(edited)} was edited since: what was written stays")
     NOTES.unlink(missing_ok=True)
     return undo.version if back else ""
+
+
+def _read_notes() -> Undo | None:
+    names = [field.name for field in fields(Undo)]
+    try:
+        found = read_json(NOTES, names) if os.path.lexists(NOTES) else {}
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"{NOTES} does not tell what an addition has written that was broken off; take that back by hand, as "
+            f"`git status` shows it, then delete {NOTES}"
+        ) from error
+    return Undo(**{name: found[name] for name in names}) if found else None
 
 
 def _restore(path: Path, before: str | None) -> None:

@@ -5,7 +5,6 @@ that is not is brought back from the cache, or set aside so that the next run ma
 finished arms carry their own digests; damaged ones are set aside or removed, and computed again when they are wanted.
 """
 
-import json
 import os
 import shutil
 import warnings
@@ -146,8 +145,8 @@ def check_artifact(path: Path, wanted: str, cache: Path) -> Iterator[Finding]:
         done = f"DVC's list of its files is gone: `dvc fetch {path}` has it where it was pushed, else `tamis run`"
         yield Finding("artifact", str(path), "unknown", done, False)
         return
-    for one in json.loads(listing.read_text(encoding="utf-8")):
-        yield from _check_file(path / one["relpath"], one["md5"], cache)
+    for name, md5 in dvc_files.read_listing(listing).items():
+        yield from _check_file(path / name, md5, cache)
 
 
 def _check_file(path: Path, wanted: str, cache: Path) -> Iterator[Finding]:

@@ -5,7 +5,6 @@ were good. They are renamed instead, beside a list of where they stood, which is
 a kill in between, what the list names and what lies beside it is put back, and everything else stands where it stood.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from flows.interrupts import cleaning
+from tasks.artifacts.tables import ArtifactError, read_texts, write_json
 
 ASIDE = Path(".cache/aside")
 PLACES = "places.json"
@@ -32,10 +32,7 @@ def set_aside(address: str, paths: Sequence[str]) -> Iterator[None]:
     with cleaning(partial(put_back, address)):
         try:
             if found:
-                home.mkdir(parents=True, exist_ok=True)
-                draft = home / "draft"
-                draft.write_text(json.dumps(found), encoding="utf-8")
-                os.replace(draft, home / PLACES)
+                write_json(found, home / PLACES)
             for index, path in enumerate(found):
                 shutil.move(path, home / str(index))
             yield
@@ -44,12 +41,16 @@ def set_aside(address: str, paths: Sequence[str]) -> Iterator[None]:
 
 
 def put_back(address: str) -> bool:
-    """Put back what was set aside of a stage, in the place of what stands there now; returns whether there was any."""
+    """Put back what was set aside of a stage, in the place of what stands there now; returns whether there was any.
+
+    Raises:
+        ArtifactError: the list of where it stood is damaged.
+    """
     home = ASIDE / address
     if not (home / PLACES).exists():
         shutil.rmtree(home, ignore_errors=True)
         return False
-    for index, path in enumerate(json.loads((home / PLACES).read_text(encoding="utf-8"))):
+    for index, path in enumerate(_read_places(address)):
         kept = home / str(index)
         if os.path.lexists(kept):
             _remove(Path(path))
@@ -57,6 +58,16 @@ def put_back(address: str) -> bool:
             shutil.move(kept, path)
     discard(address)
     return True
+
+
+def _read_places(address: str) -> list[str]:
+    try:
+        return read_texts(ASIDE / address / PLACES)
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"{ASIDE / address / PLACES} does not tell where the artifacts of {address} stood that lie beside it; "
+            f"delete {ASIDE / address}, then run again: what DVC's cache has of them is restored, the rest made again"
+        ) from error
 
 
 def discard(address: str) -> None:

@@ -6,6 +6,7 @@ number. The stages of dvc.yaml are for each of `copied`, which is empty there, a
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -28,7 +29,7 @@ WIDE = 1 << 20  # columns: a line stays a line
 
 
 class LockError(ValueError):
-    """A dvc.lock cannot be read."""
+    """A dvc.lock, or another file that DVC keeps, cannot be read."""
 
 
 def place(version: str) -> Path:
@@ -119,6 +120,21 @@ def read(path: Path) -> str:
         raise LockError(f"{path} is no file of DVC, which is text in UTF-8: {error}") from error
     except IsADirectoryError as error:
         raise LockError(tell_folder(path)) from error
+
+
+def read_listing(path: Path) -> dict[str, str]:
+    """Return the digests of a folder's files, by their paths in it, as DVC's cache lists them.
+
+    Raises:
+        LockError: the list is damaged.
+    """
+    try:
+        return {one["relpath"]: one["md5"] for one in json.loads(path.read_text(encoding="utf-8"))}
+    except (ValueError, TypeError, KeyError, RecursionError, IsADirectoryError) as error:
+        told = f"{path}, DVC's list of the files of a folder, cannot be read ({type(error).__name__})"
+        raise LockError(
+            f"{told}; `tamis verify` removes it, and `dvc fetch` brings it back; then call again"
+        ) from error
 
 
 def parse_lock(text: str) -> dict[str, Any]:

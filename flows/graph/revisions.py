@@ -240,6 +240,13 @@ def push(repo: Repo, recorded: Iterable[tuple[str, str]]) -> None:
         raise OSError(f"{lacking} of {len(found)} files did not reach it")
 
 
+def is_here(repo: Repo, version: str, revision: str) -> bool:
+    """Return whether DVC's cache has all artifacts of a version as a git revision records them."""
+    stages = dvc_files.parse_lock(read_lock(repo, version, revision)).values()
+    outs = [out for stage in stages for out in stage.get("outs", ()) if "md5" in out]
+    return bool(outs) and all(Path(repo.cache.local.oid_to_path(out["md5"])).exists() for out in outs)
+
+
 def list_versions(repo: Repo, revision: str) -> list[str]:
     """Return the versions of which a git revision holds a dvc.lock."""
     folder = _find(repo, dvc_files.FOLDER, revision)

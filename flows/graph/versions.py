@@ -4,7 +4,7 @@ A tag holds the code, the parameters, the raw data and the digests of all artifa
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import SubprocessError
@@ -15,9 +15,10 @@ from flows.graph import dvc_files, dvc_state, revisions
 from flows.graph.stages import Planned, in_order, read_graph
 from flows.stage_calls import ERASED
 from flows.told import count
+from tasks.artifacts.tables import ArtifactError, tell_folder, write_text
 from tasks.settings import VersionSettings
 
-UNPUSHED = Path(".cache/unpushed")  # tags whose artifacts the remote may lack, a line each
+UNPUSHED = Path(".cache/unpushed")  # tags whose artifacts the remote may lack, a line each; none: no file
 MADE = "what was made stays, and the next run goes on"
 GIT = "data versions are recorded as git tags: run `git init` here, and commit the project"
 
@@ -94,7 +95,7 @@ def refuse_rewritten(versions: Mapping[str, VersionSettings], asked: Iterable[st
         versions: all data versions.
         asked: those that are looked at, with what they continue from; all, where none is named.
     """
-    looked_at = {one for name in asked for one in (name, *_earlier(name, versions)[:1])} or set(versions)
+    looked_at = {one for name in asked for one in (name, *list_earlier(name, versions)[:1])} or set(versions)
     with dvc_state.opened() as repo:
         known = set() if dvc_state.without_git(repo) else set(repo.scm.list_tags())
         recorded = [name for name in versions if name in looked_at and tag_of(name) in known]
@@ -108,7 +109,7 @@ def refuse_rewritten(versions: Mapping[str, VersionSettings], asked: Iterable[st
                 f"`git tag --delete {tag_of(name)}` lets {name} be recorded"
             )
         if f"md5: {now[name]}\n" not in then[name]:
-            after = [one for one in versions if tag_of(one) in known and name in _earlier(one, versions)]
+            after = [one for one in versions if tag_of(one) in known and name in list_earlier(one, versions)]
             anew = [tag_of(one) for one in (name, *after)]
             found = f"{name} is recorded (tag {tag_of(name)}), but its raw data, {versions[name].raw}, "
             found += "have changed since" if now[name] else "are gone"
@@ -182,7 +183,7 @@ def write(version: str, *, accepted: bool = True) -> None:
         made = [path for path in (*changed, *untracked) if _within(path, ours)]
         if made:
             _commit(repo, made, f"{what} data version {version}", MADE)
-        _note([*_unpushed(), tag])  # before the tag: a kill may come in between
+        _note([*_unpushed(repo), tag])  # before the tag: a kill may come in between
         with _telling("tag", MADE):
             repo.scm.tag(tag, annotated=True, message=f"Data version {version}")
 
@@ -225,7 +226,7 @@ def push() -> str:
         RecordError: the remote did not take them; they stay recorded, and the next call tries again.
     """
     with dvc_state.opened() as repo:
-        tags = [tag for tag in _unpushed() if tag in repo.scm.list_tags()]
+        tags = [tag for tag in _unpushed(repo) if tag in repo.scm.list_tags()]
         remote = repo.config["core"].get("remote")
         if not tags:
             return ""
@@ -251,18 +252,42 @@ def _version_of(tag: str) -> str:
     return tag.removeprefix(tag_of("") if tag.startswith(tag_of("")) else refusal_of(""))
 
 
-def _unpushed() -> list[str]:
-    return UNPUSHED.read_text(encoding="utf-8").split() if UNPUSHED.exists() else []
+def _unpushed(repo: Any) -> list[str]:
+    """Return the tags whose artifacts the remote may lack: of a damaged list, all whose artifacts are in DVC's cache.
+
+    What the remote has already is not sent again, so the list only saves asking it.
+
+    Raises:
+        ArtifactError: a folder stands in the list's place.
+    """
+    if UNPUSHED.is_dir():
+        raise ArtifactError(tell_folder(UNPUSHED))
+    try:
+        found = UNPUSHED.read_text(encoding="utf-8").split()
+    except FileNotFoundError:
+        return []
+    except UnicodeDecodeError:
+        found = []
+    ours = (tag_of(""), refusal_of(""))
+    if found and all(tag.startswith(ours) for tag in found):
+        return found
+    tags = sorted(tag for tag in repo.scm.list_tags() if tag.startswith(ours))
+    return [tag for tag in tags if revisions.is_here(repo, _version_of(tag), tag)]
 
 
-def _note(tags: Iterable[str]) -> None:
-    UNPUSHED.parent.mkdir(exist_ok=True)
-    draft = UNPUSHED.with_suffix(".draft")
-    draft.write_text("".join(f"{tag}\n" for tag in dict.fromkeys(tags)), encoding="utf-8")
-    os.replace(draft, UNPUSHED)
+def _note(tags: Sequence[str]) -> None:
+    """Keep the list, whole or not at all; an empty one is no file, so that one that was cut short is not taken for it.
+
+    Raises:
+        ArtifactError: it cannot be written.
+    """
+    if tags:
+        write_text("".join(f"{tag}\n" for tag in dict.fromkeys(tags)), UNPUSHED)
+    else:
+        UNPUSHED.unlink(missing_ok=True)
 
 
-def _earlier(name: str, versions: Mapping[str, VersionSettings]) -> list[str]:
+def list_earlier(name: str, versions: Mapping[str, VersionSettings]) -> list[str]:
     """Return the versions that a version continues from, directly or not."""
     found: list[str] = []
     while name in versions:

@@ -26,7 +26,7 @@ from flows.params import Params
 from flows.stage import named, say, sources
 from flows.stage_calls import CACHE, SCORING, STAGES, language
 from flows.study.plan import BEFORE, NOW, Cell, Study, StudyError, compose, compose_before, list_cells, list_settings
-from flows.trials import Trial, attempt, digest
+from flows.trials import Trial, attempt, digest, read_choice
 
 RESULTS = Path("docs/results/study")
 POOLS = CACHE / "study"
@@ -202,8 +202,7 @@ def run_cell(
     values, steps = spread_steps(sitting, cell, values, done["selection"])
     done["finetuning"] = attempt("finetuning", NOW, values, done, loaded, **kept)
     trained, base = measure(values, NOW, done, loaded)
-    chosen = json.loads((done["selection"].folder / "selection.json").read_text(encoding="utf-8"))
-    pilot = chosen.get("pilot")
+    pilot = read_choice(done["selection"])["pilot"]
     return {
         **results.describe_choice(done["examples"].folder, vectors.folder, done["selection"].folder),
         "steps": steps,
@@ -237,7 +236,7 @@ def run_before(sitting: Sitting, cell: Cell, folder: Path) -> dict[str, Trial]:
 def spread_steps(sitting: Sitting, cell: Cell, values: Params, selection: Trial) -> tuple[Params, int]:
     """Return parameters with as many whole epochs as come nearest to the steps that are asked for, and the steps."""
     asked = sitting.study.pools[cell.pool].steps or sitting.study.plan.steps
-    chosen = json.loads((selection.folder / "selection.json").read_text(encoding="utf-8"))["chosen_rows"]
+    chosen = read_choice(selection)["chosen_rows"]
     each = -(-chosen // values.finetuning.batch_rows)
     epochs = values.finetuning.epochs if asked is None else max(1, round(asked / each))
     return replace(values, finetuning=replace(values.finetuning, epochs=epochs)), epochs * each

@@ -43,8 +43,9 @@ def advance(
         engine: `prefect` or `local`.
         runner: of prefect, what runs the shards: `threads`, `dask`, or the address of a Dask cluster's scheduler.
         workers: how many shards run at once, `auto` or a number (flows/workers.py).
-        tell: is given what became of each version, too, and of each landed folder that could not be added: `version`,
-            `state` (recorded, refused, failed or not added), `why`, and what its `gates` said.
+        tell: is given what became of each version, too, and of each landed folder that could not be added, or of the
+            landing folder itself: `version`, `state` (recorded, refused, failed or not added), `why`, and what its
+            `gates` said.
 
     Raises:
         StateError: the project is not under git.
@@ -54,7 +55,7 @@ def advance(
     """
     unrecorded(params.read_versions())  # refuses what cannot be recorded before anything lands
     refused = list_refused()
-    _, failures = landing.take_landed(refused, tell)
+    failures = _take_landed(refused, tell)
     versions = params.read_versions()
     waiting = unrecorded(versions)
     refuse_rewritten(versions)
@@ -88,6 +89,15 @@ def advance(
             unpushed = _push()
     _raise_first(errors if unpushed is None else [*errors, unpushed])
     return made
+
+
+def _take_landed(refused: set[str], tell: Callable[[dict[str, Any]], None] | None) -> list[landing.LandingError]:
+    """Add what has landed; returns why something is not added, which keeps no other version from being made."""
+    try:
+        return landing.take_landed(refused, tell)[1]
+    except landing.LandingError as error:  # the landing folder itself
+        say(str(error))
+        return [error]
 
 
 def _raise_first(errors: list[Exception]) -> None:

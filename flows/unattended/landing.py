@@ -3,6 +3,7 @@
 for each sub-folder of landing.url that is no version yet, by name:
     whole (its marker stands there, or its newest file is old enough) -> copy it -> look at its rows -> add -> commit
     what cannot be added is told of at each look, and reported once, until a file of it is another one
+so is the landing folder itself where it cannot be read, until it can
 """
 
 import hashlib
@@ -45,6 +46,7 @@ class Landed:
     place: str  # its path there
     files: dict[str, Any]  # path -> what its file system says of it
     system: Any  # of fsspec
+    fault: Exception | None = None  # why not all of its files can be listed
 
 
 def read_settings() -> LandingSettings:
@@ -62,7 +64,7 @@ def take_landed(
         tell: is given what becomes of each one that is not added, as `acceptance.report` is.
 
     Raises:
-        LandingError: the landing folder cannot be read.
+        LandingError: the landing folder cannot be read, which is reported by then.
         RecordError: something can be added, and a tracked file has changes that are not committed.
     """
     asked = read_settings()
@@ -71,13 +73,15 @@ def take_landed(
     report = acceptance.read_settings().report
     take_back_killed()
     taken, failed = [], []
-    for name, landed in list_waiting(asked, params.read_versions()):
-        why, shown = tell_unfinished(landed.files, asked), show_plain(name)
+    for name, landed in _list_or_report(asked, report, tell):
+        shown, why = show_plain(name), "" if landed.fault else tell_unfinished(landed.files, asked)
         if why:
             say(f"{shown} is not taken yet: {why}")
             continue
         recorded.refuse_foreign_changes()
         try:
+            if landed.fault is not None:
+                raise landed.fault
             with _fetched(landed, name, asked.marker) as folder:
                 _add(name, folder, refused)
         except Exception as error:  # one folder's fault keeps no other one out
@@ -85,7 +89,7 @@ def take_landed(
             failed.append(LandingError(hide(f"{shown} in {asked.url} is not added: {format_error(error)}{way}")))
             say(str(failed[-1]))
             outcome = {"version": shown, "state": "not added", "why": str(failed[-1]), "gates": []}
-            _report_once(report, outcome, landed)
+            _report_once(report, outcome, landed.place, digest_files(landed.files))
             if tell:
                 tell(outcome)
             continue
@@ -93,19 +97,43 @@ def take_landed(
     return taken, failed
 
 
-def _report_once(report: str | None, outcome: dict[str, Any], landed: Landed) -> None:
-    """Report a sub-folder that is not added, unless a report of its files as they are was taken already."""
+def _list_or_report(
+    asked: LandingSettings, report: str | None, tell: Callable[[dict[str, Any]], None] | None
+) -> list[tuple[str, Landed]]:
+    """Return what `list_waiting` does; where the landing folder cannot be read, that is reported first."""
+    shown = hide(str(asked.url))
     try:
-        known = read_json(REPORTED)
+        found = list_waiting(asked, params.read_versions())
+    except LandingError as error:
+        outcome = {"version": shown, "state": "not added", "why": str(error), "gates": []}
+        _report_once(report, outcome, shown, str(error))
+        if tell:
+            tell(outcome)
+        raise
+    if shown in (known := _read_reported()):
+        _note_reported({place: state for place, state in known.items() if place != shown}, shown)
+    return found
+
+
+def _report_once(report: str | None, outcome: dict[str, Any], place: str, state: str) -> None:
+    """Report what is not added, unless a report of it in the state that it is in was taken already."""
+    known = _read_reported()
+    if known.get(place) != state and reports.send(report, outcome):
+        _note_reported({**known, place: state}, outcome["version"])
+
+
+def _read_reported() -> dict[str, Any]:
+    try:
+        return read_json(REPORTED)
     except (ArtifactError, OSError):
-        known = {}  # no more than a memory: it is reported again
-    state = digest_files(landed.files)
-    if known.get(landed.place) == state or not reports.send(report, outcome):
-        return
+        return {}  # no more than a memory: it is reported again
+
+
+def _note_reported(known: Mapping[str, Any], name: str) -> None:
     try:
-        write_json({**known, landed.place: state}, REPORTED)
-    except (ArtifactError, OSError) as error:
-        say(f"{outcome['version']} is reported again by the next look: {format_error(error)}")
+        write_json(known, REPORTED)
+    except (ArtifactError, OSError) as error:  # likewise
+        say(f"{name} is reported again by the next look: {format_error(error)}")
 
 
 def digest_files(files: Mapping[str, Mapping[str, Any]]) -> str:
@@ -119,22 +147,44 @@ def digest_files(files: Mapping[str, Mapping[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
-def list_waiting(asked: LandingSettings, versions: dict[str, VersionSettings]) -> Iterator[tuple[str, Landed]]:
-    """Yield the sub-folders that are no version yet, by name; those that a dot hides are of programs, and none.
+def list_waiting(asked: LandingSettings, versions: dict[str, VersionSettings]) -> list[tuple[str, Landed]]:
+    """Return the sub-folders that are no version yet, by name; those that a dot hides are of programs, and none.
 
     Raises:
-        LandingError: the folder cannot be read.
+        LandingError: the folder cannot be read, or is none.
     """
     try:
         system, root = fsspec.core.url_to_fs(asked.url)
-        entries = sorted(one["name"].rstrip("/") for one in system.ls(root, detail=True) if one["type"] == "directory")
-        for place in entries:
-            name = PurePosixPath(place).name
-            if name not in versions and not name.startswith("."):
-                yield name, Landed(place, system.find(place, detail=True), system)
-    except (OSError, ValueError, ImportError) as error:
+        system.invalidate_cache()
+        found = system.ls(root, detail=True)
+        if any(one["name"] == root and one["type"] == "file" for one in found):
+            raise NotADirectoryError("it is a file, and no folder")
+        places = {PurePosixPath(one["name"]).name: one["name"].rstrip("/") for one in found if _is_folder(one)}
+        return [(name, _look_into(places[name], system)) for name in sorted(places.keys() - versions.keys())]
+    except Exception as error:  # each file system has its own kinds of errors
         told = f"landing.url is {asked.url}, which cannot be read ({format_error(error)}); mend it, or set it to null"
         raise LandingError(hide(told)) from error
+
+
+def _is_folder(one: Mapping[str, Any]) -> bool:
+    return one["type"] == "directory" and not PurePosixPath(one["name"]).name.startswith(".")
+
+
+def _look_into(place: str, system: Any) -> Landed:
+    """Return a sub-folder with all of its files; a part of it that cannot be read is its fault, and no empty one."""
+    try:
+        return Landed(place, {one["name"]: one for one in _list_files(place, system)}, system)
+    except Exception as error:
+        return Landed(place, {}, system, error)
+
+
+def _list_files(place: str, system: Any) -> Iterator[dict[str, Any]]:
+    """Yield the files of a folder and all that it holds; `find` of fsspec passes over what cannot be read."""
+    for one in system.ls(place, detail=True):
+        if one["type"] != "directory":
+            yield one
+        elif one["name"].rstrip("/") != place:  # which some list in itself
+            yield from _list_files(one["name"].rstrip("/"), system)
 
 
 def tell_unfinished(files: dict[str, Any], asked: LandingSettings) -> str:

@@ -1,16 +1,17 @@
-"""What was found of a file by reading all of it, kept as long as its size, times of change and inode stay.
+"""What was found once and is kept, so that it need not be found again: losing it costs time and nothing else.
 
-Hashing gigabytes takes minutes, so a digest or a check is done once per content and not once per command.
+Of a file, what reading all of it told, as long as its size, times of change and inode stay: hashing gigabytes takes
+minutes, so a digest or a check is done once per content and not once per command.
 """
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tasks.artifacts.tables import ArtifactError, write_json
+from tasks.artifacts.tables import ArtifactError, tell_folder, write_json
 
 SETTLED = 2e9  # nanoseconds: a file that changed since then could change again within the clock's tick
 
@@ -44,6 +45,26 @@ def remember(cache: Path, paths: Iterable[Path], find: Callable[[Path], T]) -> d
             with suppress(ArtifactError):  # only a memory: what cannot be kept, on a read-only disk, is found again
                 write_json(kept, cache)
     return found
+
+
+def recall(path: Path, kinds: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any] | None:
+    """Return a JSON object that is only kept to be found again; None: it is not there, or damaged.
+
+    Args:
+        path: of its file.
+        kinds: names that it must have, each with what its value is.
+
+    Raises:
+        ArtifactError: a folder stands in the file's place, where what is found again could not be written.
+    """
+    if path.is_dir():
+        raise ArtifactError(tell_folder(path))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        return None
+    sound = isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in kinds.items())
+    return found if sound else None
 
 
 def _read(cache: Path) -> dict[str, Any]:

@@ -353,7 +353,7 @@ def read_about(path: Path) -> dict[str, Any]:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         return {"model_digest": about["model_digest"], "code": about["code"], **about}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, IsADirectoryError) as error:
         raise StoreError(
             f"{path} does not tell model_digest and code ({type(error).__name__}: {error}): it was edited; delete it, "
             "and the next run that uses this folder writes it again"

@@ -172,23 +172,45 @@ def write_text(text: str, path: Path) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return what a stage wrote as a JSON object; empty where there is no such file.
+def read_json(path: Path, wanted: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what a stage wrote as a JSON object; empty where there is no such file and nothing is wanted of it.
+
+    Args:
+        path: of the file.
+        wanted: names that it must have.
 
     Raises:
-        ArtifactError: it cannot be read, or holds something else.
+        ArtifactError: it cannot be read, holds something else, or lacks what is wanted.
     """
-    if not Path(path).exists():
-        return {}
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except IsADirectoryError as error:
-        raise ArtifactError(tell_folder(path)) from error
-    except ValueError as error:
-        raise ArtifactError(f"{path} cannot be read ({_line(error)}); {_way_out(path)}") from error
+    found = _load(path) if wanted or Path(path).exists() else {}
     if not isinstance(found, dict):
         raise ArtifactError(f"{path} holds no JSON object; {_way_out(path)}")
+    if lacking := [name for name in wanted if name not in found]:
+        raise ArtifactError(f"{path} lacks {', '.join(lacking)}; {_way_out(path)}")
     return found
+
+
+def read_texts(path: Path) -> list[str]:
+    """Return what a stage wrote as a JSON list of texts, such as the ids of rows.
+
+    Raises:
+        ArtifactError: it is missing, cannot be read, or holds something else.
+    """
+    found = _load(path)
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise ArtifactError(f"{path} holds no JSON list of texts; {_way_out(path)}")
+    return found
+
+
+def _load(path: Path) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} is missing; {_way_out(path)}") from error
+    except IsADirectoryError as error:
+        raise ArtifactError(tell_folder(path)) from error
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} cannot be read ({_line(error)}); {_way_out(path)}") from error
 
 
 def write_table(table: pa.Table, path: Path, provenance: Provenance) -> None:
@@ -225,7 +247,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         ArtifactError: it is missing, is no such file, or carries no such text.
     """
     if not Path(path).exists():
-        raise ArtifactError(f"{path} is missing; run `tamis run` (or `dvc repro`) to make it")
+        raise ArtifactError(f"{path} is missing; {_way_out(path)}")
     try:
         with safetensors.safe_open(path, "np") as file:
             return json.loads((file.metadata() or {})["tamis"])
@@ -314,7 +336,7 @@ def provenance(path: Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.exists():
-        raise ArtifactError(f"{path} is missing; run `tamis run` (or `dvc repro`) to make it")
+        raise ArtifactError(f"{path} is missing; {_way_out(path)}")
     if path.is_dir():
         raise ArtifactError(tell_folder(path))
     try:
@@ -337,6 +359,11 @@ def _line(error: Exception) -> str:
 
 
 def _way_out(path: Path) -> str:
+    parts = Path(path).parts
+    if parts[:1] == (".cache",):  # DVC holds none of it, and whoever needs a trial, an arm or a part makes it again
+        return f"delete {Path(*parts[:4])}, and it is made again"
+    if not Path(path).exists():
+        return "run `tamis run` (or `dvc repro`) to make it"
     return f"restore it with `dvc checkout --force {path}` or make it again with `tamis run`"
 
 

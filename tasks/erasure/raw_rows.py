@@ -84,7 +84,13 @@ def list_file_rows(
 
 
 def find_in_file(
-    path: Path, name: str, settings: ExamplesSettings, wanted: Wanted, sources: Sequence[Source] = ()
+    path: Path,
+    name: str,
+    settings: ExamplesSettings,
+    wanted: Wanted,
+    sources: Sequence[Source] = (),
+    *,
+    cut: bool = False,
 ) -> bool:
     """Return whether a raw file of another time holds the row.
 
@@ -94,6 +100,7 @@ def find_in_file(
         settings: how rows are read.
         wanted: the row.
         sources: what a version says of some of its files.
+        cut: what begins as the row does counts as the row, of which the beginning alone is known.
     """
     kind = find_kind(name)
     if kind is None:
@@ -103,7 +110,8 @@ def find_in_file(
         reader = Reader(settings, None, (), 0, tuple(sources))
         for batch in cut_files([file], reader, Facts()):
             rows = (parse(record, batch, reader, Facts()) for record in batch.records)
-            if any(row and identify_folded(row.conversation) in wanted.same for row in rows):
+            said = [row.conversation for row in rows if row]
+            if any(identify_folded(one) in wanted.same or (cut and _begins(one, wanted.same)) for one in said):
                 return True
     except ExamplesError:  # today's settings do not fit it: each record is held against the texts instead
         return any(says(record.value, wanted) for record in _read_what_can_be(file, settings))

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 from tamis.examples.conversations import Conversation, normalise
 from tasks.artifacts import schemas
 from tasks.conversations import read_conversation
-from tasks.examples.reading import REJECTED_TEXT
+from tasks.examples.reading import CUT, REJECTED_TEXT
 
 MAGIC = b"PAR1"  # what a Parquet file begins with
 BATCH = 8192  # rows that are searched at once
-KNOWN = ("id", "same_as", "messages", "tools", "file", "line")  # columns by which the examples' table is known
+KNOWN = ("id", "same_as", "messages", "tools", "note", "file", "line")  # columns by which the examples' table is known
 
 
 class Row(NamedTuple):
@@ -28,6 +28,7 @@ class Row(NamedTuple):
     same_as: str
     conversation: Conversation
     place: tuple[str, int]  # file and line that it was read from
+    cut: bool  # it is the beginning of what was read there, which is too long
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Wanted:
     same: frozenset[str]  # their `same_as`; of a row that was cut as too long, that of all of it, too
     ids: frozenset[str]  # without the number of a repetition
     conversations: tuple[Conversation, ...]  # what they say, as far as any place still does
+    cut: bool = False  # a table tells that it keeps a beginning alone, so that a raw file may have more of the row
 
     def list_texts(self) -> list[str]:
         """Return the texts of all messages, each once."""
@@ -60,8 +62,8 @@ def list_rows(path: Path, *, id: str | None = None, same_as: str | None = None) 
             for batch in opened.iter_batches(batch_size=BATCH, columns=list(KNOWN)):
                 mask = pc.equal(batch["same_as"], same_as) if id is None else pc.starts_with(batch["id"], id)
                 for row in batch.filter(mask).to_pylist():
-                    place = row["file"], row["line"]
-                    yield Row(row["id"].partition("-")[0], row["same_as"], read_conversation(row), place)
+                    id, place, cut = row["id"].partition("-")[0], (row["file"], row["line"]), CUT in (row["note"] or "")
+                    yield Row(id, row["same_as"], read_conversation(row), place, cut)
     except pa.ArrowException:  # it is damaged, so that no stage can read a row out of it either
         return
 

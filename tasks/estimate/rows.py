@@ -18,7 +18,7 @@ from tamis.examples.conversations import Conversation
 from tamis.language.chat_templates import Template, TemplateError
 from tamis.language.prefixes import encode_prefix
 from tamis.language.rendering import encode_conversations, find_faults
-from tamis.submodular.budgets import Budget, draw, resolve
+from tamis.submodular.budgets import Budget, BudgetError, draw, resolve
 from tamis.training.chance import name_groups
 from tasks import models
 from tasks.artifacts import schemas
@@ -76,6 +76,15 @@ class Corpus:
         return int(len(places) * self.head + (self.contexts + self.answers)[np.asarray(places, int)].sum())
 
 
+class UnkeptError(BudgetError):
+    """A budget that stage selection will refuse, in the words that it will use."""
+
+    def __init__(self, version: str, told: str) -> None:
+        """Say of which version it is."""
+        super().__init__(told)
+        self.version = version
+
+
 def is_learnt(row: Mapping[str, Any]) -> bool:
     """Return whether an earlier version chose a row; repetitions of it do not count."""
     return row["earlier"] == "learnt" and row["duplicate_of"] is None
@@ -94,7 +103,8 @@ def read_corpora(
         fresh: addresses of the stages whose artifacts are of the current inputs, `examples@v1`.
 
     Raises:
-        ValueError: raw files that cannot be read or divided; a budget that cannot be kept.
+        UnkeptError: a budget that stage selection will refuse, too.
+        ValueError: raw files that cannot be read or divided; another budget that seems not to be kept.
     """
     line: list[str] = []
     for version in versions:
@@ -106,13 +116,34 @@ def read_corpora(
     found: dict[str, Corpus] = {}
     for version in line:
         before = found.get(values.versions[version].previous)
-        if f"examples@{version}" in fresh:
+        known = f"examples@{version}" in fresh
+        if known:
             rows = read_artifact(where("examples", version) / "examples.parquet")
         else:
             rows = read_raw(Path(values.versions[version].raw), before, values.examples, version)
         subset = where("selection", version) / "subset.parquet" if f"selection@{version}" in fresh else None
-        found[version] = measure(rows, values, model, subset)
+        try:
+            found[version] = measure(rows, values, model, subset)
+        except BudgetError as error:
+            if _is_certain(rows, values.selection, known=known, first=before is None):
+                raise UnkeptError(version, str(error)) from error
+            raise
     return found
+
+
+def _is_certain(rows: Sequence[Mapping], settings: Any, *, known: bool, first: bool) -> bool:
+    """Return whether a budget that these rows cannot keep cannot be kept by those that stage selection will read.
+
+    Args:
+        rows: of a version, as far as they are known.
+        settings: of the choice.
+        known: stage examples has made them.
+        first: the version continues from none. Rows of one that does depend on what the one before will choose.
+    """
+    if settings.gate is not None:  # pinned rows, of which nothing is known here, do not leave by it
+        return False
+    pool = sum(row["used"] and row["split"] == "pool" for row in rows)
+    return known or (first and settings.budget.get("count", 0) > pool)  # the stage may reject rows, and adds none
 
 
 def read_artifact(path: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ Losses, answers and embeddings of texts are kept in stores (tasks/evaluation/ans
 nothing new loads no model.
 """
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -146,7 +145,7 @@ def show_rows(runs: Sequence[Run], examples: Path, held_out: HeldOut, conditions
     """
     lowest = min((run.seed for run in runs if run.arm == "random"), default=None)
     shown = [run for run in runs if run.arm == "chosen" or (run.arm == "random" and run.seed == lowest)]
-    trained = {run: tuple(json.loads((run.folder / "rows.json").read_text())) for run in shown}
+    trained = {run: tuple(tables.read_texts(run.folder / "rows.json")) for run in shown}
     pool = read_rows(examples, {name for ids in trained.values() for name in ids})
     asked = [held_out.conversations[place] for place in held_out.of[held_out.version]]
     known = {name: read_conversation(row) for name, row in pool.items()}

@@ -1,6 +1,5 @@
 """What is evaluated, and on which rows: the held-out and general rows and the models that are asked, read."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from tamis.language.rendering import encode_conversations, encode_question, enco
 from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.row_sets import FAULTS, count_faults, read_set
-from tasks.artifacts.tables import ArtifactError, digest_inputs, read_json, read_table
+from tasks.artifacts.tables import ArtifactError, digest_inputs, read_json, read_table, read_texts
 from tasks.conversations import open_template, read_conversation
 
 TRAINED, SHOWN = "finetuning", "in_context"  # how a learner comes to know its rows
@@ -153,9 +152,7 @@ def show_demos(
 def read_runs(arms: Path, previous_arms: Path | None) -> list[Run]:
     """Return the base, the model that training started from, where it is wanted, and the runs of `finetuning.json`."""
     listing = arms / "finetuning.json"
-    if not listing.exists():
-        raise ArtifactError(f"{listing} is missing; run `tamis run` (or `dvc repro`) to make it")
-    found = read_json(listing)
+    found = read_json(listing, ["arms", "continues_from", "continues_from_digest"])
     listed, folders = found["arms"], {label: arms / "arms" / label for label in found["arms"]}
     missing = [label for label, folder in folders.items() if not folder.is_dir()]
     if missing:
@@ -182,7 +179,7 @@ def read_faults(examples: Path, runs: Sequence[Run]) -> dict[str, list[dict[str,
     table = read_table(examples / "examples.parquet", schemas.EXAMPLES, ["id", *FAULTS])
     found: dict[str, list[dict[str, Any]]] = {}
     for run in (run for run in runs if run.learner == TRAINED and run.seed is not None):
-        ids = json.loads((run.folder / "rows.json").read_text())
+        ids = read_texts(run.folder / "rows.json")
         places = pc.index_in(pa.array(ids, pa.string()), value_set=table["id"].combine_chunks())
         found.setdefault(run.arm, []).append(count_faults(table.take(places.drop_null())))
     return found

@@ -49,7 +49,8 @@ DERIVED = (  # columns that are known once all rows are read
 )
 READ = pa.schema([one for one in schemas.EXAMPLES if one.name not in DERIVED])
 LONG, SPECIAL = "longer than the context", "holds a control token"
-DROPPED = "longer than the context: whole exchanges are left out at its end"
+CUT = "left out at its end"  # ends the note of a row that is kept by its beginning alone
+DROPPED = f"longer than the context: whole exchanges are {CUT}"
 FIELDLESS = "no fields"  # what a file is called whose rows have none
 SHOWN = 20  # fields that an error names
 
@@ -338,7 +339,7 @@ def _note(good: Good, reader: Reader, facts: Facts) -> str | None:
     if good.dropped:
         facts.notes[DROPPED] += 1
         facts.dropped += good.dropped
-        notes.append(f"too long: {good.dropped} exchange{'s' * (good.dropped > 1)} left out at its end")
+        notes.append(f"too long: {good.dropped} exchange{'s' * (good.dropped > 1)} {CUT}")
     return "; ".join(notes) or None
 
 

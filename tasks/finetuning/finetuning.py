@@ -206,9 +206,7 @@ def read_budget(path: Path, ground: list[dict[str, Any]]) -> Budget:
 
 def read_record(path: Path) -> dict[str, Any]:
     """Return what selection says of itself."""
-    if not path.exists():
-        raise ArtifactError(f"{path} is missing; restore it with `dvc checkout` or make it again with `tamis run`")
-    return tables.read_json(path)
+    return tables.read_json(path, ["budget", "selector"])
 
 
 def plan_arms(pool: Pool, recipe: Recipe) -> list[Arm]:

@@ -17,7 +17,7 @@ def is_sound(folder: Path) -> bool:
     """Return whether a finished arm holds the files that were sealed, as they were."""
     try:
         wanted = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return wanted == _digest_files(folder)
 

@@ -130,7 +130,7 @@ def refuse_other(folder: Path, model: models.ModelChoice, settings: FinetuningSe
         )
     wrong = []
     if method == "lora":
-        wrong = list_changes(json.loads((folder / sparse_deltas.ADAPTER).read_text()), model, settings)
+        wrong = list_changes(sparse_deltas.read_adapter(folder), model, settings)
     if method == "masked":
         wrong = sparse_deltas.differences(tables.read_facts(folder / sparse_deltas.DELTA), model)
     if wrong:
@@ -148,9 +148,7 @@ def list_changes(theirs: Mapping[str, Any], model: models.ModelChoice, settings:
         "base_model_name_or_path": ("models.language", model.label),
         "revision": ("models.language_revision", model.revision),
     }
-    return [
-        f"{name}: {theirs[key]}, not {value}" for key, (name, value) in ours.items() if theirs.get(key, value) != value
-    ]
+    return [f"{name}: {theirs[key]}, not {value}" for key, (name, value) in ours.items() if theirs[key] != value]
 
 
 def train(arm: Arm, encoding: Encoding, checkpoints: Path, recipe: Recipe) -> Trained:
@@ -259,7 +257,7 @@ def last_checkpoint(checkpoints: Path) -> Path | None:
     for path in checkpoints.glob("checkpoint-*"):
         try:
             found[json.loads((path / "trainer_state.json").read_text())["global_step"]] = path
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             shutil.rmtree(path)
     return found[max(found)] if found else None
 

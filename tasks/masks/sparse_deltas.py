@@ -6,7 +6,6 @@ own type) for each tensor with such entries; its header, a JSON text under `tami
 its tensors. Equal content is equal bytes.
 """
 
-import json
 import os
 import re
 import shutil
@@ -26,7 +25,7 @@ from transformers import PreTrainedModel
 from tamis.masks.sparse_adamw import Delta
 from tamis.masks.tensor_layout import MaskError, refuse_other
 from tasks import models
-from tasks.artifacts.tables import FILE, FOLDER, UMASK, ArtifactError, put_in_place, read_facts
+from tasks.artifacts.tables import FILE, FOLDER, UMASK, ArtifactError, put_in_place, read_facts, read_json
 from tasks.artifacts.tensors import read, write
 from tasks.model_files import refuse_other_base
 
@@ -151,6 +150,15 @@ def identify(folder: Path) -> tuple[str, str]:
     return "full", "a whole model"
 
 
+def read_adapter(folder: Path) -> dict[str, Any]:
+    """Return what an arm's adapter says of itself.
+
+    Raises:
+        ArtifactError: it was damaged.
+    """
+    return read_json(folder / ADAPTER, ["base_model_name_or_path", "revision", "r", "lora_alpha"])
+
+
 def merge(arm: Path, model: models.ModelChoice, out: Path) -> None:
     """Write an arm as a whole model folder that transformers loads, tokenizer and all: its base with what it learnt.
 
@@ -182,7 +190,7 @@ def load_merged(arm: Path, model: models.ModelChoice) -> PreTrainedModel:
     if method == "masked":
         apply(network, arm, model)
         return network
-    theirs = json.loads((arm / ADAPTER).read_text())
+    theirs = read_adapter(arm)
     if (theirs["base_model_name_or_path"], theirs["revision"]) != (model.label, model.revision):
         raise MaskError(
             f"{arm} was trained on {theirs['base_model_name_or_path']} (revision {theirs['revision']}), not on "

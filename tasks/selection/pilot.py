@@ -31,6 +31,7 @@ from tamis.submodular.budgets import Budget
 from tamis.training import pilot
 from tamis.training.steps import backward, optimise, plan_steps, scale_rate
 from tasks import models
+from tasks.artifacts.remembered import recall
 from tasks.artifacts.row_sets import read_set, read_sets
 from tasks.artifacts.tables import digest_code, write_json
 from tasks.conversations import WRITERS, encode_rows
@@ -134,8 +135,9 @@ def run_pilot(
 def measure(place: Place, brief: Brief, label: str) -> dict[str, Any]:
     """Return the loss of each validation row after a brief training, and the seconds of both, now or earlier."""
     path = place.cache / f"{digest(place, brief)}.json"
-    if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
+    kept = recall(path, {"losses": list, "seconds": (int, float)})
+    if kept and len(kept["losses"]) == len(brief.measured_ids):  # else it is damaged, and only kept
+        return kept
     with model_lock:
         start = perf_counter()
         network = train(place, brief, label)

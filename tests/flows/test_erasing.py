@@ -248,6 +248,7 @@ def test_raw_files_that_dvc_holds_are_rewritten_and_held_again(project, row):
     assert find_bytes(project.root, row["id"], row["prompt"]) == []
     assert "data/raw/v4.dvc" in done.stderr
     assert "`git tag --delete data-v1 data-v4`" in done.stderr
+    assert "`git tag --delete data-v1 data-v4`" in erase(row["id"], "--yes").stderr  # whose objects are gone by now
     assert len((project.root / "data/raw/v4/toys.jsonl").read_text().splitlines()) == 29
     assert "data/raw/v4.dvc" not in project.status()
 

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from worlds.erasing import erase, find_bytes, list_kinds, make_whole, pick_row, write_rows
-from worlds.projects import Project, enter_copy
+from worlds.erasing import erase, find_bytes, list_kinds, make_whole, pick_row, read_examples, write_rows
+from worlds.projects import Project, enter_copy, run_stages
 
 from flows.stage_calls import ERASED
 from tasks.erasure.record import list_same
@@ -50,6 +50,32 @@ def test_history_that_holds_the_row_is_told_of_once_the_line_is_gone(project, ro
     done = erase(row["id"], "--yes")
     assert HISTORY in done.stderr
     assert "git tag --delete" not in done.stderr
+
+
+def test_tags_of_versions_that_continue_from_one_that_read_the_row_are_named(project, row):
+    project.git("tag", "data-v2")
+    project.git("tag", "data-v9")  # of a version that params.yaml has no more
+    for _ in range(2):
+        assert "`git tag --delete data-v1 data-v2`" in erase(row["id"], "--yes").stderr
+
+
+def test_history_that_holds_more_of_a_row_than_its_beginning_is_told_of_once_the_line_is_gone(project):
+    path = project.root / "data/raw/v3/long.jsonl"
+    write_rows(project, "v3", range(60, 90))
+    turns = [("user", "Who?"), ("assistant", "me"), ("user", "Why?"), ("assistant", "because " * 999)]
+    path.write_text(json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}) + "\n")
+    project.edit("params.yaml", "previous: v1\n", "previous: v1\n  v3:\n    raw: data/raw/v3\n    previous: base\n")
+    project.edit("params.yaml", "examples:\n", "examples:\n  on_long_row: drop_turns\n")
+    run_stages("v3", until="examples")
+    project.git("add", ".")
+    project.git("commit", "--quiet", "--message", "a long row")
+    path.write_text("")
+    (cut,) = [one for one in read_examples("v3") if one["note"]]
+    for options in ((), ("--yes",), ("--yes",)):
+        done = erase(cut["id"], *options)
+        assert "git's history still holds data/raw/v3/long.jsonl with the row" in done.stderr
+    other = next(one for one in read_examples("v1") if one["split"] == "pool")
+    assert "long.jsonl" not in erase(other["id"]).stderr
 
 
 def test_row_that_no_commit_holds_is_not_said_to_be_in_git(project, row):

@@ -10,10 +10,13 @@ import pytest
 import yaml
 from worlds.projects import copy_real, run_stages, start_project
 
-from flows import estimate, stage
+from flows import drive, estimate, stage
 from flows.estimate import Clock, Estimate, Line
 from flows.graph import dvc_state
 from tamis.language.packing import group_rows, plan_packs
+from tamis.submodular.budgets import BudgetError
+from tasks.estimate import rows
+from tasks.selection.settings import SelectionSettings
 
 KERNELS = {
     "exact": {"utility": {"kernel": "exact"}},
@@ -246,6 +249,40 @@ def test_an_estimate_that_cannot_be_made_is_said_in_a_line_and_the_run_goes_on(
     estimate.learn(None, ["utility@v1"])
     with pytest.raises(ValueError, match="data/raw/v1"):
         estimate.make_estimate(dvc_state.plan(["v1"]))
+
+
+def test_a_run_is_refused_before_anything_is_computed_where_a_budget_is_known_not_to_be_kept(
+    toy_folder, tmp_path, monkeypatch, capsys
+):
+    start(tmp_path / "project", toy_folder, {"selection": {"budget": {"count": 1000}, "caps": {}, "gate": None}})
+    monkeypatch.chdir(tmp_path / "project")
+    with pytest.raises(BudgetError, match=r"^selection.budget.count is 1000") as caught:
+        drive.run(["v1"])
+    assert caught.value.stage == "selection@v1"
+    assert not list(Path("data/examples").glob("version=v1/*"))
+    assert "no estimate of this run" not in capsys.readouterr().err
+    run_stages("v1", until="examples")
+    with pytest.raises(BudgetError) as told:
+        stage.run("embedding", "v1")
+    assert str(told.value) == str(caught.value)
+    with pytest.raises(BudgetError, match=str(told.value)):
+        estimate.try_estimate(dvc_state.plan(["v1"]))
+
+
+@pytest.mark.parametrize(
+    ("asked", "known", "first", "certain"),
+    [
+        ({"budget": {"count": 4}}, False, True, True),
+        ({"budget": {"count": 4}}, False, False, False),  # rows of the version before may be taken out or in
+        ({"budget": {"count": 3}}, False, True, False),  # a floor, say, of a topic
+        ({"budget": {"response_tokens": 1}}, False, True, False),  # their lengths are guessed
+        ({"budget": {"response_tokens": 1}}, True, False, True),
+        ({"budget": {"count": 4}, "gate": {"by": "ifd", "drop": 0.2}}, True, True, False),  # pinned rows stay
+    ],
+)
+def test_what_is_known_of_the_pool_tells_whether_a_budget_cannot_be_kept(asked, known, first, certain):
+    pool = [{"used": used, "split": split} for used in (True, False) for split in ("pool", "held_out")] * 3
+    assert rows._is_certain(pool, SelectionSettings(**asked), known=known, first=first) is certain
 
 
 def test_a_run_on_another_machine_teaches_nothing(ran, monkeypatch):

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -146,6 +147,43 @@ def test_a_damaged_record_of_a_folder_is_told_of_and_mended(project, url, capsys
     assert f"{url}/{name} is damaged and not taken" in capsys.readouterr().err
     forget_stores()
     assert run_utility()["pairs_scored"] == 0
+
+
+@pytest.mark.parametrize("system", ["memory", "file"])
+@pytest.mark.parametrize("place", ["part", "store.json", "folder", "kind"])
+def test_what_stands_in_the_way_of_a_part_is_told_of_and_the_others_are_sent(tmp_path, monkeypatch, system, place):
+    monkeypatch.chdir(tmp_path)
+    fsspec.filesystem("memory").mkdir(f"/{tmp_path.name}")
+    url = f"memory://{tmp_path.name}/there" if system == "memory" else str(tmp_path / "there")
+    first, second, third = (write_part("pairs", key, rows) for key, rows in (("a", "x"), ("a", "y"), ("b", "z")))
+    named = {"part": first, "store.json": first.with_name("store.json"), "folder": first.parent}
+    blocking = named.get(place, CACHE / "pairs").relative_to(CACHE).as_posix()
+    other = write_part("losses", "c", "w")
+    there, root = fsspec.core.url_to_fs(url)
+    if "." in blocking:
+        there.makedirs(f"{root}/{blocking}")
+    else:
+        there.makedirs(f"{root}/{blocking}".rpartition("/")[0])
+        there.pipe(f"{root}/{blocking}", b"x")
+    told: list[str] = []
+    opened = open_mirror(url, told)
+    opened.fetch(("pairs", "losses"), None)
+    for _ in range(2):
+        opened.send(("pairs", "losses"), None)
+    assert told == [f"{url}/{blocking} is in the way of what is to be sent; remove it, and a later run sends that"]
+    parts = [path.relative_to(CACHE).as_posix() for path in (first, second, third, other)]
+    blocked = {"part": {parts[0]}, "store.json": set(), "folder": {*parts[:2]}, "kind": {*parts[:3]}}[place]
+    assert {name for name in list_there(url) if name in parts} == {*parts} - blocked
+    there.rm(f"{root}/{blocking}", recursive=True)
+    open_mirror(url, told).send(("pairs", "losses"), None)
+    assert {*parts} <= {*list_there(url)}
+
+
+def write_part(kind: str, key: str, id: str) -> Path:
+    """Write a part of a store with one row; returns its path."""
+    home = CACHE / kind / (key * 32)
+    stores.describe(home, kind=kind, model="any", model_digest="0" * 64, code="1" * 64)
+    return stores.append(home, pa.table({"id": [id]}), stage="utility", seconds=1.0)
 
 
 def test_what_is_no_part_is_left_there(project, url):

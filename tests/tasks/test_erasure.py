@@ -67,6 +67,13 @@ def test_row_that_the_stage_cut_is_found_where_it_was_read_from_and_nowhere_else
     assert list_lines(tmp_path / "raw", cut={("raw/a.jsonl", 2)}) == [("a.jsonl", 2, True)]
 
 
+def test_raw_file_of_another_time_is_searched_for_what_the_row_is_the_beginning_of_where_that_is_asked(tmp_path):
+    turns = [("user", 'What is "it"?'), ("assistant", "a\ntree"), ("user", "And?"), ("assistant", "no")]
+    write_raw(tmp_path / "a.jsonl", {"messages": [{"role": role, "content": text} for role, text in turns]})
+    assert find_in_file(tmp_path / "a.jsonl", "a.jsonl", SETTINGS, WANTED, cut=True)
+    assert not find_in_file(tmp_path / "a.jsonl", "a.jsonl", SETTINGS, WANTED)
+
+
 def test_erased_row_is_left_out_before_anything_could_make_a_reject_of_it_with_its_text(tmp_path):
     bad = make_exchange("What is <x>?", "a tree")
     raw = write_raw(tmp_path / "raw/a.jsonl", {"prompt": "What is  <x>?", "response": "a tree"}, OTHER_RECORD)

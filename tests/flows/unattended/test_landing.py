@@ -10,6 +10,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import yaml
+from fsspec.implementations.local import LocalFileSystem
 from worlds.projects import Project
 
 from flows import params
@@ -179,6 +180,73 @@ def test_a_landing_folder_that_cannot_be_read_is_named(project, url):
         LandingError, match=rf"^landing\.url is {url}, which cannot be read \(.*\); mend it, or set it to"
     ):
         take_landed(set())
+
+
+def test_a_file_in_the_place_of_the_landing_folder_is_named(project, url):
+    system, root = fsspec.core.url_to_fs(url)
+    system.makedirs(root.rpartition("/")[0], exist_ok=True)
+    system.pipe(root, b"")
+    listen(project, url)
+    with pytest.raises(
+        LandingError, match=r"^landing\.url is .*/in, which cannot be read \(.*it is a file, and no fol"
+    ):
+        take_landed(set())
+
+
+class StrangeError(Exception):
+    """What the library of some file system raises, which is no OSError."""
+
+
+def refuse_listing(monkeypatch, place: str) -> None:
+    """Let a folder on this machine's disk be one that cannot be listed."""
+    real = LocalFileSystem.ls
+
+    def listed(self, path: str, *arguments: object, **more: object) -> object:
+        if path.endswith(place):
+            raise StrangeError("no route to host")
+        return real(self, path, *arguments, **more)
+
+    monkeypatch.setattr(LocalFileSystem, "ls", listed)
+
+
+def test_an_address_that_does_not_answer_is_reported_once_and_what_waits_is_run(project, tmp_path, monkeypatch, capsys):
+    heard, place = hear(project, tmp_path), tmp_path / "in"
+    land(place, "2026-10")
+    listen(project, place)
+    ran, told = [], []
+    monkeypatch.setattr(continual.engines, "run", lambda engine, asked, **_: ran.extend(asked))
+    monkeypatch.setattr(continual, "write", lambda version, accepted: None)
+    with monkeypatch.context() as patch:
+        refuse_listing(patch, "/in")
+        for _ in range(2):
+            with pytest.raises(LandingError) as caught:
+                continual.advance(tell=told.append)
+        wanted = (
+            f"landing.url is {place}, which cannot be read (StrangeError: no route to host); mend it, or set it to "
+        )
+        assert str(caught.value).startswith(wanted)
+        assert capsys.readouterr().err.count(str(caught.value)) == 2
+        assert ran == ["v1"] * 2
+        lines = [json.loads(line) for line in heard.read_text().splitlines()]
+        outcome = {"version": str(place), "state": "not added", "why": str(caught.value), "gates": []}
+        assert [one for one in lines if one["version"] != "v1"] == [outcome]
+        assert [one for one in told if one["version"] != "v1"] == [outcome] * 2
+    assert take_landed(set()) == (["2026-10"], [])
+    with monkeypatch.context() as patch:  # once it could be read, it is reported anew
+        refuse_listing(patch, "/in")
+        with pytest.raises(LandingError):
+            take_landed(set())
+    assert json.loads(heard.read_text().splitlines()[-1]) == outcome
+
+
+def test_a_part_that_cannot_be_read_is_none_that_is_empty(project, tmp_path, monkeypatch):
+    land(tmp_path / "in", "2026-10")
+    land(tmp_path / "in", "2026-11")
+    listen(project, tmp_path / "in")
+    refuse_listing(monkeypatch, "2026-10/part")
+    taken, (failed,) = take_landed(set())
+    assert taken == ["2026-11"]
+    assert str(failed).endswith("is not added: StrangeError: no route to host; mend it there, or take it out")
 
 
 def test_a_password_in_the_address_is_not_said(project):

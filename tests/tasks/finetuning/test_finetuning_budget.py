@@ -87,7 +87,7 @@ def test_replay_does_not_shrink_the_random_arm(tmp_path, toy, replay, again):
 def test_a_choice_without_its_record_is_refused(world, toy):
     choose(world, {0, 1})
     (world / "selection/selection.json").unlink()
-    with pytest.raises(ArtifactError, match=r"selection.json is missing; .* or make it again with `tamis run`"):
+    with pytest.raises(ArtifactError, match=r"selection.json is missing; run `tamis run`"):
         plan(world, toy)
 
 
