@@ -29,6 +29,7 @@ HAVING = "SELECT DISTINCT version FROM subset WHERE id = $id"  # versions that c
 def sql(
     context: typer.Context,
     query: Annotated[str, typer.Argument(help="Every artifact is a view, such as subset; - reads it from stdin.")],
+    *,
     revision: Annotated[str | None, typer.Option(help="Ask those of a commit, tag or branch; no checkout.")] = None,
     seconds: Annotated[float, typer.Option(help="Give up after this time.")] = 60.0,
     gigabytes: Annotated[float, typer.Option(help="Memory that the question, and again its answer, may take.")] = 4.0,
