@@ -4,10 +4,12 @@ The other settings of the section `selection` are those that the version's own c
 since; all other sections are params.yaml's.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from flows import params
 from flows.compare import find_quality
@@ -55,7 +57,8 @@ def restore_selection(version: str, values: Params) -> Params:
 def try_budgets(version: str, values: Params, shares: Sequence[float] = SHARES) -> Iterator[Tried]:
     """Yield a version's choice at other budgets, each made once and kept among the trials; without pilot and mask.
 
-    A budget of more rows than gate and caps leave takes these; it is the last one.
+    A budget of more rows than gate and caps leave takes these; it is the last one. One of fewer rows than the floors
+    ask for is none.
 
     Args:
         version: the data version; what its choice reads is up to date.
@@ -65,27 +68,39 @@ def try_budgets(version: str, values: Params, shares: Sequence[float] = SHARES) 
     Raises:
         ValueError: not even the smallest can be chosen.
     """
-    from tasks.artifacts.tables import read_table
-
     loaded, values = sources([f"selection@{version}"]), restore_selection(version, values)
     most = count_room(version, values)
     pool = most.pool
     for share in shares:
         rows = min(max(1, int(share * pool + 1e-9)), most.room)
-        asked = replace(
-            values,
-            selection=replace(values.selection, budget={"count": rows}, floors={}, pilot=None),
-            mask=replace(values.mask, selector="none"),
-        )
-        made = attempt("selection", version, asked, {}, loaded)
-        found = read_choice(made)
-        table = read_table(made.folder / "subset.parquet", columns=["id", "chosen"])
-        ids = [id for id, chosen in zip(*(table[name].to_pylist() for name in ("id", "chosen")), strict=True) if chosen]
+        if rows < sum(values.selection.floors.values()):
+            continue
+        found, ids = _choose_again(version, values, {"count": rows}, loaded)
         last = rows == most.room
-        reached = found["objective"], found["objective_share"]
-        yield Tried(rows / pool if last else share, len(ids), *reached, frozenset(ids))
+        yield Tried(rows / pool if last else share, len(ids), found["objective"], found["objective_share"], ids)
         if last:
             return
+
+
+def _choose_again(
+    version: str, values: Params, budget: Mapping[str, float], loaded: Mapping[str, Any]
+) -> tuple[dict[str, Any], frozenset[str]]:
+    """Return what is said of a choice by a budget, without pilot and mask, and the rows that it chose."""
+    asked = replace(
+        values,
+        selection=replace(values.selection, budget=budget, pilot=None),
+        mask=replace(values.mask, selector="none"),
+    )
+    made = attempt("selection", version, asked, {}, loaded)
+    return read_choice(made), frozenset(_read_chosen(made.folder))
+
+
+def _read_chosen(folder: Path) -> list[str]:
+    """Return the ids of the rows that a choice took."""
+    from tasks.artifacts.tables import read_table
+
+    table = read_table(folder / "subset.parquet", columns=["id", "chosen"])
+    return table.filter(table["chosen"])["id"].to_pylist()
 
 
 @dataclass(frozen=True)
@@ -94,6 +109,7 @@ class Room:
 
     pool: int
     room: int  # those that the gate let pass, within the caps
+    tokens: int  # of the responses of all that the gate let pass
 
 
 def count_room(version: str, values: Params) -> Room:
@@ -104,13 +120,15 @@ def count_room(version: str, values: Params) -> Room:
     """
     from tasks.artifacts.tables import read_table
 
-    table = read_table(folder("selection", version) / "subset.parquet", columns=["topic", "gated"])
-    left: dict[str, int] = {}
-    for topic, gated in zip(*(table[name].to_pylist() for name in ("topic", "gated")), strict=True):
+    columns = ["topic", "gated", "response_tokens"]
+    table = read_table(folder("selection", version) / "subset.parquet", columns=columns)
+    left, tokens = dict[str, int](), 0
+    for topic, gated, many in zip(*(table[name].to_pylist() for name in columns), strict=True):
         left[topic] = left.get(topic, 0) + (not gated)
+        tokens += 0 if gated else many
     caps = values.selection.caps
     allowed = [min(count, caps.get(topic, caps.get("*", count))) for topic, count in left.items()]
-    return Room(table.num_rows, sum(allowed))
+    return Room(table.num_rows, sum(allowed), tokens)
 
 
 def choose_by(selector: str, version: str, values: Params) -> Path:
@@ -201,7 +219,10 @@ class Added:
 
 
 def add_to_budget(version: str, values: Params, times: float) -> Added:
-    """Return what a budget of so many times the chosen rows would change, at least one row more where there is room.
+    """Return what a budget so many times as large would change: of as many tokens, or of rows, at least one row more.
+
+    The version's floors and caps hold for it, too. It is compared with what the version's own budget takes; where a
+    pilot decided on that, with what it would take without one. There is no budget of more than gate and caps leave.
 
     Args:
         version: the data version; what its choice reads is up to date.
@@ -211,10 +232,16 @@ def add_to_budget(version: str, values: Params, times: float) -> Added:
     Raises:
         ValueError: it cannot be chosen.
     """
-    from tasks.artifacts.tables import read_table
-
-    table = read_table(folder("selection", version) / "subset.parquet", columns=["id", "chosen"]).to_pylist()
-    chosen = {row["id"] for row in table if row["chosen"]}
-    wanted = max(len(chosen) + 1, round(len(chosen) * times)) / len(table)
-    (found,) = try_budgets(version, values, [min(wanted, 1.0)])
-    return Added(len(chosen), found.rows, sorted(found.ids - chosen), len(chosen - found.ids))
+    loaded, values = sources([f"selection@{version}"]), restore_selection(version, values)
+    ((kind, amount),) = values.selection.budget.items()
+    if values.selection.pilot is None:
+        chosen = frozenset(_read_chosen(folder("selection", version)))
+    else:
+        _, chosen = _choose_again(version, values, values.selection.budget, loaded)
+    most = count_room(version, values)
+    if kind == "response_tokens":
+        budget = {kind: min(math.ceil(amount * times), most.tokens)}
+    else:
+        budget = {"count": min(max(len(chosen) + 1, round(len(chosen) * times)), most.room)}
+    _, found = _choose_again(version, values, budget, loaded)
+    return Added(len(chosen), len(found), sorted(found - chosen), len(chosen - found))

@@ -159,8 +159,10 @@ def why(
 
 
 def _try_budgets(version: str, values: params.Params) -> dict[str, float]:
-    from flows.entering import find_entries, try_budgets
+    from flows.entering import find_entries, restore_selection, try_budgets
 
+    if "response_tokens" in restore_selection(version, values).selection.budget:
+        say(f"the budget of {version} is one of tokens; those that are tried for it are of rows")
     return find_entries(list(try_budgets(version, values)))
 
 

@@ -2,8 +2,10 @@
 
 import math
 import re
+import resource
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -16,6 +18,7 @@ from tasks.artifacts.views import opened
 from tasks.catalogue.sources import Artifacts, find_artifacts
 
 READING = ("SELECT", "MULTI")  # kinds of statement that are let through; MULTI: PIVOT, whose columns come of a query
+TICK = 0.1  # seconds between two looks at what a question takes
 GRACE = 2.0  # seconds in which DuckDB stops once its time is up; within a function over a long list it hears nothing
 BATCH = 2048  # rows that are fetched at once, as DuckDB makes them
 STARTS = {"select", "from", "with", "pivot", "unpivot", "describe", "summarize", "show", "values", "table", "("}
@@ -55,8 +58,9 @@ def query(
         sql: one statement that reads.
         versions: the data versions of params.yaml, for the view `versions`.
         limits: of seconds, memory and rows.
-        overrun: called with the error's text, from another thread, where DuckDB goes on GRACE seconds after the limit:
-            a process that does nothing but ask can end there, which is the only thing that stops it.
+        overrun: called with the error's text, from another thread, where DuckDB goes on GRACE seconds after the limit,
+            or takes memory that it does not count: a process that does nothing but ask can end there, which is the only
+            thing that stops it.
 
     Raises:
         QuestionError: not one reading statement, a mistake in it, a way to something else than the artifacts, a broken
@@ -65,23 +69,53 @@ def query(
     """
     found = find_artifacts(root, versions, asked=sql)
     with opened(found.views, derived=found.derived, gigabytes=limits.gigabytes) as connection:
-        ended = threading.Event()
-        clocks = [threading.Timer(limits.seconds, lambda: (ended.set(), connection.interrupt()))]
-        if overrun is not None:
-            clocks.append(threading.Timer(limits.seconds + GRACE, overrun, [_tell_late(limits)]))
-        for clock in clocks:
-            clock.start()
+        ended, done = threading.Event(), threading.Event()
+        watch = threading.Thread(target=_watch, args=(connection, ended, done, limits, overrun), daemon=True)
+        watch.start()
         try:
             answer = connection.execute(_refuse_writing(connection, sql))
             names, rows = [column[0] for column in answer.description], _fetch(answer, ended, limits)
         except duckdb.Error as error:
             raise QuestionError(_explain(error, found, ended.is_set(), limits)) from None
         finally:
-            for clock in clocks:
-                clock.cancel()
+            done.set()
+            watch.join()
     if ended.is_set():
         raise QuestionError(_tell_late(limits))
     return names, rows
+
+
+def _watch(
+    connection: duckdb.DuckDBPyConnection,
+    ended: threading.Event,
+    done: threading.Event,
+    limits: Limits,
+    overrun: Callable[[str], object] | None,
+) -> None:
+    """End a question whose time is up; where it cannot be ended, or takes far more memory, call `overrun`.
+
+    Args:
+        connection: that is asked.
+        ended: set where the time was up.
+        done: set by who asks once there is an answer, or none.
+        limits: of the question.
+        overrun: as of `query`.
+    """
+    start, before = time.monotonic(), _peak()
+    while not done.wait(TICK):
+        seconds = time.monotonic() - start
+        if seconds > limits.seconds and not ended.is_set():
+            ended.set()
+            connection.interrupt()
+        if overrun is not None and seconds > limits.seconds + GRACE:
+            overrun(_tell_late(limits))
+        if overrun is not None and _peak() - before > 2 * limits.gigabytes * 1e9:  # of the database and of the answer
+            overrun(_tell_large(limits))
+
+
+def _peak() -> int:
+    """Return the most memory, in bytes, that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _fetch(answer: duckdb.DuckDBPyConnection, ended: threading.Event, limits: Limits) -> list[tuple]:
@@ -120,8 +154,8 @@ def _refuse_writing(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.S
     statements = connection.extract_statements(sql)
     kinds = [statement.type.name for statement in statements]
     if len(kinds) == 1:
-        words = [sql[start : start + 64] for start, kind in duckdb.tokenize(sql) if kind != duckdb.token_type.comment]
-        first = re.match(r"\w+|.", words[0])[0].lower() if words else ""
+        words = [word for _, word in _list_words(sql)]
+        first = words[0] if words else ""
         if kinds[0] == "EXPLAIN":
             _refuse_writing(connection, _cut_explain(sql))
             return statements[0]
@@ -140,8 +174,7 @@ def _cut_explain(sql: str) -> str:
     >>> _cut_explain("/* a */ EXPLAIN (ANALYZE, FORMAT json) FROM subset")
     'FROM subset'
     """
-    starts = [start for start, kind in duckdb.tokenize(sql) if kind != duckdb.token_type.comment]
-    words = [re.match(r"\w+|.", sql[start:])[0].lower() for start in starts]
+    starts, words = map(list, zip(*_list_words(sql), strict=True))
     place = 1
     if words[place : place + 1] == ["analyze"]:
         place += 1
@@ -149,7 +182,21 @@ def _cut_explain(sql: str) -> str:
         words[place : place + 1] == ["("] and words[place + 1 : place + 2] and words[place + 1] in ("analyze", "format")
     ):
         place = words.index(")") + 1 if ")" in words else len(words)
-    return sql[starts[place] :] if place < len(starts) else ""
+    return sql.encode()[starts[place] :].decode() if place < len(starts) else ""
+
+
+def _list_words(sql: str) -> list[tuple[int, str]]:
+    """Return where the tokens of a text begin, in bytes of UTF-8 as DuckDB counts them, and each one's first word.
+
+    >>> _list_words("/* für Köln */ SELECT 1")
+    [(17, 'select'), (24, '1')]
+    """
+    text = sql.encode()
+    starts = [start for start, kind in duckdb.tokenize(sql) if kind != duckdb.token_type.comment]
+    return [
+        (start, re.match(r"\w+|.", text[start : start + 64].decode(errors="replace"), re.DOTALL)[0].lower())
+        for start in starts
+    ]
 
 
 def _tell_late(limits: Limits) -> str:

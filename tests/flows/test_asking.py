@@ -126,6 +126,45 @@ def test_budgets_are_tried_as_far_as_gate_and_caps_leave_rows(project):
     assert done.exit_code == 0, done.output
 
 
+@pytest.mark.parametrize(
+    ("settings", "more"),
+    [
+        ({"budget": {"count": 10}}, {"budget": {"count": 11}}),
+        ({"budget": {"fraction": 0.4}, "floors": {"sums": 4}, "caps": {"greetings": 2}}, None),
+        ({"budget": {"response_tokens": 60}}, {"budget": {"response_tokens": 66}}),
+        ({"budget": {"count": 10}, "pilot": {"steps": 1, "seeds": 1, "rows": 0.2}}, {"budget": {"count": 11}}),
+    ],
+)
+def test_a_tenth_more_changes_what_such_a_budget_changes(project, settings, more):
+    def choose(wanted):
+        values = yaml.safe_load(Path("params.yaml").read_text())
+        values["selection"] |= {"floors": {}, "caps": {}, "pilot": None, **wanted}
+        values["examples"]["validation_every"] = 5 if "pilot" in settings else None
+        Path("params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+        run_stages("v1", until="selection")
+        return {row["id"] for row in read_subset("v1") if row["chosen"]}
+
+    choose(settings)
+    added = add_to_budget("v1", params.read(), 1.1)
+    before = choose(settings | {"pilot": None})
+    more = more or {"budget": {"count": max(len(before) + 1, round(len(before) * 1.1))}}
+    after = choose(settings | {"pilot": None} | more)
+    assert (added.before, added.rows, added.left) == (len(before), len(after), len(before - after))
+    assert added.ids == sorted(after - before)
+
+
+def test_budgets_below_the_floors_are_none(project):
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["selection"] |= {"budget": {"fraction": 0.5}, "floors": {"sums": 4, "greetings": 4}}
+    Path("params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    run_stages("v1", until="selection")
+    tried = list(try_budgets("v1", params.read()))
+    assert min(one.rows for one in tried) >= 8
+    topics = {row["id"]: row["topic"] for row in read_subset("v1")}
+    for one in tried:
+        assert [topics[id] for id in one.ids].count("sums") >= 4
+
+
 def test_a_choice_is_made_again_by_the_settings_that_it_records(project):
     def look():
         tried = [sorted(one.ids) for one in try_budgets("v1", params.read())]
@@ -334,6 +373,16 @@ def test_limits_of_a_question_are_given_and_kept(project, options, told):
     done = tamis("sql", "FROM range(2)" if "--rows" in options else endless, *options)
     assert done.exit_code == 1
     assert done.stderr.startswith(f"error: {told}")
+
+
+@pytest.mark.parametrize(
+    "sql", ["SELECT list_sum(range(1000000000))", "SELECT length(repeat('x', 1000000000) || repeat('y', 1000000000))"]
+)
+def test_memory_that_the_database_does_not_count_is_limited(project, sql):
+    asked = [sys.executable, "-m", "flows.cli", "sql", "--seconds", "30", "--gigabytes", "0.2", sql]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: the answer takes more than 0.2 GB of memory; ask for less")
 
 
 def test_a_question_that_hears_no_interruption_ends_with_its_process(project, tmp_path_factory):

@@ -53,7 +53,8 @@ def show_more(project: Opened, version: str) -> None:
 
     st.subheader("A tenth more")
     st.text(
-        "The version is chosen again with a budget of a tenth more, as tamis why --budgets does; this takes a while."
+        "The version is chosen again with a budget of a tenth more, its caps and floors kept and without a pilot; this "
+        "takes a while."
     )
     if not st.button("Choose with a tenth more", key="more"):
         return

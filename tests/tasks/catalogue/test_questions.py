@@ -95,6 +95,9 @@ PIVOTS = [
     "EXPLAIN ANALYZE SELECT count(*) FROM examples",
     "(SELECT 1) UNION (SELECT 2)",
     "VALUES (1)",
+    "/* Zeilen für Köln */ SELECT 1",
+    "/* 日本語 */ EXPLAIN SELECT 'ü'",
+    "-- é\nEXPLAIN (FORMAT json) SELECT 1",
 ]
 
 
