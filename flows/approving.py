@@ -65,10 +65,10 @@ def approve(
     refuse_unknown(version, values.versions)
     stages = [one for one in dvc_state.plan([version]) if one.version == version]
     stale = [(address, state, why) for address, state, why in dvc_state.standings(stages) if state != "fresh"]
-    if stale:
-        address, state, why = stale[0]
-        raise ApprovalError(f"{address} is {state}{f' ({why})' if why else ''}; `tamis run {version}` first")
+    _refuse_stale(version, [one for one in stale if one[0] != f"audit@{version}"])
     accepted = _refuse_broken(version, values, despite)
+    if not accepted:  # a broken promise ends stage audit, so that it is never fresh: what it checks was checked here
+        _refuse_stale(version, stale)
     signer, artifacts = name_signer(by), list_artifacts(version)
     if shown is not None and shown != _digest(artifacts):
         raise ApprovalError(
@@ -231,6 +231,13 @@ def _refuse_broken(version: str, values: Params, despite: Sequence[str]) -> tupl
         words = " ".join(f"--despite {one.name}" for one in broken)
         raise ApprovalError(f"{len(broken)} promises of {version} are broken ({told}); mend that, or give {words}")
     return tuple(one.name for one in checks if one.found)
+
+
+def _refuse_stale(version: str, stale: Sequence[tuple[str, str, str]]) -> None:
+    """Raise ApprovalError where a stage of a version is not up to date."""
+    if stale:
+        address, state, why = stale[0]
+        raise ApprovalError(f"{address} is {state}{f' ({why})' if why else ''}; `tamis run {version}` first")
 
 
 def name_signer(by: str | None) -> str:

@@ -67,6 +67,10 @@ def query(
             artifact, or more than the limits allow.
         ArtifactError: there are no artifacts.
     """
+    try:
+        sql.encode()
+    except UnicodeEncodeError as error:
+        raise QuestionError(f"the question is no text in UTF-8: {error}") from None
     found = find_artifacts(root, versions, asked=sql)
     with opened(found.views, derived=found.derived, gigabytes=limits.gigabytes) as connection:
         ended, done = threading.Event(), threading.Event()

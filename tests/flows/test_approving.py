@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from worlds.commands import ask, tamis
 from worlds.projects import Project, run_stages
 
+from flows import stage
 from flows.stage_calls import folder
 from tasks.audit.audit import Check
 
@@ -96,6 +98,25 @@ def test_a_broken_promise_is_accepted_by_name_alone(project, monkeypatch):
     assert "1 promises of v1 are broken (leakage: 0f (held out)); mend that, or give --despite leakage" in done.stderr
     assert tamis("approve", "v1", "--by", "Ann", "--despite", "leakage").exit_code == 0
     assert ask("approvals")[0]["despite"] == "leakage"
+
+
+def test_a_promise_that_a_run_broke_is_accepted_though_its_audit_cannot_be_made(project, monkeypatch):
+    from tasks.audit import audit
+
+    path = Path("versions/v1/dvc.lock")
+    lock = yaml.safe_load(path.read_text())
+    assert lock["stages"].pop("audit@v1")
+    path.write_text(yaml.safe_dump(lock))
+    shutil.rmtree(".dvc/cache/runs")  # by which it would be restored
+    assert tamis("approve", "v1", "--by", "Ann").stderr.startswith("error: audit@v1 is ")
+    own, name = audit.run_checks, BROKEN.name
+    monkeypatch.setattr(audit, "run_checks", lambda asked: [BROKEN if one.name == name else one for one in own(asked)])
+    with pytest.raises(audit.AuditError, match="promises of v1 are broken: leakage"):
+        stage.run("audit", "v1")
+    assert "mend that, or give --despite leakage" in tamis("approve", "v1", "--by", "Ann").stderr
+    assert tamis("approve", "v1", "--by", "Ann", "--despite", "leakage").exit_code == 0
+    first, _ = ask("approvals")
+    assert (first["state"], first["despite"]) == ("approved", "leakage")
 
 
 def test_a_sound_version_is_not_said_to_be_accepted_despite_anything(project):

@@ -101,6 +101,11 @@ PIVOTS = [
 ]
 
 
+def test_a_question_that_is_no_text_is_refused(world):
+    with pytest.raises(questions.QuestionError, match="the question is no text in UTF-8"):
+        questions.query(world.root, "SELECT '\udcff'")
+
+
 @pytest.mark.parametrize("sql", PIVOTS)
 def test_pivots_and_explanations_of_what_reads_are_answered(world, sql):
     world.write()
