@@ -4,7 +4,8 @@
 
 Two versions with synthetic artifacts of so many rows each, four scored pairs a row and six scores. The pages are run by
 Streamlit's own harness, in this process and without a browser: what is timed is the script that a view runs, with what
-it asks of the database. The first page opens the catalogue, too, and checks its digests. Returns 1 where a goal is
+it asks of the database. The first page opens the catalogue, too, and checks its digests; the memory counts the process
+that answers a question, too. Returns 1 where a goal is
 missed: 2 s up to 50,000 rows, 5 s above, 3 GB.
 """
 
@@ -14,6 +15,7 @@ import json
 import os
 import resource
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from streamlit.testing.v1 import AppTest  # noqa: E402
 
+from flows.desk.asking import COMMAND  # noqa: E402
 from tasks.artifacts import schemas  # noqa: E402
 from tasks.artifacts.tables import Provenance, write_json, write_table  # noqa: E402
 from tasks.browsing.places import make_places  # noqa: E402
@@ -65,16 +68,28 @@ def main() -> int:
         for page in CHANGES:
             found[page] = measure(page)
             print(f"{page:<9} first view {found[page][0]:5.2f} s, filter {found[page][1]:5.2f} s, peak {peak():.2f} GB")
+        most = peak() + measure_question()
     slowest = max(found, key=lambda page: max(found[page]))
     seconds = max(found[slowest])
-    result = {"rows": rows, "slowest_page": slowest, "slowest_seconds": round(seconds, 2), "peak_gb": round(peak(), 2)}
+    result = {"rows": rows, "slowest_page": slowest, "slowest_seconds": round(seconds, 2), "peak_gb": round(most, 2)}
     print(json.dumps(result))
-    return int(seconds > (GOAL if rows <= FEW else MANY_GOAL) or peak() > GIGABYTES)
+    return int(seconds > (GOAL if rows <= FEW else MANY_GOAL) or most > GIGABYTES)
 
 
 def peak() -> float:
     """Return the most memory that this process has taken, in gigabytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def measure_question() -> float:
+    """Return the most memory, in gigabytes, of the process that answers a question of page `query`, beside the desk."""
+    with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        process.stdin.write(b"SELECT version, count(*) FROM subset JOIN examples USING (version, id) GROUP BY ALL")
+        process.stdin.close()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return used.ru_maxrss / 1e6
 
 
 def measure(page: str) -> tuple[float, float]:

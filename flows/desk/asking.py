@@ -15,6 +15,8 @@ from flows.told import count
 
 SECONDS = 10.0  # that a question may take on a page
 ROWS = 100_000  # that a download holds at most
+COMMAND = [sys.executable, "-m", "flows.cli", "sql", "--format=parquet", f"--seconds={SECONDS}"]
+COMMAND += [f"--gigabytes={GIGABYTES}", f"--rows={ROWS}", "-"]
 
 
 def show(_: Any) -> None:
@@ -60,9 +62,7 @@ def ask(sql: str) -> tuple[list[str], list[tuple]]:
 
     from tasks.catalogue.questions import QuestionError
 
-    limits = [f"--seconds={SECONDS}", f"--gigabytes={GIGABYTES}", f"--rows={ROWS}"]
-    asked = [sys.executable, "-m", "flows.cli", "sql", "--format=parquet", *limits, "-"]
-    done = subprocess.run(asked, cwd=ROOT, input=sql.encode(errors="replace"), capture_output=True, check=False)
+    done = subprocess.run(COMMAND, cwd=ROOT, input=sql.encode(errors="replace"), capture_output=True, check=False)
     if done.returncode != 0:
         raise QuestionError(done.stderr.decode().strip().removeprefix("error: "))
     answer = pq.read_table(BytesIO(done.stdout))

@@ -11,6 +11,7 @@ from worlds.desk_pages import APP, PAGES, look, read_tables, read_text
 from worlds.projects import run_stages
 
 from flows import params
+from flows.desk import asking
 from flows.entering import choose_by
 from tasks.artifacts.tables import read_table
 from tasks.artifacts.views import opened
@@ -145,7 +146,7 @@ def test_questions_are_answered_and_nothing_else_is_done(project, sql, text):
 
 
 def test_a_question_that_hears_no_interruption_is_ended_and_the_page_goes_on(project, monkeypatch):
-    monkeypatch.setattr("flows.desk.asking.SECONDS", 0.2)
+    monkeypatch.setattr(asking, "COMMAND", [*asking.COMMAND[:-1], "--seconds=0.2", "-"])
     desk = look("query", sql="SELECT list_sum(list_transform(range(50000000), lambda x: x * 2 + 1))")
     assert "no answer within 0.2 s; ask for less" in read_text(desk)
     desk.text_area[0].set_value("SELECT 1 AS one").run()
