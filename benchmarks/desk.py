@@ -39,6 +39,7 @@ from tasks.browsing.places import make_places  # noqa: E402
 APP = str(ROOT / "flows/desk/app.py")
 FEW, GOAL, MANY_GOAL, GIGABYTES = 50_000, 2.0, 5.0, 3.0
 TOPICS, WIDTH, PAIRS = 40, 32, 4
+QUESTION = "SELECT topic, count(*) FROM subset GROUP BY 1 ORDER BY 2 DESC"
 CHANGES: dict[str, Callable[[AppTest], object]] = {  # page -> another filter of it
     "overview": lambda desk: None,
     "rows": lambda desk: desk.text_input(key="words").set_value("seven nine"),
@@ -49,7 +50,7 @@ CHANGES: dict[str, Callable[[AppTest], object]] = {  # page -> another filter of
     "diff": lambda desk: desk.selectbox(key="before").set_value("v2"),
     "chain": lambda desk: None,
     "sign-off": lambda desk: None,
-    "query": lambda desk: desk.text_area[0].set_value("SELECT topic, count(*) FROM subset GROUP BY 1 ORDER BY 2 DESC"),
+    "query": lambda desk: desk.text_area[0].set_value(QUESTION),
 }
 
 
@@ -84,7 +85,7 @@ def peak() -> float:
 def measure_question() -> float:
     """Return the most memory, in gigabytes, of the process that answers a question of page `query`, beside the desk."""
     with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
-        process.stdin.write(b"SELECT version, count(*) FROM subset JOIN examples USING (version, id) GROUP BY ALL")
+        process.stdin.write(QUESTION.encode())
         process.stdin.close()
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
