@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import yaml
 from streamlit.testing.v1 import AppTest
@@ -12,10 +13,11 @@ from worlds.projects import run_stages
 
 from flows import params
 from flows.entering import choose_by
-from tasks.artifacts.tables import read_table
+from tasks.artifacts.tables import Provenance, read_table, write_table
 from tasks.artifacts.views import opened
 from tasks.browsing import filters
 from tasks.browsing.places import make_places
+from tasks.catalogue.rows import find
 from tasks.catalogue.sources import find_artifacts
 
 
@@ -49,6 +51,23 @@ def test_counts_are_those_of_the_artifacts(project):
     tokens = [row["response_tokens"] for row in subset]
     middle = sorted(tokens)[len(tokens) // 2]
     assert count("v1", score="response_tokens", low=middle)[0] == sum(one >= middle for one in tokens)
+
+
+def test_words_are_those_of_every_turn_on_the_page_and_where_show_finds_them(project):
+    path = Path("data/examples/version=v1/examples.parquet")
+    table = read_table(path)
+    rows = table.to_pylist()
+    quiet = {"learnt": False, "details": ""}
+    earlier = [
+        {"role": "system", "content": "Speak as a Lighthouse keeper.", **quiet},
+        {"role": "user", "content": "Who mends the lamp?", **quiet},
+        {"role": "assistant", "content": "A keeper does.", **quiet},
+    ]
+    rows[0]["messages"] = [*earlier, *rows[0]["messages"]]
+    write_table(pa.Table.from_pylist(rows, table.schema), path, Provenance("examples", "v1", {}, {}))
+    assert count("v1", words="lighthouse LAMP does")[0] == 1
+    assert [row[1] for row in find(Path("."), "lighthouse LAMP does")[1]] == [rows[0]["id"]]
+    assert count("v1", words="lighthouse zebra")[0] == 0
 
 
 def test_digests_tell_sets_apart_and_no_orders(project):
