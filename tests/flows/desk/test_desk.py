@@ -230,13 +230,17 @@ def test_gains_name_the_budget_that_is_enough(project):
     assert f"{enough} of {len(grown)} chosen rows reach 95% of the objective" in said
 
 
-def test_pairs_show_a_row_beside_its_partners(project):
-    (best, *_) = sorted(
-        read_table(Path("data/utility/version=v1/utility.parquet")).to_pylist(),
-        key=lambda pair: (pair["demo_id"] == pair["target_id"], -pair["utility"]),
-    )
+@pytest.mark.parametrize(
+    ("distance", "unit"), [("probability", "in root mean square of 1 - p"), ("log_likelihood", "nats a token")]
+)
+def test_pairs_show_a_row_beside_its_partners(project, distance, unit):
+    path = Path("data/utility/version=v1/utility.parquet")
+    table = read_table(path)
+    write_table(table, path, Provenance("utility", "v1", {"distance": distance}, {}))
+    (best, *_) = sorted(table.to_pylist(), key=lambda pair: (pair["demo_id"] == pair["target_id"], -pair["utility"]))
     said = read_text(look("pairs", version="v1", pair=best["target_id"][:16]))
-    assert f"{best['utility']:+.4f} nats a token" in said
+    assert f"{best['utility']:+.4f} {unit}" in said
+    assert re.search(rf"help rows of .* most: [+-]0\.\d+ {re.escape(unit)}, the mean of", said)
     assert best["demo_id"] in said
 
 
