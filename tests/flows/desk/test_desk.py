@@ -1,10 +1,13 @@
 """The desk's pages, run without a browser: counts are those of SQL, and text of data is text."""
 
+import json
 import re
 import shutil
+from io import BytesIO
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from streamlit.testing.v1 import AppTest
@@ -12,6 +15,7 @@ from worlds.desk_pages import APP, PAGES, look, read_tables, read_text
 from worlds.projects import run_stages
 
 from flows import params
+from flows.desk import asking
 from flows.entering import choose_by
 from tasks.artifacts.tables import Provenance, read_table, write_table
 from tasks.artifacts.views import opened
@@ -161,6 +165,17 @@ def test_questions_are_answered_and_nothing_else_is_done(project, sql, text):
     desk.text_area[0].set_value(sql).run()
     assert not desk.exception
     assert text in read_text(desk)
+
+
+def test_numbers_beyond_64_bits_are_shown_and_taken_away_whole(project):
+    sql = "SELECT sum(hash(id)) h FROM subset"
+    names, rows = asking.ask(sql)
+    ((whole,),) = rows
+    assert whole > 2**64
+    assert [one.value.to_dict("list") for one in look("query", sql=sql).dataframe] == [{"h": [whole]}]
+    assert asking.write_csv_bytes(names, rows) == f"h\n{whole}\n".encode()
+    assert json.loads(asking.write_lines(names, rows)) == {"h": str(whole)}
+    assert pq.read_table(BytesIO(asking.write_table(names, rows))).to_pylist() == [{"h": whole}]
 
 
 def test_a_question_that_hears_no_interruption_is_ended_and_the_page_goes_on(project, monkeypatch):
