@@ -85,6 +85,13 @@ def test_topics_and_sources_that_the_choice_prefers_are_told_with_their_shares(w
     assert "greetings: 0.0% of the chosen, 33.3% of the pool" in world.found("topic_shift")
 
 
+def test_chosen_rows_that_repeat_a_text_are_named(world):
+    assert show(world, "repetitions") == []
+    first, second = (one for one in world.examples if one["id"] in {row["id"] for row in world.subset if row["chosen"]})
+    second["same_as"] = first["same_as"]
+    assert show(world, "repetitions") == [f"{one['id']} (2 chosen rows say the same)" for one in (first, second)]
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [
