@@ -10,7 +10,7 @@ from flows.graph.stages import Planned
 from flows.stage_calls import CACHE, folder
 from tasks.artifacts import tables
 from tasks.artifacts.remembered import remember
-from tasks.examples.files import list_contents
+from tasks.examples.files import list_contents, name_inputs
 
 KNOWN = CACHE / "raw.json"  # digests of raw files
 
@@ -46,6 +46,6 @@ def list_edited(version: str) -> list[Path]:
     raw = params.load(Path("params.yaml"))["versions"][version]["raw"]
     found = [Path(raw)] if Path(raw).exists() else map(Path, glob(raw, recursive=True))
     paths = [path for one in found for path in list_contents(one)]
-    named = {"/".join(path.parts[-3:]): path for path in paths}
+    named = name_inputs(Path(raw), paths)
     digests = remember(KNOWN, [path for name, path in named.items() if name in read], tables.digest)
     return [path for name, path in named.items() if name in read and digests[path] != read[name]]

@@ -55,7 +55,7 @@ def digest(path: Path) -> str:
 
 
 def digest_inputs(*paths: Path) -> dict[str, str]:
-    """Return the digests of files for a provenance record, each under the last three parts of its path.
+    """Return the digests of artifacts for a provenance record, each under the last three parts of its path.
 
     `data/examples/version=v1/examples.parquet` is known as `examples/version=v1/examples.parquet`, wherever it lies.
     """

@@ -22,6 +22,7 @@ from tasks.audit.queries import PROVENANCE, read_queries
 from tasks.audit.settings import AuditSettings
 from tasks.conversations import read_conversation
 from tasks.decisions import Decision, read_decisions
+from tasks.examples.files import list_contents, name_inputs
 from tasks.folders import Folders
 from tasks.masks.settings import MaskSettings
 from tasks.selection.settings import SelectionSettings
@@ -244,7 +245,8 @@ def _read_record(path: Path) -> Mapping[str, Any]:
     else:
         record = tables.provenance(path) if path.suffix == ".parquet" else tables.read_facts(path)
     record = {"stage": path.stem, "version": None, "inputs": {}} | record
-    return record | {"inputs": {_shorten(name): digest for name, digest in record["inputs"].items()}}
+    inputs = {_shorten(name) if PurePath(name).is_absolute() else name: now for name, now in record["inputs"].items()}
+    return record | {"inputs": inputs}
 
 
 def digest_files(records: Mapping[Path, Mapping[str, Any]], raw: Path, before: Path) -> dict[str, str]:
@@ -255,11 +257,12 @@ def digest_files(records: Mapping[Path, Mapping[str, Any]], raw: Path, before: P
         raw: file or folder of the raw rows.
         before: folder of the examples that this version continues from; its other artifacts lie beside it.
     """
-    files = [*records, before / EXAMPLES, *([raw] if raw.is_file() else _list_files(raw.rglob("*")))]
+    files = [*records, before / EXAMPLES]
     earlier = {_shorten(path): path for path in _list_files(before.parents[1].glob(f"*/{before.name}/**/*"))}
     named = {name for record in records.values() for name in record["inputs"]}
     files += [earlier[name] for name in sorted(named & earlier.keys())]
-    return {_shorten(path): tables.digest(path) for path in files}
+    rows = name_inputs(raw, list_contents(raw) if raw.exists() else [])
+    return {name: tables.digest(path) for name, path in rows.items()} | tables.digest_inputs(*files)
 
 
 def _list_files(paths: Iterable[Path]) -> list[Path]:
@@ -304,7 +307,7 @@ def _find_faults(
 
 
 def _shorten(path: PurePath | str) -> str:
-    """Return the last three parts of a path, by which provenance knows a file."""
+    """Return the last three parts of a path, by which provenance knows an artifact."""
     return "/".join(PurePath(path).parts[-3:])
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import duckdb
 
 from tasks.artifacts.views import ask
-from tasks.catalogue.derived import list_scores, tell_unused
+from tasks.catalogue.derived import SAID, SAYS_ALL, list_scores, split_words, tell_unused
 
 MOST = 2000  # rows that go to a page
 STATES = ("any", "chosen", "left out", "gated", "not in the pool")
@@ -19,6 +19,7 @@ ORDERS = {
 }
 ROWS = f"""
     SELECT e.row, e.id, e.topic, coalesce(e.source, '') AS source, e.prompt, e.response, e.response_tokens, s.rank,
+        {SAID} AS said,
         CASE WHEN s.chosen IS NULL THEN 'not in the pool' WHEN s.chosen THEN 'chosen' WHEN s.gated THEN 'gated'
         ELSE 'left out' END AS state, {{value}} AS value, CASE
             WHEN s.chosen IS NULL THEN {tell_unused("e.unused_because", "e.split")}
@@ -41,7 +42,7 @@ class Filter:
     state: str = "any"  # one of STATES
     topic: str = ""  # "": any
     source: str = ""  # likewise
-    words: str = ""  # all of which prompt or response say, in any case
+    words: str = ""  # all of which its turns say, as `tamis show --find` means it
     score: str = ""  # by which `low` and `high` are meant
     low: float | None = None
     high: float | None = None
@@ -112,11 +113,9 @@ def _write(asked: Filter) -> tuple[str, dict[str, Any]]:
     if asked.state != "any":
         wanted.append("state = $state")
         named["state"] = asked.state
-    if asked.words.split():
-        wanted.append(
-            "list_bool_and(list_transform($words, lambda word: contains(lower(prompt || ' ' || response), word)))"
-        )
-        named["words"] = asked.words.lower().split()
+    if words := split_words(asked.words):
+        wanted.append(SAYS_ALL)
+        named["words"] = words
     for name, sign in (("low", ">="), ("high", "<=")):
         if getattr(asked, name) is not None:
             wanted.append(f"value {sign} ${name}")

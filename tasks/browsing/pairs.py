@@ -9,6 +9,7 @@ from tasks.artifacts.views import ask
 
 TOPICS = 20  # that a heat map shows, the largest ones
 BEST = 10  # partners of a row
+UNITS = {"probability": "in root mean square of 1 - p", "log_likelihood": "nats a token"}  # by utility.distance
 USED = "(SELECT id, topic, prompt, response FROM examples WHERE version = $version AND used)"  # an id, once
 MEANS = f"""
     WITH topics AS {USED}, scored AS (SELECT t.topic AS target, d.topic AS demo, p.utility
@@ -30,6 +31,13 @@ PARTNERS = f"""
 def average_topics(connection: duckdb.DuckDBPyConnection, version: str) -> list[dict[str, Any]]:
     """Return the mean utility of each topic's demos for each topic's targets, with the number of scored pairs."""
     return ask(connection, MEANS, {"version": version})
+
+
+def name_unit(connection: duckdb.DuckDBPyConnection, version: str) -> str:
+    """Return in what a version's utilities are measured, by the distance that their record names."""
+    asked = "SELECT parameters ->> 'distance' FROM runs WHERE version = $version AND artifact = 'utility'"
+    (distance,) = connection.execute(asked, {"version": version}).fetchone() or (None,)
+    return UNITS.get(distance, "in a unit that is not recorded")
 
 
 def list_demos(connection: duckdb.DuckDBPyConnection, version: str, target: str) -> list[dict[str, Any]]:

@@ -14,6 +14,10 @@ UNUSED = {
     "planted": "it is planted, and a row outside the pool asks the same",
     "vetoed": "it is vetoed",
 }
+# What an example says: the texts of all its turns, of system and tools too, in small letters; and whether every word of
+# `$words` (`split_words`) is part of that, in a column `said`.
+SAID = "lower(array_to_string(list_transform(messages, lambda one: one.content), ' '))"
+SAYS_ALL = "list_bool_and(list_transform($words, lambda word: contains(said, word)))"
 EACH = "(SELECT version, id, prompt, response FROM examples WHERE used OR duplicate_of IS NULL)"  # an id, once
 TURNS = """
     SELECT version, id, row, place AS turn, one.role, one.content, one.learnt, one.details FROM (SELECT version, id,
@@ -56,6 +60,15 @@ SCORES = {
     ),
 }
 ASKS_RUNS = ("runs", "scores")  # views that read the artifacts' records, each of which takes a file
+
+
+def split_words(words: str) -> list[str]:
+    """Return the words that an example must say all of (`SAYS_ALL`): parted by blanks, in any case, parts of words too.
+
+    >>> split_words(" Reset my  PASS")
+    ['reset', 'my', 'pass']
+    """
+    return words.lower().split()
 
 
 def tell_unused(because: str, split: str) -> str:

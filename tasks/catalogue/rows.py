@@ -9,7 +9,7 @@ import duckdb
 
 from tasks.artifacts import tables
 from tasks.artifacts.views import opened
-from tasks.catalogue.derived import EACH
+from tasks.catalogue.derived import EACH, SAID, SAYS_ALL, split_words
 from tasks.catalogue.questions import QuestionError
 from tasks.catalogue.sources import Artifacts, find_artifacts
 
@@ -25,12 +25,11 @@ PARTNERS = f"""
 FOUND = 20  # examples that are listed
 NO_SUBSET = "(SELECT NULL AS version, NULL AS id, NULL::BOOLEAN AS chosen WHERE false)"
 FIND = f"""
-    WITH said AS (SELECT version, id, any_value(topic) AS topic, any_value(prompt) AS prompt,
-        any_value(response) AS response, any_value(lower(array_to_string(list_transform(messages, lambda one:
-        one.content), ' '))) AS text FROM examples GROUP BY version, id),
+    WITH texts AS (SELECT version, id, any_value(topic) AS topic, any_value(prompt) AS prompt,
+        any_value(response) AS response, any_value({SAID}) AS said FROM examples GROUP BY version, id),
     counted AS (SELECT *, list_sum(list_transform($words, lambda word:
-        (len(text) - len(replace(text, word, ''))) / len(word))) / (20 + len(text)) AS often FROM said
-        WHERE list_bool_and(list_transform($words, lambda word: contains(text, word))))
+        (len(said) - len(replace(said, word, ''))) / len(word))) / (20 + len(said)) AS often FROM texts
+        WHERE {SAYS_ALL})
     SELECT count(*) OVER () AS found, string_agg(version, ' ' ORDER BY version) AS versions, id,
         any_value(topic) AS topic, coalesce(bool_or(chosen), $unknown) AS chosen,
         any_value(prompt) AS prompt, any_value(response) AS response
@@ -84,7 +83,7 @@ def find(root: Path, words: str) -> tuple[list[str], list[tuple], int]:
 
     Args:
         root: the project's folder.
-        words: parted by blanks, in any case; each may be a part of a longer word.
+        words: as of `split_words`.
 
     Returns:
         Names of columns; at most FOUND rows: versions, id, topic, whether it was chosen in any (None where no choice
@@ -93,7 +92,7 @@ def find(root: Path, words: str) -> tuple[list[str], list[tuple], int]:
     Raises:
         QuestionError: no word is given, or no example says all of them.
     """
-    asked = words.lower().split()
+    asked = split_words(words)
     if not asked:
         raise QuestionError('no word is given; `tamis show --find "some words"`')
     artifacts = find_artifacts(root, asked="")

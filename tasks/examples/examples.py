@@ -21,7 +21,7 @@ from tasks.conversations import open_template, read_conversation
 from tasks.decisions import VETO, list_decided
 from tasks.erasure.record import list_same
 from tasks.examples.division import Division, divide, make_withdrawn, name_apart, read_before
-from tasks.examples.files import ExamplesError, NotRead, RawFile, is_inside, list_contents, list_files
+from tasks.examples.files import ExamplesError, NotRead, RawFile, is_inside, list_contents, list_files, name_inputs
 from tasks.examples.near import PLANTED, VETOED, find_likeness
 from tasks.examples.reading import LONG, READ, Facts, Reader, read_files, tell_notes
 from tasks.examples.settings import ExamplesSettings, list_sources
@@ -76,7 +76,9 @@ def write_examples(
         division = divide(facts, before, settings, Path(raw), compare, vetoed=list_decided(decisions, VETO))
         refuse_empty_sides(division, settings)
         old = previous_examples / "examples.parquet", previous_subset / "subset.parquet"
-        made = _trace([*(file.path for file in files), *old], version, model, settings)
+        read = name_inputs(raw, (path for file in files for path in list_contents(file.path)))
+        inputs = {name: tables.digest(path) for name, path in read.items()} | tables.digest_inputs(*old)
+        made = _trace(inputs, version, model, settings)
         rows = add_division(stream(kept), facts, division)
         tables.write_tables(rows, schemas.EXAMPLES, out / "examples.parquet", made)
     tables.write_table(make_rejects(facts), out / "rejects.parquet", made)
@@ -350,7 +352,7 @@ def make_rejects(facts: Facts) -> pa.Table:
 
 
 def _trace(
-    files: list[Path],
+    inputs: Mapping[str, str],
     version: str,
     model: models.ModelChoice,
     settings: ExamplesSettings,
@@ -361,5 +363,4 @@ def _trace(
     asked |= {name: getattr(model, name) for name in ("template", "template_arguments", "max_tokens")}
     own = None if model.chat_template is None else tables.digest(Path(model.chat_template))
     asked |= {"model": model.label, "chat_template": own}
-    inputs = tables.digest_inputs(*(path for file in files for path in list_contents(file)))
     return tables.Provenance("examples", version, asked, inputs, settings.seed)

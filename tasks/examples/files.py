@@ -8,7 +8,7 @@ import glob
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NamedTuple
@@ -160,6 +160,18 @@ def is_inside(file: str, raw: Path, name: str) -> bool:
     """
     base = find_base(Path(raw))
     return PurePosixPath(file).is_relative_to(_name(base, base / name))
+
+
+def name_inputs(raw: Path, paths: Iterable[Path]) -> dict[str, Path]:
+    """Return files of a version's raw path by the names that provenance has for them, of which no two are the same.
+
+    From the folder above the raw path's on, and the last three parts of a path at least, wherever the project lies.
+
+    >>> list(name_inputs(Path("/data/raw/v1"), [Path("/data/raw/v1/a.jsonl"), Path("/data/raw/v1/en/p/a.jsonl")]))
+    ['raw/v1/a.jsonl', 'raw/v1/en/p/a.jsonl']
+    """
+    base = find_base(Path(raw))
+    return {"/".join(path.parts[-max(3, len(path.relative_to(base).parts) + 2) :]): path for path in paths}
 
 
 def find_kind(name: str) -> str | None:

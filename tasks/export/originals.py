@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts.tables import digest_inputs, provenance
-from tasks.examples.files import RawFile, list_contents, list_files
+from tasks.artifacts.tables import digest, provenance
+from tasks.examples.files import RawFile, list_contents, list_files, name_inputs
 from tasks.examples.records import pick_kept, read_records
 from tasks.examples.text_files import Record
 
@@ -33,7 +33,7 @@ def read_originals(places: Sequence[tuple[str, int]], raw: Path, examples: Path)
     """
     made = provenance(examples)
     files, wanted = {file.name: file for file in list_files(raw, {})[0]}, _group(places)
-    _refuse_changed(files, wanted, made["inputs"], made["version"])
+    _refuse_changed({name: files.get(name) for name in wanted}, raw, made["inputs"], made["version"])
     encoding, found = made["parameters"].get("encoding", "utf-8"), {}
     for name, lines in wanted.items():
         for record in read_records(files[name], encoding=encoding):
@@ -48,7 +48,7 @@ def read_originals(places: Sequence[tuple[str, int]], raw: Path, examples: Path)
 
 
 def tell_inputs(examples: Path) -> dict[str, str]:
-    """Return the digests of the raw files that examples were made of, by the last parts of their paths."""
+    """Return the digests of the raw files that examples were made of, by the names that provenance has for them."""
     inputs: Mapping[str, str] = provenance(examples)["inputs"]
     made = ("examples.parquet", "subset.parquet")
     return {path: digest for path, digest in inputs.items() if not path.endswith(made)}
@@ -61,10 +61,8 @@ def _group(places: Sequence[tuple[str, int]]) -> dict[str, set[int]]:
     return found
 
 
-def _refuse_changed(
-    files: Mapping[str, RawFile], wanted: Mapping[str, set[int]], inputs: Mapping[str, str], version: str
-) -> None:
-    told = list(_list_changed(files, wanted, inputs))
+def _refuse_changed(wanted: Mapping[str, RawFile | None], raw: Path, inputs: Mapping[str, str], version: str) -> None:
+    told = list(_list_changed(wanted, raw, inputs))
     if told:
         raise ExportError(
             f"{len(told)} of {len(wanted)} raw files with chosen rows of {version} are not what its examples were made "
@@ -72,13 +70,13 @@ def _refuse_changed(
         )
 
 
-def _list_changed(
-    files: Mapping[str, RawFile], wanted: Mapping[str, set[int]], inputs: Mapping[str, str]
-) -> Iterator[str]:
-    for name in wanted:
-        if name not in files:
+def _list_changed(wanted: Mapping[str, RawFile | None], raw: Path, inputs: Mapping[str, str]) -> Iterator[str]:
+    for name, file in wanted.items():
+        if file is None:
             yield f"{name} (gone)"
-        elif any(inputs.get(key) != now for key, now in digest_inputs(*list_contents(files[name].path)).items()):
+            continue
+        now = name_inputs(raw, list_contents(file.path))
+        if any(inputs.get(key) != digest(path) for key, path in now.items()):
             yield f"{name} (its digest differs)"
 
 

@@ -31,11 +31,12 @@ def show(project: Opened) -> None:
         known = [row for row in means if row["pairs"] >= FEW] or means
         best = max(known, key=lambda row: row["utility"])
         scored = sum(row["pairs"] for row in means)
-        gained = f"{best['utility']:+.3f} nats a token, the mean of {count(best['pairs'], 'pair')}"
+        unit = pairs.name_unit(connection, version)
+        gained = f"{best['utility']:+.3f} {unit}, the mean of {count(best['pairs'], 'pair')}"
         st.subheader("Which topics help which")
         show_words(f"Rows of {best['demo']} help rows of {best['target']} most: {gained}.")
         st.text(f"Means of {scored:,} pairs, of the {pairs.TOPICS} largest topics; named are those with {FEW} or more.")
-        st.altair_chart(draw(means), alt="Mean utility by the topics of demo and target", key="topics")
+        st.altair_chart(draw(means, unit), alt="Mean utility by the topics of demo and target", key="topics")
         way = choose(st.radio, "Partners", ["demos of a target", "targets of a demo"], key="way", horizontal=True)
         targets = way == "demos of a target"
         listed = pairs.list_scored(connection, version, targets=targets, count=LISTED)
@@ -44,10 +45,10 @@ def show(project: Opened) -> None:
         start = st.text_input("Or by its id", key="pair", bind="query-params")
         id = complete(connection, start) if start else picked
         found = (pairs.list_demos if targets else pairs.list_targets)(connection, version, id)
-        show_partners(pairs.read_text(connection, version, id), found)
+        show_partners(pairs.read_text(connection, version, id), found, unit)
 
 
-def show_partners(row: dict[str, Any] | None, found: list[dict[str, Any]]) -> None:
+def show_partners(row: dict[str, Any] | None, found: list[dict[str, Any]], unit: str) -> None:
     """Show a row and its partners, both texts side by side."""
     if row is None or not found:
         st.text("No pair of this row is scored.")
@@ -58,15 +59,15 @@ def show_partners(row: dict[str, Any] | None, found: list[dict[str, Any]]) -> No
     left.text(row["response"])
     for one in found:
         show_words(
-            f"{one['utility']:+.4f} nats a token, {one['topic']}, {'chosen, ' if one['chosen'] else ''}{one['id']}",
+            f"{one['utility']:+.4f} {unit}, {one['topic']}, {'chosen, ' if one['chosen'] else ''}{one['id']}",
             right,
         )
         right.text(one["prompt"])
         right.text(one["response"])
 
 
-def draw(means: list[dict[str, Any]]) -> alt.Chart:
-    """Return the heat map of mean utility."""
+def draw(means: list[dict[str, Any]], unit: str) -> alt.Chart:
+    """Return the heat map of mean utility, in its unit."""
     shade = shade_signed(row["utility"] for row in means)
     return (
         alt.Chart(tabulate(means))
@@ -74,7 +75,7 @@ def draw(means: list[dict[str, Any]]) -> alt.Chart:
         .encode(
             x=alt.X("demo:N", title="topic of the demo"),
             y=alt.Y("target:N", title="topic of the target"),
-            color=alt.Color("utility:Q", title="nats a token", scale=shade),
+            color=alt.Color("utility:Q", title=f"mean utility, {unit}", scale=shade),
             tooltip=["demo:N", "target:N", alt.Tooltip("utility:Q", format="+.4f"), "pairs:Q"],
         )
         .properties(height=HEIGHT)

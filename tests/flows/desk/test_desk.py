@@ -1,9 +1,13 @@
 """The desk's pages, run without a browser: counts are those of SQL, and text of data is text."""
 
+import json
 import re
 import shutil
+from io import BytesIO
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from streamlit.testing.v1 import AppTest
@@ -13,10 +17,11 @@ from worlds.projects import run_stages
 from flows import params
 from flows.desk import asking
 from flows.entering import choose_by
-from tasks.artifacts.tables import read_table
+from tasks.artifacts.tables import Provenance, read_table, write_table
 from tasks.artifacts.views import opened
 from tasks.browsing import filters
 from tasks.browsing.places import make_places
+from tasks.catalogue.rows import find
 from tasks.catalogue.sources import find_artifacts
 
 
@@ -50,6 +55,23 @@ def test_counts_are_those_of_the_artifacts(project):
     tokens = [row["response_tokens"] for row in subset]
     middle = sorted(tokens)[len(tokens) // 2]
     assert count("v1", score="response_tokens", low=middle)[0] == sum(one >= middle for one in tokens)
+
+
+def test_words_are_those_of_every_turn_on_the_page_and_where_show_finds_them(project):
+    path = Path("data/examples/version=v1/examples.parquet")
+    table = read_table(path)
+    rows = table.to_pylist()
+    quiet = {"learnt": False, "details": ""}
+    earlier = [
+        {"role": "system", "content": "Speak as a Lighthouse keeper.", **quiet},
+        {"role": "user", "content": "Who mends the lamp?", **quiet},
+        {"role": "assistant", "content": "A keeper does.", **quiet},
+    ]
+    rows[0]["messages"] = [*earlier, *rows[0]["messages"]]
+    write_table(pa.Table.from_pylist(rows, table.schema), path, Provenance("examples", "v1", {}, {}))
+    assert count("v1", words="lighthouse LAMP does")[0] == 1
+    assert [row[1] for row in find(Path("."), "lighthouse LAMP does")[1]] == [rows[0]["id"]]
+    assert count("v1", words="lighthouse zebra")[0] == 0
 
 
 def test_digests_tell_sets_apart_and_no_orders(project):
@@ -145,6 +167,17 @@ def test_questions_are_answered_and_nothing_else_is_done(project, sql, text):
     assert text in read_text(desk)
 
 
+def test_numbers_beyond_64_bits_are_shown_and_taken_away_whole(project):
+    sql = "SELECT sum(hash(id)) h FROM subset"
+    names, rows = asking.ask(sql)
+    ((whole,),) = rows
+    assert whole > 2**64
+    assert [one.value.to_dict("list") for one in look("query", sql=sql).dataframe] == [{"h": [whole]}]
+    assert asking.write_csv_bytes(names, rows) == f"h\n{whole}\n".encode()
+    assert json.loads(asking.write_lines(names, rows)) == {"h": str(whole)}
+    assert pq.read_table(BytesIO(asking.write_table(names, rows))).to_pylist() == [{"h": whole}]
+
+
 def test_a_question_that_hears_no_interruption_is_ended_and_the_page_goes_on(project, monkeypatch):
     monkeypatch.setattr(asking, "COMMAND", [*asking.COMMAND[:-1], "--seconds=0.2", "-"])
     desk = look("query", sql="SELECT list_sum(list_transform(range(50000000), lambda x: x * 2 + 1))")
@@ -212,13 +245,17 @@ def test_gains_name_the_budget_that_is_enough(project):
     assert f"{enough} of {len(grown)} chosen rows reach 95% of the objective" in said
 
 
-def test_pairs_show_a_row_beside_its_partners(project):
-    (best, *_) = sorted(
-        read_table(Path("data/utility/version=v1/utility.parquet")).to_pylist(),
-        key=lambda pair: (pair["demo_id"] == pair["target_id"], -pair["utility"]),
-    )
+@pytest.mark.parametrize(
+    ("distance", "unit"), [("probability", "in root mean square of 1 - p"), ("log_likelihood", "nats a token")]
+)
+def test_pairs_show_a_row_beside_its_partners(project, distance, unit):
+    path = Path("data/utility/version=v1/utility.parquet")
+    table = read_table(path)
+    write_table(table, path, Provenance("utility", "v1", {"distance": distance}, {}))
+    (best, *_) = sorted(table.to_pylist(), key=lambda pair: (pair["demo_id"] == pair["target_id"], -pair["utility"]))
     said = read_text(look("pairs", version="v1", pair=best["target_id"][:16]))
-    assert f"{best['utility']:+.4f} nats a token" in said
+    assert f"{best['utility']:+.4f} {unit}" in said
+    assert re.search(rf"help rows of .* most: [+-]0\.\d+ {re.escape(unit)}, the mean of", said)
     assert best["demo_id"] in said
 
 

@@ -21,7 +21,7 @@ def world(tmp_path) -> World:
 
 def test_kept_promises_are_written_down(world):
     table = world.write().check()
-    assert table["passed"].to_pylist() == [True] * 29
+    assert table["passed"].to_pylist() == [True] * 30
     assert dict(zip(table["check"].to_pylist(), table["detail"].to_pylist(), strict=True))["leakage"] == "none"
     written = json.loads((world.folder("audit") / "audit.json").read_text())
     none = {"rows": 0, "used": 0}
@@ -33,6 +33,7 @@ def test_kept_promises_are_written_down(world):
         "length": ["chosen 2.5, pool 3.2 (-21%)"],
         "near_duplicates": [],
         "near_held_out": [],
+        "repetitions": [],
         "represented": ["greetings (33.3% of the pool)"],
         "secrets": [],
         "source_shift": [],

@@ -10,6 +10,7 @@ from worlds.toy_project import World, make_world
 from tasks.artifacts.tables import (
     ArtifactError,
     Provenance,
+    digest,
     digest_inputs,
     provenance,
     read_facts,
@@ -18,6 +19,7 @@ from tasks.artifacts.tables import (
     write_table,
 )
 from tasks.audit import audit
+from tasks.examples.files import name_inputs
 
 
 @pytest.fixture
@@ -129,6 +131,25 @@ def test_raw_rows_are_traced_where_they_are_known(world):
     beside.mkdir(parents=True)
     with pytest.raises(audit.AuditError, match=r"examples.parquet was made from raw/v1/toy.jsonl, which is not there"):
         world.check()
+
+
+def test_a_changed_raw_file_is_seen_though_another_ends_with_the_same_folders(world):
+    raw = world.write().root / "data/raw/v1"
+    files = [raw / language / "p/a/x.jsonl" for language in ("en", "de")]
+    for path in files:
+        path.parent.mkdir(parents=True)
+        path.write_text(str(path.relative_to(raw)))
+    examples, before = world.folder("examples"), world.folder("examples", "base")
+    inputs = {name: digest(path) for name, path in name_inputs(raw, files).items()}
+    for name in ("examples", "withdrawn"):
+        remake(examples / f"{name}.parquet", parameters={}, inputs=inputs)
+    records = audit.read_records([examples])
+    assert audit.trace(records, audit.digest_files(records, raw, before), "v1") == []
+    files[0].write_text("edited")
+    assert audit.trace(records, audit.digest_files(records, raw, before), "v1") == [
+        f"{name}.parquet was made from another raw/v1/en/p/a/x.jsonl than the one there is"
+        for name in ("examples", "withdrawn")
+    ]
 
 
 def test_the_audit_names_all_that_it_was_made_from(world):

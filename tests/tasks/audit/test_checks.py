@@ -85,6 +85,13 @@ def test_topics_and_sources_that_the_choice_prefers_are_told_with_their_shares(w
     assert "greetings: 0.0% of the chosen, 33.3% of the pool" in world.found("topic_shift")
 
 
+def test_chosen_rows_that_repeat_a_text_are_named(world):
+    assert show(world, "repetitions") == []
+    first, second = (one for one in world.examples if one["id"] in {row["id"] for row in world.subset if row["chosen"]})
+    second["same_as"] = first["same_as"]
+    assert show(world, "repetitions") == [f"{one['id']} (2 chosen rows say the same)" for one in (first, second)]
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [
@@ -98,6 +105,26 @@ def test_topics_and_sources_that_the_choice_prefers_are_told_with_their_shares(w
         (f"ghp_{'a1B2' * 9}", "a key"),
         ("-----BEGIN RSA PRIVATE KEY-----", "a key"),
         ("a@b", None),
+        ("pay with 4111 1111 1111 1111 12/27", "a card number"),
+        ("pay in 2024 4111.1111.1111.1111", "a card number"),
+        ("amex 3782 822463 10005", "a card number"),
+        ("ISBN 978-3-16-148410-0, 9783161484100", None),
+        ("at 1700000000000 ms", None),
+        ("call (555) 123-4567.", "a phone number"),
+        ("ring 0171 2345678, please", "a phone number"),
+        ("0.0171 2345678 and 1,0171 234567", None),
+        ("from 2024-01-31 to 01.02.2025, f(555) + 123", None),
+        (f"eyJ{'hbGci' * 4}.eyJ{'zdWIi' * 4}.{'x' * 20}", "a key"),
+        ("the word eyJ.eyJ alone", None),
+        (f"AIza{'Sy012' * 7}", "a key"),
+        (f"github_pat_{'11ABC' * 6}", "a key"),
+        (f"glpat-{'a1B2c' * 4}", "a key"),
+        ("-----BEGIN PGP PRIVATE KEY BLOCK-----", "a key"),
+        ("-----BEGIN PGP PUBLIC KEY BLOCK-----", None),
+        ("to DE89 3704 0044 0532 0130 00 today", "an IBAN"),
+        ("to GB82WEST12345698765432", "an IBAN"),
+        ("to DE88 3704 0044 0532 0130 00", None),  # its check digits are wrong
+        ("part AB12 CDEF 3456 in stock", None),
         ("mail ann@mail.org or +49 30 901820", "a phone number, an e-mail address"),
     ],
 )

@@ -98,6 +98,16 @@ def test_provenance_names_the_raw_files_and_no_folder_of_this_machine(make, tmp_
         assert str(Path(toy.name).parent) not in json.dumps(record)
 
 
+def test_provenance_tells_files_apart_whose_last_folders_are_the_same(make, tmp_path):
+    for language, rows in (("de", ROWS[:12]), ("en", ROWS[12:])):
+        folder = tmp_path / f"raw/v1/{language}/p/a"
+        folder.mkdir(parents=True)
+        (folder / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    make()
+    inputs = provenance(tmp_path / "out/examples.parquet")["inputs"]
+    assert {"raw/v1/de/p/a/x.jsonl", "raw/v1/en/p/a/x.jsonl"} < inputs.keys()
+
+
 def test_provenance_says_how_the_template_is_filled(make, tmp_path, toy):
     own = tmp_path / "own.jinja"
     own.write_text("{% for m in messages %}{{ m.role }}:{{ m.content }}<|end|>{% endfor %}assistant:")
