@@ -19,13 +19,14 @@ from flows import params
 from flows.drive import LOCK, alone
 from flows.erasing_dvc import ErasingError, InDvc, find_kept, list_objects, remove_objects
 from flows.erasing_git import ask_git
-from flows.erasing_places import InPlaces, Place, find_places, remove_place
+from flows.erasing_places import CLEARING, DRAFT, DRAFTS, InPlaces, Place, find_places, remove_place
 from flows.graph import dvc_state, revisions
 from flows.mirror import Mirror
 from flows.params import Params
 from flows.stage import say
 from flows.stage_calls import CACHE, DATA, ERASED, RAW
 from flows.trials import TRIALS
+from flows.undoing import take_back_killed
 from tasks.erasure.record import Erased, add_erased, read_erased
 
 ID = re.compile(r"([0-9a-f]{32})(-\d+)?")
@@ -137,6 +138,7 @@ def erase(id: str, because: str) -> Erasure:
     from tasks.erasure.parts import clear_part
 
     LOCK.write_text(f"process {os.getpid()}: tamis erase", encoding="utf-8")  # the call names the row
+    take_back_killed()  # its files are in the making, and git takes them for data
     with stores.upkeep(CACHE):
         found = _find(id)
         _refuse_by_hand(found.raw)
@@ -188,7 +190,7 @@ def _list_raw(values: Params, **asked: Any) -> Iterator[Any]:
 
     seen, examples = set(), values.examples
     versions = (list_raw_rows(Path(one.raw), name, examples, **asked) for name, one in values.versions.items())
-    for row in chain(*versions, _list_unnamed(values, **asked)):
+    for row in chain(*versions, _list_unnamed(values, **asked), _list_hidden(values, **asked)):
         if (row.path, row.line) not in seen:
             seen.add((row.path, row.line))
             yield row
@@ -214,6 +216,27 @@ def _list_unnamed(values: Params, **asked: Any) -> Iterator[Any]:
         raise ErasingError(
             f"{place}, which no version of params.yaml reads, may have the row: {error}; or take it out of {RAW}, once "
             "you know that it has not"
+        ) from error
+
+
+def _list_hidden(values: Params, **asked: Any) -> Iterator[Any]:
+    """Yield the rows of hidden files in the raw folders, such as a copy that an editor keeps, which no run reads.
+
+    Raises:
+        ErasingError: such a file cannot be read, so that nobody can tell whether it has the row.
+    """
+    from tasks.erasure.raw_rows import list_file_rows
+    from tasks.examples.files import ExamplesError, find_base, list_hidden
+
+    homes = dict.fromkeys([RAW, *(find_base(Path(version.raw)) for version in values.versions.values())])
+    try:
+        for home in (home for home in homes if home.is_dir()):
+            rows = [one for one in list_hidden(home) if not any(map(DRAFT.fullmatch, one.path.parts))]
+            yield from list_file_rows(rows, values.examples, **asked)
+    except ExamplesError as error:
+        raise ErasingError(
+            f"a hidden file in {home}, which no run reads, may have the row: {error}; or delete it, once you know that "
+            "it has not"
         ) from error
 
 
@@ -248,15 +271,19 @@ def _refuse_by_hand(rows: Sequence[Any]) -> None:
 
 def _clear_raw(rows: Sequence[Any]) -> list[str]:
     """Take rows out of raw files; returns what git is to hold of that."""
+    from tasks.artifacts.tables import read_texts, write_json
     from tasks.erasure.raw_rows import drop_lines
 
-    lines: dict[Path, list[int]] = {}
+    lines: dict[Path, list[int]] = {Path(path): [] for path in (read_texts(CLEARING) if CLEARING.exists() else ())}
     for row in rows:
         lines.setdefault(row.path, []).append(row.line)
+    write_json([str(path) for path in lines], CLEARING)
     held = []
-    for path, gone in lines.items():
-        drop_lines(path, gone)
+    for path in (path for path in lines if path.exists()):
+        if lines[path]:
+            drop_lines(path, lines[path], DRAFTS)
         held += [*_note_digest(path), *_hold(path)]
+    CLEARING.unlink()
     return held
 
 
