@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from flows import params
+from flows import params, undoing
 from flows.drive import LOCK, alone
 from flows.erasing_dvc import ErasingError, InDvc, find_kept, list_objects, remove_objects
 from flows.erasing_git import ask_git
@@ -26,7 +26,6 @@ from flows.params import Params
 from flows.stage import say
 from flows.stage_calls import CACHE, DATA, ERASED, RAW
 from flows.trials import TRIALS
-from flows.undoing import take_back_killed
 from tasks.erasure.record import Erased, add_erased, read_erased
 
 ID = re.compile(r"([0-9a-f]{32})(-\d+)?")
@@ -138,8 +137,7 @@ def erase(id: str, because: str) -> Erasure:
     from tasks.erasure.parts import clear_part
 
     LOCK.write_text(f"process {os.getpid()}: tamis erase", encoding="utf-8")  # the call names the row
-    take_back_killed()  # its files are in the making, and git takes them for data
-    with stores.upkeep(CACHE):
+    with undoing.adding(), stores.upkeep(CACHE):
         found = _find(id)
         _refuse_by_hand(found.raw)
         when = date.today().isoformat()

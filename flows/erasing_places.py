@@ -14,12 +14,13 @@ from flows.erasing_dvc import ROWS, find_start
 from flows.graph.stages import in_order
 from flows.stage_calls import CACHE, DATA, ERASED, RAW, folder
 from flows.trials import TRIALS
+from flows.unattended.landing import FETCHED
 from tasks.examples.files import find_base
 from tasks.settings import VersionSettings
 
 CLEARING = CACHE / "erasing.json"  # raw files that lose rows: what git and DVC hold of them follows, after a kill, too
 DRAFTS = CACHE / "erasing"  # raw files in the making
-APART = ("models", "trials", "finetuning", "warmup", DRAFTS.name)  # of `.cache`, looked at in ways of their own
+APART = ("models", "trials", "finetuning", "warmup", DRAFTS.name, FETCHED.name)  # of `.cache`, looked at in other ways
 DRAFT = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # the name of a file or folder in the making
 CONTINUED = "trained on from an arm that was trained on the row"
 TRAINED = "trained on the row"
@@ -195,9 +196,10 @@ def _find_leftovers(wanted: Any) -> Iterator[Place]:
 
 
 def _find_drafts(raws: Iterable[Path]) -> Iterator[Place]:
-    """Yield what a kill left in the making: raw files, whatever row they hold, and what an erasure itself notes."""
+    """Yield what a kill left in the making: raw files, whatever row they hold, and notes of an erasure."""
     found = {
         *DRAFTS.glob("*"),
+        *FETCHED.glob("*"),
         *(path for one in (CLEARING, ERASED) for path in one.parent.glob(f".{one.name}.*.part")),
     }
     for raw in (RAW, *raws):

@@ -136,11 +136,11 @@ def leave_drafts() -> list[Path]:
     """Write what kills leave of raw rows: in the making here, beside a raw file as once, and of a folder's copy."""
     raw = Path("data/raw/v1/toys.jsonl")
     left = [Path(".cache/erasing/.toys.jsonl.x1y2z3_0.part"), raw.with_name(".toys.jsonl.abcd1234.part")]
-    inside = [*left, Path("data/raw/.v5.abcd1234.part/deep/toys.jsonl")]
+    inside = [*left, Path("data/raw/.v5.abcd1234.part/deep/toys.jsonl"), Path(".cache/landing/w1/toys.jsonl")]
     for path in inside:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(raw, path)
-    return [*left, Path("data/raw/.v5.abcd1234.part")]
+    return [*left, Path("data/raw/.v5.abcd1234.part"), Path(".cache/landing/w1")]
 
 
 def test_raw_rows_that_kills_have_left_are_listed_and_removed(project, row):
