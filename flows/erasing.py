@@ -129,7 +129,8 @@ def erase(id: str, because: str) -> Erasure:
         because: why, in the words that data/erased.json is to have; none of the row's.
 
     Raises:
-        ErasingError: as `find`; a raw file that is not ours to rewrite has the row; the remote refuses.
+        ErasingError: as `find`; a raw file that is not ours to rewrite has the row; the remote refuses; a note of what
+            a call that was broken off has rewritten is damaged.
         StoreError: a run uses the stores.
         MirrorError: the stores' mirror cannot be read or written.
     """
@@ -140,6 +141,7 @@ def erase(id: str, because: str) -> Erasure:
     with undoing.adding(), stores.upkeep(CACHE):
         found = _find(id)
         _refuse_by_hand(found.raw)
+        _read_clearing()  # a damaged one is told of before anything is changed
         when = date.today().isoformat()
         whole = {one.id: one.same_as for one in found.raw}  # of a row that was cut as too long, another one
         rows = [Erased(one, whole.get(one, found.same_as), because, when) for one in found.wanted.ids]
@@ -269,10 +271,10 @@ def _refuse_by_hand(rows: Sequence[Any]) -> None:
 
 def _clear_raw(rows: Sequence[Any]) -> list[str]:
     """Take rows out of raw files; returns what git is to hold of that."""
-    from tasks.artifacts.tables import read_texts, write_json
+    from tasks.artifacts.tables import write_json
     from tasks.erasure.raw_rows import drop_lines
 
-    lines: dict[Path, list[int]] = {Path(path): [] for path in (read_texts(CLEARING) if CLEARING.exists() else ())}
+    lines: dict[Path, list[int]] = {path: [] for path in _read_clearing()}
     for row in rows:
         lines.setdefault(row.path, []).append(row.line)
     write_json([str(path) for path in lines], CLEARING)
@@ -283,6 +285,23 @@ def _clear_raw(rows: Sequence[Any]) -> list[str]:
         held += [*_note_digest(path), *_hold(path)]
     CLEARING.unlink()
     return held
+
+
+def _read_clearing() -> list[Path]:
+    """Return the raw files that a call which was broken off was taking rows out of.
+
+    Raises:
+        ErasingError: its note of them is damaged.
+    """
+    from tasks.artifacts.tables import ArtifactError, read_texts
+
+    try:
+        return [Path(path) for path in read_texts(CLEARING)] if os.path.lexists(CLEARING) else []
+    except (ArtifactError, OSError) as error:
+        raise ErasingError(
+            f"{CLEARING} does not tell which raw files a call that was broken off has rewritten; `dvc status` shows "
+            f"those that DVC holds: `dvc add` them, then delete {CLEARING} and call again"
+        ) from error
 
 
 def _note_digest(path: Path) -> Iterator[str]:

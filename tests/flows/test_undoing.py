@@ -18,6 +18,7 @@ from worlds.projects import Project
 
 from flows import cli, params, undoing
 from flows.adding import plan_addition, written
+from flows.unattended import continual
 from flows.unattended.landing import take_landed
 from tasks.first_look import kept_files
 
@@ -173,6 +174,18 @@ def test_a_version_that_is_named_again_is_taken_back_with_the_lock_that_it_had(p
     assert list(params.read().versions) == ["v1"]
     assert not Path("data/raw/v2").exists()
     assert lock.read_text() == "stages: {}\n"
+
+
+def test_continuing_takes_back_before_it_looks_for_what_has_landed(project, monkeypatch, capsys):
+    def stop(*_):
+        raise KilledError
+
+    break_off(monkeypatch)
+    monkeypatch.setattr("flows.unattended.landing.take_landed", stop)
+    with pytest.raises(KilledError):
+        continual.advance(engine="local")
+    assert LINE in capsys.readouterr().err
+    assert list(params.read().versions) == ["v1"]
 
 
 @pytest.mark.parametrize("command", [["run", "v2", "--engine", "local"], ["shard", "utility", "v2", "1/2"]])
