@@ -86,6 +86,8 @@ def plan_addition(
 def written(addition: Addition, sources: Sequence[Mapping[str, Any]] = ()) -> Iterator[list[str]]:
     """Copy the files where they are to be copied, record what they are, and name the version in params.yaml.
 
+    Call it inside `undoing.adding`, where the addition was planned, too.
+
     What was written is taken back where a later step or what runs inside fails, is interrupted, or killed.
 
     Args:
@@ -96,9 +98,9 @@ def written(addition: Addition, sources: Sequence[Mapping[str, Any]] = ()) -> It
         What git is to hold.
 
     Raises:
-        ArtifactError: the copy's place is not empty, or the disk refuses.
+        ArtifactError: the copy's place is not empty, or the disk refuses; params.yaml cannot be written.
         StateError: DVC cannot take them.
-        ParamsError: params.yaml cannot be written.
+        ParamsError: params.yaml has been edited meanwhile, and cannot take the version any more.
         AddError: another file cannot be.
     """
     with undone_unless_ended(addition.version) as undo:
@@ -115,8 +117,6 @@ def _write(addition: Addition, sources: Sequence[Mapping[str, Any]], undo: Undo)
     from tasks.first_look.kept_files import copy_files, refuse_filled, write_record
 
     place, record = Path(addition.raw), find_record(addition.version)
-    settings = {"raw": addition.raw, "previous": addition.previous}
-    named = params.add_version(PARAMS.read_text(encoding="utf-8"), addition.version, settings, sources)
     kept = [addition.raw]
     if addition.copied:
         from flows.graph import dvc_state
@@ -131,6 +131,8 @@ def _write(addition: Addition, sources: Sequence[Mapping[str, Any]], undo: Undo)
     home = dvc_files.place(addition.version).parent
     if not home.exists():
         undo.note(home)
+    settings = {"raw": addition.raw, "previous": addition.previous}  # of the text as it is once all is copied
+    named = params.add_version(PARAMS.read_text(encoding="utf-8"), addition.version, settings, sources)
     undo.note(PARAMS, named)
     params.write(PARAMS, named)
     copies = [path.as_posix() for path in dvc_files.write_copies()]

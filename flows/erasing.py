@@ -15,11 +15,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from flows import params
+from flows import params, undoing
 from flows.drive import LOCK, alone
 from flows.erasing_dvc import ErasingError, InDvc, find_kept, list_objects, remove_objects
 from flows.erasing_git import ask_git
-from flows.erasing_places import InPlaces, Place, find_places, remove_place
+from flows.erasing_places import CLEARING, DRAFT, DRAFTS, InPlaces, Place, find_places, remove_place
 from flows.graph import dvc_state, revisions
 from flows.mirror import Mirror
 from flows.params import Params
@@ -129,7 +129,8 @@ def erase(id: str, because: str) -> Erasure:
         because: why, in the words that data/erased.json is to have; none of the row's.
 
     Raises:
-        ErasingError: as `find`; a raw file that is not ours to rewrite has the row; the remote refuses.
+        ErasingError: as `find`; a raw file that is not ours to rewrite has the row; the remote refuses; a note of what
+            a call that was broken off has rewritten is damaged.
         StoreError: a run uses the stores.
         MirrorError: the stores' mirror cannot be read or written.
     """
@@ -137,9 +138,10 @@ def erase(id: str, because: str) -> Erasure:
     from tasks.erasure.parts import clear_part
 
     LOCK.write_text(f"process {os.getpid()}: tamis erase", encoding="utf-8")  # the call names the row
-    with stores.upkeep(CACHE):
+    with undoing.adding(), stores.upkeep(CACHE):
         found = _find(id)
         _refuse_by_hand(found.raw)
+        _read_clearing()  # a damaged one is told of before anything is changed
         when = date.today().isoformat()
         whole = {one.id: one.same_as for one in found.raw}  # of a row that was cut as too long, another one
         rows = [Erased(one, whole.get(one, found.same_as), because, when) for one in found.wanted.ids]
@@ -188,7 +190,7 @@ def _list_raw(values: Params, **asked: Any) -> Iterator[Any]:
 
     seen, examples = set(), values.examples
     versions = (list_raw_rows(Path(one.raw), name, examples, **asked) for name, one in values.versions.items())
-    for row in chain(*versions, _list_unnamed(values, **asked)):
+    for row in chain(*versions, _list_unnamed(values, **asked), _list_hidden(values, **asked)):
         if (row.path, row.line) not in seen:
             seen.add((row.path, row.line))
             yield row
@@ -214,6 +216,27 @@ def _list_unnamed(values: Params, **asked: Any) -> Iterator[Any]:
         raise ErasingError(
             f"{place}, which no version of params.yaml reads, may have the row: {error}; or take it out of {RAW}, once "
             "you know that it has not"
+        ) from error
+
+
+def _list_hidden(values: Params, **asked: Any) -> Iterator[Any]:
+    """Yield the rows of hidden files in the raw folders, such as a copy that an editor keeps, which no run reads.
+
+    Raises:
+        ErasingError: such a file cannot be read, so that nobody can tell whether it has the row.
+    """
+    from tasks.erasure.raw_rows import list_file_rows
+    from tasks.examples.files import ExamplesError, find_base, list_hidden
+
+    homes = dict.fromkeys([RAW, *(find_base(Path(version.raw)) for version in values.versions.values())])
+    try:
+        for home in (home for home in homes if home.is_dir()):
+            rows = [one for one in list_hidden(home) if not any(map(DRAFT.fullmatch, one.path.parts))]
+            yield from list_file_rows(rows, values.examples, **asked)
+    except ExamplesError as error:
+        raise ErasingError(
+            f"a hidden file in {home}, which no run reads, may have the row: {error}; or delete it, once you know that "
+            "it has not"
         ) from error
 
 
@@ -248,16 +271,37 @@ def _refuse_by_hand(rows: Sequence[Any]) -> None:
 
 def _clear_raw(rows: Sequence[Any]) -> list[str]:
     """Take rows out of raw files; returns what git is to hold of that."""
+    from tasks.artifacts.tables import write_json
     from tasks.erasure.raw_rows import drop_lines
 
-    lines: dict[Path, list[int]] = {}
+    lines: dict[Path, list[int]] = {path: [] for path in _read_clearing()}
     for row in rows:
         lines.setdefault(row.path, []).append(row.line)
+    write_json([str(path) for path in lines], CLEARING)
     held = []
-    for path, gone in lines.items():
-        drop_lines(path, gone)
+    for path in (path for path in lines if path.exists()):
+        if lines[path]:
+            drop_lines(path, lines[path], DRAFTS)
         held += [*_note_digest(path), *_hold(path)]
+    CLEARING.unlink()
     return held
+
+
+def _read_clearing() -> list[Path]:
+    """Return the raw files that a call which was broken off was taking rows out of.
+
+    Raises:
+        ErasingError: its note of them is damaged.
+    """
+    from tasks.artifacts.tables import ArtifactError, read_texts
+
+    try:
+        return [Path(path) for path in read_texts(CLEARING)] if os.path.lexists(CLEARING) else []
+    except (ArtifactError, OSError) as error:
+        raise ErasingError(
+            f"{CLEARING} does not tell which raw files a call that was broken off has rewritten; `dvc status` shows "
+            f"those that DVC holds: `dvc add` them, then delete {CLEARING} and call again"
+        ) from error
 
 
 def _note_digest(path: Path) -> Iterator[str]:

@@ -1,5 +1,8 @@
 """Where the working tree and `.cache` hold an erased row: artifacts, arms, parts of stores, warm-ups, trials."""
 
+import glob
+import os
+import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,11 +12,16 @@ from typing import Any
 from flows.drive import LOCK
 from flows.erasing_dvc import ROWS, find_start
 from flows.graph.stages import in_order
-from flows.stage_calls import CACHE, DATA, folder
+from flows.stage_calls import CACHE, DATA, ERASED, RAW, folder
 from flows.trials import TRIALS
+from flows.unattended.landing import FETCHED
+from tasks.examples.files import find_base
 from tasks.settings import VersionSettings
 
-APART = ("models", "trials", "finetuning", "warmup")  # folders of `.cache` that are looked at in ways of their own
+CLEARING = CACHE / "erasing.json"  # raw files that lose rows: what git and DVC hold of them follows, after a kill, too
+DRAFTS = CACHE / "erasing"  # raw files in the making
+APART = ("models", "trials", "finetuning", "warmup", DRAFTS.name, FETCHED.name)  # of `.cache`, looked at in other ways
+DRAFT = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # the name of a file or folder in the making
 CONTINUED = "trained on from an arm that was trained on the row"
 TRAINED = "trained on the row"
 
@@ -56,6 +64,7 @@ def find_places(wanted: Any, versions: Mapping[str, VersionSettings], trained_on
         *_find_warmups(holding, {Path(one.path) for one in trials}),
         *trials,
         *_find_leftovers(wanted),
+        *_find_drafts(Path(one.raw) for one in versions.values()),
     ]
     order = {version: place for place, version in enumerate(_order(versions))}
     made = sorted([*arms, *artifacts], key=lambda one: -order.get(version_of(Path(one.path)), 0))
@@ -184,3 +193,24 @@ def _find_leftovers(wanted: Any) -> Iterator[Place]:
         if path.is_file() and holds(path, wanted):
             gone = path.parent if path.name == ROWS else path
             yield Place("leftover", str(gone), "names the row")
+
+
+def _find_drafts(raws: Iterable[Path]) -> Iterator[Place]:
+    """Yield what a kill left in the making: raw files, whatever row they hold, and notes of an erasure."""
+    found = {
+        *DRAFTS.glob("*"),
+        *FETCHED.glob("*"),
+        *(path for one in (CLEARING, ERASED) for path in one.parent.glob(f".{one.name}.*.part")),
+    }
+    for raw in (RAW, *raws):
+        home = find_base(raw)
+        inside = home.rglob(".*.part") if home.is_dir() else home.parent.glob(f".{glob.escape(home.name)}.*.part")
+        found |= {path for path in inside if DRAFT.fullmatch(path.name) and _is_ours(path)}
+    for path in sorted(found):
+        if found.isdisjoint(path.parents):
+            yield Place("leftover", str(path), "what a call that was broken off was writing")
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether a file lies in the project, which alone is written to."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(Path.cwd()))

@@ -6,10 +6,8 @@ name, before anything runs. YAML is read as DVC reads it.
 
 import copy
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, is_dataclass
 from datetime import date
 from functools import lru_cache
@@ -260,21 +258,13 @@ def write(path: Path, text: str) -> None:
     """Replace a file whole; its line ends stay as most of them are.
 
     Raises:
-        ParamsError: the folder or the disk refuses.
+        ArtifactError: the folder or the disk refuses.
     """
-    draft = path.with_name(f".{path.name}.draft")
+    from tasks.artifacts.tables import write_text  # whoever only reads starts without it
+
     before = path.read_bytes() if path.exists() else b""
     ends = "\r\n" if 2 * before.count(b"\r\n") > before.count(b"\n") else "\n"
-    try:
-        draft.write_text(text, encoding="utf-8", newline=ends)
-        os.replace(draft, path)
-    except OSError as error:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-        raise ParamsError(
-            f"{path} cannot be written: {error.strerror or error}; allow writing in {path.absolute().parent}, and "
-            "free space where the disk is full"
-        ) from error
+    write_text(text.replace("\n", ends), path)
 
 
 def _refuse_untracked(raw: Mapping[str, Any], graph: Path) -> None:

@@ -7,6 +7,7 @@ the notes, and puts everything back first.
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -31,6 +32,7 @@ class Undo:
     version: str
     head: str  # git's last commit when it began; "" without one
     unstaged: bool  # nothing was staged then: what is staged of noted paths is ours
+    lock: str | None  # the version's dvc.lock then; None: there was none
     notes: list[dict[str, Any]] = field(default_factory=list)  # path, before, after; in the order of writing
 
     def note(self, path: Path, after: str | None = None) -> None:
@@ -45,33 +47,57 @@ class Undo:
 
 
 @contextmanager
+def adding() -> Iterator[None]:
+    """Let nobody else add a version to the project meanwhile, waiting for who does; what a kill left is taken back.
+
+    Whoever adds a version reads inside of it what versions there are, and writes there what it adds.
+    """
+
+    def tell() -> None:
+        who = LOCK.read_text(encoding="utf-8", errors="replace")
+        say(f"the project's data versions are being written ({who}): waiting for it")
+
+    with locked(LOCK, waiting=tell):
+        LOCK.write_text(f"process {os.getpid()}: {' '.join(sys.argv[:2])[:80]}", encoding="utf-8")
+        _take_back_aloud()
+        yield
+
+
+@contextmanager
 def undone_unless_ended(version: str) -> Iterator[Undo]:
-    """Yield what takes notes; unless what runs inside ends, or git has committed it, all noted paths are as before."""
-    with locked(LOCK, waiting=lambda: say("another data version is being added here: waiting for it")):
-        _take_back()
-        undo = Undo(version, _ask_git("rev-parse", "HEAD") or "", _ask_git("diff", "--cached", "--quiet") is not None)
-        with cleaning(_take_back):
-            try:
-                yield undo
-            except BaseException:
-                _take_back()
-                raise
-            NOTES.unlink(missing_ok=True)
+    """Yield what takes notes; unless what runs inside ends, or git has committed it, all noted paths are as before.
+
+    Call it inside `adding`.
+    """
+    head, unstaged = _ask_git("rev-parse", "HEAD") or "", _ask_git("diff", "--cached", "--quiet") is not None
+    undo = Undo(version, head, unstaged, _read(dvc_files.place_lock(version)))
+    with cleaning(_take_back):
+        try:
+            yield undo
+        except BaseException:
+            _take_back()
+            raise
+        NOTES.unlink(missing_ok=True)
 
 
 def take_back_killed() -> None:
-    """Take back what an addition left that was killed, and say so; nothing where none was."""
+    """Take back what an addition left that was killed, and say so; nothing where none was, or one is at work."""
     if NOTES.exists():
-        with locked(LOCK):
-            version = _take_back()
-        if version:
-            say(f"adding {version} was broken off: what was written for it is taken back")
+        with suppress(BlockingIOError), locked(LOCK, refusal=BlockingIOError()):
+            _take_back_aloud()
+
+
+def _take_back_aloud() -> None:
+    version = _take_back()
+    if version:
+        say(f"adding {version} was broken off: what was written for it is taken back")
 
 
 def _take_back() -> str:
     """Put back what is noted, the last first; returns the version, "" where nothing was put back.
 
-    What git has committed stays, and so does everything where a person has edited a noted file since.
+    What git has committed stays, and so does everything where a person has edited a noted file since, or where stages
+    of the version have been run.
 
     Raises:
         ArtifactError: the notes are damaged.
@@ -85,7 +111,8 @@ def _take_back() -> str:
         for one in asked
         if _lines(_read(Path(one["path"]))) not in (_lines(one["before"]), _lines(one["after"]))
     ]
-    back = not edited and not _is_committed(undo)
+    run = _read(dvc_files.place_lock(undo.version)) != undo.lock
+    back = not edited and not run and not _is_committed(undo)
     if back:
         if undo.unstaged:
             _ask_git("reset", "--quiet", "--", *(one["path"] for one in undo.notes))  # what a failed commit has staged
@@ -93,8 +120,9 @@ def _take_back() -> str:
             _restore(Path(one["path"]), one["before"])
         with suppress(OSError, ValueError):  # DVC's copies of the graph follow params.yaml; else by the next command
             dvc_files.write_copies()
-    if edited:
-        say(f"adding {undo.version} was broken off, and {', '.join(edited)} was edited since: what was written stays")
+    if edited or run:
+        since = f"{', '.join(edited)} was edited" if edited else "it has been run"
+        say(f"adding {undo.version} was broken off, and {since} since: what was written stays")
     NOTES.unlink(missing_ok=True)
     return undo.version if back else ""
 
@@ -114,11 +142,10 @@ def _read_notes() -> Undo | None:
 def _restore(path: Path, before: str | None) -> None:
     """Give a path the text that it had; None: there was nothing. What cannot be restored was not written either."""
     with suppress(OSError):
-        if before is not None:
-            if _read(path) != before:
-                path.write_bytes(before.encode())
-            return
-        for part in (path, *path.parent.glob(f".{path.name}.*.part")):  # a kill leaves files in the making, too
+        if before is not None and _read(path) != before:
+            path.write_bytes(before.encode())
+        drafts = path.parent.glob(f".{path.name}.*.part")  # a kill leaves files in the making, too
+        for part in drafts if before is not None else (path, *drafts):
             if part.is_dir():
                 shutil.rmtree(part)
             else:

@@ -53,16 +53,28 @@ def add(
     as_json: Json = False,
 ) -> None:
     """Look at files as `check` does, and add them to params.yaml as a new data version."""
+    from flows import adding, undoing
+
+    where = adding.find_path(context.obj.stood, path)
+    chosen = {"version": version, "previous": previous, "copy": copy, "external": external}
+    with nullcontext() if dry_run else undoing.adding():
+        facts, look, held = _add(where, chosen, dry_run=dry_run, as_json=as_json)
+    if as_json:
+        show_json([{**facts, **describe(look), "written": not dry_run, "commit": held}])
+    for line in tell_addition(facts, held, context.obj.stood):
+        say(line)
+
+
+def _add(
+    where: Path, chosen: Mapping[str, Any], *, dry_run: bool, as_json: bool
+) -> tuple[dict[str, Any], Any, list[str]]:
+    """Look at files and add them as asked; returns the version's facts, the look, and what git is to hold."""
     from flows import adding
     from flows.graph.versions import list_refused
     from flows.looks import tell_commonest
-    from flows.undoing import take_back_killed
     from tasks.first_look.fitting import find_sources
 
-    if not dry_run:
-        take_back_killed()
-    where, values = adding.find_path(context.obj.stood, path), params.read(bare=True)
-    chosen = {"version": version, "previous": previous, "copy": copy, "external": external}
+    values = params.read(bare=True)
     planned = adding.plan_addition(where, values.versions, **chosen, refused=list_refused())
     sources = find_sources(planned.found, values.examples)
     asked = replace(values.examples, sources={**values.examples.sources, planned.version: sources})
@@ -72,10 +84,7 @@ def add(
     with nullcontext([]) if dry_run else adding.written(planned, sources) as held:
         pass
     facts = {"version": planned.version, "raw": planned.raw, "previous": planned.previous, "sources": sources}
-    if as_json:
-        show_json([{**facts, **describe(look), "written": not dry_run, "commit": held}])
-    for line in tell_addition(facts, held, context.obj.stood):
-        say(line)
+    return facts, look, held
 
 
 def tell_addition(facts: Mapping[str, Any], held: Sequence[str], stood: Path) -> Iterator[str]:

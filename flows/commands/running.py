@@ -58,7 +58,9 @@ def run(
     """Bring every stage up to date, version after version, and show what came of each."""
     from flows import engines
     from flows.graph.versions import refuse_rewritten
+    from flows.undoing import take_back_killed
 
+    take_back_killed()
     values = params.read()
     asked = versions or list(values.versions)
     refuse_rewritten(values.versions, versions or ())
@@ -87,7 +89,9 @@ def shard(
 ) -> None:
     """Compute one share of a stage, for a batch system to start N of; the next `run` finds what they computed."""
     from flows import sharing
+    from flows.undoing import take_back_killed
 
+    take_back_killed()
     found = sharing.run(stage, version, share, workers=workers)
     show_rows(["stage", "share", "whole", "left"], [(f"{stage}@{version}", share, *found)], as_json=as_json)
 

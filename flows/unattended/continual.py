@@ -25,6 +25,7 @@ from flows.stage import format_error, say
 from flows.unattended import acceptance, landing, reports
 from flows.unattended.acceptance import RefusedError
 from flows.unattended.memory import give_back
+from flows.undoing import take_back_killed
 
 Tell = Callable[[dict[str, Any]], None]
 WAITS = "waits"  # for somebody's approval
@@ -53,6 +54,7 @@ def advance(
             or DVC's remote did not take the artifacts, after all versions were recorded.
         RefusedError, or what failed first: a version was not recorded, after all others were.
     """
+    take_back_killed()
     unrecorded(params.read_versions())  # refuses what cannot be recorded before anything lands
     refused = list_refused()
     failures = _take_landed(refused, tell)

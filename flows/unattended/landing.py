@@ -19,14 +19,13 @@ from typing import Any
 
 import fsspec
 
-from flows import adding, params
+from flows import adding, params, undoing
 from flows.graph import versions as recorded
 from flows.looks import take_looks, tell_commonest
 from flows.stage import format_error, say, show_plain
 from flows.stage_calls import CACHE
 from flows.told import count, hide
 from flows.unattended import acceptance, reports
-from flows.undoing import take_back_killed
 from tasks.artifacts.tables import ArtifactError, read_json, write_json
 from tasks.settings import LandingSettings, VersionSettings
 
@@ -70,8 +69,16 @@ def take_landed(
     asked = read_settings()
     if asked.url is None:
         return [], []
+    with undoing.adding():
+        shutil.rmtree(FETCHED, ignore_errors=True)  # what a kill left
+        return _take(asked, refused, tell)
+
+
+def _take(
+    asked: LandingSettings, refused: set[str], tell: Callable[[dict[str, Any]], None] | None
+) -> tuple[list[str], list[LandingError]]:
+    """Do what `take_landed` does, while nobody else adds a version."""
     report = acceptance.read_settings().report
-    take_back_killed()
     taken, failed = [], []
     for name, landed in _list_or_report(asked, report, tell):
         shown, why = show_plain(name), "" if landed.fault else tell_unfinished(landed.files, asked)

@@ -1,5 +1,6 @@
 """Continual tuning by a schedule, which a Prefect server on this machine keeps."""
 
+import asyncio
 import hashlib
 import multiprocessing
 import signal
@@ -97,7 +98,7 @@ def plan_schedule(interval: int | None, cron: str | None) -> tuple[Schedule, str
     """Return a schedule of Prefect's, and when it looks, in words.
 
     Raises:
-        ServerError: both are given, or no times of a crontab.
+        ServerError: both are given, or no times of a crontab, or some that never come.
 
     >>> plan_schedule(None, "0 3 * * *")[1], plan_schedule(None, None)[1]
     ("at the times '0 3 * * *'", 'every 3600 seconds')
@@ -108,9 +109,22 @@ def plan_schedule(interval: int | None, cron: str | None) -> tuple[Schedule, str
         seconds = HOUR if interval is None else interval
         return Interval(seconds), f"every {seconds} seconds"
     try:
-        return Cron(cron), f"at the times {cron!r}"
+        schedule = Cron(cron)
     except ValueError as error:
         raise ServerError(f"--cron {cron!r} are no times of a crontab; as '0 3 * * *', every night at three") from error
+    if not _comes(cron):
+        raise ServerError(f"--cron {cron!r} are times that never come; as '0 3 * * *', every night at three")
+    return schedule, f"at the times {cron!r}"
+
+
+def _comes(cron: str) -> bool:
+    """Return whether the server finds a next time of a crontab, as it does not for the 31st of February."""
+    from prefect.server.schemas.schedules import CronSchedule
+
+    try:
+        return bool(asyncio.run(CronSchedule(cron=cron).get_dates(1)))
+    except ValueError:
+        return False
 
 
 def delete_schedule() -> None:

@@ -79,8 +79,8 @@ def digest_code(*modules: ModuleType) -> str:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path` that takes its place on success and is removed on any failure.
+def replacing(path: Path, drafts: Path | None = None) -> Iterator[Path]:
+    """Yield a temporary name, beside `path` or in `drafts`, that takes its place on success, else is removed.
 
     Raises:
         ArtifactError: the disk is full or refuses the write; `path` is then as it was before.
@@ -88,8 +88,9 @@ def replacing(path: Path) -> Iterator[Path]:
     path = Path(path)
     part = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        home = drafts or path.parent
+        home.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=home, prefix=f".{path.name}.", suffix=".part")
         os.close(handle)
         part = Path(name)
         yield part

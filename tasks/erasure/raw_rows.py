@@ -1,6 +1,7 @@
 """Raw files that hold a row: which, on which lines, and a file of JSON lines without these."""
 
 import codecs
+import errno
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from tamis.examples.adapting import drop_exchange
 from tamis.examples.conversations import Conversation, identify, identify_folded
-from tasks.artifacts.tables import replacing
+from tasks.artifacts.tables import ArtifactError, replacing
 from tasks.erasure.search import Wanted, says
 from tasks.examples.division import name_apart
 from tasks.examples.files import PACKED, ExamplesError, RawFile, find_kind, list_files
@@ -118,10 +119,28 @@ def find_in_file(
     return False
 
 
-def drop_lines(path: Path, lines: Sequence[int]) -> None:
-    """Write a file of JSON lines without some of its lines, counted from 1: whole or not at all."""
-    gone = set(lines)
-    with replacing(path) as part, open(path, "rb") as source, open(part, "wb") as target:
+def drop_lines(path: Path, lines: Sequence[int], drafts: Path) -> None:
+    """Write a file of JSON lines without some of its lines, counted from 1: whole or not at all.
+
+    Args:
+        path: of the file.
+        lines: those that go.
+        drafts: the folder in which it is written, as git and DVC would take in what a kill leaves beside the file; one
+            on another file system cannot be used, and it is written beside the file after all.
+
+    Raises:
+        ArtifactError: the disk is full or refuses the write.
+    """
+    try:
+        _write_without(set(lines), path, drafts)
+    except ArtifactError as error:
+        if getattr(error.__cause__, "errno", None) != errno.EXDEV:
+            raise
+        _write_without(set(lines), path, path.parent)
+
+
+def _write_without(gone: Collection[int], path: Path, drafts: Path) -> None:
+    with replacing(path, drafts) as part, open(path, "rb") as source, open(part, "wb") as target:
         target.writelines(line for number, line in enumerate(source, start=1) if number not in gone)
 
 

@@ -120,6 +120,18 @@ def list_there(path: Path) -> list[RawFile]:
         raise ExamplesError(f"{error.filename or path} cannot be read: {error.strerror or error}; allow it") from error
 
 
+def list_hidden(path: Path) -> list[RawFile]:
+    """Return what could be read of a folder's files if they, or the folders that they lie in, were not hidden.
+
+    Raises:
+        ExamplesError: one cannot be read.
+    """
+    found = [one for one in sorted(path.rglob("*")) if one.is_file()]
+    hidden = [one for one in found if any(part.startswith(".") for part in one.relative_to(path).parts)]
+    told = (_tell(one, str(_name(path, one))) for one in hidden)
+    return [each for each in told if isinstance(each, RawFile)]
+
+
 def show_name(name: str) -> str:
     r"""Return a file's name as text: bytes of it that are no UTF-8 as escapes.
 

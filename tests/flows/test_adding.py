@@ -10,6 +10,7 @@ from worlds.projects import ROOT
 from flows import params
 from flows.adding import AddError, name_next, name_paths, plan_addition
 from flows.checks import ParamsError
+from tasks.artifacts.tables import ArtifactError
 
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 VERSION = {"raw": "data/raw/new", "previous": "v2"}
@@ -70,8 +71,8 @@ def test_a_project_that_cannot_be_written_is_named_with_the_way_out(tmp_path, mo
     path = tmp_path / "params.yaml"
     path.write_text("a: 1\n")
     monkeypatch.setattr(Path, "write_text", refuse)
-    text = f"^{path} cannot be written: Permission denied; allow writing in {tmp_path}, and free space where the disk"
-    with pytest.raises(ParamsError, match=text):
+    text = f"^{path} could not be written: Permission denied; nothing was left behind. Allow writing in {tmp_path}, "
+    with pytest.raises(ArtifactError, match=text):
         params.write(path, "a: 2\n")
     assert [one.name for one in tmp_path.iterdir()] == ["params.yaml"]
 

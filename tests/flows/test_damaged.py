@@ -9,7 +9,7 @@ import torch
 from worlds.damages import ALL, FOLDER, damage
 from worlds.projects import Project
 
-from flows import compare, params, scratch, stage, trials, undoing
+from flows import compare, erasing, params, scratch, stage, trials, undoing
 from flows.graph import aside, dvc_files, versions
 from flows.trials import TRIALS, Trial
 from tasks.artifacts import stores
@@ -139,6 +139,11 @@ def test_an_artifact_that_is_damaged_is_told_with_the_way_out(tmp_path, monkeypa
 
 NOTES: list[tuple[Path, Callable[[Path], object], str]] = [
     (Path(".cache/adding.json"), lambda _: undoing.take_back_killed(), "take that back by hand, as `git status` shows"),
+    (
+        Path(".cache/erasing.json"),
+        lambda _: erasing._read_clearing(),
+        "`dvc add` them, then delete .cache/erasing.json",
+    ),
     (
         Path(".cache/aside/x@v1/places.json"),
         lambda _: aside.put_back("x@v1"),

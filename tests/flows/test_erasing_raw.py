@@ -1,13 +1,19 @@
 """A row erased where its raw file is another one now: in git's history, and in files that no version reads."""
 
 import json
+import os
+import random
+import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 from worlds.erasing import erase, find_bytes, list_kinds, make_whole, pick_row, read_examples, write_rows
 from worlds.projects import Project, enter_copy, run_stages
 
+from flows.graph import dvc_state
 from flows.stage_calls import ERASED
+from tasks.artifacts.tables import digest
 from tasks.erasure.record import list_same
 from tasks.first_look.kept_files import list_differences, write_record
 
@@ -124,3 +130,107 @@ def test_raw_files_of_no_version_that_cannot_be_read_are_refused_by_name(project
     assert "data/raw/v5, which no version of params.yaml reads, may have the row: v5/toys.jsonl" in done.stderr
     assert "or take it out of data/raw, once you know that it has not" in done.stderr
     assert list_same(ERASED) == frozenset()
+
+
+def leave_drafts() -> list[Path]:
+    """Write what kills leave of raw rows: in the making here, beside a raw file as once, and of a folder's copy."""
+    raw = Path("data/raw/v1/toys.jsonl")
+    left = [Path(".cache/erasing/.toys.jsonl.x1y2z3_0.part"), raw.with_name(".toys.jsonl.abcd1234.part")]
+    inside = [*left, Path("data/raw/.v5.abcd1234.part/deep/toys.jsonl"), Path(".cache/landing/w1/toys.jsonl")]
+    for path in inside:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(raw, path)
+    return [*left, Path("data/raw/.v5.abcd1234.part"), Path(".cache/landing/w1")]
+
+
+def test_raw_rows_that_kills_have_left_are_listed_and_removed(project, row):
+    left = leave_drafts()
+    mine = Path("data/raw/v1/.notes.part")
+    mine.write_text("by hand")
+    found = {one["path"]: one["what"] for one in list_kinds(erase(row["id"], "--json"))["leftover"]}
+    for path in left:
+        assert found.pop(str(path)) == "what a call that was broken off was writing"
+    assert all(path.startswith(".cache/") for path in found)
+    done = erase(row["id"], "--yes")
+    assert done.exit_code == 0, done.output
+    assert find_bytes(project.root, row["id"], row["prompt"]) == []
+    assert not any(map(os.path.lexists, left))
+    assert mine.read_text() == "by hand"
+
+
+def test_hidden_raw_files_lose_the_row_too(project, row):
+    raw = Path("data/raw/v1/toys.jsonl")
+    hidden = [raw.with_name(".copy.jsonl"), Path("data/raw/v1/.checkpoints/toys.jsonl"), Path("data/raw/.toys.jsonl")]
+    for path in hidden:
+        path.parent.mkdir(exist_ok=True)
+        shutil.copy(raw, path)
+    found = {one["path"] for one in list_kinds(erase(row["id"], "--json"))["raw"]}
+    assert {f"{path}:{row['line']}" for path in hidden} <= found
+    done = erase(row["id"], "--yes")
+    assert done.exit_code == 0, done.output
+    assert find_bytes(project.root, row["prompt"]) == []
+
+
+def test_a_hidden_raw_file_that_cannot_be_read_is_refused_by_name(project, row):
+    Path("data/raw/v1/.copy.jsonl").write_bytes(b"\xff\xfe\xff")
+    done = erase(row["id"], "--yes")
+    assert done.exit_code == 1
+    assert "a hidden file in data/raw, which no run reads, may have the row: raw/v1/.copy.jsonl" in done.stderr
+    assert list_same(ERASED) == frozenset()
+
+
+def digest_tree(root: Path) -> dict[str, str]:
+    """Return the digests of all files but git's, DVC's own and locks."""
+    return {
+        str(path.relative_to(root)): digest(path)
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+        and not {".git", "tmp"} & set(path.relative_to(root).parts)
+        and path.suffix not in (".lock", ".tmp")
+        and path.name not in ("run.json", "raw.json")
+    }
+
+
+def call_killed(patch: pytest.MonkeyPatch, id: str, stop: int) -> int:
+    """Erase a row in a process that is killed before it renames or deletes for a certain time; returns how often."""
+    count = Path(".cache/count")
+    child = os.fork()
+    if child == 0:
+        calls = 0
+
+        def counted(real, *given, **named):
+            nonlocal calls
+            calls += 1
+            count.write_text(str(calls))
+            if calls == stop:
+                os._exit(9)
+            return real(*given, **named)
+
+        for name in ("replace", "rename", "unlink", "remove", "rmdir"):
+            patch.setattr(os, name, partial(counted, getattr(os, name)))
+        done = erase(id, "--yes")
+        os._exit(done.exit_code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (9 if stop else 0)
+    calls = int(count.read_text())
+    count.unlink()
+    return calls
+
+
+def test_call_that_is_killed_anywhere_is_finished_by_the_next(project, row, monkeypatch, tmp_path):
+    write_rows(project, "v4", range(30))
+    dvc_state.add("data/raw/v4")
+    write_record(Path("data/raw/v4"), "data/raw/v4", Path("data/raw/v4.files.json"))
+    project.git("add", ".")
+    whole = enter_copy(project, tmp_path / "whole", monkeypatch)
+    calls = call_killed(monkeypatch, row["id"], 0)
+    wanted = digest_tree(whole.root)
+    seeded, last = random.Random(0), calls - 24  # from there on raw files are rewritten, and DVC takes them in
+    for stop in (1, *seeded.sample(range(2, last), 2), *seeded.sample(range(last, calls + 1), 7)):
+        there = enter_copy(project, tmp_path / f"killed-{stop}", monkeypatch)
+        call_killed(monkeypatch, row["id"], stop)
+        assert [path for path in Path("data/raw").rglob(".*.part") if path.parent != Path("data/raw")] == []
+        done = erase(row["id"], "--yes")
+        assert done.exit_code == 0, done.output
+        assert find_bytes(there.root, row["id"], row["prompt"]) == []
+        assert digest_tree(there.root) == wanted, stop
+        shutil.rmtree(there.root)

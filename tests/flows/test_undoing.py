@@ -1,16 +1,26 @@
 """An addition that does not come to its end leaves nothing behind: failed, refused by git, or killed midway."""
 
 import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from functools import partial
 from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 from worlds.projects import Project
 
-from flows import params, undoing
+from flows import cli, params, undoing
 from flows.adding import plan_addition, written
+from flows.unattended import continual
 from flows.unattended.landing import take_landed
+from tasks.first_look import kept_files
 
 ROWS = [{"prompt": f"what is {k}?", "response": f"it is {k}", "topic": "sums"} for k in range(30)]
 LINE = "adding v2 was broken off: what was written for it is taken back\n"
@@ -141,6 +151,162 @@ def test_files_come_back_byte_by_byte(project, monkeypatch, ends):
     assert place.read_bytes() == before
     assert not Path("data/raw/v2").exists()
     assert not Path("versions/v2").exists()
+
+
+def test_a_version_that_was_run_after_a_kill_is_kept(project, monkeypatch, capsys):
+    break_off(monkeypatch)
+    lock = Path("versions/v2/dvc.lock")
+    lock.write_text("stages: {}\n")
+    undoing.take_back_killed()
+    assert capsys.readouterr().err == "adding v2 was broken off, and it has been run since: what was written stays\n"
+    assert list(params.read().versions) == ["v1", "v2"]
+    assert Path("data/raw/v2").is_dir()
+    assert lock.is_file()
+    assert not undoing.NOTES.exists()
+
+
+def test_a_version_that_is_named_again_is_taken_back_with_the_lock_that_it_had(project, monkeypatch):
+    lock = Path("versions/v2/dvc.lock")
+    lock.parent.mkdir()
+    lock.write_text("stages: {}\n")
+    break_off(monkeypatch)
+    undoing.take_back_killed()
+    assert list(params.read().versions) == ["v1"]
+    assert not Path("data/raw/v2").exists()
+    assert lock.read_text() == "stages: {}\n"
+
+
+def test_continuing_takes_back_before_it_looks_for_what_has_landed(project, monkeypatch, capsys):
+    def stop(*_):
+        raise KilledError
+
+    break_off(monkeypatch)
+    monkeypatch.setattr("flows.unattended.landing.take_landed", stop)
+    with pytest.raises(KilledError):
+        continual.advance(engine="local")
+    assert LINE in capsys.readouterr().err
+    assert list(params.read().versions) == ["v1"]
+
+
+@pytest.mark.parametrize("command", [["run", "v2", "--engine", "local"], ["shard", "utility", "v2", "1/2"]])
+def test_a_command_that_computes_takes_back_first(project, monkeypatch, command):
+    break_off(monkeypatch)
+    done = CliRunner().invoke(cli.app, command)
+    assert done.exit_code == 1
+    assert done.stderr.startswith(LINE)
+    assert re.match("error: there is no (data version 'v2'|stage utility@v2)", done.stderr.removeprefix(LINE))
+    assert not Path("data/raw/v2").exists()
+
+
+def test_a_command_that_computes_leaves_an_addition_that_is_at_work(project):
+    planned = plan_addition(Path("data/raw/v1").absolute(), params.read().versions, version="v2", copy=True)
+    with undoing.adding(), written(planned):
+        undoing.take_back_killed()
+        assert undoing.NOTES.exists()
+    assert list(params.read().versions) == ["v1", "v2"]
+
+
+def test_what_is_edited_while_files_are_copied_is_kept(project, monkeypatch):
+    place, real = Path("params.yaml"), kept_files.copy_files
+
+    def copy_slowly(*given):
+        real(*given)
+        with place.open("a") as file:
+            file.write("# mine\n")
+
+    monkeypatch.setattr(kept_files, "copy_files", copy_slowly)
+    planned = plan_addition(Path("data/raw/v1").absolute(), params.read().versions, version="v2", copy=True)
+    with written(planned):
+        pass
+    assert place.read_text().endswith("# mine\n")
+    assert list(params.read().versions) == ["v1", "v2"]
+
+
+def test_what_is_edited_while_files_are_copied_is_kept_where_the_addition_fails(project, monkeypatch):
+    place, real = Path("params.yaml"), kept_files.write_record
+
+    def fail(*given):
+        real(*given)
+        with place.open("a") as file:
+            file.write("# mine\n")
+        raise ValueError("out of power")
+
+    monkeypatch.setattr(kept_files, "write_record", fail)
+    planned = plan_addition(Path("data/raw/v1").absolute(), params.read().versions, version="v2", copy=True)
+    with pytest.raises(ValueError, match="out of power"), written(planned):
+        pass
+    assert place.read_text().endswith("# mine\n")
+    assert not Path("data/raw/v2").exists()
+
+
+def test_a_draft_of_params_that_a_kill_left_goes(project, monkeypatch):
+    break_off(monkeypatch)
+    draft = Path(".params.yaml.abcd1234.part")
+    draft.write_text("")
+    undoing.take_back_killed()
+    assert not draft.exists()
+
+
+class Together:
+    """Two calls in processes of their own, the second while the first one copies or fetches; their exit statuses."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, step: str, *calls: Callable[[], None]) -> None:
+        module, _, name = step.rpartition(".")
+        whole, begun = getattr(import_module(module), name), get_context("fork").Event()
+
+        def slowly(*given, **named):
+            begun.set()
+            time.sleep(1)
+            return whole(*given, **named)
+
+        patch.setattr(step, slowly)
+        first, second = (get_context("fork").Process(target=call) for call in calls)
+        first.start()
+        assert begun.wait(60)
+        second.start()
+        for one in (first, second):
+            one.join(120)
+        self.statuses = [first.exitcode, second.exitcode]
+
+
+def look(out: Path) -> None:
+    with redirect_stderr(out.open("w")):
+        taken, errors = take_landed(set())
+    with out.open("a") as file:
+        file.write(f"{taken} {errors}")
+
+
+def test_of_two_looks_at_once_the_second_waits_and_finds_nothing(project, monkeypatch, tmp_path):
+    outs = [tmp_path / "first", tmp_path / "second"]
+    steps = "flows.unattended.landing.refuse_special"
+    both = Together(monkeypatch, steps, *(partial(look, out) for out in outs))
+    assert both.statuses == [0, 0]
+    first, second = (out.read_text() for out in outs)
+    assert first.endswith("['v2'] []")
+    assert second.endswith("[] []")
+    assert re.search(r"the project's data versions are being written \(process \d+: .*\): waiting for it", second)
+    assert project.git("log", "--format=%s").splitlines().count("Add data version v2") == 1
+    assert list(Path(".cache/landing").glob("*")) == []
+
+
+def test_of_two_additions_at_once_the_second_takes_the_next_name_and_continues_from_the_first(project, monkeypatch):
+    def add() -> None:
+        done = CliRunner().invoke(cli.app, ["add", "data/raw/v1", "--copy"])
+        sys.exit(done.exit_code)
+
+    both = Together(monkeypatch, "tasks.first_look.kept_files.copy_files", add, add)
+    assert both.statuses == [0, 0]
+    versions = params.read().versions
+    assert list(versions) == ["v1", "v2", "v3"]
+    assert [versions[name].previous for name in ("v2", "v3")] == ["v1", "v2"]
+
+
+def test_copies_of_landed_files_that_a_kill_left_go_at_the_next_look(project, tmp_path):
+    left = Path(".cache/landing/gone/rows.jsonl")
+    left.parent.mkdir(parents=True)
+    left.write_text("{}\n")
+    take_landed(set())
+    assert not left.parent.exists()
 
 
 def test_a_folder_that_was_there_before_is_refused_and_stays(project):

@@ -1,7 +1,9 @@
 """An erased row is found in tables, stores and raw files of any kind, and taken out of those that can lose a row."""
 
+import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -87,8 +89,24 @@ def test_erased_row_is_left_out_before_anything_could_make_a_reject_of_it_with_i
 def test_lines_are_dropped_and_every_other_byte_stays(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"a": 1}\r\n\n{"a": 2}\n{"a": "\xc3\xa9"}')
-    drop_lines(path, [3])
+    drop_lines(path, [3], tmp_path / "drafts")
     assert path.read_bytes() == b'{"a": 1}\r\n\n{"a": "\xc3\xa9"}'
+
+
+def test_a_raw_file_on_another_file_system_than_its_drafts_is_written_beside_itself(tmp_path, monkeypatch):
+    path, real, homes = write_raw(tmp_path / "a.jsonl", OTHER_RECORD, RECORD), os.replace, []
+
+    def replace(source: Path, target: Path) -> None:
+        homes.append(source.parent)
+        if source.parent != target.parent:
+            raise OSError(errno.EXDEV, "Invalid cross-device link", str(source), None, str(target))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    drop_lines(path, [2], tmp_path / "drafts")
+    assert homes == [tmp_path / "drafts", tmp_path]
+    assert path.read_text() == json.dumps(OTHER_RECORD) + "\n"
+    assert list((tmp_path / "drafts").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet"])

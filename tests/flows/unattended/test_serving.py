@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -160,6 +161,16 @@ def test_both_times_or_none_of_a_crontab_are_refused(monkeypatch):
         schedule.serve(3, "0 3 * * *")
     with pytest.raises(schedule.ServerError, match=r"^--cron 'at night' are no times of a crontab; as '0 3 "):
         schedule.serve(cron="at night")
+
+
+@pytest.mark.parametrize("cron", ["0 3 31 2 *", "0 3 31 4,6 *"])
+def test_times_that_never_come_are_refused(cron):
+    with pytest.raises(schedule.ServerError, match=rf"^--cron '{re.escape(cron)}' are times that never come; as '0 3 "):
+        schedule.serve(cron=cron)
+
+
+def test_a_day_that_comes_every_four_years_is_taken():
+    assert schedule.plan_schedule(None, "0 3 29 2 *")[1] == "at the times '0 3 29 2 *'"
 
 
 def test_deployment_for_a_work_pool_names_the_flow():
