@@ -1,12 +1,13 @@
 """What `.cache` holds beside the stores, and what of it no run has use for: for `tamis store` and its `--prune`.
 
 Trials are of `tamis compare` and of studies, warm-ups of stage gradients, arms of stage finetuning. A trial is of use
-as long as its code is today's, a warm-up as long as its examples are there, an arm until it stands in the artifact, a
-clone of `tamis replay` while that is at work. What a look set aside as damaged is of no use.
+as long as its code is today's, a warm-up as long as its examples are there, arms until all of them stand in the
+artifact, a clone of `tamis replay` while that is at work. What a look set aside as damaged is of no use.
 """
 
+import filecmp
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,25 @@ def _warmups(values: Params) -> Iterator[Stored]:
 
 
 def _arms(values: Params) -> Iterator[Stored]:
-    """Yield the arms in scratch, by version: of use until they are published."""
+    """Yield the arms in scratch, by version: of use until every one of them is published.
+
+    Stage finetuning removes those that it has no use for before it trains, so that one which is not published, finished
+    or in training, is of a run that was interrupted; what that had finished is taken by the next, with all beside it.
+    """
     for path in sorted((CACHE / "finetuning").glob("*")):
-        published = (folder("finetuning", path.name) / "finetuning.json").exists()
-        yield _describe("arms", path, path.name in values.versions and not published)
+        published = sorted((folder("finetuning", path.name) / "arms").glob("*/"))
+        wanted = any(not _is_published(home, published) for home in path.glob("*/"))
+        yield _describe("arms", path, path.name in values.versions and wanted)
+
+
+def _is_published(home: Path, published: Collection[Path]) -> bool:
+    """Return whether an arm of the artifact has the very files of an arm in scratch: another training's differ."""
+    made = home / "finished/weights"
+    names = [path.relative_to(made) for path in made.rglob("*") if path.is_file()]
+    return bool(names) and any(
+        all((arm / name).is_file() and filecmp.cmp(made / name, arm / name, shallow=False) for name in names)
+        for arm in published
+    )
 
 
 def _replays() -> Iterator[Stored]:

@@ -1,6 +1,7 @@
 """What lies in .cache beside the stores: shown, and removed where no run has use for it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,14 +66,42 @@ def test_what_is_of_use_is_known(kept):
     assert {word for word, key in kept.items() if found[key] is None} == {"trial that was interrupted"}
 
 
-def test_published_arms_are_of_no_use(kept):
-    listing = folder("finetuning", "v1") / "finetuning.json"
-    listing.parent.mkdir(parents=True, exist_ok=True)
-    listing.write_text("{}")
-    try:
-        assert standing()[kept["arms that are not published"]] is False
-    finally:
-        listing.unlink()
+@pytest.fixture
+def arms(kept):
+    """Add files of arms, by path, beside an artifact that is published; they are removed again."""
+    scratch_home, artifact = Path(".cache/finetuning/v1"), folder("finetuning", "v1")
+    shutil.rmtree(scratch_home)
+
+    def add(files: dict[str, bytes]) -> None:
+        for name, content in {"published/finetuning.json": b"{}", **files}.items():
+            first, *rest = Path(name).parts
+            path = {"scratch": scratch_home, "published": artifact}[first].joinpath(*rest)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+    yield add
+    shutil.rmtree(scratch_home)
+    shutil.rmtree(artifact)
+
+
+FIRST = {"scratch/key0/finished/weights/model.bin": b"first", "scratch/key0/finished/log.json": b"{}"}
+PUBLISHED = {"published/arms/chosen-0/model.bin": b"first"}
+
+
+@pytest.mark.parametrize(
+    ("files", "useful"),
+    [
+        (FIRST | PUBLISHED, False),
+        (FIRST | {"published/arms/chosen-0/model.bin": b"other"}, True),
+        (FIRST, True),
+        (FIRST | PUBLISHED | {"scratch/key1/finished/weights/model.bin": b"second"}, True),
+        (FIRST | PUBLISHED | {"scratch/key1/checkpoints/step.bin": b"half"}, True),
+    ],
+)
+def test_arms_are_of_use_until_all_of_them_stand_in_the_artifact(kept, arms, files, useful):
+    """What an interrupted run had finished stands beside the artifact of the run before, which is put back."""
+    arms(files)
+    assert standing()[kept["arms that are not published"]] is useful
 
 
 def test_prune_removes_what_is_of_no_use_and_says_what_that_frees(kept, project):
