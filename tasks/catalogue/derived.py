@@ -1,6 +1,7 @@
 """The catalogue's views that are made of artifacts: turns, pairs, scores, changes."""
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 # Why a row is left out of use, by `unused_because`, in words that can follow "because" or a colon.
 UNUSED = {
@@ -93,3 +94,19 @@ def derive(sources: Collection[str]) -> Mapping[str, str]:
 def list_scores(sources: Collection[str]) -> list[str]:
     """Return the queries of the scores that these artifacts have."""
     return [sql for needed, sql in SCORES.values() if needed in sources]
+
+
+def list_bounds(record: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
+    """Return the most rows of each topic that could be chosen, 0 too, and what says so; where nothing does, its size.
+
+    Args:
+        record: selection.json.
+
+    >>> list_bounds({"budget": {"caps": {"ai": 9, "food": 0}}, "strata": {"ai": 2, "food": 0}})
+    {'ai': (2, 'its share of the budget'), 'food': (0, 'selection.caps')}
+    """
+    caps, shares = (record.get("budget") or {}).get("caps") or {}, record.get("strata") or {}
+    return {
+        topic: (shares[topic], "its share of the budget") if shares.get(topic, cap) < cap else (cap, "selection.caps")
+        for topic, cap in caps.items()
+    }

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
+from tamis.evaluation.summary import spread_caps
 from tasks.artifacts.tables import digest_inputs, provenance, read_json
-from tasks.catalogue.derived import EACH, UNUSED
+from tasks.catalogue.derived import EACH, UNUSED, list_bounds
 from tasks.selection.selectors import name_chooser
 
 LONGEST = 400  # characters of a text that a sentence quotes
@@ -27,7 +29,7 @@ PARTNERS = f"""
     WHERE p.version = $version AND p.{{self}} = $id AND p.{{other}} <> $id AND p.utility > 0
     ORDER BY p.utility DESC, p.{{other}} LIMIT {NEAR}"""
 TOPIC = """
-    SELECT count(*) AS pool, count(*) FILTER (chosen) AS chosen FROM subset
+    SELECT count(*) AS pool, count(*) FILTER (chosen) AS chosen, max(rank) AS last FROM subset
     WHERE version = $version AND topic = $topic"""
 DECIDED = """
     SELECT kind, "by", "when", because FROM decisions WHERE version = $version AND id IN (SELECT o.id FROM examples o
@@ -74,6 +76,18 @@ class Asked:
         """Return whether the choice was made with a pin of the row, whatever is decided of it now."""
         pins = self.selection.get("pins") or {}
         return self.row["same_as"] in self.made.get("pinned", ()) and self.row["rank"] <= pins.get("chosen", 0)
+
+    @cached_property
+    def topic(self) -> tuple[int, int, int | None]:
+        """Return how many rows of its topic are in the pool, how many of these are chosen, and the rank of the last."""
+        ((pool, chosen, last),) = self.rows(TOPIC, topic=self.row["topic"])
+        return pool, chosen, last
+
+    @property
+    def bound(self) -> tuple[int, str] | None:
+        """Return the most rows of its topic that could be chosen, and what says so; None where all could."""
+        found = list_bounds(self.selection).get(self.row["topic"])
+        return found if found is not None and found[0] < self.topic[0] else None
 
     def rows(self, sql: str, **more: Any) -> list[tuple]:
         """Return what a query finds of this row."""
@@ -203,7 +217,9 @@ def _tell_apart(difference: float) -> str:
 
 
 def _tell_left_out(asked: Asked) -> Iterator[str]:
-    by, row = asked.row["covered_by"], asked.row
+    by, row, full = asked.row["covered_by"], asked.row, _tell_full(asked)
+    if full is not None:
+        yield f"It was not chosen: {full}."
     if by is None:
         if asked.selection.get("objective") is None:  # rows were drawn, or sorted by a score
             yield f"It was not chosen: {name_chooser(asked.selection)} took others."
@@ -215,10 +231,29 @@ def _tell_left_out(asked: Asked) -> Iterator[str]:
     cover = f"{row['cover']:.4g}"
     if asked.selection.get("objective_name") == "mutual_information":
         yield f"It was not chosen: others serve the target task better. Most like it of them is {by}, {cover}."
+    elif full is not None:
+        yield f"Of those that were chosen, the chosen row {by} stands for it best, by {cover}."
     else:
         yield f"It was not chosen: the chosen row {by} stands for it best, by {cover}."
     yield f"It says: {_cut(row['prompt'])} -> {_cut(row['response'])}"
     yield f"The chosen row says: {_cut(prompt)} -> {_cut(response)}"
+
+
+def _tell_full(asked: Asked) -> str | None:
+    """Return in words that the row's topic had no room left for it before the choice ended; None where it had."""
+    topic, (_, chosen, last) = asked.row["topic"], asked.topic
+    if asked.bound is None or chosen < asked.bound[0]:
+        return None
+    (most, by), rows = asked.bound, asked.selection.get("chosen_rows") or 0
+    if most == 0:
+        return f"no row of its topic, {topic}, may be chosen, by {by}"
+    if last == rows:
+        return None
+    return f"its topic, {topic}, was full from number {last + 1} on, with the {_count(most)} that {by} allows"
+
+
+def _count(rows: int) -> str:
+    return f"{rows:,} row{'' if rows == 1 else 's'}"
 
 
 def _tell_entry(asked: Asked, share: float | None) -> str:
@@ -227,7 +262,11 @@ def _tell_entry(asked: Asked, share: float | None) -> str:
     if (asked.selection.get("pilot") or {}).get("decision") in ("chance", "mixture"):
         here += ", and the pilot's word, which budgets are tried without, changed the choice"
     if share is None:
-        return f"No budget that was tried takes it{here}."
+        topic = asked.row["topic"]
+        cap = spread_caps(asked.made.get("caps") or {}, [topic]).get(topic)
+        capped = cap is not None and cap < asked.topic[0]
+        why = f": selection.caps allows {_count(cap)} of its topic, {topic}, whatever the budget" if capped else ""
+        return f"No budget that was tried takes it{why}{here}."
     return f"A budget of {share:.0%} of the pool takes it, and of those that were tried no smaller one{here}."
 
 
@@ -257,11 +296,10 @@ def _tell_alike(asked: Asked) -> Iterator[str]:
 
 
 def _tell_topic(asked: Asked) -> Iterator[str]:
-    topic = asked.row["topic"]
-    ((pool, chosen),) = asked.rows(TOPIC, topic=topic)
-    caps = (asked.selection.get("budget") or {}).get("caps") or {}
-    most = min(filter(None, [(asked.selection.get("strata") or {}).get(topic), caps.get(topic)]), default=None)
-    bound = f", of at most {most:,}, which is {'reached' if chosen >= most else 'not reached'}" if most else ""
+    topic, (pool, chosen, _), bound = asked.row["topic"], asked.topic, ""
+    if asked.bound is not None:
+        most = asked.bound[0]
+        bound = f", of at most {most:,}, which is {'reached' if chosen >= most else 'not reached'}"
     yield f"Of its topic, {topic}, {chosen:,} of {pool:,} rows were chosen{bound}."
 
 

@@ -3,17 +3,17 @@
 import pytest
 from worlds.toy_project import make_world
 
-from tasks.artifacts.tables import write_json
+from tasks.artifacts.tables import Provenance, provenance, read_table, write_json, write_table
 from tasks.artifacts.views import opened
 from tasks.catalogue import why
 from tasks.catalogue.sources import find_artifacts
 
 
-def tell(root, id: str) -> why.Story:
+def tell(root, id: str, **more) -> why.Story:
     artifacts = find_artifacts(root)
     views = frozenset({**artifacts.views, **artifacts.derived})
     with opened(artifacts.views, derived=artifacts.derived) as connection:
-        return why.tell(connection, "v1", id, views=views, root=root)
+        return why.tell(connection, "v1", id, views=views, root=root, **more)
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,56 @@ def test_a_row_that_left_is_told_what_it_was_held_against(tmp_path, by, score, u
     story = tell(tmp_path, row["id"])
     assert story.state == "gated"
     assert story.sentences[0] == f"It left before the choice, by the gate {by}. {told}"
+
+
+def bound_topic(tmp_path, caps: int, strata: int | None, chosen: bool = False) -> tuple[why.Story, str]:
+    """Return what is told of a row that was left out, whose topic has two rows in the pool, and its topic."""
+    world = make_world(tmp_path)
+    row = next(one for one in world.subset if not one["chosen"])
+    topic = row["topic"]
+    others = [one for one in world.subset if one is not row]
+    for rank, one in enumerate(sorted(others, key=lambda one: one["topic"] != topic), 1):
+        taken = one["topic"] != topic or chosen
+        one |= {"chosen": taken, "rank": rank if taken else None}
+    world.write()
+    sizes = {one["topic"]: 2 for one in world.subset}
+    shares = None if strata is None else sizes | {topic: strata}
+    record = {"budget": {"caps": sizes | {topic: caps}}, "strata": shares, "chosen_rows": 5, "objective": 1.0}
+    write_json(record, world.folder("selection") / "selection.json")
+    return tell(tmp_path, row["id"]), topic
+
+
+@pytest.mark.parametrize(("caps", "strata", "by"), [(0, None, "selection.caps"), (2, 0, "its share of the budget")])
+def test_a_topic_of_which_nothing_may_be_chosen_is_said_first(tmp_path, caps, strata, by):
+    story, topic = bound_topic(tmp_path, caps, strata)
+    assert story.sentences[0] == f"It was not chosen: no row of its topic, {topic}, may be chosen, by {by}."
+    assert story.sentences[-1] == f"Of its topic, {topic}, 0 of 2 rows were chosen, of at most 0, which is reached."
+
+
+def test_a_topic_that_was_full_before_the_choice_ended_is_said_first(tmp_path):
+    story, topic = bound_topic(tmp_path, 1, None, chosen=True)
+    assert story.sentences[0] == (
+        f"It was not chosen: its topic, {topic}, was full from number 2 on, with the 1 row that selection.caps allows."
+    )
+    assert "the chosen row" in story.sentences[1]
+
+
+@pytest.mark.parametrize("strata", [None, 2])
+def test_a_topics_size_is_no_bound(tmp_path, strata):
+    story, topic = bound_topic(tmp_path, 2, strata)
+    assert story.sentences[-1] == f"Of its topic, {topic}, 0 of 2 rows were chosen."
+    assert not any("full" in one for one in story.sentences)
+
+
+def test_no_budget_takes_a_row_over_its_topics_cap(tmp_path):
+    world = make_world(tmp_path)
+    row = next(one for one in world.subset if not one["chosen"])
+    world.write()
+    path = world.folder("selection") / "subset.parquet"
+    found, asked = read_table(path), {"caps": {"*": 0}}
+    write_table(found, path, Provenance("selection", "v1", asked, provenance(path)["inputs"]))
+    (said,) = (one for one in tell(tmp_path, row["id"], enters={}).sentences if "budget" in one)
+    assert said == (
+        f"No budget that was tried takes it: selection.caps allows 0 rows of its topic, {row['topic']}, whatever the "
+        "budget."
+    )
