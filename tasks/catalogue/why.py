@@ -10,8 +10,8 @@ import duckdb
 
 from tamis.evaluation.summary import spread_caps
 from tasks.artifacts.tables import digest_inputs, provenance, read_json
-from tasks.catalogue.derived import EACH, UNUSED, list_bounds
-from tasks.selection.selectors import name_chooser
+from tasks.catalogue.derived import EACH, UNUSED, count_first, list_bounds, name_score
+from tasks.selection.selectors import CHANCE, SELECTORS, name_chooser
 
 LONGEST = 400  # characters of a text that a sentence quotes
 NEAR = 3  # partners and rows of almost the same words that are named
@@ -22,8 +22,12 @@ ROW = """
     FROM examples e LEFT JOIN subset s USING (version, id)
     WHERE e.version = $version AND e.id = $id ORDER BY e.used DESC, e.row LIMIT 1"""
 QUANTILES = """
-    SELECT score, value, quantile FROM (SELECT *, percent_rank() OVER (PARTITION BY score ORDER BY value) AS quantile
+    SELECT score, value, quantile, equal FROM (SELECT *, count(*) OVER (PARTITION BY score, value) - 1 AS equal,
+        percent_rank() OVER (PARTITION BY score ORDER BY value) AS quantile
         FROM scores WHERE version = $version) WHERE id = $id ORDER BY score"""
+SORTED = """
+    SELECT any_value(value) FILTER (id = $id), min(value) FILTER (chosen AND rank > $first)
+    FROM scores JOIN subset USING (version, id) WHERE version = $version AND score = $score"""
 PARTNERS = f"""
     SELECT p.{{other}}, p.utility, e.prompt FROM pairs p JOIN {EACH} e ON e.version = p.version AND e.id = p.{{other}}
     WHERE p.version = $version AND p.{{self}} = $id AND p.{{other}} <> $id AND p.utility > 0
@@ -88,6 +92,15 @@ class Asked:
         """Return the most rows of its topic that could be chosen, and what says so; None where all could."""
         found = list_bounds(self.selection).get(self.row["topic"])
         return found if found is not None and found[0] < self.topic[0] else None
+
+    @cached_property
+    def sorted(self) -> tuple[str, float, float] | None:
+        """Return the score that the choice took the largest of, the row's, and the lowest that was chosen; or None."""
+        name = name_score(self.selection) if "scores" in self.views else None
+        if name is None:
+            return None
+        ((own, lowest),) = self.rows(SORTED, score=name, first=count_first(self.selection))
+        return None if own is None or lowest is None else (name, own, lowest)
 
     def rows(self, sql: str, **more: Any) -> list[tuple]:
         """Return what a query finds of this row."""
@@ -218,11 +231,15 @@ def _tell_apart(difference: float) -> str:
 
 def _tell_left_out(asked: Asked) -> Iterator[str]:
     by, row, full = asked.row["covered_by"], asked.row, _tell_full(asked)
+    if by is None and asked.sorted is not None:
+        yield from _tell_sorted(asked, full)
+        return
     if full is not None:
         yield f"It was not chosen: {full}."
     if by is None:
         if asked.selection.get("objective") is None:  # rows were drawn, or sorted by a score
             yield f"It was not chosen: {name_chooser(asked.selection)} took others."
+            yield from _tell_no_score(asked)
         else:
             yield "It was not chosen, and no chosen row stands for it."
         return
@@ -239,6 +256,41 @@ def _tell_left_out(asked: Asked) -> Iterator[str]:
     yield f"The chosen row says: {_cut(prompt)} -> {_cut(response)}"
 
 
+def _tell_sorted(asked: Asked, full: str | None) -> Iterator[str]:
+    """Yield why a row was left out by a selector that takes the largest of a score first."""
+    score, own, lowest = asked.sorted
+    takes = f"{name_chooser(asked.selection)} takes the largest {score} first"
+    ours, theirs = _write_apart(own, lowest)
+    if own < lowest:
+        yield f"It was not chosen: {takes}, and its {ours} is below {theirs}, the lowest that was chosen."
+        return
+    if full is not None:
+        yield f"It was not chosen: {full}."
+    if own == lowest:
+        yield (
+            f"It was not chosen: {takes}, and of the rows that have {ours} like it, the lowest that was chosen, the "
+            "first ones were taken."
+        )
+        return
+    budget = asked.selection.get("budget") or {}
+    if full is None and budget.get("kind") == "response_tokens":
+        length = _count(asked.row["response_tokens"], "response token")
+        yield f"It was not chosen: the budget had no room left for its {length}."
+    elif full is None:
+        yield f"It was not chosen by {name_chooser(asked.selection)}."
+    yield f"Its {score} is {ours}, above {theirs}, the lowest that was chosen."
+
+
+def _tell_no_score(asked: Asked) -> Iterator[str]:
+    """Yield that rows have no score that they were sorted by, or none that is kept."""
+    selector = asked.selection.get("selector")
+    decision = (asked.selection.get("pilot") or {}).get("decision")
+    if selector in CHANCE or decision == "chance":
+        yield "Rows were drawn by chance, and have no score."
+    elif selector in SELECTORS and name_score(asked.selection) is None and decision != "mixture":
+        yield f"No artifact keeps by what {selector} sorts, so that how near it came is not known."
+
+
 def _tell_full(asked: Asked) -> str | None:
     """Return in words that the row's topic had no room left for it before the choice ended; None where it had."""
     topic, (_, chosen, last) = asked.row["topic"], asked.topic
@@ -252,8 +304,26 @@ def _tell_full(asked: Asked) -> str | None:
     return f"its topic, {topic}, was full from number {last + 1} on, with the {_count(most)} that {by} allows"
 
 
-def _count(rows: int) -> str:
-    return f"{rows:,} row{'' if rows == 1 else 's'}"
+def _count(many: int, one: str = "row") -> str:
+    return f"{many:,} {one}{'' if many == 1 else 's'}"
+
+
+def _write_apart(one: float, other: float) -> tuple[str, str]:
+    """Return two numbers in as few digits as tell them apart.
+
+    >>> _write_apart(0.123456, 0.123457), _write_apart(12345, 12345)
+    (('0.123456', '0.123457'), ('12345', '12345'))
+    """
+    for digits in range(4, 17):
+        written = _write(one, digits), _write(other, digits)
+        if written[0] != written[1] or one == other:
+            break
+    return written
+
+
+def _write(value: float, digits: int = 4) -> str:
+    """Return a number in so many digits, a whole one in all of its own."""
+    return f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:.{digits}g}"
 
 
 def _tell_entry(asked: Asked, share: float | None) -> str:
@@ -271,10 +341,26 @@ def _tell_entry(asked: Asked, share: float | None) -> str:
 
 
 def _tell_scores(asked: Asked) -> Iterator[str]:
-    if "scores" in asked.views:
-        for score, value, quantile in asked.rows(QUANTILES):
-            if score not in NOT_SCORES:
-                yield f"Its {score} is {value:.4g}: higher than that of {quantile:.0%} of the rows that have one."
+    if "scores" not in asked.views:
+        return
+    own, _, lowest = asked.sorted or (None, None, None)
+    for score, value, quantile, equal in sorted(asked.rows(QUANTILES), key=lambda one: one[0] != own):
+        if score == own or score not in NOT_SCORES:
+            among = f"higher than that of {_share(quantile)} of all other rows that have one"
+            tie = f", and the same as that of {equal:,} of them" if equal else ""
+            last = f". The lowest that was chosen is {_write(lowest)}" if score == own and asked.row["chosen"] else ""
+            yield f"Its {score} is {_write(value)}: {among}{tie}{last}."
+
+
+def _share(share: float) -> str:
+    """Return a share in percent, 0% and 100% only where it is just that.
+
+    >>> _share(0.999), _share(1.0), _share(0.001)
+    ('over 99%', '100%', 'under 1%')
+    """
+    if 0.995 <= share < 1:
+        return "over 99%"
+    return "under 1%" if 0 < share <= 0.005 else f"{share:.0%}"
 
 
 def _tell_partners(asked: Asked) -> Iterator[str]:

@@ -6,7 +6,9 @@ from worlds.toy_project import make_world
 from tasks.artifacts.tables import Provenance, provenance, read_table, write_json, write_table
 from tasks.artifacts.views import opened
 from tasks.catalogue import why
+from tasks.catalogue.derived import name_score
 from tasks.catalogue.sources import find_artifacts
+from tasks.selection.selectors import CHANCE, SELECTORS
 
 
 def tell(root, id: str, **more) -> why.Story:
@@ -127,3 +129,69 @@ def test_no_budget_takes_a_row_over_its_topics_cap(tmp_path):
         f"No budget that was tried takes it: selection.caps allows 0 rows of its topic, {row['topic']}, whatever the "
         "budget."
     )
+
+
+def sort_by_length(tmp_path, lengths: list[int], record: dict | None = None) -> list[tuple[str, ...]]:
+    """Return what is told of each row of a choice of the two first ones, the pool's rows having these lengths."""
+    world = make_world(tmp_path)
+    for row, one, length in zip(world.examples[: len(lengths)], world.subset, lengths, strict=True):
+        row["response_tokens"] = one["response_tokens"] = length
+        one |= {"covered_by": None, "cover": None}
+    world.write()
+    facts = {"selector": "longest", "objective": None, "chosen_rows": 2} | (record or {})
+    write_json(facts, world.folder("selection") / "selection.json")
+    return [tell(tmp_path, one["id"]).sentences for one in world.subset]
+
+
+def test_by_a_score_both_numbers_its_quantile_and_a_tie_are_told(tmp_path):
+    told = sort_by_length(tmp_path, [12345, 19, 19, 12, 7, 5])
+    assert told[0][1] == (
+        "Its response_tokens is 12345: higher than that of 100% of all other rows that have one. "
+        "The lowest that was chosen is 19."
+    )
+    assert told[2][:2] == (
+        "It was not chosen: longest takes the largest response_tokens first, and of the rows that have 19 like it, the "
+        "lowest that was chosen, the first ones were taken.",
+        "Its response_tokens is 19: higher than that of 60% of all other rows that have one, and the same as that of 1 "
+        "of them.",
+    )
+    assert told[3][0] == (
+        "It was not chosen: longest takes the largest response_tokens first, and its 12 is below 19, the lowest that "
+        "was chosen."
+    )
+
+
+def test_a_row_of_a_higher_score_is_told_what_kept_it_out(tmp_path):
+    told = sort_by_length(tmp_path, [50, 19, 40, 12, 7, 5], {"budget": {"kind": "response_tokens", "caps": {}}})
+    assert told[2][:2] == (
+        "It was not chosen: the budget had no room left for its 40 response tokens.",
+        "Its response_tokens is 40, above 19, the lowest that was chosen.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("selector", "said"),
+    [
+        ("random", "Rows were drawn by chance, and have no score."),
+        ("bm25", "No artifact keeps by what bm25 sorts, so that how near it came is not known."),
+    ],
+)
+def test_without_a_score_that_is_kept_that_is_told(tmp_path, selector, said):
+    told = sort_by_length(tmp_path, [50, 19, 40, 12, 7, 5], {"selector": selector})
+    assert told[2][:2] == (f"It was not chosen: {selector} took others.", said)
+
+
+SCORED = [name for name, one in SELECTORS.items() if not one.objective and name not in (*CHANCE, "bm25", "deft_ucs")]
+
+
+@pytest.mark.parametrize("selector", SCORED)
+def test_every_score_that_is_kept_is_told(tmp_path, selector):
+    world = make_world(tmp_path)
+    for one in world.subset:
+        one |= {"covered_by": None, "cover": None}
+    world.write()
+    path = world.folder("scores") / "scores.parquet"
+    found = read_table(path)
+    write_table(found, path, Provenance("scores", "v1", {"selector": selector}, provenance(path)["inputs"]))
+    write_json({"selector": selector}, world.folder("selection") / "selection.json")
+    assert name_score({"selector": selector}) in tell(tmp_path, world.subset[3]["id"]).sentences[0]
