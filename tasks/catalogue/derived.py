@@ -1,6 +1,9 @@
 """The catalogue's views that are made of artifacts: turns, pairs, scores, changes."""
 
 from collections.abc import Collection, Mapping
+from typing import Any
+
+from tasks.selection.selectors import SELECTORS
 
 # Why a row is left out of use, by `unused_because`, in words that can follow "because" or a colon.
 UNUSED = {
@@ -59,6 +62,7 @@ SCORES = {
         "SELECT version, id, 'response_tokens', response_tokens FROM examples WHERE used AND split = 'pool'",
     ),
 }
+SORTED_BY = {"longest": "response_tokens", "dualsft": "phi", "probes": "mean_help"}  # what else selectors sort by
 ASKS_RUNS = ("runs", "scores")  # views that read the artifacts' records, each of which takes a file
 
 
@@ -106,3 +110,44 @@ def derive(sources: Collection[str]) -> Mapping[str, str]:
 def list_scores(sources: Collection[str]) -> list[str]:
     """Return the queries of the scores that these artifacts have."""
     return [sql for needed, sql in SCORES.values() if needed in sources]
+
+
+def list_bounds(record: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
+    """Return the most rows of each topic that could be chosen, 0 too, and what says so; where nothing does, its size.
+
+    Args:
+        record: selection.json.
+
+    >>> list_bounds({"budget": {"caps": {"ai": 9, "food": 0}}, "strata": {"ai": 2, "food": 0}})
+    {'ai': (2, 'its share of the budget'), 'food': (0, 'selection.caps')}
+    """
+    caps, shares = (record.get("budget") or {}).get("caps") or {}, record.get("strata") or {}
+    return {
+        topic: (shares[topic], "its share of the budget") if shares.get(topic, cap) < cap else (cap, "selection.caps")
+        for topic, cap in caps.items()
+    }
+
+
+def name_score(record: Mapping[str, Any]) -> str | None:
+    """Return the score of view `scores` whose largest values a version's choice took first; None: of none that is kept.
+
+    Args:
+        record: selection.json.
+
+    >>> name_score({"selector": "longest"}), name_score({"selector": "ifd"}), name_score({"selector": "random"})
+    ('response_tokens', 'ifd', None)
+    """
+    selector = record.get("selector")
+    if selector not in SELECTORS or (record.get("pilot") or {}).get("decision") in ("chance", "mixture"):
+        return None
+    return selector if SELECTORS[selector].reads == "scores" else SORTED_BY.get(selector)
+
+
+def count_first(record: Mapping[str, Any]) -> int:
+    """Return how many rows a choice took before those of the largest scores: floors' and pinned ones, at most so many.
+
+    >>> count_first({"budget": {"floors": {"ai": 2, "food": 0}}, "pins": {"chosen": 1}})
+    3
+    """
+    floors = (record.get("budget") or {}).get("floors") or {}
+    return sum(floors.values()) + (record.get("pins") or {}).get("chosen", 0)

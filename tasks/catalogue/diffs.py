@@ -8,14 +8,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.artifacts.tables import read_json, read_metrics
+from tasks.artifacts.tables import provenance, read_json, read_metrics, read_table
 from tasks.artifacts.views import ask, opened, stream
 from tasks.catalogue.derived import tell_unused
 
 # One side is a version of a project's catalogue, as tables `a_examples`, `a_subset`, `b_examples` ...
 MASKED = ("tensors", "mask")  # tables that a choice without a mask may lack
-WITHDRAWN = "withdrawn"  # a table that examples which continue from no version lack
-NONE = pa.table({name: pa.array([], pa.string()) for name in ("id", "edited_to")})
+EXAMPLES = "/examples.parquet"  # how the record of rows that were withdrawn names what they were withdrawn from
+GONE = pa.schema([("id", pa.string()), ("edited_to", pa.string()), ("step", pa.int64())])
 CHANGED = """(
     SELECT 'enters' AS change, b.id, b.rank, a.gated, a.covered_by, a.cover
     FROM b_subset b LEFT JOIN a_subset a USING (id)
@@ -28,14 +28,24 @@ KNOWN = """
         any_value(unused_because ORDER BY used DESC) AS because, bool_or(used AND split = 'pool') AS pool,
         any_value(split ORDER BY used DESC) AS split
     FROM {side}_examples WHERE id IN (SELECT id FROM listed) GROUP BY id"""
+EDITED = """
+    SELECT '{change}' AS change, id AS old, edited_to, step FROM {side}_withdrawn
+    WHERE id IN (SELECT id FROM listed WHERE change = '{change}')"""
 ROWS = f"""
-    WITH listed AS (FROM {CHANGED} QUALIFY row_number() OVER (PARTITION BY change ORDER BY rank, id) <= $most),
+    WITH RECURSIVE listed AS (FROM {CHANGED}
+        QUALIFY row_number() OVER (PARTITION BY change ORDER BY rank, id) <= $most),
     known AS (SELECT 'leaves' AS of, * FROM ({KNOWN.format(side="a")})
-        UNION ALL SELECT 'enters', * FROM ({KNOWN.format(side="b")}))
+        UNION ALL SELECT 'enters', * FROM ({KNOWN.format(side="b")})),
+    followed AS ({EDITED.format(change="leaves", side="b")} UNION ALL {EDITED.format(change="enters", side="a")}
+        UNION SELECT f.change, f.old, w.edited_to, w.step FROM followed f
+        JOIN (SELECT 'leaves' AS change, * FROM b_withdrawn UNION ALL SELECT 'enters', * FROM a_withdrawn) w
+        ON w.change = f.change AND w.id = f.edited_to AND w.step > f.step),
+    gone AS (SELECT change, old AS id, first(edited_to ORDER BY step DESC) AS edited_to FROM followed GROUP BY ALL)
     SELECT l.change, l.id, own.topic, CASE
         WHEN other.id IS NULL AND gone.id IS NOT NULL THEN if(l.change = 'enters', 'was ', 'is ')
             || coalesce('edited to ' || gone.edited_to, 'withdrawn')
-        WHEN other.id IS NULL AND l.change = 'enters' THEN if(own.became = 'edited', 'edited row', 'new row')
+        WHEN other.id IS NULL AND l.change = 'enters' THEN if(own.became = 'edited'
+            OR l.id IN (SELECT edited_to FROM b_withdrawn), 'edited row', 'new row')
         WHEN other.id IS NULL THEN 'is no row of ' || $after
         WHEN NOT other.pool THEN if(l.change = 'enters', 'was', 'is') || ' not chosen from: '
             || {tell_unused("other.because", "other.split")}
@@ -46,9 +56,7 @@ ROWS = f"""
         END AS reason, rank, own.prompt
     FROM listed l JOIN known own ON own.id = l.id AND own.of = l.change
     LEFT JOIN known other ON other.id = l.id AND other.of <> l.change
-    LEFT JOIN (SELECT 'leaves' AS change, id, any_value(edited_to) AS edited_to FROM b_withdrawn GROUP BY ALL
-        UNION ALL SELECT 'enters', id, any_value(edited_to) FROM a_withdrawn GROUP BY ALL) gone
-        ON gone.id = l.id AND gone.change = l.change
+    LEFT JOIN gone ON gone.id = l.id AND gone.change = l.change
     ORDER BY l.change, rank, l.id"""
 COUNTS = f"SELECT count(*) FILTER (change = 'enters'), count(*) FILTER (change = 'leaves') FROM {CHANGED}"
 BOTH = "SELECT count(*) FROM a_subset JOIN b_subset USING (id) WHERE a_subset.chosen AND b_subset.chosen"
@@ -128,10 +136,30 @@ def read_choice(name: str, examples: Path, selection: Path, metrics: Mapping[str
     """
     paths = {"examples": examples / "examples.parquet", "subset": selection / "subset.parquet"}
     paths |= {name: selection / f"{name}.parquet" for name in MASKED if (selection / f"{name}.parquet").exists()}
-    if (path := examples / f"{WITHDRAWN}.parquet").exists():
-        paths[WITHDRAWN] = path
     selector = read_json(selection / "selection.json").get("selector", "its selector")
-    return Side(name, {table: stream([path]) for table, path in paths.items()}, metrics or {}, selector)
+    tables = {table: stream([path]) for table, path in paths.items()} | {"withdrawn": read_gone(examples)}
+    return Side(name, tables, metrics or {}, selector)
+
+
+def read_gone(examples: Path) -> pa.Table:
+    """Return the rows that each version withdrew or edited, of all that examples continue from, the oldest first.
+
+    A version is followed as far as its artifacts are there.
+
+    Args:
+        examples: folder of the examples of the last one.
+
+    Raises:
+        ArtifactError: an artifact was edited.
+    """
+    found, folder, seen = [], examples, set()
+    while folder not in seen and (path := folder / "withdrawn.parquet").exists():
+        seen.add(folder)
+        found.append(read_table(path, columns=["id", "edited_to"]))
+        made_from = [Path(name).parent.name for name in provenance(path)["inputs"] if name.endswith(EXAMPLES)]
+        folder = examples.parent / made_from[0] if made_from else folder
+    steps = [table.append_column("step", pa.array([-step] * len(table))) for step, table in enumerate(found)]
+    return pa.concat_tables([GONE.empty_table(), *(table.cast(GONE) for table in steps)])
 
 
 def compare(before: Side, after: Side, *, most: int | None = None, gigabytes: float | None = None) -> Diff:
@@ -145,7 +173,7 @@ def compare(before: Side, after: Side, *, most: int | None = None, gigabytes: fl
     sources = {
         f"{end}_{name}": table
         for end, side in zip("ab", (before, after), strict=True)
-        for name, table in ({WITHDRAWN: NONE} | dict(side.tables)).items()
+        for name, table in side.tables.items()
     }
     with opened(sources, gigabytes=gigabytes) as connection:
         said = {"was": before.selector, "is": after.selector, "after": after.name}

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
+from tamis.evaluation.summary import spread_caps
 from tasks.artifacts.tables import digest_inputs, provenance, read_json
-from tasks.catalogue.derived import EACH, UNUSED
-from tasks.selection.selectors import name_chooser
+from tasks.catalogue.derived import EACH, UNUSED, count_first, list_bounds, name_score
+from tasks.selection.selectors import CHANCE, SELECTORS, name_chooser
 
 LONGEST = 400  # characters of a text that a sentence quotes
 NEAR = 3  # partners and rows of almost the same words that are named
@@ -20,14 +22,18 @@ ROW = """
     FROM examples e LEFT JOIN subset s USING (version, id)
     WHERE e.version = $version AND e.id = $id ORDER BY e.used DESC, e.row LIMIT 1"""
 QUANTILES = """
-    SELECT score, value, quantile FROM (SELECT *, percent_rank() OVER (PARTITION BY score ORDER BY value) AS quantile
+    SELECT score, value, quantile, equal FROM (SELECT *, count(*) OVER (PARTITION BY score, value) - 1 AS equal,
+        percent_rank() OVER (PARTITION BY score ORDER BY value) AS quantile
         FROM scores WHERE version = $version) WHERE id = $id ORDER BY score"""
+SORTED = """
+    SELECT any_value(value) FILTER (id = $id), min(value) FILTER (chosen AND rank > $first)
+    FROM scores JOIN subset USING (version, id) WHERE version = $version AND score = $score"""
 PARTNERS = f"""
     SELECT p.{{other}}, p.utility, e.prompt FROM pairs p JOIN {EACH} e ON e.version = p.version AND e.id = p.{{other}}
     WHERE p.version = $version AND p.{{self}} = $id AND p.{{other}} <> $id AND p.utility > 0
     ORDER BY p.utility DESC, p.{{other}} LIMIT {NEAR}"""
 TOPIC = """
-    SELECT count(*) AS pool, count(*) FILTER (chosen) AS chosen FROM subset
+    SELECT count(*) AS pool, count(*) FILTER (chosen) AS chosen, max(rank) AS last FROM subset
     WHERE version = $version AND topic = $topic"""
 DECIDED = """
     SELECT kind, "by", "when", because FROM decisions WHERE version = $version AND id IN (SELECT o.id FROM examples o
@@ -74,6 +80,27 @@ class Asked:
         """Return whether the choice was made with a pin of the row, whatever is decided of it now."""
         pins = self.selection.get("pins") or {}
         return self.row["same_as"] in self.made.get("pinned", ()) and self.row["rank"] <= pins.get("chosen", 0)
+
+    @cached_property
+    def topic(self) -> tuple[int, int, int | None]:
+        """Return how many rows of its topic are in the pool, how many of these are chosen, and the rank of the last."""
+        ((pool, chosen, last),) = self.rows(TOPIC, topic=self.row["topic"])
+        return pool, chosen, last
+
+    @property
+    def bound(self) -> tuple[int, str] | None:
+        """Return the most rows of its topic that could be chosen, and what says so; None where all could."""
+        found = list_bounds(self.selection).get(self.row["topic"])
+        return found if found is not None and found[0] < self.topic[0] else None
+
+    @cached_property
+    def sorted(self) -> tuple[str, float, float] | None:
+        """Return the score that the choice took the largest of, the row's, and the lowest that was chosen; or None."""
+        name = name_score(self.selection) if "scores" in self.views else None
+        if name is None:
+            return None
+        ((own, lowest),) = self.rows(SORTED, score=name, first=count_first(self.selection))
+        return None if own is None or lowest is None else (name, own, lowest)
 
     def rows(self, sql: str, **more: Any) -> list[tuple]:
         """Return what a query finds of this row."""
@@ -203,10 +230,16 @@ def _tell_apart(difference: float) -> str:
 
 
 def _tell_left_out(asked: Asked) -> Iterator[str]:
-    by, row = asked.row["covered_by"], asked.row
+    by, row, full = asked.row["covered_by"], asked.row, _tell_full(asked)
+    if by is None and asked.sorted is not None:
+        yield from _tell_sorted(asked, full)
+        return
+    if full is not None:
+        yield f"It was not chosen: {full}."
     if by is None:
         if asked.selection.get("objective") is None:  # rows were drawn, or sorted by a score
             yield f"It was not chosen: {name_chooser(asked.selection)} took others."
+            yield from _tell_no_score(asked)
         else:
             yield "It was not chosen, and no chosen row stands for it."
         return
@@ -215,10 +248,82 @@ def _tell_left_out(asked: Asked) -> Iterator[str]:
     cover = f"{row['cover']:.4g}"
     if asked.selection.get("objective_name") == "mutual_information":
         yield f"It was not chosen: others serve the target task better. Most like it of them is {by}, {cover}."
+    elif full is not None:
+        yield f"Of those that were chosen, the chosen row {by} stands for it best, by {cover}."
     else:
         yield f"It was not chosen: the chosen row {by} stands for it best, by {cover}."
     yield f"It says: {_cut(row['prompt'])} -> {_cut(row['response'])}"
     yield f"The chosen row says: {_cut(prompt)} -> {_cut(response)}"
+
+
+def _tell_sorted(asked: Asked, full: str | None) -> Iterator[str]:
+    """Yield why a row was left out by a selector that takes the largest of a score first."""
+    score, own, lowest = asked.sorted
+    takes = f"{name_chooser(asked.selection)} takes the largest {score} first"
+    ours, theirs = _write_apart(own, lowest)
+    if own < lowest:
+        yield f"It was not chosen: {takes}, and its {ours} is below {theirs}, the lowest that was chosen."
+        return
+    if full is not None:
+        yield f"It was not chosen: {full}."
+    if own == lowest:
+        yield (
+            f"It was not chosen: {takes}, and of the rows that have {ours} like it, the lowest that was chosen, the "
+            "first ones were taken."
+        )
+        return
+    budget = asked.selection.get("budget") or {}
+    if full is None and budget.get("kind") == "response_tokens":
+        length = _count(asked.row["response_tokens"], "response token")
+        yield f"It was not chosen: the budget had no room left for its {length}."
+    elif full is None:
+        yield f"It was not chosen by {name_chooser(asked.selection)}."
+    yield f"Its {score} is {ours}, above {theirs}, the lowest that was chosen."
+
+
+def _tell_no_score(asked: Asked) -> Iterator[str]:
+    """Yield that rows have no score that they were sorted by, or none that is kept."""
+    selector = asked.selection.get("selector")
+    decision = (asked.selection.get("pilot") or {}).get("decision")
+    if selector in CHANCE or decision == "chance":
+        yield "Rows were drawn by chance, and have no score."
+    elif selector in SELECTORS and name_score(asked.selection) is None and decision != "mixture":
+        yield f"No artifact keeps by what {selector} sorts, so that how near it came is not known."
+
+
+def _tell_full(asked: Asked) -> str | None:
+    """Return in words that the row's topic had no room left for it before the choice ended; None where it had."""
+    topic, (_, chosen, last) = asked.row["topic"], asked.topic
+    if asked.bound is None or chosen < asked.bound[0]:
+        return None
+    (most, by), rows = asked.bound, asked.selection.get("chosen_rows") or 0
+    if most == 0:
+        return f"no row of its topic, {topic}, may be chosen, by {by}"
+    if last == rows:
+        return None
+    return f"its topic, {topic}, was full from number {last + 1} on, with the {_count(most)} that {by} allows"
+
+
+def _count(many: int, one: str = "row") -> str:
+    return f"{many:,} {one}{'' if many == 1 else 's'}"
+
+
+def _write_apart(one: float, other: float) -> tuple[str, str]:
+    """Return two numbers in as few digits as tell them apart.
+
+    >>> _write_apart(0.123456, 0.123457), _write_apart(12345, 12345)
+    (('0.123456', '0.123457'), ('12345', '12345'))
+    """
+    for digits in range(4, 17):
+        written = _write(one, digits), _write(other, digits)
+        if written[0] != written[1] or one == other:
+            break
+    return written
+
+
+def _write(value: float, digits: int = 4) -> str:
+    """Return a number in so many digits, a whole one in all of its own."""
+    return f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:.{digits}g}"
 
 
 def _tell_entry(asked: Asked, share: float | None) -> str:
@@ -227,15 +332,35 @@ def _tell_entry(asked: Asked, share: float | None) -> str:
     if (asked.selection.get("pilot") or {}).get("decision") in ("chance", "mixture"):
         here += ", and the pilot's word, which budgets are tried without, changed the choice"
     if share is None:
-        return f"No budget that was tried takes it{here}."
+        topic = asked.row["topic"]
+        cap = spread_caps(asked.made.get("caps") or {}, [topic]).get(topic)
+        capped = cap is not None and cap < asked.topic[0]
+        why = f": selection.caps allows {_count(cap)} of its topic, {topic}, whatever the budget" if capped else ""
+        return f"No budget that was tried takes it{why}{here}."
     return f"A budget of {share:.0%} of the pool takes it, and of those that were tried no smaller one{here}."
 
 
 def _tell_scores(asked: Asked) -> Iterator[str]:
-    if "scores" in asked.views:
-        for score, value, quantile in asked.rows(QUANTILES):
-            if score not in NOT_SCORES:
-                yield f"Its {score} is {value:.4g}: higher than that of {quantile:.0%} of the rows that have one."
+    if "scores" not in asked.views:
+        return
+    own, _, lowest = asked.sorted or (None, None, None)
+    for score, value, quantile, equal in sorted(asked.rows(QUANTILES), key=lambda one: one[0] != own):
+        if score == own or score not in NOT_SCORES:
+            among = f"higher than that of {_share(quantile)} of all other rows that have one"
+            tie = f", and the same as that of {equal:,} of them" if equal else ""
+            last = f". The lowest that was chosen is {_write(lowest)}" if score == own and asked.row["chosen"] else ""
+            yield f"Its {score} is {_write(value)}: {among}{tie}{last}."
+
+
+def _share(share: float) -> str:
+    """Return a share in percent, 0% and 100% only where it is just that.
+
+    >>> _share(0.999), _share(1.0), _share(0.001)
+    ('over 99%', '100%', 'under 1%')
+    """
+    if 0.995 <= share < 1:
+        return "over 99%"
+    return "under 1%" if 0 < share <= 0.005 else f"{share:.0%}"
 
 
 def _tell_partners(asked: Asked) -> Iterator[str]:
@@ -257,11 +382,10 @@ def _tell_alike(asked: Asked) -> Iterator[str]:
 
 
 def _tell_topic(asked: Asked) -> Iterator[str]:
-    topic = asked.row["topic"]
-    ((pool, chosen),) = asked.rows(TOPIC, topic=topic)
-    caps = (asked.selection.get("budget") or {}).get("caps") or {}
-    most = min(filter(None, [(asked.selection.get("strata") or {}).get(topic), caps.get(topic)]), default=None)
-    bound = f", of at most {most:,}, which is {'reached' if chosen >= most else 'not reached'}" if most else ""
+    topic, (pool, chosen, _), bound = asked.row["topic"], asked.topic, ""
+    if asked.bound is not None:
+        most = asked.bound[0]
+        bound = f", of at most {most:,}, which is {'reached' if chosen >= most else 'not reached'}"
     yield f"Of its topic, {topic}, {chosen:,} of {pool:,} rows were chosen{bound}."
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import duckdb
 import pytest
-from worlds.toy_project import make_world
+from worlds.toy_project import make_world, withdraw
 
 from tasks.artifacts.schemas import WITHDRAWN
 from tasks.artifacts.views import opened
@@ -39,6 +39,42 @@ def test_a_row_that_was_withdrawn_or_edited_is_called_that_both_ways(tmp_path, e
     one, two = (diffs.read_side(version, tmp_path, version) for version in ("v1", "v2"))
     assert {row["id"]: row["reason"] for row in diffs.compare(one, two).rows}[old] == f"is {told}"
     assert {row["id"]: row["reason"] for row in diffs.compare(two, one).rows}[old] == f"was {told}"
+
+
+@pytest.mark.parametrize(
+    ("then", "told"),
+    [("kept", f"edited to {'e' * 32}"), ("edited", f"edited to {'f' * 32}"), ("withdrawn", "withdrawn")],
+)
+def test_what_a_version_between_withdrew_or_edited_is_called_that(tmp_path, then, told):
+    world = make_world(tmp_path)
+    old, gone = (row["id"] for row in world.subset if row["chosen"])
+    ids = [old, "e" * 32, "f" * 32]
+    sources = {row["id"]: row for row in world.examples}
+    kept = {name: [row for row in getattr(world, name) if row["id"] != gone] for name in ("examples", "subset")}
+
+    def edit(id: str, change: str) -> dict:
+        tables = {name: [row | ({"id": id} if row["id"] == old else {}) for row in rows] for name, rows in kept.items()}
+        return {
+            "examples": [row | ({"change": change} if row["id"] == id else {}) for row in tables.pop("examples")]
+        } | tables
+
+    lost = [withdraw(sources[old], ids[1]), withdraw(sources[gone])]
+    second = replace(world, **edit(ids[1], "edited"), withdrawn=lost, previous="v1", before=world.examples)
+    second.write("v2")
+    last = ids[2] if then == "edited" else ids[1]
+    more = [] if then == "kept" else [withdraw(sources[old] | {"id": ids[1]}, ids[2] if then == "edited" else None)]
+    third = edit(last, then)
+    if then == "withdrawn":
+        third = {name: [row for row in rows if row["id"] != last] for name, rows in third.items()}
+    replace(world, **third, withdrawn=more, previous="v2", before=second.examples).write("v3")
+    second.write("v2")
+    world.write()
+    one, two = (diffs.read_side(version, tmp_path, version) for version in ("v1", "v3"))
+    reasons = {row["id"]: row["reason"] for row in diffs.compare(one, two).rows}
+    assert (reasons[old], reasons[gone]) == (f"is {told}", "is withdrawn")
+    assert then == "withdrawn" or reasons[last] == "edited row"
+    reasons = {row["id"]: row["reason"] for row in diffs.compare(two, one).rows}
+    assert (reasons[old], reasons[gone]) == (f"was {told}", "was withdrawn")
 
 
 def test_every_reason_why_a_row_is_not_used_has_words():
