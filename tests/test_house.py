@@ -41,7 +41,7 @@ SHARED = {
 }  # for all
 # What a stage needs of an earlier one, and of nobody else: re-scoring a mask is what gradients does, done again; the
 # audit holds what was chosen against the settings by which it was to be chosen.
-EARLIER = {"finetuning": {"gradients"}, "audit": {"selection"}}
+EARLIER = {"finetuning": {"gradients"}, "audit": {"examples", "selection"}}
 STANDARD = set(__import__("sys").stdlib_module_names)
 
 NUMBERS = {"numpy", "torch", "jaxtyping"}
