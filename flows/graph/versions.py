@@ -10,6 +10,8 @@ from pathlib import Path
 from subprocess import SubprocessError
 from typing import Any
 
+from dvc.scm import SCMError
+
 from flows import model_records
 from flows.graph import dvc_files, dvc_state, revisions
 from flows.graph.stages import Planned, in_order, read_graph
@@ -68,7 +70,8 @@ def unrecorded(versions: Mapping[str, VersionSettings]) -> list[str]:
             tags = set(repo.scm.list_tags())
             unfit = [name for name in versions if not repo.scm.check_ref_format(f"refs/tags/{tag_of(name)}")]
     except dvc_state.StateError as error:
-        error.add_note(GIT)
+        if isinstance(error.__cause__, SCMError):
+            error.add_note(GIT)
         raise
     if unfit:
         raise RecordError(f"the version's name {unfit[0]!r} cannot be part of a git tag; name it as v2 or 2026-11")
