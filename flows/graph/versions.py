@@ -10,8 +10,6 @@ from pathlib import Path
 from subprocess import SubprocessError
 from typing import Any
 
-from dvc.scm import SCMError
-
 from flows import model_records
 from flows.graph import dvc_files, dvc_state, revisions
 from flows.graph.stages import Planned, in_order, read_graph
@@ -70,7 +68,7 @@ def unrecorded(versions: Mapping[str, VersionSettings]) -> list[str]:
             tags = set(repo.scm.list_tags())
             unfit = [name for name in versions if not repo.scm.check_ref_format(f"refs/tags/{tag_of(name)}")]
     except dvc_state.StateError as error:
-        if isinstance(error.__cause__, SCMError):
+        if isinstance(error.__cause__, dvc_state.SCMError):
             error.add_note(GIT)
         raise
     if unfit:
