@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from dvc.config import Config, ConfigError
+from dvc.exceptions import DvcException
 from dvc.lock import LockError as Busy
 from dvc.lock import make_lock
 from dvc.repo import Repo, lock_repo
@@ -27,10 +29,16 @@ from voluptuous import Invalid
 
 from flows.stage import say
 
-CONFIGS = (Path(".dvc/config"), Path(".dvc/config.local"))
+CONFIG = Path(".dvc/config")
+CONFIGS = (CONFIG, Path(".dvc/config.local"))
 OURS = ("dvc", "tamis", "flows", "prefect", "pytest", "python")  # of which one is in the command of who locks paths
 LISTING = re.compile(r"/\.[\w-]+\.tmp(\.with_meta)?")  # as DVC names what it digests of a folder
-UNREADABLE = (FileNotFoundError, PermissionError, IgnoreInCollectedDirError)  # of what DVC digests, or is to write
+UNREADABLE = (  # of what DVC digests, or is to write
+    FileNotFoundError,
+    IsADirectoryError,
+    PermissionError,
+    IgnoreInCollectedDirError,
+)
 _open = threading.local()
 
 
@@ -102,7 +110,7 @@ def mend(repo: Repo) -> None:
     path = Path(repo.tmp_dir, RWLOCK_FILE)
     hardlink = repo.config["core"].get("hardlink_lock", False)
     with make_lock(str(path.with_name(RWLOCK_LOCK)), tmp_dir=repo.tmp_dir, hardlink_lock=hardlink):
-        if not path.exists():
+        if not os.path.lexists(path):
             return
         try:
             listed = SCHEMA(json.loads(path.read_bytes()))
@@ -146,10 +154,43 @@ def _is_alive(holder: dict[str, Any], written: float) -> bool:
 
 def explain(error: Exception) -> str:
     """Return what git or DVC refuses, in words; of a file that DVC cannot digest, where it was named, or write."""
-    from tasks.artifacts.tables import may_read, tell_refused  # which is slow to import
+    from tasks.artifacts.tables import may_read, tell_folder, tell_refused  # which is slow to import
 
+    if isinstance(error, ConfigError):
+        return f"DVC: {str(error).rstrip('.')}; {_name_config()}"
+    if isinstance(error, FileNotFoundError | IsADirectoryError) and (path := _find_own(error)) is not None:
+        return tell_folder(path)
     if isinstance(error, PermissionError) and error.filename and (error.filename2 or may_read(Path(error.filename))):
         return tell_refused(error)
     if isinstance(error, UNREADABLE):
         return f"DVC cannot read what a stage depends on: {error}; mend it, or name other versions.<version>.raw"
     return f"{'git' if isinstance(error, SCMError) else 'DVC'}: {error}"
+
+
+def _name_config() -> str:
+    """Return which file of DVC's settings cannot be read, and the way out."""
+    others = [Path(Config.get_dir(level), Config.CONFIG) for level in ("global", "system")]
+    damaged = [path for path in (*CONFIGS, *others) if path.exists() and not _is_config(path)]
+    named = damaged[0] if damaged else CONFIG
+    return f"mend {named}" + (f", or `git checkout {named}` brings back what git has" if named == CONFIG else "")
+
+
+def _is_config(path: Path) -> bool:
+    """Return whether a file holds settings that DVC knows."""
+    try:
+        Config.validate(Config.load_file(str(path)))
+    except (DvcException, OSError):
+        return False
+    return True
+
+
+def _find_own(error: OSError) -> Path | None:
+    """Return the file of DVC or of a stage in whose place a folder or a link stands that leads nowhere.
+
+    None: it is something else, above all raw data, which may be a link to where a person keeps them.
+    """
+    if not error.filename or not os.path.lexists(error.filename):
+        return None
+    path = Path(os.path.relpath(error.filename))
+    ours = path.parts[0] == ".dvc" or any(part.startswith("version=") for part in path.parts)
+    return path if ours and not path.is_file() else None

@@ -68,7 +68,8 @@ def unrecorded(versions: Mapping[str, VersionSettings]) -> list[str]:
             tags = set(repo.scm.list_tags())
             unfit = [name for name in versions if not repo.scm.check_ref_format(f"refs/tags/{tag_of(name)}")]
     except dvc_state.StateError as error:
-        error.add_note(GIT)
+        if isinstance(error.__cause__, dvc_state.SCMError):
+            error.add_note(GIT)
         raise
     if unfit:
         raise RecordError(f"the version's name {unfit[0]!r} cannot be part of a git tag; name it as v2 or 2026-11")

@@ -4,9 +4,11 @@ They hold between threads, too, as each opens the file anew. A lock whose proces
 """
 
 import fcntl
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 @contextmanager
@@ -24,10 +26,13 @@ def locked(
         shared: hold it together with others that share it; else alone.
         refusal: raised at once where others hold it; None: wait for them.
         waiting: called once before waiting.
+
+    Raises:
+        ArtifactError: a folder stands in the file's place, or a link that leads nowhere.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as file:
+    with _open(path) as file:
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -37,6 +42,17 @@ def locked(
                 waiting()
             fcntl.flock(file, kind)
         yield
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return open(path, "ab")
+    except (IsADirectoryError, FileNotFoundError) as error:
+        if not os.path.lexists(path):
+            raise
+        from tasks.artifacts.tables import ArtifactError, tell_folder  # which is slow to import
+
+        raise ArtifactError(tell_folder(path)) from error
 
 
 def is_held(path: Path) -> bool:

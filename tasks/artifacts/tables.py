@@ -137,8 +137,9 @@ def name_remedy(path: Path, error: OSError) -> str:
 
 
 def tell_folder(path: Path) -> str:
-    """Return what is wrong with a folder that stands in a file's place, and the way out."""
-    return f"{path} is a folder where a file belongs: move it away, then run again"
+    """Return what is wrong with a folder in a file's place, or a link that leads nowhere, and the way out."""
+    found = "a folder" if Path(path).is_dir() else "a link that leads nowhere"
+    return f"{path} is {found} where a file belongs: move it away, then run again"
 
 
 def find_in_way(path: Path) -> Path | None:

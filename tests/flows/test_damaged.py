@@ -1,16 +1,18 @@
 """Small files that a run keeps, damaged in every way: a memory is found again, of an artifact it is told."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from worlds.damages import ALL, FOLDER, damage
+from typer.testing import CliRunner
+from worlds.damages import ALL, DAMAGES, FOLDER, IN_PLACE, damage
 from worlds.projects import Project
 
-from flows import compare, erasing, params, scratch, stage, trials, undoing
-from flows.graph import aside, dvc_files, versions
+from flows import cli, compare, erasing, params, scratch, stage, trials, undoing
+from flows.graph import aside, dvc_files, dvc_locks, versions
 from flows.trials import TRIALS, Trial
 from tasks.artifacts import stores
 from tasks.artifacts.tables import ArtifactError
@@ -22,7 +24,7 @@ from tasks.masks import sparse_deltas
 from tasks.models import ModelChoice
 from tasks.selection import pilot
 
-IN_PLACE = r"^{} is a folder where a file belongs: move it away, then run again$"
+FOLDER_THERE = r"^{} is a folder where a file belongs: move it away, then run again$"
 TRIAL = Trial("key", TRIALS / "selection/key", 1.0, False, {})
 
 
@@ -37,7 +39,7 @@ def find_again(path: Path, how: str, find: Callable[[], object], calls: list[str
     damage(path, how)
     before = list(calls)
     if how == FOLDER:
-        with pytest.raises(ArtifactError, match=IN_PLACE.format(path)):
+        with pytest.raises(ArtifactError, match=FOLDER_THERE.format(path)):
             find()
         assert calls == before
         return
@@ -105,11 +107,64 @@ def test_of_a_damaged_list_of_what_is_not_pushed_all_that_is_here_is_pushed(smal
     small_copy.git("tag", "mine")
     damage(versions.UNPUSHED, how)
     if how == FOLDER:
-        with pytest.raises(ArtifactError, match=IN_PLACE.format(versions.UNPUSHED)):
+        with pytest.raises(ArtifactError, match=FOLDER_THERE.format(versions.UNPUSHED)):
             versions.push()
         return
     assert versions.push() == "pushed the artifacts of data-v1 to the DVC remote 'local'"
     assert versions.push() == ""
+
+
+COMMANDS = {
+    "status": ["status"],
+    "verify": ["verify"],
+    "store": ["store", "--prune"],
+}
+BY_DVC = ("status", "verify")  # commands that open the project by DVC
+LOCKED = {
+    ".dvc/tmp/lock": BY_DVC,
+    ".dvc/tmp/rwlock": BY_DVC,
+    ".dvc/tmp/rwlock.lock": BY_DVC,
+    ".dvc/tmp/btime": ("verify",),
+    ".cache/flow.lock": ("verify",),
+    ".cache/store.lock": ("verify", "store"),
+}
+
+
+def call(command: str) -> str:
+    """Run a command that is to be refused in words of ours, and return what it says."""
+    dvc_locks.close_project()
+    done = CliRunner().invoke(cli.app, COMMANDS[command])
+    assert done.exit_code == 1, done.output
+    assert "shows where" not in done.stderr
+    assert "<version>.raw" not in done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize("how", IN_PLACE)
+@pytest.mark.parametrize(("path", "command"), [(path, one) for path, several in LOCKED.items() for one in several])
+def test_what_stands_in_the_place_of_a_lock_is_named(project, path, command, how):
+    if path.endswith("btime") and how == FOLDER:
+        pytest.skip("a folder tells DVC the same: it asks for the time alone")
+    damage(Path(path), how)
+    told = call(command)
+    assert re.search(rf"{path} is a (folder|link that leads nowhere) where a file belongs: move it away", told), told
+    assert "git init" not in told
+
+
+@pytest.mark.parametrize("how", sorted(DAMAGES.keys() - {"empty"}))
+@pytest.mark.parametrize("path", [".dvc/config", ".dvc/config.local"])
+@pytest.mark.parametrize("command", BY_DVC)
+def test_settings_of_dvc_that_are_damaged_are_named_with_the_way_out(project, path, command, how):
+    damage(Path(path), how)
+    told = call(command)
+    way_out = f"; mend {path}" + (f", or `git checkout {path}` brings" if path == ".dvc/config" else "")
+    assert way_out in told
+
+
+@pytest.mark.parametrize("command", BY_DVC)
+def test_a_folder_in_the_place_of_dvcs_settings_is_named(project, command):
+    damage(Path(".dvc/config"), FOLDER)
+    assert ".dvc/config is a folder where a file belongs: move it away" in call(command)
 
 
 READERS: list[tuple[str, Callable[[Path], object]]] = [
@@ -132,7 +187,7 @@ def test_an_artifact_that_is_damaged_is_told_with_the_way_out(tmp_path, monkeypa
     again = rf"restore it with `dvc checkout --force {home / name}` or make it again with `tamis run`"
     if home == TRIAL.folder:
         again = rf"delete {home}, and it is made again"
-    wanted = IN_PLACE.format(home / name) if how == FOLDER else rf"^{home / name} .*; {again}$"
+    wanted = FOLDER_THERE.format(home / name) if how == FOLDER else rf"^{home / name} .*; {again}$"
     with pytest.raises(ArtifactError, match=wanted):
         read(home)
 
