@@ -8,13 +8,26 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.artifacts.tables import provenance, read_json, read_metrics, read_table
+from tasks.artifacts.tables import digest, provenance, read_json, read_metrics, read_table
 from tasks.artifacts.views import ask, opened, stream
-from tasks.catalogue.derived import tell_unused
+from tasks.catalogue.derived import count_first, list_bounds, name_score, tell_unused
+from tasks.selection.selectors import SELECTORS, name_chooser
 
 # One side is a version of a project's catalogue, as tables `a_examples`, `a_subset`, `b_examples` ...
 MASKED = ("tensors", "mask")  # tables that a choice without a mask may lack
 EXAMPLES = "/examples.parquet"  # how the record of rows that were withdrawn names what they were withdrawn from
+BOUNDS = pa.schema([("topic", pa.string()), ("most", pa.int64())])
+NO_SCORES = "SELECT ''::VARCHAR AS id, 0.0 AS value WHERE false"
+# What a selector reads (else its name) -> the file of what it sorts by, None where the choice has it, and its query.
+SCORES = {
+    "longest": (None, "SELECT id, response_tokens::DOUBLE AS value FROM {side}_subset"),
+    "scores": ("scores/scores.parquet", "SELECT id, score AS value FROM {side}_sorted"),
+    "gradients": ("gradients/phi_data.parquet", "SELECT id, score AS value FROM {side}_sorted"),
+    "utility": (
+        "utility/utility.parquet",
+        "SELECT demo_id AS id, avg(utility) AS value FROM {side}_sorted WHERE demo_id <> target_id GROUP BY ALL",
+    ),
+}
 GONE = pa.schema([("id", pa.string()), ("edited_to", pa.string()), ("step", pa.int64())])
 CHANGED = """(
     SELECT 'enters' AS change, b.id, b.rank, a.gated, a.covered_by, a.cover
@@ -31,6 +44,40 @@ KNOWN = """
 EDITED = """
     SELECT '{change}' AS change, id AS old, edited_to, step FROM {side}_withdrawn
     WHERE id IN (SELECT id FROM listed WHERE change = '{change}')"""
+# What is known of a side's choice, as views: each row's score, the lowest that was chosen by it, the topics that had no
+# room before the choice ended, and whether the choice is how the other side's begins.
+SIDE = {
+    "{side}_lowest": """
+        SELECT min(value) AS lowest FROM {side}_subset JOIN {side}_scored USING (id)
+        WHERE chosen AND rank > (SELECT first FROM {side}_facts)""",
+    "{side}_full": """
+        SELECT topic, most FROM {side}_subset JOIN {side}_bounds USING (topic) GROUP BY ALL
+        HAVING count(*) > most AND count(*) FILTER (chosen) >= most
+        AND (most = 0 OR max(rank) < (SELECT max(rank) FROM {side}_subset))""",
+    "{side}_begins": """
+        SELECT count(*) AS taken, (SELECT selector FROM a_facts) = (SELECT selector FROM b_facts)
+            AND count(*) = count(*) FILTER (other.rank = own.rank) AS begins
+        FROM {side}_subset own LEFT JOIN {other}_subset other USING (id) WHERE own.chosen""",
+}
+KEPT_OUT = """
+    SELECT '{change}' AS change, l.id, o.value AS now, s.value, lowest, most, taken, begins
+    FROM listed l JOIN {side}_subset USING (id) LEFT JOIN {side}_scored s USING (id)
+    LEFT JOIN {other}_scored o USING (id) LEFT JOIN {side}_full USING (topic), {side}_lowest, {side}_begins
+    WHERE l.change = '{change}'"""
+# In the order in which they count; {{was}} is the row's "is" or "was", {{by}} the selector that did not take it.
+TOLD = """
+        WHEN begins THEN {was} || format('beyond the budget: number {{}}, and {{}} were chosen', rank, taken)
+        WHEN most = 0 THEN {was} || 'left out: no row of its topic may be chosen'
+        WHEN value < lowest THEN {was} || format('below the lowest chosen by {{}}: {{:.6g}} < {{:.6g}}', {by}, value,
+            lowest) || CASE WHEN $same AND now <> value THEN format(if(l.change = 'enters', '; moved to {{:.6g}}',
+            '; moved from {{:.6g}}'), now) ELSE '' END
+        WHEN covered_by IS NOT NULL THEN {was} || format('stood for by {{}}, by {{:.3g}}', covered_by, cover)
+            || if(most IS NULL, '', format('; its topic full at {{}}', most))
+        WHEN most IS NOT NULL THEN {was} || format('left out: its topic full at {{}}', most)
+        WHEN value = lowest THEN {was} || format('behind others that tie with it, by {{}}: {{:.6g}}', {by}, value)
+        ELSE {was} || 'not taken by ' || {by}""".format(
+    was="if(l.change = 'enters', 'was ', 'is ')", by="if(l.change = 'enters', $was, $is)"
+)
 ROWS = f"""
     WITH RECURSIVE listed AS (FROM {CHANGED}
         QUALIFY row_number() OVER (PARTITION BY change ORDER BY rank, id) <= $most),
@@ -40,7 +87,9 @@ ROWS = f"""
         UNION SELECT f.change, f.old, w.edited_to, w.step FROM followed f
         JOIN (SELECT 'leaves' AS change, * FROM b_withdrawn UNION ALL SELECT 'enters', * FROM a_withdrawn) w
         ON w.change = f.change AND w.id = f.edited_to AND w.step > f.step),
-    gone AS (SELECT change, old AS id, first(edited_to ORDER BY step DESC) AS edited_to FROM followed GROUP BY ALL)
+    gone AS (SELECT change, old AS id, first(edited_to ORDER BY step DESC) AS edited_to FROM followed GROUP BY ALL),
+    kept_out AS ({KEPT_OUT.format(change="leaves", side="b", other="a")}
+        UNION ALL {KEPT_OUT.format(change="enters", side="a", other="b")})
     SELECT l.change, l.id, own.topic, CASE
         WHEN other.id IS NULL AND gone.id IS NOT NULL THEN if(l.change = 'enters', 'was ', 'is ')
             || coalesce('edited to ' || gone.edited_to, 'withdrawn')
@@ -50,13 +99,12 @@ ROWS = f"""
         WHEN NOT other.pool THEN if(l.change = 'enters', 'was', 'is') || ' not chosen from: '
             || {tell_unused("other.because", "other.split")}
         WHEN gated THEN if(l.change = 'enters', 'was kept out by the gate', 'kept out by the gate')
-        WHEN covered_by IS NOT NULL THEN format('{{}} stood for by {{}}, by {{:.3g}}',
-            if(l.change = 'enters', 'was', 'is'), covered_by, cover)
-        ELSE if(l.change = 'enters', 'was not taken by ' || $was, 'is not taken by ' || $is)
+        {TOLD}
         END AS reason, rank, own.prompt
     FROM listed l JOIN known own ON own.id = l.id AND own.of = l.change
     LEFT JOIN known other ON other.id = l.id AND other.of <> l.change
     LEFT JOIN gone ON gone.id = l.id AND gone.change = l.change
+    LEFT JOIN kept_out ON kept_out.id = l.id AND kept_out.change = l.change
     ORDER BY l.change, rank, l.id"""
 COUNTS = f"SELECT count(*) FILTER (change = 'enters'), count(*) FILTER (change = 'leaves') FROM {CHANGED}"
 BOTH = "SELECT count(*) FROM a_subset JOIN b_subset USING (id) WHERE a_subset.chosen AND b_subset.chosen"
@@ -84,6 +132,7 @@ class Side:
     tables: Mapping[str, Any]  # by name, Arrow datasets
     metrics: Mapping[str, Any]  # metrics.json; empty where nothing was measured
     selector: str  # by which it was chosen
+    scored: str  # the query of what it was sorted by: id, value
 
 
 @dataclass(frozen=True)
@@ -136,9 +185,32 @@ def read_choice(name: str, examples: Path, selection: Path, metrics: Mapping[str
     """
     paths = {"examples": examples / "examples.parquet", "subset": selection / "subset.parquet"}
     paths |= {name: selection / f"{name}.parquet" for name in MASKED if (selection / f"{name}.parquet").exists()}
-    selector = read_json(selection / "selection.json").get("selector", "its selector")
+    record = read_json(selection / "selection.json")
+    selector, scored = record.get("selector", "its selector"), NO_SCORES
+    by = SCORES.get(name_score(record) and (SELECTORS[selector].reads or selector))
+    if by is not None and (by[0] is None or (path := find_read(selection, by[0])) is not None):
+        scored = by[1]
+        paths |= {"sorted": path} if by[0] else {}
     tables = {table: stream([path]) for table, path in paths.items()} | {"withdrawn": read_gone(examples)}
-    return Side(name, tables, metrics or {}, selector)
+    bounds = [{"topic": topic, "most": most} for topic, (most, _) in list_bounds(record).items()]
+    facts = [{"selector": name_chooser(record), "first": count_first(record)}]
+    tables |= {"bounds": pa.Table.from_pylist(bounds, schema=BOUNDS), "facts": pa.Table.from_pylist(facts)}
+    return Side(name, tables, metrics or {}, selector, scored)
+
+
+def find_read(selection: Path, stage_file: str) -> Path | None:
+    """Return a file that a choice was made of, beside it in its project or among the trials; None: it is another now.
+
+    Args:
+        selection: the choice's folder.
+        stage_file: the stage that wrote it and the file's name, parted by a slash.
+    """
+    stage, file = stage_file.split("/")
+    for name, known in provenance(selection / "subset.parquet")["inputs"].items():
+        path = selection.parents[1] / name
+        if name.startswith(f"{stage}/") and path.name == file and path.exists() and digest(path) == known:
+            return path
+    return None
 
 
 def read_gone(examples: Path) -> pa.Table:
@@ -175,8 +247,13 @@ def compare(before: Side, after: Side, *, most: int | None = None, gigabytes: fl
         for end, side in zip("ab", (before, after), strict=True)
         for name, table in side.tables.items()
     }
-    with opened(sources, gigabytes=gigabytes) as connection:
+    ends = (("a", "b", before), ("b", "a", after))
+    derived = {f"{side}_scored": one.scored.format(side=side) for side, _, one in ends}
+    for side, other, _ in ends:
+        derived |= {name.format(side=side): sql.format(side=side, other=other) for name, sql in SIDE.items()}
+    with opened(sources, derived=derived, gigabytes=gigabytes) as connection:
         said = {"was": before.selector, "is": after.selector, "after": after.name}
+        said["same"] = before.selector == after.selector
         said["most"] = sys.maxsize if most is None else most
         rows = ask(connection, ROWS, said)
         ((enter, leave),) = connection.execute(COUNTS).fetchall()

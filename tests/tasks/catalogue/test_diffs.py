@@ -7,6 +7,7 @@ import pytest
 from worlds.toy_project import make_world, withdraw
 
 from tasks.artifacts.schemas import WITHDRAWN
+from tasks.artifacts.tables import write_json
 from tasks.artifacts.views import opened
 from tasks.browsing.pairs import average_topics
 from tasks.catalogue import derived, diffs
@@ -75,6 +76,67 @@ def test_what_a_version_between_withdrew_or_edited_is_called_that(tmp_path, then
     assert then == "withdrawn" or reasons[last] == "edited row"
     reasons = {row["id"]: row["reason"] for row in diffs.compare(two, one).rows}
     assert (reasons[old], reasons[gone]) == (f"was {told}", "was withdrawn")
+
+
+def compare_choices(tmp_path, before: tuple[dict, dict], after: tuple[dict, dict]) -> dict[str, str]:
+    """Return the reasons of two choices, by the rows' places; each has its record and, by place, its rows."""
+    world = make_world(tmp_path)
+    for version, (record, rows) in (("v1", before), ("v2", after)):
+        subset = [
+            row | {"chosen": False, "rank": None, "covered_by": None, "cover": None} | rows.get(place, {})
+            for place, row in enumerate(world.subset)
+        ]
+        replace(world, subset=[one | {"chosen": one["rank"] is not None} for one in subset]).write(version)
+        write_json(record, world.folder("selection", version) / "selection.json")
+    sides = [diffs.read_side(version, tmp_path, version) for version in ("v1", "v2")]
+    places = {row["id"]: place for place, row in enumerate(world.subset)}
+    return {places[row["id"]]: row["reason"] for row in diffs.compare(*sides).rows}
+
+
+def take(*places: int) -> dict:
+    """Return what is chosen, in this order."""
+    return {place: {"rank": rank} for rank, place in enumerate(places, 1)}
+
+
+def test_a_score_below_the_lowest_chosen_is_told_with_both_and_where_it_moved(tmp_path):
+    one, two = take(0, 1), take(2, 1)
+    one |= {0: {"rank": 1, "response_tokens": 30}, 1: {"rank": 2, "response_tokens": 20}, 2: {"response_tokens": 9}}
+    two |= {0: {"response_tokens": 12}, 1: {"rank": 2, "response_tokens": 20}, 2: {"rank": 1, "response_tokens": 40}}
+    found = compare_choices(tmp_path, ({"selector": "longest"}, one), ({"selector": "longest"}, two))
+    assert found == {
+        0: "is below the lowest chosen by longest: 12 < 20; moved from 30",
+        2: "was below the lowest chosen by longest: 9 < 20; moved to 40",
+    }
+
+
+def test_a_score_of_an_artifact_is_told_likewise(tmp_path):
+    found = compare_choices(tmp_path, ({"selector": "less"}, take(5, 4)), ({"selector": "random"}, take(5, 0)))
+    assert found == {0: "was below the lowest chosen by less: 0 < 4", 4: "is not taken by random"}
+
+
+def test_a_row_behind_a_smaller_budgets_end_is_told_so(tmp_path):
+    record = {"selector": "delift"}
+    found = compare_choices(tmp_path, (record, take(0, 1)), (record, take(0, 1, 2)))
+    assert found == {2: "was beyond the budget: number 3, and 2 were chosen"}
+
+
+def test_a_topic_that_was_full_is_told(tmp_path):
+    capped = {"selector": "random", "budget": {"caps": {"sums": 1, "letters": 0, "greetings": 2}}}
+    found = compare_choices(tmp_path, (capped, take(0, 2)), ({"selector": "random"}, take(3, 1, 2)))
+    assert found == {
+        0: "is not taken by random",
+        1: "was left out: no row of its topic may be chosen",
+        3: "was left out: its topic full at 1",
+    }
+    covered = take(0, 2) | {3: {"covered_by": "d" * 32, "cover": 0.5}}
+    found = compare_choices(tmp_path, (capped | {"selector": "delift"}, covered), ({"selector": "random"}, take(3, 2)))
+    assert found[3] == f"was stood for by {'d' * 32}, by 0.5; its topic full at 1"
+
+
+def test_a_tie_with_the_lowest_chosen_is_told(tmp_path):
+    rows = take(0) | {0: {"rank": 1, "response_tokens": 7}, 1: {"response_tokens": 7}}
+    found = compare_choices(tmp_path, ({"selector": "longest"}, rows), ({"selector": "random"}, take(1)))
+    assert found[1] == "was behind others that tie with it, by longest: 7"
 
 
 def test_every_reason_why_a_row_is_not_used_has_words():
