@@ -141,7 +141,7 @@ def erase(id: str, because: str) -> Erasure:
     with undoing.adding(), stores.upkeep(CACHE):
         found = _find(id)
         _refuse_by_hand(found.raw)
-        _read_clearing()  # a damaged one is told of before anything is changed
+        read_clearing()  # a damaged one is told of before anything is changed
         when = date.today().isoformat()
         whole = {one.id: one.same_as for one in found.raw}  # of a row that was cut as too long, another one
         rows = [Erased(one, whole.get(one, found.same_as), because, when) for one in found.wanted.ids]
@@ -274,7 +274,7 @@ def _clear_raw(rows: Sequence[Any]) -> list[str]:
     from tasks.artifacts.tables import write_json
     from tasks.erasure.raw_rows import drop_lines
 
-    lines: dict[Path, list[int]] = {path: [] for path in _read_clearing()}
+    lines: dict[Path, list[int]] = {path: [] for path in read_clearing()}
     for row in rows:
         lines.setdefault(row.path, []).append(row.line)
     write_json([str(path) for path in lines], CLEARING)
@@ -287,7 +287,7 @@ def _clear_raw(rows: Sequence[Any]) -> list[str]:
     return held
 
 
-def _read_clearing() -> list[Path]:
+def read_clearing() -> list[Path]:
     """Return the raw files that a call which was broken off was taking rows out of.
 
     Raises:

@@ -238,9 +238,24 @@ def _call(command: Sequence[str], folder: Path) -> None:
 
 
 def _read_runs(outs: Sequence[Mapping[str, Any]], cache: Path) -> list[dict[str, Any]]:
-    """Return what the recorded stages said of their runs, those that DVC's cache still has."""
-    places = [dvc_files.place_object(cache, out["md5"]) for out in outs if Path(out["path"]).name == RUN]
-    return [json.loads(place.read_text(encoding="utf-8")) for place in places if place.exists()]
+    """Return what the recorded stages said of their runs, those that DVC's cache still has.
+
+    Raises:
+        ReplayError: one is damaged there.
+    """
+    from tasks.artifacts.tables import ArtifactError, read_json  # which is slow to import
+
+    places = {out["path"]: dvc_files.place_object(cache, out["md5"]) for out in outs if Path(out["path"]).name == RUN}
+    found = []
+    for path, place in places.items():
+        try:
+            found.append(read_json(place))
+        except ArtifactError as error:
+            raise ReplayError(
+                f"{place}, which is {path} in DVC's cache, is damaged; `tamis verify` removes it, or puts {path} of "
+                "today in its place, where that is the one that was recorded"
+            ) from error
+    return found
 
 
 def set_runtime(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:

@@ -102,7 +102,7 @@ def _take_back() -> str:
     Raises:
         ArtifactError: the notes are damaged.
     """
-    undo = _read_notes()
+    undo = read_notes()
     if undo is None:
         return ""
     asked = [one for one in undo.notes if one["after"] is not None]
@@ -127,7 +127,12 @@ def _take_back() -> str:
     return undo.version if back else ""
 
 
-def _read_notes() -> Undo | None:
+def read_notes() -> Undo | None:
+    """Return what an addition has noted that was broken off or is at work; None: there is none.
+
+    Raises:
+        ArtifactError: the notes are damaged.
+    """
     names = [field.name for field in fields(Undo)]
     try:
         found = read_json(NOTES, names) if os.path.lexists(NOTES) else {}

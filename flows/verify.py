@@ -15,26 +15,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flows import params
+from flows import erasing, erasing_places, params, undoing
 from flows.drive import alone
-from flows.graph import dvc_files, dvc_state, revisions
+from flows.graph import aside, dvc_files, dvc_state, revisions
 from flows.stage import format_error
 from flows.stage_calls import CACHE, ERASED
 from tasks.approvals import APPROVALS, read_approvals
 from tasks.artifacts import stores
-from tasks.artifacts.tables import ArtifactError, find_in_way, replacing
+from tasks.artifacts.tables import ArtifactError, find_in_way, replacing, tell_folder
 from tasks.decisions import FOLDER, NAME, read_decisions
 from tasks.erasure.record import read_erased
 from tasks.finetuning.finished import find_damaged_arms
 
 ASIDE = CACHE / "damaged"  # artifacts that could not be brought back
+ENDED = (ArtifactError, erasing.ErasingError)  # what reading a small file that is damaged ends with
 
 
 @dataclass(frozen=True)
 class Finding:
     """Something that is not what was recorded of it."""
 
-    kind: str  # cache | artifact | store | arm | lock | approvals | erased | decisions
+    kind: str  # cache | artifact | store | arm | lock | approvals | erased | decisions | notes
     path: str
     problem: str  # damaged | missing
     done: str  # what was done about it
@@ -68,7 +69,7 @@ def verify() -> Verified:
         arms, broken = find_damaged_arms(CACHE)
         for home in broken:
             shutil.rmtree(home)
-    findings += [*damaged, *check_words()]
+    findings += [*damaged, *check_words(), *check_notes()]
     findings += [Finding("arm", str(home), "damaged", "removed: the arm is trained again", True) for home in broken]
     return Verified(looked_at | {"store": parts, "arm": arms}, tuple(findings))
 
@@ -78,7 +79,9 @@ def check_cache(cache: Path) -> tuple[int, list[Finding]]:
     count, found = 0, []
     for path in sorted(cache.glob("??/*")):
         count += 1
-        if dvc_files.digest(path) != (path.parent.name + path.name).removesuffix(".dir"):
+        if not path.is_file():
+            found.append(Finding("cache", str(path), "damaged", tell_folder(path), False))
+        elif dvc_files.digest(path) != (path.parent.name + path.name).removesuffix(".dir"):
             path.chmod(0o644)
             path.unlink()
             found.append(Finding("cache", str(path), "damaged", "removed", True))
@@ -123,10 +126,22 @@ def check_words() -> Iterator[Finding]:
     ]
     records += [("decisions", path, partial(read_decisions, path)) for path in sorted(FOLDER.glob(f"*/{NAME}"))]
     for kind, path, read in records:
-        try:
-            read()
-        except ArtifactError as error:
-            yield Finding(kind, str(path), "damaged", str(error), False)
+        yield from _try_reading(kind, path, read)
+
+
+def check_notes() -> Iterator[Finding]:
+    """Yield what is wrong with the notes that the next command needs to take back what a kill left half done."""
+    yield from _try_reading("notes", undoing.NOTES, undoing.read_notes)
+    yield from _try_reading("notes", erasing_places.CLEARING, erasing.read_clearing)
+    for path in sorted(aside.ASIDE.glob(f"*/{aside.PLACES}")):
+        yield from _try_reading("notes", path, partial(aside.read_places, path.parent.name))
+
+
+def _try_reading(kind: str, path: Path, read: Callable[[], Any]) -> Iterator[Finding]:
+    try:
+        read()
+    except ENDED as error:
+        yield Finding(kind, str(path), "damaged", str(error), False)
 
 
 def check_artifact(path: Path, wanted: str, cache: Path) -> Iterator[Finding]:
@@ -141,7 +156,7 @@ def check_artifact(path: Path, wanted: str, cache: Path) -> Iterator[Finding]:
         yield from _check_file(path, wanted, cache)
         return
     listing = dvc_files.place_object(cache, wanted)
-    if not listing.exists():
+    if not listing.is_file():
         done = f"DVC's list of its files is gone: `dvc fetch {path}` has it where it was pushed, else `tamis run`"
         yield Finding("artifact", str(path), "unknown", done, False)
         return
@@ -153,11 +168,11 @@ def _check_file(path: Path, wanted: str, cache: Path) -> Iterator[Finding]:
     kept, sound = dvc_files.place_object(cache, wanted), path.is_file() and dvc_files.digest(path) == wanted
     problem = "damaged" if path.exists() else "missing"
     try:
-        if sound and not kept.exists():
+        if sound and not os.path.lexists(kept):
             _copy(path, kept)
             kept.chmod(0o444)
             yield Finding("cache", str(kept), "missing", f"copied from {path}", True)
-        elif not sound and kept.exists():
+        elif not sound and kept.is_file():
             aside = _set_aside(path if path.is_dir() else find_in_way(path))
             _copy(kept, path)
             yield Finding("artifact", str(path), problem, f"{aside}brought back from DVC's cache", True)
@@ -179,12 +194,18 @@ def check_stores() -> tuple[int, list[Finding]]:
         try:
             stores.read_about(folder / stores.ABOUT)
         except stores.StoreError:
-            (folder / stores.ABOUT).unlink()
-            told = "removed: the next run that uses this folder writes it again"
-            found.append(Finding("store", str(folder / stores.ABOUT), "damaged", told, True))
+            found.append(_remove_about(folder / stores.ABOUT))
         for path in sorted(before - set(folder.glob(stores.PARTS))):
             found.append(Finding("store", str(path), "damaged", "set aside: what it held is computed again", True))
     return count, found
+
+
+def _remove_about(path: Path) -> Finding:
+    """Remove what a store says of itself, unless it is a folder, which is nothing of ours."""
+    if path.is_dir():
+        return Finding("store", str(path), "damaged", tell_folder(path), False)
+    path.unlink()
+    return Finding("store", str(path), "damaged", "removed: the next run that uses this folder writes it again", True)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -50,7 +50,7 @@ def put_back(address: str) -> bool:
     if not (home / PLACES).exists():
         shutil.rmtree(home, ignore_errors=True)
         return False
-    for index, path in enumerate(_read_places(address)):
+    for index, path in enumerate(read_places(address)):
         kept = home / str(index)
         if os.path.lexists(kept):
             _remove(Path(path))
@@ -60,7 +60,12 @@ def put_back(address: str) -> bool:
     return True
 
 
-def _read_places(address: str) -> list[str]:
+def read_places(address: str) -> list[str]:
+    """Return where the artifacts of a stage stood that are set aside.
+
+    Raises:
+        ArtifactError: the list is damaged.
+    """
     try:
         return read_texts(ASIDE / address / PLACES)
     except ArtifactError as error:

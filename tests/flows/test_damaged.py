@@ -196,7 +196,7 @@ NOTES: list[tuple[Path, Callable[[Path], object], str]] = [
     (Path(".cache/adding.json"), lambda _: undoing.take_back_killed(), "take that back by hand, as `git status` shows"),
     (
         Path(".cache/erasing.json"),
-        lambda _: erasing._read_clearing(),
+        lambda _: erasing.read_clearing(),
         "`dvc add` them, then delete .cache/erasing.json",
     ),
     (

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from worlds.damages import ALL, damage
 from worlds.projects import Project, importing_from, run_child
 
-from flows import drive
-from flows.graph import dvc_files, dvc_state
+from flows import drive, erasing_places, undoing
+from flows.graph import aside, dvc_files, dvc_state
 from flows.verify import verify
 from tasks.artifacts.tables import ArtifactError
 
@@ -175,6 +176,14 @@ def test_record_of_a_store_that_is_damaged_is_removed(project):
     assert (found.path, found.mended, about.exists()) == (str(about), True, False)
 
 
+def test_folder_in_place_of_the_record_of_a_store_is_named_and_left(project):
+    about = make_about()
+    about.mkdir()
+    (found,) = [one for one in verify().findings if one.kind == "store"]
+    assert (found.path, found.mended, about.is_dir()) == (str(about), False, True)
+    assert FOLDER_THERE in found.done
+
+
 def make_about() -> Path:
     path = Path(".cache/pairs") / ("0" * 32) / "store.json"
     path.parent.mkdir(parents=True)
@@ -251,3 +260,27 @@ def test_record_of_what_people_said_that_is_damaged_is_told_of(project, path, ha
     assert (found.path, found.mended) == (path, False)
     assert f"git checkout {path}" in found.done
     assert (FOLDER_THERE in found.done) == (harm == "folder")
+
+
+@pytest.mark.parametrize("path", [CHOSEN, PART])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_folder_in_place_of_a_file_in_the_cache_is_named_and_the_rest_is_looked_at(project, path, damaged):
+    inside = kept(path).absolute()
+    inside.unlink()
+    inside.mkdir()
+    if damaged:
+        flip(path)
+    flip(OTHER)
+    found = {one.path: one for one in verify().findings}
+    assert found.keys() == {str(inside), str(OTHER)} | ({str(path)} if damaged else set())
+    assert FOLDER_THERE in found[str(inside)].done
+    assert [one.mended for one in found.values()].count(False) == (2 if damaged else 1)
+
+
+@pytest.mark.parametrize("how", ALL)
+@pytest.mark.parametrize("path", [undoing.NOTES, erasing_places.CLEARING, aside.ASIDE / "examples@v1" / aside.PLACES])
+def test_notes_of_what_a_kill_left_half_done_that_are_damaged_are_told_of(project, path, how):
+    damage(path, how)
+    (found,) = [one for one in verify().findings if one.kind == "notes"]
+    assert (found.path, found.problem, found.mended) == (str(path), "damaged", False)
+    assert "delete .cache/" in found.done
