@@ -12,6 +12,7 @@ class Before:
     questions: Sequence[str]  # what says that an example is the same one with other answers
     offered: Sequence[bool]  # stood in a used pool, of this version or an earlier one
     learnt: Sequence[bool]  # was chosen, likewise
+    gone: Sequence[str] = ()  # ids that versions before it chose, and that it has no more
 
 
 def label_changes(ids: Sequence[str], questions: Sequence[str], before: Before) -> list[str]:
@@ -32,10 +33,10 @@ def label_changes(ids: Sequence[str], questions: Sequence[str], before: Before) 
 def tell_earlier(ids: Sequence[str], before: Before) -> list[str | None]:
     """Return for each row `learnt` where an earlier version chose it, `offered` where one could have, else None.
 
-    >>> tell_earlier(["1", "2", "3"], Before(["1", "2"], [], [True, True], [True, False]))
-    ['learnt', 'offered', None]
+    >>> tell_earlier(["1", "2", "3", "4"], Before(["1", "2"], [], [True, True], [True, False], ["4"]))
+    ['learnt', 'offered', None, 'learnt']
     """
-    learnt = {each for each, flag in zip(before.ids, before.learnt, strict=True) if flag}
+    learnt = {*before.gone, *(each for each, flag in zip(before.ids, before.learnt, strict=True) if flag)}
     offered = {each for each, flag in zip(before.ids, before.offered, strict=True) if flag}
     return ["learnt" if each in learnt else "offered" if each in offered else None for each in ids]
 

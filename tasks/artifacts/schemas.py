@@ -56,6 +56,16 @@ WITHDRAWN = pa.schema(  # distinct rows of the version before that stand here no
     ]
 )
 
+LINGERING = pa.schema(  # distinct rows that versions before this one chose and trained on, and that stand here no more
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("topic", pa.string(), nullable=False),  # of the last version that had it
+        pa.field("asked", pa.string(), nullable=False),  # what decides on the side of whoever asks the same
+        pa.field("gone_since", pa.string(), nullable=False),  # the first version without it
+        pa.field("edited_to", pa.string()),  # the id that stood in its place there; null where it was withdrawn
+    ]
+)
+
 REJECTS = pa.schema(
     [
         pa.field("file", pa.string(), nullable=False),  # from the raw folder's name on

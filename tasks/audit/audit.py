@@ -154,6 +154,7 @@ def read_sources(
     files = {
         examples / EXAMPLES: schemas.EXAMPLES,
         examples / "withdrawn.parquet": schemas.WITHDRAWN,
+        examples / "lingering.parquet": schemas.LINGERING,
         utility / "utility.parquet": schemas.UTILITY,
         selection / "subset.parquet": schemas.SUBSET,
         selection / "mask.parquet": schemas.MASK,

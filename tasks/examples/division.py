@@ -56,6 +56,7 @@ class Earlier:
     questions: list[str]  # digest of all but the answers
     keys: list[str]  # what decides on the side
     earlier: list[str | None]  # offered | learnt, that version counted
+    lingering: pa.Table  # schema LINGERING: learnt by versions before it, and not among its examples
 
     def list_keys(self, side: str, *, used: bool = False) -> list[str]:
         """Return the keys of the examples of a side; of those in use alone where that is asked for."""
@@ -64,13 +65,15 @@ class Earlier:
 
     def list_taught(self) -> list[str]:
         """Return the keys of the examples that it or an earlier version chose."""
-        return [key for key, one in zip(self.keys, self.earlier, strict=True) if one == "learnt"]
+        own = [key for key, one in zip(self.keys, self.earlier, strict=True) if one == "learnt"]
+        return own + self.lingering["asked"].to_pylist()
 
     def tell(self) -> Before:
         """Return what a version is compared with."""
         offered = [each is not None for each in self.earlier]
         learnt = [each == "learnt" for each in self.earlier]
-        return Before(self.table["id"].to_pylist(), self.questions, offered, learnt)
+        gone = self.lingering["id"].to_pylist()
+        return Before(self.table["id"].to_pylist(), self.questions, offered, learnt, gone)
 
 
 def name_apart(settings: ExamplesSettings) -> dict[str, str]:
@@ -88,12 +91,18 @@ def read_before(examples: Path, subset: Path, erased: Collection[str] = ()) -> E
     source = examples / "examples.parquet"
     tables.check_table(source, schemas.EXAMPLES)
     picked = tables.read_table(subset / "subset.parquet", schemas.SUBSET, ["id", "chosen"])
+    lingering = tables.read_table(examples / "lingering.parquet", schemas.LINGERING)
     with pq.ParquetFile(source) as opened:
         batches = opened.iter_batches(batch_size=BATCH, columns=list(COMPARED))
-        return make_earlier(batches, picked.filter(picked["chosen"])["id"].to_pylist(), erased)
+        return make_earlier(batches, picked.filter(picked["chosen"])["id"].to_pylist(), erased, lingering)
 
 
-def make_earlier(batches: Iterable[pa.RecordBatch], chosen: Sequence[str], erased: Collection[str] = ()) -> Earlier:
+def make_earlier(
+    batches: Iterable[pa.RecordBatch],
+    chosen: Sequence[str],
+    erased: Collection[str] = (),
+    lingering: pa.Table | None = None,
+) -> Earlier:
     """Return what a version must know of the examples of the one before, of which some were chosen.
 
     Repetitions with the same id count once; those that differ in blanks have ids of their own.
@@ -102,6 +111,7 @@ def make_earlier(batches: Iterable[pa.RecordBatch], chosen: Sequence[str], erase
         batches: of that version's examples, with the columns COMPARED at least.
         chosen: ids.
         erased: `same_as` of rows that are left out.
+        lingering: what that version says of rows that versions before it taught; None: there are none.
     """
     schema = pa.schema([schemas.EXAMPLES.field(name) for name in KEPT])
     kept, places, questions, keys, earlier = [schema.empty_table()], [], [], [], []
@@ -125,7 +135,8 @@ def make_earlier(batches: Iterable[pa.RecordBatch], chosen: Sequence[str], erase
         kept.append(pa.Table.from_batches([batch.select(list(KEPT)).take(pa.array(firsts, pa.int64()))], schema))
         places += [start + place for place in firsts]
         start += len(rows)
-    return Earlier(pa.concat_tables(kept), places, questions, keys, earlier)
+    gone = schemas.LINGERING.empty_table() if lingering is None else lingering
+    return Earlier(pa.concat_tables(kept), places, questions, keys, earlier, gone)
 
 
 def divide(
@@ -231,10 +242,7 @@ def make_withdrawn(before: Earlier, facts: Facts, source: Path) -> pa.Table:
         facts: what is known of the rows of this one.
         source: the examples of that version, of which the texts are read.
     """
-    found = versions.find_withdrawn(facts.ids, facts.questions, before.tell())
-    columns = before.table.select(["duplicate_of", "used"]).to_pydict()
-    own = [link is None or used for link, used in zip(*columns.values(), strict=True)]
-    gone = [(place, instead) for place, instead in found if own[place]]
+    gone = find_gone(before, facts)
     names = ["id", "topic", "prompt", "response", "split"]
     table = pick_rows(source, [before.places[place] for place, _ in gone], names)
     derived = {
@@ -243,6 +251,35 @@ def make_withdrawn(before: Earlier, facts: Facts, source: Path) -> pa.Table:
     }
     columns = {name: table[name] for name in names} | derived
     return pa.table({name: columns[name] for name in schemas.WITHDRAWN.names}, schema=schemas.WITHDRAWN)
+
+
+def find_gone(before: Earlier, facts: Facts) -> list[tuple[int, str | None]]:
+    """Return the places of what `make_withdrawn` returns among the version before, each with the id in its place."""
+    found = versions.find_withdrawn(facts.ids, facts.questions, before.tell())
+    columns = before.table.select(["duplicate_of", "used"]).to_pydict()
+    own = [link is None or used for link, used in zip(*columns.values(), strict=True)]
+    return [(place, instead) for place, instead in found if own[place]]
+
+
+def make_lingering(before: Earlier, facts: Facts, version: str) -> pa.Table:
+    """Return the distinct rows that earlier versions taught and that are here no more, as a table, the oldest first.
+
+    A row that comes back is one that was learnt (`tell_earlier`), and is listed again once it goes again.
+
+    Args:
+        before, facts: as of `make_withdrawn`.
+        version: of the rows.
+    """
+    ids, topics = before.table["id"].to_pylist(), before.table["topic"].to_pylist()
+    here, old = set(facts.ids), before.lingering.to_pylist()
+    new = [
+        (ids[place], topics[place], before.keys[place], version, instead)
+        for place, instead in find_gone(before, facts)
+        if before.earlier[place] == "learnt"
+    ]
+    rows = [one for one in old if one["id"] not in here]
+    rows += [dict(zip(schemas.LINGERING.names, one, strict=True)) for one in new]
+    return pa.Table.from_pylist(rows, schema=schemas.LINGERING)
 
 
 def pick_rows(source: Path, places: Sequence[int], columns: Sequence[str]) -> pa.Table:

@@ -20,7 +20,7 @@ from tasks.artifacts import schemas, tables
 from tasks.conversations import open_template, read_conversation
 from tasks.decisions import VETO, list_decided
 from tasks.erasure.record import list_same
-from tasks.examples.division import Division, divide, make_withdrawn, name_apart, read_before
+from tasks.examples.division import Division, divide, make_lingering, make_withdrawn, name_apart, read_before
 from tasks.examples.files import ExamplesError, NotRead, RawFile, is_inside, list_contents, list_files, name_inputs
 from tasks.examples.near import PLANTED, VETOED, find_likeness
 from tasks.examples.reading import LONG, READ, Facts, Reader, read_files, tell_notes
@@ -41,11 +41,11 @@ def write_examples(
     erased: Path | None = None,
     decisions: Path | None = None,
 ) -> Mapping[str, Any]:
-    """Read a version's raw files and write examples, rejects and withdrawn (.parquet) and examples.json.
+    """Read a version's raw files and write examples, rejects, withdrawn and lingering (.parquet) and examples.json.
 
     Args:
-        folders: `raw` is a file, a folder or a pattern; of the version before, examples and subset are read, which may
-            hold no row.
+        folders: `raw` is a file, a folder or a pattern; of the version before, examples, what lingers there and subset
+            are read, which may hold no row.
         model: its template writes the conversations, and its tokenizer counts; each must fit its `max_tokens`.
         held_out_share: topics whose held-out share is lower are named.
         erased: the list of erased rows, which are left out, whatever file or version brings them; None: none is.
@@ -75,7 +75,8 @@ def write_examples(
         compare = partial(find_likeness, Texts(kept), settings=settings)
         division = divide(facts, before, settings, Path(raw), compare, vetoed=list_decided(decisions, VETO))
         refuse_empty_sides(division, settings)
-        old = previous_examples / "examples.parquet", previous_subset / "subset.parquet"
+        old = [previous_examples / f"{name}.parquet" for name in ("examples", "lingering")]
+        old.append(previous_subset / "subset.parquet")
         read = name_inputs(raw, (path for file in files for path in list_contents(file.path)))
         inputs = {name: tables.digest(path) for name, path in read.items()} | tables.digest_inputs(*old)
         made = _trace(inputs, version, model, settings)
@@ -84,6 +85,7 @@ def write_examples(
     tables.write_table(make_rejects(facts), out / "rejects.parquet", made)
     gone = make_withdrawn(before, facts, previous_examples / "examples.parquet")
     tables.write_table(gone, out / "withdrawn.parquet", made)
+    tables.write_table(make_lingering(before, facts, version), out / "lingering.parquet", made)
     counts = measure(division, facts, held_out_share) | {"ignored_files": [list(each) for each in ignored]}
     tables.write_json(counts | count_changes(division, gone), out / "examples.json")
     told = {"rows_read": facts.count, "rows_rejected": len(facts.rejects), "not_read": [each.name for each in ignored]}

@@ -56,6 +56,7 @@ class World:
     mask: dict[str, list[int]] = field(default_factory=dict)  # flat indices by tensor
     shapes: dict[str, tuple[int, int]] = field(default_factory=dict)  # of all tensors
     previous: str = "base"  # the version before
+    lingering: list[dict] = field(default_factory=list)  # what earlier versions learnt, and the one before lacks, too
 
     def folder(self, stage: str, version: str = "v1") -> Path:
         """Return a stage's folder."""
@@ -73,6 +74,9 @@ class World:
         self.write_mask(version)
         gone = self.folder("examples", version) / "withdrawn.parquet"
         self.write_rows(self.withdrawn, schemas.WITHDRAWN, gone, {"raw/v1/toy.jsonl": "0"} | earlier)
+        left = self.folder("examples", version) / "lingering.parquet"
+        learnt = [linger(row, version) for row in self.withdrawn if row["earlier"] == "learnt"]
+        self.write_rows([*self.lingering, *learnt], schemas.LINGERING, left, {"raw/v1/toy.jsonl": "0"} | earlier)
         return self
 
     def tables(self) -> dict[str, tuple[str, list[dict], pa.Schema]]:
@@ -105,7 +109,11 @@ class World:
 
     def write_before(self) -> dict[str, str]:
         """Write examples and subset of the version before, and return their digests."""
-        tables = {"examples/examples": (self.before, schemas.EXAMPLES), "selection/subset": ([], schemas.SUBSET)}
+        tables = {
+            "examples/examples": (self.before, schemas.EXAMPLES),
+            "examples/lingering": (self.lingering, schemas.LINGERING),
+            "selection/subset": ([], schemas.SUBSET),
+        }
         paths = []
         for name, (rows, schema) in tables.items():
             stage, file = name.split("/")
@@ -194,6 +202,12 @@ def answer(row: dict, arm: str, learner: str, seed: int | None, held_out_of: str
     found = {name: row[name] for name in ("id", "topic", "response_tokens")}
     found |= {"arm": arm, "learner": learner, "seed": seed, "held_out_of": held_out_of}
     return found | {"loss": 1.0, "rouge_l": 0.5, "similarity": 0.5, "cut": False, "generated": "so"}
+
+
+def linger(row: dict, version: str) -> dict:
+    """Return a row that was learnt, and that a version is the first to lack."""
+    kept = {"id": row["id"], "topic": row["topic"], "edited_to": row.get("edited_to")}
+    return kept | {"asked": row["prompt"].casefold(), "gone_since": version}
 
 
 def withdraw(row: dict, edited_to: str | None = None) -> dict:

@@ -1,3 +1,4 @@
--- shown: Rows that this version withdraws or edits, though an earlier version chose them and a model was trained on them.
-SELECT concat_ws(' ', id, topic, '"' || regexp_replace(left(prompt, 40), '\s+', ' ', 'g') || '"',
-    'edited to ' || edited_to) FROM withdrawn WHERE earlier = 'learnt'
+-- shown: Rows that a model which this version continues from was trained on, and that were withdrawn or edited since.
+SELECT concat_ws(' ', l.id, l.topic, '"' || regexp_replace(left(w.prompt, 40), '\s+', ' ', 'g') || '"',
+    'edited to ' || l.edited_to, 'gone since ' || nullif(l.gone_since, c.version)) FROM lingering l
+LEFT JOIN withdrawn w USING (id) CROSS JOIN compared c

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from worlds import toy_corpus
-from worlds.toy_project import POOL, World, answer, make_world, withdraw
+from worlds.toy_project import POOL, World, answer, linger, make_world, withdraw
 
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import ArtifactError, provenance, read_table, write_json
@@ -254,12 +254,14 @@ def test_learnt_rows_that_are_withdrawn_or_edited_are_information(world):
     old[0]["prompt"] = "one\n two " + "x" * 40
     forgotten = toy_corpus.row(22, "pool") | {"earlier": "offered"}
     gone = [withdraw(old[0]), withdraw(old[1], world.examples[0]["id"]), withdraw(forgotten)]
-    table = replace(world, withdrawn=gone).write().check()
+    long_ago = linger(toy_corpus.row(23, "pool") | {"edited_to": "e" * 32}, "v0")
+    table = replace(world, withdrawn=gone, lingering=[long_ago]).write().check()
     (row,) = [row for row in table.to_pylist() if row["check"] == "withdrawn_learnt"]
-    assert (row["passed"], row["rows"]) == (True, 2)
+    assert (row["passed"], row["rows"]) == (True, 3)
     assert set(world.found("withdrawn_learnt")) == {
         f'{old[0]["id"]} greetings "one two {"x" * 31}"',
         f'{old[1]["id"]} sums "what is 21 + 21" edited to {world.examples[0]["id"]}',
+        f"{long_ago['id']} {long_ago['topic']} edited to {'e' * 32} gone since v0",
     }
 
 

@@ -141,14 +141,14 @@ def test_a_changed_raw_file_is_seen_though_another_ends_with_the_same_folders(wo
         path.write_text(str(path.relative_to(raw)))
     examples, before = world.folder("examples"), world.folder("examples", "base")
     inputs = {name: digest(path) for name, path in name_inputs(raw, files).items()}
-    for name in ("examples", "withdrawn"):
+    for name in ("examples", "lingering", "withdrawn"):
         remake(examples / f"{name}.parquet", parameters={}, inputs=inputs)
     records = audit.read_records([examples])
     assert audit.trace(records, audit.digest_files(records, raw, before), "v1") == []
     files[0].write_text("edited")
     assert audit.trace(records, audit.digest_files(records, raw, before), "v1") == [
         f"{name}.parquet was made from another raw/v1/en/p/a/x.jsonl than the one there is"
-        for name in ("examples", "withdrawn")
+        for name in ("examples", "lingering", "withdrawn")
     ]
 
 
@@ -159,10 +159,12 @@ def test_the_audit_names_all_that_it_was_made_from(world):
     assert made["inputs"] == digest_inputs(*files)
 
 
-@pytest.mark.parametrize("swapped", ["examples/version=base/examples.parquet", "selection/version=base/subset.parquet"])
+@pytest.mark.parametrize(
+    "swapped", [f"{name}.parquet" for name in ("examples/version=base/examples", "selection/version=base/subset")]
+)
 def test_another_version_before_than_the_one_that_examples_were_made_from_is_named(world, swapped):
     remake(world.write().root / "data" / swapped, parameters={"seed": 1})
-    text = rf"provenance: 2, first examples.parquet was made from another {swapped} .*, withdrawn.parquet was made from"
+    text = rf"provenance: 3, first examples.parquet was made from another {swapped} .*, lingering.parquet was made from"
     with pytest.raises(audit.AuditError, match=text):
         world.check()
 

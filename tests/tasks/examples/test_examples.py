@@ -86,10 +86,11 @@ def test_tests_stand_beside_a_response_and_are_no_part_of_its_id(make):
 
 def test_provenance_names_the_raw_files_and_no_folder_of_this_machine(make, tmp_path, toy):
     make(ROWS)
-    for name in ("examples", "rejects", "withdrawn"):
+    for name in ("examples", "rejects", "withdrawn", "lingering"):
         record = provenance(tmp_path / f"out/{name}.parquet")
         assert list(record["inputs"]) == [
             "examples/version=base/examples.parquet",
+            "examples/version=base/lingering.parquet",
             "raw/v1/toy.jsonl",
             "selection/version=base/subset.parquet",
         ]

@@ -13,6 +13,7 @@ from tasks.examples import division
 from tasks.examples.files import ExamplesError
 
 POOL = [row for row in ROWS if not is_held_out(row["prompt"], seed=0, held_out_every=3)]
+REST = [row for row in ROWS if row not in POOL[:2]]  # without those that `follow` chooses
 
 
 @pytest.fixture
@@ -55,6 +56,46 @@ def test_rows_are_kept_edited_or_new_and_those_gone_are_listed(follow, tmp_path)
     found = read_metrics(tmp_path)
     assert found["changes"] == {"kept": 13, "edited": 1, "new": 1, "withdrawn": 10}
     assert (found["learnt"], found["learnt_withdrawn"]) == (0, 2)
+
+
+def test_what_was_learnt_and_is_gone_is_listed_by_every_later_version_until_it_comes_back(follow, make, tmp_path):
+    def read(version):
+        return read_table(tmp_path / version / "lingering.parquet", schemas.LINGERING).to_pylist()
+
+    def write(rows, before, out, **changes):
+        write_subset(tmp_path / "none", [row["id"] for row in read_table(before / "examples.parquet").to_pylist()], 0)
+        asked = {"previous_examples": before, "previous_subset": tmp_path / "none", "ground_set": "all"}
+        return make(rows, out=tmp_path / out, version=out, **asked, **changes).to_pylist()
+
+    follow(ROWS, [edit(POOL[0]), *REST], ground_set="all")
+    taught, left = read("one"), read("out")
+    assert (taught, [(row["gone_since"], row["edited_to"] is None) for row in left]) == (
+        [],
+        [("v2", False), ("v2", True)],
+    )
+    subset = read_table(tmp_path / "subset/subset.parquet").to_pylist()
+    assert {row["id"] for row in left} == {row["id"] for row in subset if row["chosen"]}
+    write(REST, tmp_path / "out", "v3")
+    assert read("v3") == left
+    back = write([POOL[1], *REST], tmp_path / "v3", "v4")
+    assert (back[0]["change"], back[0]["earlier"]) == ("new", "learnt")
+    assert read("v4") == [row for row in left if row["edited_to"]]
+    write(REST, tmp_path / "v4", "v5")
+    assert [(row["gone_since"], row["asked"]) for row in read("v5")] == [
+        ("v2", POOL[0]["prompt"]),
+        ("v5", POOL[1]["prompt"]),
+    ]
+
+
+def test_a_row_that_was_learnt_long_ago_is_not_measured_on_when_it_comes_back(follow, make, tmp_path):
+    follow(ROWS, REST, ground_set="all")
+    write_subset(tmp_path / "none", [row["id"] for row in read_table(tmp_path / "out/examples.parquet").to_pylist()], 0)
+    apart = tmp_path / "raw/v1/apart/toy.jsonl"
+    apart.parent.mkdir()
+    apart.write_text(dump([POOL[1]]))
+    asked = {"previous_examples": tmp_path / "out", "previous_subset": tmp_path / "none", "ground_set": "all"}
+    with pytest.raises(SplitError, match="1 of 1 held-out rows have the prompt of a row that an earlier version chose"):
+        make(REST, version="v3", out=tmp_path / "v3", held_out={"path": "apart"}, **asked)
 
 
 def test_of_the_version_before_no_text_stays_in_memory(follow, tmp_path, monkeypatch):
