@@ -3,7 +3,7 @@
 import hashlib
 import json
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from flows.graph.stages import PARAMS
 from flows.params import Params
 from flows.stage import RUN
 from flows.stage_calls import CACHE, ask_audit, find_folders
+from tasks.decisions import find_decisions
 from tasks.settings import hint
 
 ROOT = Path(".")
@@ -39,6 +40,7 @@ class Signed:
     state: str  # approved | changed since | not approved | not known
     changed: tuple[str, ...]  # artifacts that are not those that were approved
     settings: tuple[str, ...]  # that params.yaml gives otherwise now than the version was made by
+    inputs: tuple[str, ...]  # raw data and other files that people give, and that are other ones now
     damaged: str | None = None  # why its dvc.lock cannot be read, so that it is not known what stands
 
 
@@ -101,21 +103,24 @@ def find_all_signed(versions: Iterable[str]) -> dict[str, Signed]:
     from tasks.approvals import find_last, list_changed, read_approvals
 
     approvals, now, found = read_approvals(ROOT), _make_plain(params.load(ROOT / PARAMS)), {}
-    for version, lock in _read_locks(versions).items():
+    locks = _read_locks(versions)
+    inputs = list_changed_inputs({version: lock["inputs"] for version, lock in locks.items() if lock["inputs"]})
+    for version, lock in locks.items():
         if "damaged" in lock:
-            found[version] = Signed(version, None, None, None, (), "not known", (), (), lock["damaged"])
+            found[version] = Signed(version, None, None, None, (), "not known", (), (), (), lock["damaged"])
             continue
         last, settings = find_last(approvals, version), tuple(list_changed_settings(lock["settings"], now))
-        found[version] = Signed(version, None, None, None, (), "not approved", (), settings)
+        since = settings, inputs.get(version, ())
+        found[version] = Signed(version, None, None, None, (), "not approved", (), *since)
         if last is not None:
             changed = tuple(list_changed(last, _digest_now(lock["outs"])))
             state = "changed since" if changed else "approved"
-            found[version] = Signed(version, last.by, last.when, last.note, last.despite, state, changed, settings)
+            found[version] = Signed(version, last.by, last.when, last.note, last.despite, state, changed, *since)
     return found
 
 
 def _read_locks(versions: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return the `outs` (path -> digest) and the `settings` that versions' dvc.lock files record.
+    """Return `outs` and `inputs` (path -> digest) and the `settings` that versions' dvc.lock files record.
 
     Of a lock file that has not changed since, without parsing it anew, which takes a tenth of a second. What a file
     that cannot be read records is nothing, and why stands under `damaged`.
@@ -125,13 +130,14 @@ def _read_locks(versions: Iterable[str]) -> dict[str, dict[str, Any]]:
     def read(path: Path) -> dict[str, str]:
         try:
             text = dvc_files.read(path)
-            return {"outs": json.dumps(_list_results(text)), "settings": _dump(dvc_files.list_settings(text))}
+            parts = _list_results(text), dvc_files.list_inputs(text), dvc_files.list_settings(text)
+            return dict(zip(none, map(_dump, parts), strict=True))
         except dvc_files.LockError as error:
             told = f"{path} cannot be read ({error}); the next `tamis run` brings it back from git"
             return none | {"damaged": json.dumps(told)}
 
     places = {version: dvc_files.place_lock(version) for version in versions}
-    none = {"outs": "{}", "settings": "{}"}
+    none = {"outs": "{}", "inputs": "{}", "settings": "{}"}
     known = remember(LOCKS, [path for path in places.values() if path.exists()], read)
     return {
         version: {part: json.loads(text) for part, text in known.get(path, none).items()}
@@ -145,6 +151,29 @@ def _list_results(text: str) -> dict[str, str]:
     A version that is made anew, with equal results, is the one that was approved.
     """
     return {path: md5 for path, md5 in dvc_files.list_outs(text).items() if Path(path).name != RUN}
+
+
+def list_changed_inputs(recorded: Mapping[str, Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
+    """Return for each version the raw data and other files that people give and that are other ones now, sorted.
+
+    The version's artifacts and its approval stand; its next run would make others. Raw data that are elsewhere are not
+    known to have changed; decisions on rows may have come or gone.
+
+    Args:
+        recorded: version -> path -> digest, as its dvc.lock has them.
+    """
+    decided = {version: find_decisions(Path(), version).as_posix() for version in recorded}
+    now = _digest_now([path for version, one in recorded.items() for path in (*one, decided[version])])
+    return {
+        version: tuple(
+            sorted(
+                path
+                for path in {*one, decided[version]}
+                if now.get(path) != one.get(path) and (path in now or path == decided[version])
+            )
+        )
+        for version, one in recorded.items()
+    }
 
 
 def list_changed_settings(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -194,7 +223,7 @@ def list_artifacts(version: str) -> dict[str, str]:
     return _digest_now(_read_locks([version])[version]["outs"])
 
 
-def _digest_now(recorded: Mapping[str, str]) -> dict[str, str]:
+def _digest_now(recorded: Collection[str]) -> dict[str, str]:
     if not recorded:
         return {}
     with dvc_state.opened() as repo:

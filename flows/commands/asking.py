@@ -343,7 +343,7 @@ def _tell_decided(what: str, found: Any) -> None:
 
 @spoken
 def approvals(context: typer.Context, form: Format = None, as_json: Json = False) -> None:
-    """Show which versions are approved, by whom, what has changed since, and which settings are other ones now."""
+    """Show which versions are approved, by whom, and what has changed since: artifacts, settings, inputs."""
     from flows import approving
 
     form = name_form(form, as_json)

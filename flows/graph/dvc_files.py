@@ -180,6 +180,23 @@ def list_outs(text: str) -> dict[str, str]:
     return {out["path"]: out["md5"] for out in outs if "md5" in out}
 
 
+def list_inputs(text: str) -> dict[str, str]:
+    """Return the digest of every file or folder, by path, that a dvc.lock records and that is no artifact and no code.
+
+    They are the raw data, the records of the models, erased rows, and what people decided on rows.
+
+    Raises:
+        LockError: the text is none.
+    """
+    deps = [dep for stage in parse_lock(text).values() for dep in stage.get("deps", ())]
+    code = ("tamis", "tasks", "flows")
+    return {
+        dep["path"]: dep["md5"]
+        for dep in deps
+        if "md5" in dep and "/version=" not in dep["path"] and Path(dep["path"]).parts[0] not in code
+    }
+
+
 def list_settings(text: str) -> dict[str, Any]:
     """Return the settings of params.yaml that a dvc.lock records, whole sections among them, by their dotted names.
 

@@ -50,6 +50,26 @@ def test_an_approval_is_bound_to_what_was_made_and_tells_what_changed_since(proj
     assert ask("approvals")[0]["state"] == "approved"
 
 
+def test_what_a_version_was_made_from_and_is_another_now_is_named_beside_its_approval(project):
+    def list_inputs() -> list[str]:
+        return [one["inputs"] for one in ask("approvals")]
+
+    assert tamis("approve", "v1", "--by", "Ann").exit_code == 0
+    assert list_inputs() == ["", ""]
+    row = json.loads(tamis("sql", "SELECT min(id) AS id FROM subset WHERE version = 'v1'", "--json").stdout)[0]["id"]
+    assert tamis("veto", row, "--because", "wrong", "--by", "Ann", "--version", "v1").exit_code == 0
+    first, second = ask("approvals")
+    assert (first["state"], first["inputs"]) == ("approved", "versions/v1/decisions.json")
+    assert second["inputs"] == "versions/v2/decisions.json"
+    assert tamis("release", row).exit_code == 0
+    assert list_inputs() == ["", ""]
+    raw = Path("data/raw/v2")
+    (raw / "more.jsonl").write_text("{}\n")
+    assert list_inputs() == ["", "data/raw/v2"]
+    shutil.rmtree(raw)  # that it is elsewhere says nothing of what it holds
+    assert list_inputs() == ["", ""]
+
+
 def test_a_version_that_is_made_anew_with_equal_results_stays_approved(project):
     assert tamis("approve", "v1", "--by", "Ann").exit_code == 0
     path = folder("selection", "v1") / "run.json"

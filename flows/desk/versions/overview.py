@@ -7,7 +7,7 @@ import streamlit as st
 
 from flows.desk.project import ROOT, Opened, show_words
 from flows.desk.tables import show_table
-from flows.desk.versions.signing import tell_settings, tell_waiting
+from flows.desk.versions.signing import tell_since, tell_waiting
 from flows.told import count
 from tasks.artifacts.tables import ArtifactError
 from tasks.audit.queries import read_queries
@@ -28,7 +28,7 @@ def show(project: Opened) -> None:
         _describe(version, version in project.made, signed) | _count(version, seconds, checks)
         for version, signed in find_all_signed(project.values.versions).items()
     ]
-    changed = {row["version"]: row.pop("settings") for row in rows}
+    since = {row["version"]: row.pop("since") for row in rows}
     damaged = {row["version"]: row.pop("damaged") for row in rows}
     made = [row for row in rows if row["chosen"] is not None]
     measured = sum(row["loss of chosen"] is not None for row in made)
@@ -40,8 +40,8 @@ def show(project: Opened) -> None:
         for told in damaged[row["version"]]:
             show_words(told)
         st.text(_tell(row))
-        if changed[row["version"]]:
-            st.text(tell_settings(row["version"], changed[row["version"]]))
+        if since[row["version"]]:
+            st.text(since[row["version"]])
         if row["version"] in waiting:
             st.text(waiting[row["version"]])
 
@@ -84,7 +84,7 @@ def _describe(version: str, made: bool, signed: Any) -> dict[str, Any]:
         "low": gain.get("low"),
         "high": gain.get("high"),
         "approval": signed.state if found or damaged else "not made",
-        "settings": signed.settings,
+        "since": tell_since(version, signed.settings, signed.inputs),
         "damaged": damaged,
     }
 

@@ -38,8 +38,8 @@ def show_signed(signed: Any) -> None:
         show_words(signed.damaged)
     if signed.changed:
         st.text("other ones since: " + ", ".join(signed.changed))
-    if signed.settings:
-        st.text(tell_settings(signed.version, signed.settings))
+    if since := tell_since(signed.version, signed.settings, signed.inputs):
+        st.text(since)
 
 
 def take_approval(project: Opened, version: str) -> None:
@@ -68,9 +68,10 @@ def take_approval(project: Opened, version: str) -> None:
         remember(f"{version} is approved by {signed.by}; to keep that, commit data/approvals.jsonl.")
 
 
-def tell_settings(version: str, names: Sequence[str]) -> str:
-    """Return in words that params.yaml has other settings now than a version was made by."""
-    return f"params.yaml has changed since {version} was made: {', '.join(names)}. What stands here is of before."
+def tell_since(version: str, settings: Sequence[str], inputs: Sequence[str]) -> str:
+    """Return in words which settings and files that a version was made from are other ones now; "" where none is."""
+    names = [*(f"{name} of params.yaml" for name in settings), *inputs]
+    return f"Changed since {version} was made: {', '.join(names)}. What stands here is of before." if names else ""
 
 
 def show_decisions(project: Opened) -> None:

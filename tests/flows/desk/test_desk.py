@@ -141,7 +141,7 @@ def test_losses_of_other_held_out_rows_are_called_that(project):
 
 @pytest.mark.parametrize("page", ["overview", "sign-off"])
 def test_settings_that_changed_since_a_version_was_made_are_told(project, page):
-    said = "params.yaml has changed since v1 was made: selection.seed. What stands here is of before."
+    said = "Changed since v1 was made: selection.seed of params.yaml. What stands here is of before."
     assert said not in read_text(look(page))
     values = yaml.safe_load(Path("params.yaml").read_text())
     values["selection"]["seed"] += 1
