@@ -43,7 +43,7 @@ SCORES = {
         """SELECT s.version, s.id, coalesce(r.parameters ->> 'selector', 'selector') AS score, s.score AS value
         FROM selector_scores s LEFT JOIN runs r ON r.version = s.version AND r.artifact = 'scores'""",
     ),
-    "ifd": ("ifd", "SELECT version, id, 'ifd', score FROM ifd"),
+    "difficulty": ("ifd", "SELECT version, id, 'difficulty', score FROM ifd"),  # of gate `ifd`, beside the selector's
     "agreement": ("agreement", "SELECT version, id, 'agreement', score FROM agreement"),
     "phi": ("phi_data", "SELECT version, id, 'phi', score FROM phi_data"),
     "phi_per_norm": ("phi_data", "SELECT version, id, 'phi_per_norm', per_norm FROM phi_data"),

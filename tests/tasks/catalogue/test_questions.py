@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from worlds.toy_project import POOL, World, make_world, withdraw
 
-from tasks.artifacts.tables import ArtifactError
+from tasks.artifacts.tables import ArtifactError, Provenance, write_table
 from tasks.catalogue import diffs, questions, rows, sources
 from tasks.catalogue.examples import EXAMPLES
 
@@ -30,6 +30,7 @@ VIEWS = (
     "embedding",
     "evaluation",
     "examples",
+    "lingering",
     "mask",
     "pairs",
     "phi_data",
@@ -42,6 +43,16 @@ VIEWS = (
     "utility",
     "withdrawn",
 )
+
+
+def test_scores_of_a_selector_and_of_a_gate_by_the_same_measure_have_names_of_their_own(world):
+    folder = world.write().folder("scores")
+    rows = pq.read_table(folder / "scores.parquet", partitioning=None)
+    write_table(rows, folder / "scores.parquet", Provenance("scores", "v1", {"selector": "ifd"}))
+    write_table(rows, folder / "ifd.parquet", Provenance("scores", "v1", {"gate": "ifd"}))
+    sql = "SELECT DISTINCT score FROM scores WHERE score IN ('ifd', 'difficulty') ORDER BY ALL"
+    assert questions.query(world.root, sql)[1] == [("difficulty",), ("ifd",)]
+    assert questions.query(world.root, "SELECT id FROM scores GROUP BY version, id, score HAVING count(*) > 1")[1] == []
 
 
 def flip_a_byte(path: Path) -> None:
