@@ -17,9 +17,9 @@ from typing import Any
 
 from flows import params, undoing
 from flows.drive import LOCK, alone
-from flows.erasing_dvc import ErasingError, InDvc, find_kept, list_objects, remove_objects
+from flows.erasing_dvc import DRAFTS, ErasingError, InDvc, find_kept, list_objects, remove_objects
 from flows.erasing_git import ask_git
-from flows.erasing_places import CLEARING, DRAFT, DRAFTS, InPlaces, Place, find_places, remove_place
+from flows.erasing_places import CLEARING, DRAFT, InPlaces, Place, find_places, remove_place
 from flows.graph import dvc_state, revisions
 from flows.mirror import Mirror
 from flows.params import Params

@@ -17,9 +17,10 @@ from typing import Any
 
 from flows.graph import dvc_files, dvc_state, revisions
 from flows.graph.versions import refusal_of, tag_of
-from flows.stage_calls import RAW
+from flows.stage_calls import CACHE, RAW
 from tasks.examples.settings import ExamplesSettings
 
+DRAFTS = CACHE / "erasing"  # raw files in the making, and copies that are only read
 ARMS, ROWS = "/arms", "rows.json"
 STARTS = {b"{": "raw.jsonl", b"[": "raw.json", b"PAR1": "raw.parquet"}  # names of raw files that nothing names any more
 
@@ -229,10 +230,20 @@ def _as_named(path: Path, name: str) -> Iterator[Path]:
     if not name:
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="tamis-erase-") as folder:
-        link = Path(folder) / name
+    with open_draft(name) as link:
         link.symlink_to(path.absolute())
         yield link
+
+
+@contextmanager
+def open_draft(name: str) -> Iterator[Path]:
+    """Yield a path of this name in a folder of its own, which goes again; where a kill leaves it, the next call looks.
+
+    So no raw row lies where nobody would look for it.
+    """
+    DRAFTS.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=DRAFTS) as folder:
+        yield Path(folder) / name
 
 
 def _order(doomed: set[str], names: Mapping[str, tuple[str, str]]) -> list[str]:

@@ -4,11 +4,11 @@ All commits are asked that the last one, or the tag of a version, goes on from, 
 that is gone from these is in the history still, and one that nobody has committed is not.
 """
 
-import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from flows.erasing_dvc import open_draft
 from flows.graph import dvc_files, dvc_state, revisions
 from flows.graph.versions import list_earlier, refusal_of, tag_of
 from flows.params import Params
@@ -84,8 +84,7 @@ def _holds(path: Path, blob: Any, wanted: Any, values: Params, cut: bool) -> boo
         if path.is_relative_to(base):
             inside = path.name if path == base else path.relative_to(base).as_posix()
             ways.append((inside, list_sources(values.examples, name)))
-    with tempfile.TemporaryDirectory(prefix="tamis-erase-") as folder:
-        place = Path(folder) / path.name
+    with open_draft(path.name) as place:
         place.write_bytes(blob.data)
         asked = values.examples, wanted
         return any(find_in_file(place, name, *asked, sources, cut=cut) for name, sources in ways)

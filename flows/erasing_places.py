@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.drive import LOCK
-from flows.erasing_dvc import ROWS, find_start
+from flows.erasing_dvc import DRAFTS, ROWS, find_start
 from flows.graph.stages import in_order
 from flows.stage_calls import CACHE, DATA, ERASED, RAW, folder
 from flows.trials import TRIALS
@@ -19,7 +19,6 @@ from tasks.examples.files import find_base
 from tasks.settings import VersionSettings
 
 CLEARING = CACHE / "erasing.json"  # raw files that lose rows: what git and DVC hold of them follows, after a kill, too
-DRAFTS = CACHE / "erasing"  # raw files in the making
 APART = ("models", "trials", "finetuning", "warmup", DRAFTS.name, FETCHED.name)  # of `.cache`, looked at in other ways
 DRAFT = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # the name of a file or folder in the making
 CONTINUED = "trained on from an arm that was trained on the row"

@@ -14,6 +14,7 @@ from worlds.projects import Project, enter_copy, run_stages
 from flows.graph import dvc_state
 from flows.stage_calls import ERASED
 from tasks.artifacts.tables import digest
+from tasks.erasure import raw_rows
 from tasks.erasure.record import list_same
 from tasks.first_look.kept_files import list_differences, write_record
 
@@ -156,6 +157,20 @@ def test_raw_rows_that_kills_have_left_are_listed_and_removed(project, row):
     assert find_bytes(project.root, row["id"], row["prompt"]) == []
     assert not any(map(os.path.lexists, left))
     assert mine.read_text() == "by hand"
+
+
+def test_what_git_and_dvc_hold_is_read_where_the_next_call_finds_what_a_kill_leaves(project, row, monkeypatch):
+    real, read = raw_rows.find_in_file, []
+
+    def note(path: Path, *asked: object, **how: object) -> bool:
+        read.append(path.parent)
+        return real(path, *asked, **how)
+
+    monkeypatch.setattr(raw_rows, "find_in_file", note)
+    assert erase(row["id"]).exit_code == 0
+    assert read
+    assert {path.parent for path in read} == {Path(".cache/erasing")}
+    assert not list(Path(".cache/erasing").iterdir())
 
 
 def test_hidden_raw_files_lose_the_row_too(project, row):
