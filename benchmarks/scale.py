@@ -181,7 +181,9 @@ def make_raw(root: Path, rows: int) -> dict[str, Spent]:
 def make_examples(root: Path) -> dict[str, Spent]:
     """Run the stage `examples` on a first version."""
     folders = find_folders(root)
-    for stage, name, schema in (("examples", "examples", schemas.EXAMPLES), ("selection", "subset", schemas.SUBSET)):
+    tables = (schemas.EXAMPLES, schemas.LINGERING, schemas.SUBSET)
+    names = (("examples", "examples"), ("examples", "lingering"), ("selection", "subset"))
+    for (stage, name), schema in zip(names, tables, strict=True):
         path = getattr(folders.before, stage) / f"{name}.parquet"
         write_table(schema.empty_table(), path, Provenance(stage, "base"))
     open_template(MODEL)

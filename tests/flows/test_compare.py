@@ -16,7 +16,11 @@ from flows.cli import app
 from flows.graph import versions
 from tamis.submodular.budgets import BudgetError
 
-READ = (("examples", "examples.parquet"), ("selection", "subset.parquet"))  # of the version before, by stage examples
+READ = (  # of the version before, by stage examples
+    ("examples", "examples.parquet"),
+    ("examples", "lingering.parquet"),
+    ("selection", "subset.parquet"),
+)
 ASKED = {"selectors": ["longest", "delift"], "budgets": ["4"], "seeds": 2}
 
 

@@ -6,6 +6,7 @@ import pytest
 from worlds.raw_rows import BASE, CHATS, ROWS, dump, read_metrics, write_toy
 from worlds.toy_corpus import write_subset
 
+from data.base import TABLES
 from tamis.examples.splits import SplitError, is_held_out
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import read_table
@@ -319,8 +320,7 @@ def test_repetitions_left_in_have_ids_of_their_own(make, tmp_path):
 
 
 def test_what_a_first_version_continues_from_has_no_rows_and_todays_columns():
-    found = (("examples", "examples", schemas.EXAMPLES), ("selection", "subset", schemas.SUBSET))
-    for stage, name, schema in found:
+    for stage, name, schema in TABLES:
         path = BASE / stage / "version=base" / f"{name}.parquet"
         assert read_table(path, schema).num_rows == 0, "write it again: python -m data.base"
     assert (BASE / "finetuning/version=base/arms/.gitkeep").exists()
