@@ -16,11 +16,7 @@ from flows.cli import app
 from flows.graph import versions
 from tamis.submodular.budgets import BudgetError
 
-READ = (  # of the version before, by stage examples
-    ("examples", "examples.parquet"),
-    ("examples", "lingering.parquet"),
-    ("selection", "subset.parquet"),
-)
+READ_BEFORE = (("examples", "examples.parquet"), ("examples", "lingering.parquet"), ("selection", "subset.parquet"))
 ASKED = {"selectors": ["longest", "delift"], "budgets": ["4"], "seeds": 2}
 
 
@@ -234,7 +230,7 @@ def test_without_the_version_before_a_trial_depends_on_none_of_its_artifacts(con
     alone = replace(values, versions={"v2": replace(values.versions["v2"], previous="base")})
     after, apart = (trials.describe("examples", "v2", each, {}) for each in (values, alone))
     assert (after.pop("previous"), apart.pop("previous")) == ("v1", "base")
-    read = [{f"data/{name}/version={v}/{file}" for name, file in READ} for v in ("v1", "base")]
+    read = [{f"data/{name}/version={v}/{file}" for name, file in READ_BEFORE} for v in ("v1", "base")]
     assert [each - other for each, other in ((after.keys(), apart.keys()), (apart.keys(), after.keys()))] == read
     assert all(apart[name] == value for name, value in after.items() if name not in read[0])
 
@@ -243,14 +239,14 @@ def test_a_trial_depends_on_those_of_the_version_before_where_these_are_trials(c
     monkeypatch.chdir(continued.root)
     values, made = (
         params.read(),
-        {name: trials.Trial(f"key of {name}", tmp_path / name, 1.0, False, {}) for name, _ in READ},
+        {name: trials.Trial(f"key of {name}", tmp_path / name, 1.0, False, {}) for name, _ in READ_BEFORE},
     )
     found = trials.describe("examples", "v2", values, {}, made)
     assert {name: found[name] for name in found if name.endswith(" before")} == {
         "examples before": "key of examples",
         "selection before": "key of selection",
     }
-    assert not {f"data/{name}/version=v1/{file}" for name, file in READ} & found.keys()
+    assert not {f"data/{name}/version=v1/{file}" for name, file in READ_BEFORE} & found.keys()
 
 
 @pytest.mark.parametrize("run", [lambda: compare.compare("v1", **ASKED), lambda: compare.repeat("v1")])
