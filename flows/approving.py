@@ -20,7 +20,7 @@ from tasks.decisions import find_decisions
 from tasks.settings import hint
 
 ROOT = Path(".")
-LOCKS = CACHE / "locks.json"  # what was read of dvc.lock files
+LOCKS = CACHE / "recorded.json"  # what was read of dvc.lock files
 SHOWN = 3  # names in a message
 
 
