@@ -17,6 +17,7 @@ from tasks.selection.selectors import SELECTORS, name_chooser
 MASKED = ("tensors", "mask")  # tables that a choice without a mask may lack
 EXAMPLES = "/examples.parquet"  # how the record of rows that were withdrawn names what they were withdrawn from
 BOUNDS = pa.schema([("topic", pa.string()), ("most", pa.int64())])
+FACTS = pa.schema([("selector", pa.string()), ("first", pa.int64()), ("room", pa.int64())])
 NO_SCORES = "SELECT ''::VARCHAR AS id, 0.0 AS value WHERE false"
 # What a selector reads (else its name) -> the file of what it sorts by, None where the choice has it, and its query.
 SCORES = {
@@ -60,9 +61,10 @@ SIDE = {
         FROM {side}_subset own LEFT JOIN {other}_subset other USING (id) WHERE own.chosen""",
 }
 KEPT_OUT = """
-    SELECT '{change}' AS change, l.id, o.value AS now, s.value, lowest, most, taken, begins
+    SELECT '{change}' AS change, l.id, o.value AS now, s.value, lowest, most, taken, begins, response_tokens, room
     FROM listed l JOIN {side}_subset USING (id) LEFT JOIN {side}_scored s USING (id)
-    LEFT JOIN {other}_scored o USING (id) LEFT JOIN {side}_full USING (topic), {side}_lowest, {side}_begins
+    LEFT JOIN {other}_scored o USING (id) LEFT JOIN {side}_full USING (topic), {side}_lowest, {side}_begins,
+        {side}_facts
     WHERE l.change = '{change}'"""
 # In the order in which they count; {{was}} is the row's "is" or "was", {{by}} the selector that did not take it.
 TOLD = """
@@ -72,8 +74,11 @@ TOLD = """
             lowest) || CASE WHEN $same AND now <> value THEN format(if(l.change = 'enters', '; moved to {{:.6g}}',
             '; moved from {{:.6g}}'), now) ELSE '' END
         WHEN covered_by IS NOT NULL THEN {was} || format('stood for by {{}}, by {{:.3g}}', covered_by, cover)
-            || if(most IS NULL, '', format('; its topic full at {{}}', most))
+            || CASE WHEN most IS NOT NULL THEN format('; its topic full at {{}}', most) WHEN response_tokens > room
+            THEN format('; no room in the budget for its {{}} answer tokens', response_tokens) ELSE '' END
         WHEN most IS NOT NULL THEN {was} || format('left out: its topic full at {{}}', most)
+        WHEN response_tokens > room THEN {was}
+            || format('left out: no room in the budget for its {{}} answer tokens', response_tokens)
         WHEN value = lowest THEN {was} || format('behind others that tie with it, by {{}}: {{:.6g}}', {by}, value)
         ELSE {was} || 'not taken by ' || {by}""".format(
     was="if(l.change = 'enters', 'was ', 'is ')", by="if(l.change = 'enters', $was, $is)"
@@ -193,8 +198,8 @@ def read_choice(name: str, examples: Path, selection: Path, metrics: Mapping[str
         paths |= {"sorted": path} if by[0] else {}
     tables = {table: stream([path]) for table, path in paths.items()} | {"withdrawn": read_gone(examples)}
     bounds = [{"topic": topic, "most": most} for topic, (most, _) in list_bounds(record).items()]
-    facts = [{"selector": name_chooser(record), "first": count_first(record)}]
-    tables |= {"bounds": pa.Table.from_pylist(bounds, schema=BOUNDS), "facts": pa.Table.from_pylist(facts)}
+    facts = [{"selector": name_chooser(record), "first": count_first(record), "room": _find_room(record)}]
+    tables |= {"bounds": pa.Table.from_pylist(bounds, schema=BOUNDS), "facts": pa.Table.from_pylist(facts, FACTS)}
     return Side(name, tables, metrics or {}, selector, scored)
 
 
@@ -211,6 +216,12 @@ def find_read(selection: Path, stage_file: str) -> Path | None:
         if name.startswith(f"{stage}/") and path.name == file and path.exists() and digest(path) == known:
             return path
     return None
+
+
+def _find_room(record: Mapping[str, Any]) -> int | None:
+    """Return how many answer tokens a choice left of its budget; None: its budget is not of tokens."""
+    budget = record.get("budget") or {}
+    return budget["limit"] - budget["spent"] if budget.get("kind") == "response_tokens" and "spent" in budget else None
 
 
 def read_gone(examples: Path) -> pa.Table:

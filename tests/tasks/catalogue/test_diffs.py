@@ -133,6 +133,18 @@ def test_a_topic_that_was_full_is_told(tmp_path):
     assert found[3] == f"was stood for by {'d' * 32}, by 0.5; its topic full at 1"
 
 
+def test_a_row_that_no_budget_of_tokens_had_room_for_is_told(tmp_path):
+    record = {"selector": "delift", "budget": {"kind": "response_tokens", "limit": 50, "spent": 42}}
+    rows = take(0) | {1: {"response_tokens": 9}, 2: {"response_tokens": 8}}
+    rows |= {3: {"response_tokens": 9, "covered_by": "d" * 32, "cover": 0.5}}
+    found = compare_choices(tmp_path, (record, rows), ({"selector": "random"}, take(0, 1, 2, 3)))
+    assert found == {
+        1: "was left out: no room in the budget for its 9 answer tokens",
+        2: "was not taken by delift",
+        3: f"was stood for by {'d' * 32}, by 0.5; no room in the budget for its 9 answer tokens",
+    }
+
+
 def test_a_tie_with_the_lowest_chosen_is_told(tmp_path):
     rows = take(0) | {0: {"rank": 1, "response_tokens": 7}, 1: {"response_tokens": 7}}
     found = compare_choices(tmp_path, ({"selector": "longest"}, rows), ({"selector": "random"}, take(1)))
