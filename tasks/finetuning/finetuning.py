@@ -50,6 +50,7 @@ from tasks.model_files import describe_base, write_base
 from tasks.settings import RuntimeSettings
 
 FINISHED = "finished"  # folder of a trained arm in its home
+MEASURED = ("held_out", "general")  # splits that no arm may have seen
 UNPUBLISHED = ("losses", "seconds")  # of what is known of an arm
 LIBRARIES = (torch, transformers, peft, accelerate)  # another release of one of them starts an arm anew
 CODE = tables.digest_code(steps, packing, *WRITERS, models, sparse_deltas, trainer, step_trainer, sys.modules[__name__])
@@ -90,7 +91,7 @@ def write_finetuning(
     Raises:
         ArtifactError: an input is missing or does not fit the other, or the disk is full.
         TrainingError: settings that cannot be trained, or that are not those of the version before; a loss that is not
-            finite.
+            finite; a row to measure on that the model which is continued from was trained on.
         ValueError: a row that is too long; an arm without rows; a budget that the pool cannot keep; a mask of another
             model.
     """
@@ -98,6 +99,7 @@ def write_finetuning(
     out, scratch, version = folders.here.finetuning, folders.scratch, folders.here.version
     source, files = examples / "examples.parquet", ["subset.parquet"]
     recipe = find_recipe(folders, model, settings)
+    refuse_known(recipe, source)
     if settings.method == "masked":
         restriction = mask_updates.read_restriction(
             source,
@@ -127,6 +129,30 @@ def write_finetuning(
 def find_recipe(folders: Folders, model: models.ModelChoice, settings: FinetuningSettings) -> Recipe:
     """Return what all arms share, but for a mask."""
     return Recipe(model, settings, trainer.find_start(folders.before.finetuning, model, settings))
+
+
+def refuse_known(recipe: Recipe, examples: Path) -> None:
+    """Check that nothing is measured on which the model that is continued from was trained on.
+
+    Stage examples knows which rows earlier versions chose; arms may have seen more: `finetuning.replay: all` repeats
+    what was only offered, and rows of selector `fresh` are others in every epoch.
+
+    Raises:
+        TrainingError: how many held-out or general rows it was trained on, and the first.
+    """
+    if recipe.start is None:
+        return
+    known = set(tables.read_texts(recipe.start.folder / "rows.json"))
+    rows = tables.read_table(examples, schemas.EXAMPLES, ["id", "split", "used"]).to_pylist()
+    measured = {row["id"]: row["split"] for row in rows if row["used"] and row["split"] in MEASURED}
+    again = sorted(known & measured.keys())
+    if again:
+        sides = " and ".join(name for name in MEASURED if name in {measured[id] for id in again}).replace("_", "-")
+        raise TrainingError(
+            f"{recipe.start.folder}, from which training goes on, was trained on {len(again)} of {len(measured)} "
+            f"{sides} rows, first {again[0]}: what is measured on was not trained on; take them out of these rows, or "
+            "leave them in the pool"
+        )
 
 
 def train_arms(folders: Folders, *, model: models.ModelChoice, settings: FinetuningSettings) -> None:

@@ -17,7 +17,7 @@ from worlds.token_rows import list_pairs
 from worlds.toy_training import CHOSEN, ROWS, content, interrupt, make_next, make_world, run, write
 
 from tamis.training.steps import plan_steps
-from tasks.artifacts.tables import ArtifactError
+from tasks.artifacts.tables import ArtifactError, read_table
 from tasks.finetuning import trainer
 from tasks.finetuning.finetuning import plan_arms, read_pool
 from tasks.finetuning.settings import FinetuningSettings
@@ -160,6 +160,22 @@ def test_rows_json_lists_what_an_arm_was_trained_on(world, model, before, replay
         ids = json.loads((out / "arms" / label / "rows.json").read_text())
         assert len(ids) == len(set(ids))
         assert set(ids) & set(old) == repeated
+
+
+@pytest.mark.parametrize("known", [0, 2])
+def test_rows_that_the_model_before_was_trained_on_are_not_measured_on(world, model, before, tmp_path, known):
+    previous = Path(shutil.copytree(before["lora"], tmp_path / "before"))
+    rows = read_table(world / "examples/examples.parquet").to_pylist()
+    held_out = [row["id"] for row in rows if row["split"] == "held_out"]
+    place = previous / "arms/chosen-3/rows.json"  # as replay of all that was offered writes it
+    place.write_text(json.dumps(json.loads(place.read_text()) + held_out[:known]))
+    if not known:
+        assert run(world, model, ONE, out="apart", previous=previous).exists()
+        return
+    told = rf"chosen-3, from which .*, was trained on 2 of {len(held_out)} held-out rows, first {min(held_out[:2])}: "
+    with pytest.raises(TrainingError, match=told):
+        run(world, model, ONE, out="apart", previous=previous)
+    assert not (world / "apart").exists()
 
 
 def test_rows_that_an_arm_has_already_are_not_repeated(tmp_path, model, before):
