@@ -8,7 +8,7 @@ finished arms carry their own digests; damaged ones are set aside or removed, an
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -60,8 +60,8 @@ def verify() -> Verified:
     with dvc_state.opened() as repo:
         cache = Path(repo.cache.local.path)
         objects, findings = check_cache(cache)
-        wanted, unreadable = read_records()
-        findings += [*unreadable, *find_cut_records(repo)]
+        wanted, inputs, unreadable = read_records()
+        findings += [*unreadable, *find_cut_records(repo), *check_erased(inputs)]
         findings += [one for path, digest in wanted.items() for one in check_artifact(Path(path), digest, cache)]
     looked_at = {"cache": objects, "artifact": len(wanted)}
     with stores.upkeep(CACHE):
@@ -88,17 +88,36 @@ def check_cache(cache: Path) -> tuple[int, list[Finding]]:
     return count, found
 
 
-def read_records() -> tuple[dict[str, str], list[Finding]]:
-    """Return the digest of every artifact that a dvc.lock records, by path, and the lock files that cannot be read."""
+def read_records() -> tuple[dict[str, str], set[str], list[Finding]]:
+    """Return what the dvc.lock files record, and those that cannot be read.
+
+    Returns:
+        The digest of every artifact, by path; the paths of what people give; the lock files that are damaged.
+    """
     wanted: dict[str, str] = {}
+    inputs: set[str] = set()
     unreadable = []
     for path in sorted(dvc_files.FOLDER.glob("*/dvc.lock")):
         try:
-            wanted |= dvc_files.list_outs(dvc_files.read(path))
+            text = dvc_files.read(path)
+            wanted |= dvc_files.list_outs(text)
+            inputs |= dvc_files.list_inputs(text).keys()
         except dvc_files.LockError as error:
             told = f"{error}; the next `tamis run` brings it back from git"
             unreadable.append(Finding("lock", str(path), "damaged", told, False))
-    return wanted, unreadable
+    return wanted, inputs, unreadable
+
+
+def check_erased(inputs: Collection[str]) -> Iterator[Finding]:
+    """Yield that the list of erased rows is not there, though a stage has read it: no such list is an empty one.
+
+    Args:
+        inputs: paths that the dvc.lock files record.
+    """
+    if ERASED.as_posix() in inputs and not ERASED.exists():
+        link = os.path.lexists(ERASED)
+        told = tell_folder(ERASED) if link else f"`git checkout {ERASED}` brings it back; until then no stage runs"
+        yield Finding("erased", str(ERASED), "damaged" if link else "missing", told, False)
 
 
 def find_cut_records(repo: Any) -> Iterator[Finding]:

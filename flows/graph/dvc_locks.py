@@ -32,6 +32,7 @@ from flows.stage import say
 CONFIG = Path(".dvc/config")
 CONFIGS = (CONFIG, Path(".dvc/config.local"))
 OURS = ("dvc", "tamis", "flows", "prefect", "pytest", "python")  # of which one is in the command of who locks paths
+OWN = (".dvc/", "versions/", "data/models/", "data/erased.json")  # files of DVC and of ours, and no raw data
 LISTING = re.compile(r"/\.[\w-]+\.tmp(\.with_meta)?")  # as DVC names what it digests of a folder
 UNREADABLE = (  # of what DVC digests, or is to write
     FileNotFoundError,
@@ -192,5 +193,5 @@ def _find_own(error: OSError) -> Path | None:
     if not error.filename or not os.path.lexists(error.filename):
         return None
     path = Path(os.path.relpath(error.filename))
-    ours = path.parts[0] == ".dvc" or any(part.startswith("version=") for part in path.parts)
+    ours = path.as_posix().startswith(OWN) or any(part.startswith("version=") for part in path.parts)
     return path if ours and not path.is_file() else None

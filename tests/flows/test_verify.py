@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from worlds.damages import ALL, damage
+from worlds.damages import ALL, LINK, damage
 from worlds.projects import Project, importing_from, run_child
 
 from flows import drive, erasing_places, undoing
@@ -284,3 +284,17 @@ def test_notes_of_what_a_kill_left_half_done_that_are_damaged_are_told_of(projec
     (found,) = [one for one in verify().findings if one.kind == "notes"]
     assert (found.path, found.problem, found.mended) == (str(path), "damaged", False)
     assert "delete .cache/" in found.done
+
+
+def test_list_of_erased_rows_that_is_gone_is_told_of_and_never_taken_for_an_empty_one(two_versions):
+    assert [one for one in verify().findings if one.kind == "erased"] == []
+    place = Path("data/erased.json")
+    place.unlink()
+    (found,) = [one for one in verify().findings if one.kind == "erased"]
+    assert (found.problem, found.mended) == ("missing", False)
+    assert "`git checkout data/erased.json` brings it back" in found.done
+    damage(place, LINK)
+    (found,) = [one for one in verify().findings if one.kind == "erased"]
+    assert "data/erased.json is a link that leads nowhere where a file belongs" in found.done
+    with pytest.raises(dvc_state.StateError, match=r"^data/erased\.json is a link that leads nowhere where a file bel"):
+        list(dvc_state.standings(dvc_state.plan()))
