@@ -9,10 +9,12 @@ from flows.approving import name_signer
 from flows.checks import refuse_unknown
 from flows.params import Params
 from tasks.artifacts.locks import locked
+from tasks.catalogue.derived import UNUSED
 from tasks.decisions import PIN, Decision, find_decisions, read_decisions, write_decisions
 
 ROOT = Path(".")
 LOCK = Path(".cache/decisions.lock")
+CHOOSABLE = (None, "vetoed")  # why a row of the pool is not used, where a pin in a veto's stead lets it be chosen
 
 
 class DecisionError(ValueError):
@@ -95,27 +97,31 @@ def _find_row(id: str, values: Params, version: str | None, kind: str) -> tuple[
     if version is not None:
         refuse_unknown(version, values.versions)
     full, found = _ask_row(id)
-    known = {name: (same, split) for name, same, split in found}
+    known = {name: told for name, *told in found}
     there = [name for name in values.versions if name in known]
     if not there or (version is not None and version not in there):
         where = version or "no version of params.yaml"
         raise DecisionError(f"{where} has no row {full}; `tamis show {full}` says where it is")
     start = version or there[-1]
-    same, split = known[start]
+    same, split, unused = known[start]
     if kind == PIN and split != "pool":
         raise DecisionError(f"{full} is of the {split.replace('_', '-')} rows of {start}, and is never chosen from")
+    if kind == PIN and unused not in CHOOSABLE:
+        able = [name for name in there if known[name][1] == "pool" and known[name][2] in CHOOSABLE]
+        way = f"; --version {able[-1]} pins it where the pool has it" if able else ""
+        raise DecisionError(f"{full} is not chosen from in {start}: {UNUSED[unused]}{way}")
     return full, same, start
 
 
 def _find_alike(id: str, known: Mapping[str, str]) -> list[str]:
     """Return of decided rows, by their ids, those that have the text of another row."""
     _, found = _ask_row(id)
-    texts = {same for _, same, _ in found}
+    texts = {same for _, same, *_ in found}
     return sorted(one for one, same in known.items() if same in texts)
 
 
-def _ask_row(id: str) -> tuple[str, list[tuple[str, str, str]]]:
-    """Return a row's whole id, and of each version that has it `same_as` and the split."""
+def _ask_row(id: str) -> tuple[str, list[tuple[str, str, str, str | None]]]:
+    """Return a row's whole id, and of each version that has it `same_as`, the split, and why it is not used."""
     from tasks.artifacts.views import opened
     from tasks.catalogue import rows, sources
 
@@ -123,8 +129,8 @@ def _ask_row(id: str) -> tuple[str, list[tuple[str, str, str]]]:
     rows.need(found, "examples")
     with opened(found.views, derived=found.derived) as connection:
         full = rows.complete(connection, id)
-        sql = """SELECT version, any_value(same_as), any_value(split ORDER BY used DESC) FROM examples
-            WHERE id = $id GROUP BY version"""
+        sql = """SELECT version, any_value(same_as), any_value(split ORDER BY used DESC),
+            first(unused_because ORDER BY used DESC) FROM examples WHERE id = $id GROUP BY version"""
         return full, connection.execute(sql, {"id": full}).fetchall()
 
 

@@ -17,9 +17,10 @@ UNUSED = {
     "planted": "it is planted, and a row outside the pool asks the same",
     "vetoed": "it is vetoed",
 }
-# What an example says: the texts of all its turns, of system and tools too, in small letters; and whether every word of
-# `$words` (`split_words`) is part of that, in a column `said`.
-SAID = "lower(array_to_string(list_transform(messages, lambda one: one.content), ' '))"
+# What an example says: the texts of all its turns, of system and tools too, with what is called and thought, in small
+# letters; and whether every word of `$words` (`split_words`) is part of that, in a column `said`.
+DETAILS = r"""regexp_replace(one.details, '\\+[nrt"]', ' ', 'g')"""
+SAID = f"lower(array_to_string(list_transform(messages, lambda one: one.content || ' ' || {DETAILS}), ' '))"
 SAYS_ALL = "list_bool_and(list_transform($words, lambda word: contains(said, word)))"
 EACH = "(SELECT version, id, prompt, response FROM examples WHERE used OR duplicate_of IS NULL)"  # an id, once
 TURNS = """

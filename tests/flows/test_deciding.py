@@ -74,6 +74,33 @@ def test_a_pinned_row_comes_first_and_is_listed_by_the_audit(project):
     assert json.loads(path.read_text())["pins"] == {"chosen": 1, "not_in_the_pool": 0}
 
 
+def test_a_row_that_a_version_does_not_choose_from_is_not_pinned_there_but_where_the_pool_has_it(project):
+    later = {row["id"]: row for row in read_table(folder("examples", "v2") / "examples.parquet").to_pylist()}
+    kept = {id for id, row in later.items() if row["unused_because"] == "kept"}
+    id = next(id for id, row in subset("v1").items() if not row["chosen"] and id in kept)
+    for more in ((), ("--version", "v2")):
+        done = tamis("pin", id, "--because", "good", "--by", "Ann", *more)
+        assert done.exit_code == 1
+        said = " ".join(done.stderr.split())
+        assert f"{id} is not chosen from in v2: the version before has it, and only new rows are chosen from" in said
+        assert "; --version v1 pins it where the pool has it" in said
+    assert tamis("veto", id, "--because", "bad", "--by", "Ann").exit_code == 0
+    assert tamis("pin", id, "--because", "good", "--by", "Ann", "--version", "v1").exit_code == 0
+    run_stages("v1", until="selection")
+    assert subset("v1")[id]["rank"] == 1
+
+
+def test_a_vetoed_row_can_be_pinned_in_the_vetos_stead(project):
+    id = pick("v2", chosen=True)
+    assert tamis("veto", id, "--because", "bad", "--by", "Ann").exit_code == 0
+    run_stages("v2", until="selection")
+    assert example("v2", id)["unused_because"] == "vetoed"
+    done = tamis("pin", id, "--because", "good after all", "--by", "Ann")
+    assert done.exit_code == 0, done.output
+    run_stages("v2", until="selection")
+    assert subset("v2")[id]["rank"] == 1
+
+
 def test_why_tells_a_decision_that_no_run_has_honoured(project):
     def why(id):
         return " ".join(tamis("why", id, "--version", "v1").stdout.split())

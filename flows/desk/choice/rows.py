@@ -134,11 +134,13 @@ def show_story(connection: Any, project: Opened, version: str, id: str) -> None:
     st.subheader(f"Row {full}: {story.state}")
     for sentence in story.sentences:
         show_words(sentence)
-    turns = "SELECT DISTINCT turn, role, learnt, content FROM turns WHERE version = $version AND id = $id ORDER BY turn"
-    for _, role, learnt, content in connection.execute(turns, {"version": version, "id": full}).fetchall():
+    turns = "SELECT DISTINCT turn, role, learnt, content, details FROM turns WHERE version = $version AND id = $id"
+    found = connection.execute(f"{turns} ORDER BY turn", {"version": version, "id": full}).fetchall()
+    for _, role, learnt, *texts in found:
         show_words(f"{role}{', learnt' if learnt else ''}:")
         with st.container(border=True):
-            st.text(content)
+            for text in filter(None, texts):  # what it says, then what it calls or thinks, in JSON
+                st.text(text)
     take_decision(project, version, full)
 
 

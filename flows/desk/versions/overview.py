@@ -15,6 +15,7 @@ from tasks.audit.queries import read_queries
 SECONDS = "SELECT version, sum(seconds) FROM (SELECT DISTINCT version, stage, seconds FROM runs) GROUP BY version"
 CHECKS = """SELECT version, count(*), count(*) FILTER (NOT passed) FROM audit WHERE list_contains($promises, "check")
     GROUP BY version"""
+STANDS = {"changed since": "It has changed since it was approved."}
 FORMATS = {"loss of chosen": ".4f", "minus random": "+.4f", "low": "+.4f", "high": "+.4f", "seconds": ",.0f"}
 
 
@@ -95,7 +96,8 @@ def _tell(row: Mapping[str, Any]) -> str:
         return "It is not made yet, or an artifact of it is missing or damaged: tamis status says which."
     share = f"{row['chosen']:,} of {row['pool']:,} rows, {row['chosen'] / row['pool']:.0%}"
     said = f"{share}, were chosen by {row['selector']}"
-    checked = f"Promises when it was made: {row['checks'] or 'not known'}. It is {row['approval']}."
+    stands = STANDS.get(row["approval"], f"It is {row['approval']}.")
+    checked = f"Promises when it was made: {row['checks'] or 'not known'}. {stands}"
     if row["minus random"] is None:
         return f"{said}; what that is worth is not measured. {checked}"
     low, high = row["low"], row["high"]

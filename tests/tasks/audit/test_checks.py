@@ -125,6 +125,20 @@ def test_chosen_rows_that_repeat_a_text_are_named(world):
         ("to GB82WEST12345698765432", "an IBAN"),
         ("to DE88 3704 0044 0532 0130 00", None),  # its check digits are wrong
         ("part AB12 CDEF 3456 in stock", None),
+        ("AT61 1904 3002 3457 3201 PLEASE", "an IBAN"),
+        ("AT611904300234573201 TODAY", "an IBAN"),
+        ("ring 415-555-2671.", "a phone number"),
+        ("1-800-555-0199 is free", "a phone number"),
+        ("020 7946 0958", "a phone number"),
+        ("06-12345678", "a phone number"),
+        ("020 2024 and 10.415.555.26710", None),
+        (f"ASIA{'A1' * 8}", "a key"),
+        (f"hf_{'a1B2c' * 7}", "a key"),
+        (f"sk_live_{'a1B2' * 6}", "a key"),
+        (f"npm_{'a1B2' * 9}", "a key"),
+        (f"SG.{'a1B2' * 5}.{'a1B2' * 10}", "a key"),
+        (f"sk-proj-{'a1B2_' * 8}", "a key"),
+        ("the sk-learn-contrib-package-list is good", None),
         ("mail ann@mail.org or +49 30 901820", "a phone number, an e-mail address"),
     ],
 )
@@ -132,6 +146,13 @@ def test_rows_that_look_as_if_they_held_secrets_are_named_without_them(world, te
     speak(world, 3, text)
     found = show(world, "secrets")
     assert found == ([f"{world.examples[3]['id']} ({what})"] if what else [])
+
+
+def test_secrets_are_seen_in_what_a_model_calls_and_thinks(world):
+    (turn, *_) = world.examples[3]["messages"]
+    arguments = json.dumps({"to": "see\nann@mail.org", "key": f"AKIA{'A1' * 8}"})
+    turn["details"] = json.dumps({"tool_calls": [{"function": {"name": "send", "arguments": arguments}}]})
+    assert show(world, "secrets") == [f"{world.examples[3]['id']} (a key, an e-mail address)"]
 
 
 @pytest.mark.parametrize(
