@@ -371,3 +371,14 @@ def test_of_a_version_it_shows_what_became_of_its_rows_its_choice_and_its_arms(w
     assert rows.show_version(world.root, "v1") is None
     (world.folder("selection") / "selection.json").write_text('{"chosen_rows": 3}')
     assert rows.show_version(world.root, "v1") == {"version": "v1", "selection": {"chosen_rows": 3}}
+
+
+def test_words_are_found_in_what_is_called_and_thought(world):
+    arguments = json.dumps({"city": "see\nFlumox", "unit": "C"})
+    calls = [{"function": {"name": "weather", "arguments": arguments}}]
+    details = json.dumps({"reasoning_content": "A zorbly day", "tool_calls": calls})
+    world.examples[3]["messages"][0]["details"] = details
+    world.write()
+    for words in ("flumox", "zorbly", "weather flumox zorbly"):
+        _, found, count = rows.find(world.root, words)
+        assert (count, found[0][1]) == (1, world.examples[3]["id"]), words
