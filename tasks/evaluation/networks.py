@@ -33,16 +33,18 @@ CODE = digest_code(packing, sparse_deltas, sys.modules[__name__])  # what losses
 @contextmanager
 def loaded(run: Run, base: PreTrainedModel, model: models.ModelChoice) -> Iterator[PreTrainedModel]:
     """Yield a run's model in eval mode: the base, the base with adapters or a delta, or weights of its own."""
-    if run.folder is not None:
-        refuse_other_base(run.folder, model.name, model.revision)
     if run.folder is None:
         yield base
-    elif (run.folder / "adapter_config.json").exists():
+        return
+    refuse_other_base(run.folder, model.name, model.revision)
+    method, _ = sparse_deltas.identify(run.folder)
+    if method == "lora":
+        sparse_deltas.read_adapter(run.folder)
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of peft's use of transformers
             network = peft.PeftModel.from_pretrained(base, run.folder).eval()
         yield network.get_base_model()
         network.unload()
-    elif (run.folder / sparse_deltas.DELTA).exists():
+    elif method == "masked":
         with sparse_deltas.patched(base, run.folder, model) as network:
             yield network
     else:

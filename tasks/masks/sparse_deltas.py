@@ -30,7 +30,7 @@ from tasks.artifacts.tensors import read, write
 from tasks.model_files import refuse_other_base
 
 DELTA = "delta.safetensors"
-ADAPTER = "adapter_config.json"
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 RESTORE = "restore it with `dvc checkout` or make it again with `tamis run`"
 NAMED = {"name": "models.language", "revision": "models.language_revision", "dtype": "models.dtype"}
 
@@ -143,7 +143,7 @@ def patched(network: PreTrainedModel, folder: Path, model: models.ModelChoice) -
 
 def identify(folder: Path) -> tuple[str, str]:
     """Return the method by which an arm was trained, and what its folder holds, in words."""
-    if (folder / ADAPTER).exists():
+    if any((folder / name).exists() for name in (ADAPTER, ADAPTER_WEIGHTS)):  # of one alone the reader tells
         return "lora", "an adapter"
     if (folder / DELTA).exists():
         return "masked", "a delta"
@@ -154,7 +154,7 @@ def read_adapter(folder: Path) -> dict[str, Any]:
     """Return what an arm's adapter says of itself.
 
     Raises:
-        ArtifactError: it was damaged.
+        ArtifactError: it is missing or was damaged.
     """
     return read_json(folder / ADAPTER, ["base_model_name_or_path", "revision", "r", "lora_alpha"])
 

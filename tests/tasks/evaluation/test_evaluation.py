@@ -337,3 +337,9 @@ def test_loss_that_is_not_finite_names_the_example_and_the_run(copy, toy):
 def test_held_out_rows_over_the_token_limit_are_named(copy, toy):
     with pytest.raises(ValueError, match=r"5 of 5 rows are longer than models.max_tokens \(9; "):
         run(copy, replace(toy, max_tokens=9))
+
+
+def test_adapters_without_their_configuration_are_named(copy, toy):
+    (copy / "finetuning/arms/chosen-0/adapter_config.json").unlink()
+    with pytest.raises(ArtifactError, match=r"arms/chosen-0/adapter_config.json is missing; run `tamis run`"):
+        run(copy, toy)

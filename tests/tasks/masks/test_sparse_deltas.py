@@ -120,6 +120,9 @@ def test_adapters_are_merged_too(toy, base, tmp_path):
             sparse_deltas.merge(tmp_path / "arms/chosen-0", other, tmp_path / "elsewhere")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     torch.testing.assert_close(merged(IDS).logits, wanted, rtol=1e-4, atol=1e-4)
+    (tmp_path / "arms/chosen-0/adapter_config.json").unlink()
+    with pytest.raises(ArtifactError, match=r"adapter_config.json is missing; run `tamis run`"):
+        sparse_deltas.merge(tmp_path / "arms/chosen-0", toy, tmp_path / "elsewhere")
 
 
 def test_a_base_with_other_weights_is_refused_by_its_digest(arm, toy, base, tmp_path):
