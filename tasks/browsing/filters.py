@@ -1,12 +1,23 @@
 """Rows of a version filtered, counted and paged, by DuckDB: what a page of the desk shows of a pool of any size."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import duckdb
 
 from tasks.artifacts.views import ask
-from tasks.catalogue.derived import SAID, SAYS_ALL, list_scores, split_words, tell_unused
+from tasks.catalogue.derived import (
+    FULL,
+    SAID,
+    SAYS_ALL,
+    find_room,
+    list_bounds,
+    list_scores,
+    split_words,
+    tell_not_taken,
+    tell_unused,
+)
 
 MOST = 2000  # rows that go to a page
 STATES = ("any", "chosen", "left out", "gated", "not in the pool")
@@ -17,6 +28,7 @@ ORDERS = {
     "longest": "response_tokens DESC, row",
     "score": "value DESC, row",
 }
+BOUNDS = "(SELECT unnest($topics::VARCHAR[]) AS topic, unnest($most::BIGINT[]) AS most)"
 ROWS = f"""
     SELECT e.row, e.id, e.topic, coalesce(e.source, '') AS source, e.prompt, e.response, e.response_tokens, s.rank,
         {SAID} AS said,
@@ -26,10 +38,13 @@ ROWS = f"""
             WHEN s.chosen THEN format('chosen as number {{{{}}}}', s.rank)
             WHEN s.gated THEN coalesce(format('out by the gate, with {{{{:.3g}}}} where {{{{:.3g}}}} is usual',
                 s.gate_score, s.gate_usual), 'out by the gate')
-            WHEN s.covered_by IS NOT NULL THEN format('stood for by {{{{}}}}, by {{{{:.3g}}}}', s.covered_by, s.cover)
+            {{not_taken}}
             ELSE 'not taken by the selector' END AS why
     FROM (SELECT * FROM examples WHERE version = $version AND (used OR duplicate_of IS NULL OR contains(id, '-'))) e
-    LEFT JOIN (FROM subset WHERE version = $version) s USING (id)
+    LEFT JOIN (SELECT id, chosen, rank, gated, gate_score, gate_usual, covered_by, cover FROM subset
+        WHERE version = $version) s USING (id)
+    LEFT JOIN ({FULL.format(subset="(FROM subset WHERE version = $version)", bounds=BOUNDS)}) f USING (topic)
+    CROSS JOIN (SELECT $room::BIGINT AS room)
     {{scored}}"""
 SCORED = "LEFT JOIN (SELECT id, value FROM scores WHERE version = $version AND score = $score) v USING (id)"
 
@@ -58,7 +73,7 @@ class Counted:
 
 def count_rows(connection: duckdb.DuckDBPyConnection, asked: Filter) -> Counted:
     """Return how many rows a filter means, with a digest that any question in SQL can give, too."""
-    sql, named = _write(asked)
+    sql, named = _write(asked, {})
     rows, digest = connection.execute(
         f"SELECT count(*), lower(hex(coalesce(bit_xor(hash(id)), 0))) FROM ({sql})", named
     ).fetchone()
@@ -66,18 +81,25 @@ def count_rows(connection: duckdb.DuckDBPyConnection, asked: Filter) -> Counted:
 
 
 def list_rows(
-    connection: duckdb.DuckDBPyConnection, asked: Filter, *, order: str = "row", page: int = 0, size: int = 100
+    connection: duckdb.DuckDBPyConnection,
+    asked: Filter,
+    *,
+    record: Mapping[str, Any],
+    order: str = "row",
+    page: int = 0,
+    size: int = 100,
 ) -> list[dict[str, Any]]:
     """Return one page of the rows that a filter means.
 
     Args:
         connection: to the catalogue.
         asked: the filter.
+        record: the version's selection.json, which knows the caps and the budget that kept rows out.
         order: one of ORDERS.
         page: from 0.
         size: rows of a page, at most MOST.
     """
-    sql, named = _write(asked)
+    sql, named = _write(asked, record)
     columns = ", ".join((*COLUMNS, *(("value",) if asked.score else ())))
     limits = {"size": min(size, MOST), "skip": page * min(size, MOST)}
     paged = f"SELECT {columns} FROM ({sql}) ORDER BY {ORDERS[order]} LIMIT $size OFFSET $skip"
@@ -101,10 +123,13 @@ def _ask_names(connection: duckdb.DuckDBPyConnection) -> str:
     return f"SELECT score FROM ({' UNION ALL '.join(map(one.format, parts))}) ORDER BY 1"
 
 
-def _write(asked: Filter) -> tuple[str, dict[str, Any]]:
+def _write(asked: Filter, record: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return a filter as a query, and the values that it names."""
     named: dict[str, Any] = {"version": asked.version} | ({"score": asked.score} if asked.score else {})
-    rows = ROWS.format(scored=SCORED if asked.score else "", value="v.value" if asked.score else "NULL")
+    bounds = list_bounds(record)
+    named |= {"topics": list(bounds), "most": [most for most, _ in bounds.values()], "room": find_room(record)}
+    value = "v.value" if asked.score else "NULL"
+    rows = ROWS.format(scored=SCORED if asked.score else "", value=value, not_taken=tell_not_taken())
     wanted = []
     for name in ("topic", "source"):
         if getattr(asked, name):

@@ -63,6 +63,11 @@ SCORES = {
         "SELECT version, id, 'response_tokens', response_tokens FROM examples WHERE used AND split = 'pool'",
     ),
 }
+# The topics of a choice that had no room before it ended, with the most rows of each that could be chosen (`most`).
+FULL = """
+    SELECT topic, most FROM {subset} JOIN {bounds} USING (topic) GROUP BY ALL
+    HAVING count(*) > most AND count(*) FILTER (chosen) >= most
+    AND (most = 0 OR max(rank) < (SELECT max(rank) FROM {subset}))"""
 SORTED_BY = {"longest": "response_tokens", "dualsft": "phi", "probes": "mean_help"}  # what else selectors sort by
 ASKS_RUNS = ("runs", "scores")  # views that read the artifacts' records, each of which takes a file
 
@@ -85,6 +90,25 @@ def tell_unused(because: str, split: str) -> str:
     known = " ".join(f"WHEN '{reason}' THEN '{words}'" for reason, words in UNUSED.items())
     of_split = f"'it is of the ' || replace({split}, '_', '-') || ' rows'"
     return f"CASE {because} {known} ELSE coalesce({because}, {of_split}) END"
+
+
+def tell_not_taken(was: str = "''") -> str:
+    """Return the SQL of the cases why a row of the pool was not taken, whatever its score.
+
+    They read `covered_by`, `cover` and `response_tokens` of a choice, `most` of the row's topic, where that was full
+    (`FULL`), and `room`, the answer tokens that the choice left of its budget (`find_room`).
+
+    Args:
+        was: SQL of the words before each.
+    """
+    room = "no room in the budget for its {} answer tokens"
+    return f"""
+        WHEN most = 0 THEN {was} || 'left out: no row of its topic may be chosen'
+        WHEN covered_by IS NOT NULL THEN {was} || format('stood for by {{}}, by {{:.3g}}', covered_by, cover)
+            || CASE WHEN most IS NOT NULL THEN format('; its topic full at {{}}', most)
+            WHEN response_tokens > room THEN format('; {room}', response_tokens) ELSE '' END
+        WHEN most IS NOT NULL THEN {was} || format('left out: its topic full at {{}}', most)
+        WHEN response_tokens > room THEN {was} || format('left out: {room}', response_tokens)"""
 
 
 def derive(sources: Collection[str]) -> Mapping[str, str]:
@@ -127,6 +151,16 @@ def list_bounds(record: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
         topic: (shares[topic], "its share of the budget") if shares.get(topic, cap) < cap else (cap, "selection.caps")
         for topic, cap in caps.items()
     }
+
+
+def find_room(record: Mapping[str, Any]) -> int | None:
+    """Return how many answer tokens a choice left of its budget; None: its budget is not of tokens.
+
+    Args:
+        record: selection.json.
+    """
+    budget = record.get("budget") or {}
+    return budget["limit"] - budget["spent"] if budget.get("kind") == "response_tokens" and "spent" in budget else None
 
 
 def name_score(record: Mapping[str, Any]) -> str | None:

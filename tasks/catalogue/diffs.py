@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from tasks.artifacts.tables import digest, provenance, read_json, read_metrics, read_table
 from tasks.artifacts.views import ask, opened, stream
-from tasks.catalogue.derived import count_first, list_bounds, name_score, tell_unused
+from tasks.catalogue.derived import FULL, count_first, find_room, list_bounds, name_score, tell_not_taken, tell_unused
 from tasks.selection.selectors import SELECTORS, name_chooser
 
 # One side is a version of a project's catalogue, as tables `a_examples`, `a_subset`, `b_examples` ...
@@ -51,10 +51,7 @@ SIDE = {
     "{side}_lowest": """
         SELECT min(value) AS lowest FROM {side}_subset JOIN {side}_scored USING (id)
         WHERE chosen AND rank > (SELECT first FROM {side}_facts)""",
-    "{side}_full": """
-        SELECT topic, most FROM {side}_subset JOIN {side}_bounds USING (topic) GROUP BY ALL
-        HAVING count(*) > most AND count(*) FILTER (chosen) >= most
-        AND (most = 0 OR max(rank) < (SELECT max(rank) FROM {side}_subset))""",
+    "{side}_full": FULL.format(subset="{side}_subset", bounds="{side}_bounds"),
     "{side}_begins": """
         SELECT count(*) AS taken, (SELECT selector FROM a_facts) = (SELECT selector FROM b_facts)
             AND count(*) = count(*) FILTER (other.rank = own.rank) AS begins
@@ -66,22 +63,18 @@ KEPT_OUT = """
     LEFT JOIN {other}_scored o USING (id) LEFT JOIN {side}_full USING (topic), {side}_lowest, {side}_begins,
         {side}_facts
     WHERE l.change = '{change}'"""
+WAS = "if(l.change = 'enters', 'was ', 'is ')"
 # In the order in which they count; {{was}} is the row's "is" or "was", {{by}} the selector that did not take it.
 TOLD = """
         WHEN begins THEN {was} || format('beyond the budget: number {{}}, and {{}} were chosen', rank, taken)
-        WHEN most = 0 THEN {was} || 'left out: no row of its topic may be chosen'
-        WHEN value < lowest THEN {was} || format('below the lowest chosen by {{}}: {{:.6g}} < {{:.6g}}', {by}, value,
-            lowest) || CASE WHEN $same AND now <> value THEN format(if(l.change = 'enters', '; moved to {{:.6g}}',
+        WHEN value < lowest AND most IS DISTINCT FROM 0 THEN {was}
+            || format('below the lowest chosen by {{}}: {{:.6g}} < {{:.6g}}', {by}, value, lowest)
+            || CASE WHEN $same AND now <> value THEN format(if(l.change = 'enters', '; moved to {{:.6g}}',
             '; moved from {{:.6g}}'), now) ELSE '' END
-        WHEN covered_by IS NOT NULL THEN {was} || format('stood for by {{}}, by {{:.3g}}', covered_by, cover)
-            || CASE WHEN most IS NOT NULL THEN format('; its topic full at {{}}', most) WHEN response_tokens > room
-            THEN format('; no room in the budget for its {{}} answer tokens', response_tokens) ELSE '' END
-        WHEN most IS NOT NULL THEN {was} || format('left out: its topic full at {{}}', most)
-        WHEN response_tokens > room THEN {was}
-            || format('left out: no room in the budget for its {{}} answer tokens', response_tokens)
+        {not_taken}
         WHEN value = lowest THEN {was} || format('behind others that tie with it, by {{}}: {{:.6g}}', {by}, value)
         ELSE {was} || 'not taken by ' || {by}""".format(
-    was="if(l.change = 'enters', 'was ', 'is ')", by="if(l.change = 'enters', $was, $is)"
+    was=WAS, by="if(l.change = 'enters', $was, $is)", not_taken=tell_not_taken(WAS)
 )
 ROWS = f"""
     WITH RECURSIVE listed AS (FROM {CHANGED}
@@ -198,7 +191,7 @@ def read_choice(name: str, examples: Path, selection: Path, metrics: Mapping[str
         paths |= {"sorted": path} if by[0] else {}
     tables = {table: stream([path]) for table, path in paths.items()} | {"withdrawn": read_gone(examples)}
     bounds = [{"topic": topic, "most": most} for topic, (most, _) in list_bounds(record).items()]
-    facts = [{"selector": name_chooser(record), "first": count_first(record), "room": _find_room(record)}]
+    facts = [{"selector": name_chooser(record), "first": count_first(record), "room": find_room(record)}]
     tables |= {"bounds": pa.Table.from_pylist(bounds, schema=BOUNDS), "facts": pa.Table.from_pylist(facts, FACTS)}
     return Side(name, tables, metrics or {}, selector, scored)
 
@@ -216,12 +209,6 @@ def find_read(selection: Path, stage_file: str) -> Path | None:
         if name.startswith(f"{stage}/") and path.name == file and path.exists() and digest(path) == known:
             return path
     return None
-
-
-def _find_room(record: Mapping[str, Any]) -> int | None:
-    """Return how many answer tokens a choice left of its budget; None: its budget is not of tokens."""
-    budget = record.get("budget") or {}
-    return budget["limit"] - budget["spent"] if budget.get("kind") == "response_tokens" and "spent" in budget else None
 
 
 def read_gone(examples: Path) -> pa.Table:

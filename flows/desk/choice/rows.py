@@ -34,17 +34,28 @@ def show(project: Opened) -> None:
         pages = max(1, -(-max(one.rows for one in counts) // SIZE))
         tell_number("sheet", "Page", most=pages)
         page = int(st.number_input("Page", 1, pages, key="sheet", bind="query-params")) - 1
-        ids: list[str] = []
+        ids, record = [], read_record(version)
         for place, state, counted in zip(st.columns(len(states)), states, counts, strict=True):
             named = f"{state}: " if len(states) > 1 else ""
             place.text(f"{named}{counted.rows:,} rows, digest {counted.digest}")
-            found = list_rows(connection, replace(asked, state=state), order=order, page=page, size=SIZE)
+            found = list_rows(connection, replace(asked, state=state), record=record, order=order, page=page, size=SIZE)
             with place:
                 show_list(found, state)
             ids += [row["id"] for row in found]
         id = choose_row(ids)
         if id:
             show_story(connection, project, version, id)
+
+
+def read_record(version: str) -> dict[str, Any]:
+    """Return what a version's choice says of itself; where that cannot be read, nothing, and a line that says so."""
+    from tasks.artifacts.tables import ArtifactError, read_json
+
+    try:
+        return read_json(ROOT / f"data/selection/version={version}/selection.json")
+    except ArtifactError as error:
+        show_words(f"The column why knows of no caps and no budget: {error}")
+        return {}
 
 
 def show_list(found: list[dict[str, Any]], state: str) -> None:

@@ -83,7 +83,7 @@ def test_pages_hold_each_row_once(project):
     found = find_artifacts(Path("."))
     with opened(found.views, derived=found.derived) as connection:
         asked = filters.Filter("v1")
-        sheets = [filters.list_rows(connection, asked, page=page, size=7) for page in range(6)]
+        sheets = [filters.list_rows(connection, asked, record={}, page=page, size=7) for page in range(6)]
     ids = [row["id"] for sheet in sheets for row in sheet]
     assert len(ids) == len(set(ids)) == count("v1")[0]
     assert len(sheets[0]) == 7
