@@ -3,10 +3,12 @@
 import json
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 from worlds import toy_corpus
 from worlds.toy_project import POOL, World, make_world
 
+from tasks.artifacts.views import opened
 from tasks.audit import audit, queries
 from tasks.decisions import Decision, write_decisions
 from tasks.masks.settings import MaskSettings
@@ -83,6 +85,22 @@ def test_topics_and_sources_that_the_choice_prefers_are_told_with_their_shares(w
         "none: 0.0% of the chosen, 66.7% of the pool",
     ]
     assert "greetings: 0.0% of the chosen, 33.3% of the pool" in world.found("topic_shift")
+
+
+@pytest.mark.parametrize("name", ["source", "topic"])
+def test_a_small_share_that_doubled_is_told_of_ten_rows_or_more(name):
+    rows = pa.table({name: [f"s{place % 30}" for place in range(3000)]})
+    kinds = {"s0": 21, "s1": 18, "s2": 4, "s3": 7} | {f"s{place}": 10 for place in range(4, 29)}  # of s29 none
+    chosen = pa.table({name: [kind for kind, many in kinds.items() for _ in range(many)]})
+    views = {"pool": rows, "chosen": chosen}
+    with opened(views) as connection:
+        found = connection.execute((queries.CHECKS / f"{name}_shift.sql").read_text()).fetchall()
+    assert len(chosen) == 300
+    assert [line for (line,) in found] == [
+        "s0: 7.0% of the chosen, 3.3% of the pool",
+        "s29: 0.0% of the chosen, 3.3% of the pool",
+        "s2: 1.3% of the chosen, 3.3% of the pool",
+    ]
 
 
 def test_chosen_rows_that_repeat_a_text_are_named(world):
