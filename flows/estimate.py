@@ -120,13 +120,19 @@ def try_estimate(planned: Sequence[Planned]) -> Estimate | None:
     try:
         return make_estimate(planned)
     except Exception as error:
-        from tasks.estimate.rows import UnkeptError  # and models' libraries with it, which a fresh run has no use for
-
-        if isinstance(error, UnkeptError):
-            with named(f"selection@{error.version}"):
-                raise
+        if not isinstance(error, params.ParamsError):
+            _raise_unkept(error)
         say(f"no estimate of this run: {' '.join(format_error(error).split())}")
         return None
+
+
+def _raise_unkept(error: Exception) -> None:
+    """Raise an error again that says that the choice of a version cannot be made."""
+    from tasks.estimate.rows import UnkeptError  # and models' libraries with it, which take seconds
+
+    if isinstance(error, UnkeptError):
+        with named(f"selection@{error.version}"):
+            raise error
 
 
 def print_estimate(estimate: Estimate | None, speak: Callable[[str], None] = say) -> None:
