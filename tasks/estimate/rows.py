@@ -23,8 +23,9 @@ from tamis.training.chance import name_groups
 from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import read_table
-from tasks.conversations import open_template, read_conversation
+from tasks.conversations import read_conversation
 from tasks.selection.gates import refuse_whole
+from tasks.tokens import open_template
 
 SAMPLE = 200  # rows that are tokenised
 KEPT = ("id", "row", "topic", "source", "messages", "tools", "split", "used", "earlier", "duplicate_of")

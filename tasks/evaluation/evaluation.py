@@ -26,7 +26,7 @@ from tamis.examples.splits import GENERAL, sample
 from tamis.language.embedding import nearest_among
 from tasks import models
 from tasks.artifacts import schemas, tables
-from tasks.conversations import open_template, read_conversation
+from tasks.conversations import read_conversation
 from tasks.evaluation.answers import Answers, answer_all, open_stores
 from tasks.evaluation.inputs import (
     SHOWN,
@@ -43,6 +43,7 @@ from tasks.evaluation.settings import EvaluationSettings
 from tasks.evaluation.task_metrics import Expected, judge, read_expected
 from tasks.evaluation.texts import embed_texts
 from tasks.folders import Folders
+from tasks.tokens import open_template
 
 MEASURES = evaluation_bootstrap.MEASURES
 COLUMNS = (*MEASURES, evaluation_bootstrap.CORRECT)

@@ -20,7 +20,8 @@ from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.row_sets import FAULTS, count_faults, read_set
 from tasks.artifacts.tables import ArtifactError, digest_inputs, read_json, read_table, read_texts
-from tasks.conversations import open_template, read_conversation
+from tasks.conversations import read_conversation
+from tasks.tokens import open_template
 
 TRAINED, SHOWN = "finetuning", "in_context"  # how a learner comes to know its rows
 

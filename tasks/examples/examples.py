@@ -17,7 +17,7 @@ from tamis.examples.near_duplicates import join_dialogue
 from tamis.language.chat_templates import find_left_out, list_turn_texts, refuse_moving
 from tasks import models
 from tasks.artifacts import schemas, tables
-from tasks.conversations import open_template, read_conversation
+from tasks.conversations import read_conversation
 from tasks.decisions import VETO, list_decided
 from tasks.erasure.record import list_same
 from tasks.examples.division import Division, divide, make_lingering, make_withdrawn, name_apart, read_before
@@ -26,6 +26,7 @@ from tasks.examples.near import PLANTED, VETOED, find_likeness
 from tasks.examples.reading import LONG, READ, Facts, Reader, read_files, tell_notes
 from tasks.examples.settings import ExamplesSettings, list_sources
 from tasks.folders import Folders
+from tasks.tokens import open_template
 
 SIDES = (splits.POOL, splits.TARGET, splits.VALIDATION, splits.HELD_OUT, splits.GENERAL)
 TRAIN = "train"  # the split of a data set that is chosen from

@@ -35,7 +35,6 @@ from tasks import models
 from tasks.artifacts import schemas, tables
 from tasks.artifacts.row_sets import read_sets
 from tasks.artifacts.tables import ArtifactError
-from tasks.conversations import WRITERS, encode_rows
 from tasks.finetuning import mask_updates, step_trainer, trainer
 from tasks.finetuning.costs import count_training
 from tasks.finetuning.finished import is_sound, seal
@@ -48,6 +47,7 @@ from tasks.masks import mask_tables, sparse_deltas
 from tasks.masks.sparse_deltas import replacing_folder
 from tasks.model_files import describe_base, write_base
 from tasks.settings import RuntimeSettings
+from tasks.tokens import WRITERS, encode_rows
 
 FINISHED = "finished"  # folder of a trained arm in its home
 MEASURED = ("held_out", "general")  # splits that no arm may have seen

@@ -2,9 +2,8 @@
 
 Every set is drawn by hashes of seed and id (`tamis.examples.splits.sample`). Tensors are kept in the scratch folder,
 one per parameter under its name in `named_parameters`, each file written whole and named by a digest of all that
-determines it.
-Where memory is short, v_new, v_prior and what the stage sums stand in a file per group of parameters, and are formed by
-a pass per group; the warm-up trains all weights at once.
+determines it. Where memory is short, v_new, v_prior and what the stage sums stand in a file per group of parameters,
+and are formed by a pass per group; the warm-up trains all weights at once.
 """
 
 import gc
@@ -42,10 +41,11 @@ from tasks.artifacts.locks import locked
 from tasks.artifacts.row_sets import read_sets as read_row_sets
 from tasks.artifacts.tables import digest_code
 from tasks.artifacts.tensors import read, write
-from tasks.conversations import WRITERS, encode_rows, read_conversation
+from tasks.conversations import read_conversation
 from tasks.gradients.settings import GradientsSettings
 from tasks.scoring_model import model_lock
 from tasks.settings import RuntimeSettings
+from tasks.tokens import WRITERS, encode_rows
 
 WARMUP_FRACTION = 0.1  # of the warm-up's steps over which the learning rate rises, as in finetuning
 LEAST_MOVED = 0.5  # share of entries that the checkpoint of a warm-up moves; below, a narrow one is told of

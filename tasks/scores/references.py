@@ -29,11 +29,11 @@ from tamis.scores.scoring_prompts import ask_perplexity
 from tasks import models
 from tasks.artifacts import stores
 from tasks.artifacts.row_sets import read_references
-from tasks.conversations import open_template
 from tasks.scores import tuning
 from tasks.scores.answers import measure_losses
 from tasks.scores.work import Prepared, Row, Shard, ask_each, count_forward, list_rows
 from tasks.scoring_model import scoring_model
+from tasks.tokens import open_template
 
 ask_alone = ask_each(ask_perplexity)
 

@@ -24,7 +24,6 @@ from tamis.scores.scoring_prompts import RATING_PROMPTS, RATINGS, ask_ifd, ask_p
 from tasks import models
 from tasks.artifacts import schemas, stores
 from tasks.artifacts.tables import Provenance, digest_code, digest_inputs, write_json, write_table
-from tasks.conversations import WRITERS
 from tasks.folders import Folders
 from tasks.scores import answers, less_warmup, references, tuning
 from tasks.scores.answers import measure_answers
@@ -33,6 +32,7 @@ from tasks.scores.work import Method, Shard, ask_each, read_rows, refuse_long
 from tasks.scoring_model import model_lock
 from tasks.settings import RuntimeSettings
 from tasks.shares import Map, own, refuse_unfinished
+from tasks.tokens import WRITERS
 
 READ = (tamis.language.packing, tamis.scores.scoring_prompts, *WRITERS)
 ASKED = digest_code(*READ, answers)  # what a figure depends on, as imported

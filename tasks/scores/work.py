@@ -14,10 +14,11 @@ from tamis.language.chat_templates import TemplateError
 from tamis.language.encoding import Encoding
 from tasks import models
 from tasks.artifacts.row_sets import read_set
-from tasks.conversations import open_template, read_conversation
+from tasks.conversations import read_conversation
 from tasks.scores.settings import ScoresSettings
 from tasks.scoring_model import scoring_model
 from tasks.settings import RuntimeSettings
+from tasks.tokens import open_template
 
 
 @dataclass(frozen=True)

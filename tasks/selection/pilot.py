@@ -34,11 +34,11 @@ from tasks import models
 from tasks.artifacts.remembered import recall
 from tasks.artifacts.row_sets import read_set, read_sets
 from tasks.artifacts.tables import digest_code, write_json
-from tasks.conversations import WRITERS, encode_rows
 from tasks.masks.sparse_deltas import quiet_peft
 from tasks.scoring_model import model_lock
 from tasks.selection.rows import SelectionError
 from tasks.settings import RuntimeSettings
+from tasks.tokens import WRITERS, encode_rows
 
 LONGEST = 1.0  # norm of a step's gradient, as the Trainer cuts it
 WAY_OUT = "lower finetuning.learning_rate, set models.dtype: float32, or selection.pilot: null"

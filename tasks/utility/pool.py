@@ -15,7 +15,8 @@ from tamis.language.rendering import encode_conversations, encode_shown
 from tamis.utility.pairs import Sets
 from tasks import models
 from tasks.artifacts.row_sets import name_firsts, read_sets
-from tasks.conversations import open_template, read_conversation
+from tasks.conversations import read_conversation
+from tasks.tokens import open_template
 
 
 @dataclass(frozen=True, eq=False)

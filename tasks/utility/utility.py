@@ -40,11 +40,11 @@ from tasks.artifacts.tables import (
     write_json,
     write_table,
 )
-from tasks.conversations import WRITERS
 from tasks.folders import Folders
 from tasks.scoring_model import model_lock, scoring_model
 from tasks.settings import RuntimeSettings
 from tasks.shares import Map, own, refuse_unfinished
+from tasks.tokens import WRITERS
 from tasks.utility.asking import NOTHING, ask, draw_check, draw_help
 from tasks.utility.costs import measure_cost
 from tasks.utility.pool import Pool, read_pool

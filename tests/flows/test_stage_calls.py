@@ -10,7 +10,7 @@ from worlds.projects import run_stages
 
 from flows import params, stage
 from flows.stage_calls import encoder, language
-from tasks.conversations import open_template
+from tasks.tokens import open_template
 
 ROOT = Path(__file__).parents[2]
 

@@ -25,7 +25,7 @@ from tamis.training.steps import plan_steps, scale_rate
 from tasks import models
 from tasks.artifacts import schemas
 from tasks.artifacts.tables import read_table
-from tasks.conversations import encode_rows, read_conversation
+from tasks.conversations import read_conversation
 from tasks.evaluation.settings import EvaluationSettings
 from tasks.finetuning import trainer
 from tasks.finetuning.settings import FinetuningSettings
@@ -34,6 +34,7 @@ from tasks.models import ModelChoice
 from tasks.scores.scores import write_scores
 from tasks.scores.settings import ScoresSettings
 from tasks.settings import RuntimeSettings
+from tasks.tokens import encode_rows
 
 CHOSEN = {0, 2, 3, 5}
 LORA = FinetuningSettings(arms={"chosen": [0]}, batch_rows=2, epochs=2)

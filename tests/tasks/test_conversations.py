@@ -12,7 +12,8 @@ from tamis.examples.conversations import Conversation, Message, make_exchange
 from tamis.language.chat_templates import TemplateError
 from tasks import models
 from tasks.artifacts import schemas
-from tasks.conversations import encode_rows, open_template, read_conversation, write_conversation
+from tasks.conversations import read_conversation, write_conversation
+from tasks.tokens import encode_rows, open_template
 
 COLUMNS = pa.schema([schemas.EXAMPLES.field(name) for name in ("prompt", "response", "messages", "tools")])
 CALL = '{"tool_calls": [{"function": {"arguments": {}, "name": "time"}, "type": "function"}]}'

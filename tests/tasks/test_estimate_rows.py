@@ -12,12 +12,13 @@ from worlds.toy_corpus import write_subset
 from tamis.language.prefixes import encode_prefix
 from tamis.language.rendering import encode_conversations
 from tamis.submodular.budgets import BudgetError
-from tasks.conversations import open_template, read_conversation
+from tasks.conversations import read_conversation
 from tasks.estimate import rows as estimate_rows
 from tasks.estimate.rows import make_budget, measure_lengths, read_artifact, read_corpora, read_raw
 from tasks.examples.files import ExamplesError
 from tasks.examples.settings import ExamplesSettings
 from tasks.selection.settings import SelectionSettings
+from tasks.tokens import open_template
 
 SELECTION = SimpleNamespace(budget={"count": 3}, caps={}, floors={}, gate=None, seed=0)
 TWIN = {"prompt": f"  {ROWS[3]['prompt']}", "response": ROWS[3]["response"]}

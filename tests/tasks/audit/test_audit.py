@@ -1,6 +1,8 @@
 """Promises that are broken on purpose, one at a time; and questions that must not be answered."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -374,3 +376,9 @@ def test_rows_of_a_mask_that_its_tensors_do_not_count_are_named(world):
     )
     with pytest.raises(audit.AuditError, match=text):
         world.check(mask=ASKED)
+
+
+def test_an_audit_waits_for_no_model_library():
+    asked = "import sys, tasks.audit.audit; print(sorted({'torch', 'transformers', 'scipy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -8,8 +8,8 @@ import pytest
 from worlds.chat_templates import GEMMA, QWEN_2, QWEN_3
 from worlds.raw_rows import ROWS, chat, dump, read_metrics, read_rejects, write_csv, write_parquet, write_toy
 
-from tasks.conversations import encode_rows
 from tasks.examples.files import ExamplesError
+from tasks.tokens import encode_rows
 
 ASKED = chat("a question", "first answer", "and then", "second answer")
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Bern"}}}

@@ -11,9 +11,9 @@ from worlds.toys import CHAT
 
 from tamis.language.chat_templates import TemplateError
 from tasks import models
-from tasks.conversations import encode_rows
 from tasks.examples.examples import ExamplesError
 from tasks.models import ModelChoice
+from tasks.tokens import encode_rows
 
 LOUD = {"prompt": "what does <|end|> say?", "response": "it ends <|user|> turns<|end|>", "topic": "sums0"}
 DATED = "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}" + CHAT

@@ -16,7 +16,6 @@ from tamis.training import pilot as arms
 from tamis.training.steps import collate, plan_steps
 from tasks import models
 from tasks.artifacts.row_sets import read_set
-from tasks.conversations import encode_rows
 from tasks.finetuning import trainer
 from tasks.finetuning.mask_updates import Restriction
 from tasks.finetuning.settings import FinetuningSettings
@@ -27,6 +26,7 @@ from tasks.selection.pilot import Brief, Place, Training
 from tasks.selection.selection import SelectionError, resolve_budget
 from tasks.selection.settings import SelectionSettings
 from tasks.settings import RuntimeSettings
+from tasks.tokens import encode_rows
 
 RUNTIME = RuntimeSettings(pack_tokens=120)
 TRAINING = Training("lora", 1e-2, 0.1, 2, "row", 4, 8)
