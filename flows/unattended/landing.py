@@ -81,7 +81,7 @@ def _take(
     report = acceptance.read_settings().report
     taken, failed = [], []
     for name, landed in _list_or_report(asked, report, tell):
-        shown, why = show_plain(name), "" if landed.fault else tell_unfinished(landed.files, asked)
+        shown, why = show_plain(name), "" if landed.fault else tell_unfinished(landed, asked)
         if why:
             say(f"{shown} is not taken yet: {why}")
             continue
@@ -194,19 +194,22 @@ def _list_files(place: str, system: Any) -> Iterator[dict[str, Any]]:
             yield from _list_files(one["name"].rstrip("/"), system)
 
 
-def tell_unfinished(files: dict[str, Any], asked: LandingSettings) -> str:
+def tell_unfinished(landed: Landed, asked: LandingSettings) -> str:
     """Return why a sub-folder is not known to be whole; "" where it is.
 
+    A marker in a folder inside it is of that part: writers in parallel put one into each.
+
     >>> settings = LandingSettings(marker="_DONE")
-    >>> tell_unfinished({"in/a/rows.jsonl": {}}, settings), tell_unfinished({"in/a/_DONE": {}}, settings)
-    ('it has no _DONE', '')
+    >>> [tell_unfinished(Landed("in/a", {path: {}}, None), settings) for path in ("in/a/_DONE", "in/a/b/_DONE")]
+    ['', 'it has no _DONE']
     """
     if asked.marker is not None:
-        there = any(PurePosixPath(path).name == asked.marker for path in files)
+        marker = PurePosixPath(landed.place, asked.marker)
+        there = any(PurePosixPath(path) == marker for path in landed.files)
         return "" if there else f"it has no {asked.marker}"
-    if not files:
+    if not landed.files:
         return "it is empty"
-    age = time.time() - max(map(_read_time, files.values()))
+    age = time.time() - max(map(_read_time, landed.files.values()))
     quiet = asked.quiet_seconds
     return "" if age >= quiet else f"a file of it is {age:.0f} s old, and landing.quiet_seconds is {quiet}"
 

@@ -17,7 +17,7 @@ from flows import params
 from flows.graph import versions
 from flows.stage import show_plain
 from flows.unattended import continual, landing
-from flows.unattended.landing import LandingError, find_inside, take_landed, tell_unfinished
+from flows.unattended.landing import Landed, LandingError, find_inside, take_landed, tell_unfinished
 from tasks.settings import LandingSettings
 
 ROWS = [{"prompt": f"what is {k}?", "response": f"it is {k}", "topic": "sums"} for k in range(30)]
@@ -155,6 +155,16 @@ def test_a_marker_alone_is_no_version(project, url):
     )
 
 
+def test_a_marker_of_a_part_is_not_that_of_the_folder(project, url):
+    land(url, "2026-10", whole=False)
+    system, root = fsspec.core.url_to_fs(url)
+    system.pipe(f"{root}/2026-10/part/{DONE}", b"")
+    listen(project, url)
+    assert take_landed(set()) == ([], [])
+    system.pipe(f"{root}/2026-10/{DONE}", b"")
+    assert take_landed(set()) == (["2026-10"], [])
+
+
 def test_without_a_marker_a_folder_is_whole_once_it_is_quiet(project, tmp_path):
     land(tmp_path / "in", "2026-10", whole=False)
     listen(project, tmp_path / "in", marker=None, quiet_seconds=60)
@@ -166,11 +176,11 @@ def test_without_a_marker_a_folder_is_whole_once_it_is_quiet(project, tmp_path):
 
 def test_a_file_system_that_tells_no_times_needs_a_marker():
     with pytest.raises(LandingError, match=r"does not say when a file was written; set landing\.marker$"):
-        tell_unfinished({"in/a/rows.jsonl": {"size": 1}}, LandingSettings())
+        tell_unfinished(Landed("in/a", {"in/a/rows.jsonl": {"size": 1}}, None), LandingSettings())
 
 
 def test_an_empty_folder_is_not_whole():
-    assert tell_unfinished({}, LandingSettings(quiet_seconds=0)) == "it is empty"
+    assert tell_unfinished(Landed("in/a", {}, None), LandingSettings(quiet_seconds=0)) == "it is empty"
 
 
 @pytest.mark.parametrize("url", ["nowhere/at/all", "no-such-system://bucket/in"])
