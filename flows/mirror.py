@@ -153,6 +153,8 @@ class Mirror:
                 self._copy(name, about, read_about)
             except StoreError:
                 self._forget(name)
+            except MirrorError as error:
+                self._pass_over(name, error)
         return models is None or read_about(about).get("model_digest") in models
 
     def _fetch_part(self, name: str) -> bool:
@@ -163,6 +165,9 @@ class Mirror:
             self._copy(name, CACHE / name, provenance)
         except ArtifactError:
             self._forget(name)
+            return False
+        except MirrorError as error:
+            self._pass_over(name, error)
             return False
         return True
 
@@ -198,6 +203,24 @@ class Mirror:
         self._there.discard(name)
         self._damaged.add(name)
         self._say(f"{self.url}/{name} is damaged and not taken; what it held is computed again")
+
+    def _pass_over(self, name: str, error: MirrorError) -> None:
+        """Tell of what cannot be fetched, where it is no file; else raise the error.
+
+        It may be gone since it was listed, as another machine erases a row, or be a link that leads nowhere.
+        """
+        path = f"{self._root}/{name}"
+        with suppress(Exception):
+            self._system.invalidate_cache()
+            above = [one["name"] for one in self._system.ls(path.rpartition("/")[0], detail=True)]
+            if not self._system.isfile(path):
+                self._there.discard(name)
+                if path in above:
+                    self._blocked[name] = name
+                found = "is no file; remove it" if path in above else "is gone since it was listed"
+                self._say(f"{self.url}/{name} {found}; what it held is computed again")
+                return
+        raise error
 
     def _copy(self, name: str, path: Path, check: Callable[[Path], Any]) -> None:
         """Bring a file here, whole or not at all, unless a check of the copy raises."""

@@ -1,6 +1,7 @@
 """The stores' mirror: what one machine computed, another one that shares no folder with it finds there."""
 
 import json
+import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -31,10 +32,14 @@ def url(tmp_path) -> str:
 @pytest.fixture
 def project(real_copy, url) -> Project:
     """A project with that mirror, and what utility reads."""
-    path = real_copy.root / "params.yaml"
+    return name_mirror(real_copy, url)
+
+
+def name_mirror(project: Project, url: str) -> Project:
+    path = project.root / "params.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"mirror": {"url": url}}, sort_keys=False))
     run_stages("v1", until="embedding")
-    return real_copy
+    return project
 
 
 def list_there(url: str) -> list[str]:
@@ -134,6 +139,60 @@ def test_a_damaged_part_is_told_of_computed_again_and_mended(project, url, capsy
     assert not [*CACHE.glob("pairs/*/.*")]
     forget_stores()
     assert run_utility()["pairs_scored"] == 0
+
+
+@pytest.mark.parametrize("how", ["a link that leads nowhere", "a named pipe"])
+@pytest.mark.parametrize("what", ["part", "record"])
+def test_what_is_no_file_there_is_told_of_and_computed_again(real_copy, tmp_path, capsys, how, what):
+    url = str(tmp_path / "there")
+    name_mirror(real_copy, url)
+    run_utility()
+    part = list_parts()[0].relative_to(CACHE)
+    name = part if what == "part" else part.with_name("store.json")
+    place = tmp_path / "there" / name
+    place.unlink()
+    if how == "a named pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to("gone")
+    forget_stores()
+    capsys.readouterr()
+    assert run_utility()["pairs_scored"] > 0
+    said = capsys.readouterr().err
+    assert f"{url}/{name} is no file; remove it; what it held is computed again" in said
+    place.unlink()
+    forget_stores()
+    run_utility()
+    forget_stores()
+    assert run_utility()["pairs_scored"] == 0
+
+
+def test_a_part_that_is_gone_since_it_was_listed_is_told_of_and_sent_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path, url = write_part("pairs", "a", "x"), str(tmp_path / "there")
+    open_mirror(url).send(("pairs",), None)
+    path.unlink()
+    told: list[str] = []
+    opened, name = open_mirror(url, told), path.relative_to(CACHE).as_posix()
+    with monkeypatch.context() as patched:
+        patched.setattr(opened, "_list", lambda kind: [name])
+        (tmp_path / "there" / name).unlink()
+        assert opened.fetch(("pairs",), None) == []
+    assert told == [f"{url}/{name} is gone since it was listed; what it held is computed again"]
+    write_part("pairs", "a", "x")
+    assert opened.send(("pairs",), None) == 2  # and the folder's record, which was not listed
+
+
+def test_a_mirror_that_is_gone_is_no_part_that_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path, url = write_part("pairs", "a", "x"), str(tmp_path / "there")
+    open_mirror(url).send(("pairs",), None)
+    path.unlink()
+    opened, name = open_mirror(url), path.relative_to(CACHE).as_posix()
+    monkeypatch.setattr(opened, "_list", lambda kind: [name])
+    shutil.rmtree(tmp_path / "there")
+    with pytest.raises(MirrorError, match=r"^mirror\.url is .*, which cannot be read \(FileNotFoundError"):
+        opened.fetch(("pairs",), None)
 
 
 def test_a_damaged_record_of_a_folder_is_told_of_and_mended(project, url, capsys):
