@@ -15,8 +15,11 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from contextvars import copy_context
 from functools import cache
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import prefect
 import psutil
@@ -24,7 +27,9 @@ from prefect.client.orchestration import get_client
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
     PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_HOME,
+    PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
     PREFECT_SERVER_API_AUTH_STRING,
     PREFECT_SERVER_DATABASE_CONNECTION_URL,
     temporary_settings,
@@ -38,6 +43,8 @@ APP = "prefect.server.api.server:create_app"  # in its command
 PASSWORD = "PREFECT_SERVER_API_AUTH_STRING"  # in its environment
 OWNER = re.compile(r"tamis:(\d+)-")  # how the password of a run's server begins
 OTHERWISE = "or run without a server: --engine local"
+RETRIES = 2  # of a request to a run's own server, after 2 and 4 seconds: nobody starts that again
+PORT_TAKEN = 3  # exit status of a server whose port another one took: Prefect tries the next
 PATIENCE = 5.0  # seconds that a locked database, or a server that is ended, is waited for
 
 _owners: set[int] = set()  # this process, while a run of it has a server of its own
@@ -52,7 +59,8 @@ def kept() -> Iterator[None]:
     """Refuse what Prefect could not start with, and let its own server, where it starts one, answer nobody else.
 
     Raises:
-        PrefectError: its folder or its database cannot be used, or the server that is named does not answer.
+        PrefectError: its folder or its database cannot be used, its server ends as it starts, or the one that is named
+            does not answer.
     """
     if PREFECT_API_URL.value():
         refuse_silent()
@@ -63,11 +71,56 @@ def kept() -> Iterator[None]:
     password = _draw_password(os.getpid())
     _owners.add(os.getpid())
     try:
-        with temporary_settings({PREFECT_SERVER_API_AUTH_STRING: password, PREFECT_API_AUTH_STRING: password}):
+        own = {PREFECT_SERVER_API_AUTH_STRING: password, PREFECT_API_AUTH_STRING: password}
+        with temporary_settings({**own, PREFECT_CLIENT_MAX_RETRIES: RETRIES}):
+            _start()
             yield
     finally:
         _owners.discard(os.getpid())
         LEFT.unlink(missing_ok=True)
+
+
+def _start() -> None:
+    """Start the server of this process, unless it is there, and wait until it answers.
+
+    Prefect itself would wait for two minutes for one that has ended.
+
+    Raises:
+        PrefectError: it ended, or does not answer in time.
+    """
+    if not PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value():
+        return  # Prefect says what it lacks
+    server, failed = _get_server(), []
+
+    def wait() -> None:
+        try:
+            server.start()
+        except Exception as error:
+            failed.append(error)
+
+    waiting = Thread(target=copy_context().run, args=(wait,), daemon=True)  # settings stand in the context
+    waiting.start()
+    while waiting.is_alive():
+        waiting.join(0.05)
+        status = None if server.server_process is None else server.server_process.poll()
+        if status not in (None, PORT_TAKEN):
+            told = f"Prefect's server ended as it started, with exit status {status}"
+            raise PrefectError(f"{told}; run again, {OTHERWISE}")
+    if failed:
+        raise PrefectError(f"Prefect's server does not start ({failed[0]}); run again, {OTHERWISE}") from failed[0]
+
+
+def is_gone() -> bool:
+    """Return whether the server of this process, if it has one of its own, has ended."""
+    process = _get_server().server_process if os.getpid() in _owners else None
+    return process is not None and process.poll() is not None
+
+
+def _get_server() -> Any:
+    """Return what Prefect starts this process's server by; there is one."""
+    from prefect.server.api.server import SubprocessASGIServer  # which takes a second, and a named server needs not
+
+    return SubprocessASGIServer()
 
 
 @cache

@@ -8,7 +8,13 @@ import sys
 import time
 
 import pytest
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_HOME,
+    temporary_settings,
+)
 from prefect.settings import PREFECT_SERVER_API_AUTH_STRING as SERVER_AUTH
 from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL as DATABASE
 from worlds.projects import ROOT, Project, importing_from, run_child
@@ -78,11 +84,13 @@ def test_server_that_is_named_and_does_not_answer_is_told(home):
         pass
 
 
-def test_server_of_its_own_has_a_password_and_one_that_is_named_has_not(home, server):
+def test_server_of_its_own_has_a_password_and_one_that_is_named_has_not(home, server, monkeypatch):
+    monkeypatch.setattr(prefect_server, "_start", lambda: None)
     with prefect_server.kept():
         first = PREFECT_API_AUTH_STRING.value()
         assert SERVER_AUTH.value() == first
         assert len(first) > 40
+        assert PREFECT_CLIENT_MAX_RETRIES.value() == prefect_server.RETRIES  # what a dead one keeps a run waiting for
     with prefect_server.kept():
         assert PREFECT_API_AUTH_STRING.value() == first  # Prefect's server lives as long as the process
     assert prefect_server._draw_password(os.getpid() + 1) != first
@@ -121,6 +129,57 @@ def test_server_of_a_run_answers_no_stranger_and_is_forgotten_at_the_end(small):
     assert done.returncode == 0, done.stderr
     assert (small.root / "answer").read_text() == "401"
     assert not (small.root / LEFT).exists()
+
+
+KILL = """
+import sys
+from flows import pipeline, prefect_server
+
+server = prefect_server._get_server()
+bring, start, killed = pipeline.bring, type(server)._run_uvicorn_command, []
+
+def bring_and_kill(planned, loaded, shards):
+    found = bring(planned, loaded, shards)
+    if not killed:
+        killed.append(planned.address)
+        server.server_process.kill()
+        server.server_process.wait()
+    return found
+
+def start_and_kill(self):
+    process = start(self)
+    process.kill()
+    return process
+
+if sys.argv[1] == "in mid-run":
+    pipeline.bring = bring_and_kill
+else:
+    type(server)._run_uvicorn_command = start_and_kill
+try:
+    print([one.how for one in pipeline.run()])
+except prefect_server.PrefectError as error:
+    print(error)
+"""
+
+
+def kill_server(small: Project, when: str) -> subprocess.CompletedProcess:
+    """Run the project with a server of its own that is killed."""
+    more = {"PREFECT_HOME": str(small.root / ".prefect"), "PYTHONPATH": f"{small.root}:{ROOT}", "PREFECT_API_URL": ""}
+    return run_child([sys.executable, "-c", KILL, when], small, **more)
+
+
+def test_server_that_is_killed_in_mid_run_keeps_no_stage_waiting(small):
+    done = kill_server(small, "in mid-run")
+    assert (done.returncode, done.stdout) == (0, f"{['computed'] * 4}\n"), done.stderr
+    assert done.stderr.count("the Prefect server is gone") == 1
+    assert "Prefect's page does not show its result" not in done.stderr  # no stage has asked a server that is gone
+    assert Project(small.root).computed() == ["letters@v1", "score@v1", "choose@v1", "total@v1"]
+
+
+def test_server_that_ends_as_it_starts_is_told_of_at_once(small):
+    done = kill_server(small, "as it starts")
+    told = "Prefect's server ended as it started, with exit status -9; run again, or run without a server: "
+    assert (done.returncode, done.stdout) == (0, f"{told}--engine local\n"), done.stderr
 
 
 @pytest.mark.slow
