@@ -30,7 +30,8 @@ from flows.stage_calls import CACHE, SCORING, STAGES, Map, find_folders, folder,
 from flows.told import tell_notes
 
 RUN = "run.json"  # of every run: when it was, how long it took, with which libraries
-REFUSED = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM)  # which have a way out
+FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSED = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM)  # which have a way out
 HARMLESS = "\u00a0\u3000\u200c\u200d"  # spaces and joiners that writing needs, which Python does not call printable
 
 T = TypeVar("T")
@@ -172,6 +173,10 @@ def format_error(error: BaseException) -> str:
         from tasks.artifacts.tables import tell_refused
 
         message = tell_refused(error)
+    elif isinstance(error, OSError) and error.errno in FULL:  # of whoever does not say which file it was
+        from tasks.artifacts.tables import MAKE_ROOM
+
+        message = f"a file could not be written: {error.strerror}. {MAKE_ROOM}"
     address = getattr(error, "stage", "")
     place = f"{address}: " if address not in message else ""
     text = "\n".join([f"{place}{message}", *getattr(error, "__notes__", [])])

@@ -30,6 +30,7 @@ CHUNK = 1 << 20  # bytes read at once
 VECTORS = 8192  # rows of a batch of vectors
 UMASK = os.umask(0)  # what the user withholds from new files
 os.umask(UMASK)
+MAKE_ROOM = "Free space on that disk or move the project, then run again"
 FILE, FOLDER = 0o666, 0o777  # modes of new files and folders, but for that
 
 
@@ -131,9 +132,8 @@ def name_remedy(path: Path, error: OSError) -> str:
         return f"Allow writing in {path.parent}, then run again"
     if path.is_dir() and isinstance(error, IsADirectoryError):
         return tell_folder(path)
-    if (found := find_in_way(path)) is not None:
-        return f"{found} stands where a folder belongs: move it away, then run again"
-    return "Free space on that disk or move the project, then run again"
+    found = find_in_way(path)
+    return f"{found} stands where a folder belongs: move it away, then run again" if found else MAKE_ROOM
 
 
 def tell_folder(path: Path) -> str:

@@ -140,6 +140,11 @@ def test_wrong_call_is_one_message_and_a_status(capsys):
             "run again",
         ),
         (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "a file could not be written: No space left on device. Free space on that disk or move the project, then "
+            "run again",
+        ),
+        (
             PermissionError(13, "Permission denied", "/there/x"),
             "/there/x could not be written: Permission denied. Allow writing in /there, then run again",
         ),
