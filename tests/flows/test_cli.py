@@ -223,7 +223,7 @@ def test_no_line_of_another_package_reaches_the_screen(project):
 
 
 def test_notes_of_an_error_are_told_after_it(monkeypatch):
-    error = OSError(28, "No space left on device")
+    error = OSError(5, "Input/output error")
     error.add_note("while writing part 3")
 
     def fail():
@@ -233,7 +233,7 @@ def test_notes_of_an_error_are_told_after_it(monkeypatch):
     done = tamis("stages")
     assert done.exit_code == 1
     first, second, _ = done.stderr.splitlines()
-    assert (first, second) == ("error: OSError: [Errno 28] No space left on device", "while writing part 3")
+    assert (first, second) == ("error: OSError: [Errno 5] Input/output error", "while writing part 3")
 
 
 def test_artifacts_of_a_revision_are_asked_without_checkout(project):
